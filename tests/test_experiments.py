@@ -1,0 +1,40 @@
+"Scales and shared artefacts: made once, found again, made anew when something they depend on changes."
+from dataclasses import replace
+
+import pytest
+
+from balanceddpo import experiments
+from balanceddpo.consensus import LabelConfig
+from balanceddpo.store import InputError
+
+TINY = replace(experiments.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
+
+
+def test_the_published_scales_ask_for_paths():
+    with pytest.raises(InputError, match='model and pairs and prompts'): experiments.scale_of('sd15')
+    with pytest.raises(InputError, match="no scale 'sd3'"): experiments.scale_of('sd3', model='x')
+    scale = experiments.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
+    assert scale.prompts == (('pickapic', 'a.txt'),) and scale.images_per_prompt == 5 and scale.steps == 50
+
+
+def test_diffusion_dpo_keeps_its_reference_whatever_the_scale_says():
+    assert experiments.training_settings(TINY, 'diffusion_dpo').refresh_every == 0
+    assert experiments.training_settings(TINY, 'balanced_dpo').refresh_every == 2
+
+
+def test_a_model_is_trained_once_and_anew_with_other_labels(tmp_path):
+    first = experiments.align(TINY, 'a', 'diffusion_dpo', LabelConfig('human'))
+    again = experiments.align(TINY, 'b', 'diffusion_dpo', LabelConfig('human'))
+    other = experiments.align(TINY, 'c', 'diffusion_dpo', LabelConfig('majority'))
+    assert first.folder == again.folder != other.folder
+
+
+def test_images_and_scores_are_shared_by_name_of_model_not_made_again():
+    base = experiments.base_model(TINY)
+    store = experiments.draw(TINY, base, 'icons:pickapic')
+    stamps = [f.stat().st_mtime_ns for f in sorted(store.folder.rglob('*.png'))]
+    scores = experiments.score_models(TINY, [base, replace(base, name='same')], (('pickapic', 'icons:pickapic'),))
+    assert stamps == [f.stat().st_mtime_ns for f in sorted(store.folder.rglob('*.png'))]
+    columns = [*experiments.scorer_names(TINY), *TINY.checks]
+    a, b = (scores[scores.model == m][columns].to_numpy() for m in ('base', 'same'))
+    assert (a == b).all() and len(a) == 2

@@ -1,0 +1,73 @@
+"""Presets: the paper's values, a source behind each, and settings that the command line can show and parse."""
+import inspect, re
+from dataclasses import asdict, fields
+
+import pytest
+
+from balanceddpo import presets
+from balanceddpo.presets import PRESETS, preset
+from balanceddpo.store import InputError
+from balanceddpo.training import TrainConfig
+
+
+def test_the_values_that_the_paper_states():
+    "Section IV-A: 2000 steps, reference every 100 steps, AdamW, batch 128, 1e-8 with warm-up; Algorithm 1, line 14: replaced, not blended."
+    c = preset('balanced_dpo_sd15')
+    assert (c.max_steps, c.refresh_every, c.refresh_alpha, c.optimizer, c.batch_size) == (2000, 100, 1.0, 'adamw', 128)
+    assert c.learning_rate == pytest.approx(1e-8 * 128) and c.warmup_steps > 0
+
+
+def test_the_values_of_the_public_diffusion_dpo():
+    sd, xl = preset('diffusion_dpo_sd15'), preset('diffusion_dpo_sdxl')
+    assert (sd.max_steps, sd.batch_size, sd.warmup_steps, sd.beta, sd.empty_prompt_rate, sd.optimizer) == (2000, 2048, 500, 5000, .2, 'adamw')
+    assert (xl.warmup_steps, xl.beta, xl.optimizer, xl.gradient_checkpointing, xl.resolution) == (200, 5000, 'adafactor', True, 1024)
+    assert sd.learning_rate == xl.learning_rate == pytest.approx(2.048e-5)
+    assert sd.beta_convention == xl.beta_convention == 'mean' and sd.weight_decay == 1e-2 and sd.clip == 1
+
+
+@pytest.mark.parametrize('size', ['sd15', 'sdxl', 'icons'])
+def test_only_balanced_dpo_moves_its_reference(size):
+    balanced, plain = preset(f'balanced_dpo_{size}'), preset(f'diffusion_dpo_{size}')
+    assert balanced.refresh_every > 0 == plain.refresh_every and balanced.max_steps // balanced.refresh_every >= 2
+    assert balanced.model == plain.model and balanced.resolution == plain.resolution and balanced.beta == plain.beta
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_every_line_of_values_says_where_they_come_from(name):
+    source = inspect.getsource(PRESETS[name])
+    lines = [l for l in source.splitlines() if re.match(r'\s{8}\w+=', l)]
+    assert all(re.search(r'#\s*\S', l) for l in lines) and (lines or '#' in source)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_any_value_can_be_replaced_and_no_other_changes(name):
+    before, after = asdict(preset(name)), asdict(preset(name, seed=7, learning_rate=1e-3, mode='lora'))
+    assert {k for k in before if before[k] != after[k]} == {'seed', 'learning_rate', 'mode'}
+
+
+def test_what_does_not_exist_is_named():
+    with pytest.raises(InputError, match="unknown preset 'sd15': use balanced_dpo_sd15"): preset('sd15')
+    with pytest.raises(InputError, match="no setting 'lr'"): preset('balanced_dpo_sd15', lr=1e-5)
+    with pytest.raises(InputError, match='beta must be above 0'): preset('balanced_dpo_sd15', beta=-1)
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_the_command_line_can_show_and_parse_it(name, capsys):
+    import tyro
+    default = preset(name)
+    parsed = tyro.cli(TrainConfig, default=default, args=['--beta', '123', '--lora-targets', 'to_q', 'to_k'])
+    assert asdict(parsed) == asdict(default) | {'beta': 123.0, 'lora_targets': ('to_q', 'to_k')}
+    with pytest.raises(SystemExit): tyro.cli(TrainConfig, default=default, args=['--help'])
+    shown = re.sub(r'[\s│]+', ' ', capsys.readouterr().out)
+    assert all(f'--{f.name.replace("_", "-")}' in shown for f in fields(TrainConfig)) and 'steps between two refreshes of the reference' in shown
+
+
+def test_every_setting_has_a_help_comment():
+    lines = [l for l in inspect.getsource(TrainConfig).splitlines() if re.match(r'    \w+: ', l)]
+    assert len(lines) == len(fields(TrainConfig)) and all('  # ' in l for l in lines)
+
+
+def test_importing_presets_is_light():
+    import subprocess, sys
+    heavy = "import sys, balanceddpo.presets; print(*{'torch', 'numpy', 'pandas', 'diffusers', 'accelerate', 'transformers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, '-c', heavy], capture_output=True, text=True, check=True).stdout.strip() == ''

@@ -1,0 +1,82 @@
+"""Tiny pipelines with random weights, in the shapes of SD1.5, SD2.1 and SDXL, written with `save_pretrained`.
+
+Small enough to train two steps in a test; everything a published folder has is there (tokenizer files, scheduler, model index).
+"""
+from __future__ import annotations
+from pathlib import Path
+from balanceddpo.backends import ensure_torchvision
+
+KINDS = ('sd15', 'sd21', 'sdxl')
+BETAS = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear')
+SIZE = 64             # pixels
+MAX_LENGTH = 16       # tokens a prompt, start and end included
+
+
+def tiny_tokenizer(pad_token='<|endoftext|>'):
+    "A CLIP tokenizer whose words are single characters and a few merges; no download."
+    ensure_torchvision()
+    from transformers import CLIPTokenizer
+    letters = [chr(i) for i in range(33, 127)]
+    merges = [('r', 'e'), ('re', 'd</w>'), ('c', 'a'), ('ca', 't</w>'), ('d', 'o'), ('do', 'g</w>')]
+    tokens = [*letters, *(c + '</w>' for c in letters), *(a + b for a, b in merges), '<|startoftext|>', '<|endoftext|>']
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+
+
+def tiny_text_encoder(tokenizer, width=32, projection=False):
+    "A CLIPTextModel, or with `projection` a CLIPTextModelWithProjection (SDXL's second encoder), two layers, random weights."
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+                            max_position_embeddings=tokenizer.model_max_length, projection_dim=width, hidden_act='gelu' if projection else 'quick_gelu',
+                            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+def tiny_vae(channels=4, **config):
+    "An AutoencoderKL with SD's factor 8 and `channels` latent channels."
+    from diffusers import AutoencoderKL
+    return AutoencoderKL(block_out_channels=(8, 8, 16, 16), down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4,
+                         latent_channels=channels, layers_per_block=1, norm_num_groups=4, sample_size=SIZE, **config)
+
+
+def tiny_unet(kind='sd15', channels=4, text_width=32):
+    "A two-level conditional UNet in the shape of the family: SD2.1 and SDXL project by linear layers, SDXL takes sizes and a pooled text."
+    from diffusers import UNet2DConditionModel
+    extra = dict(use_linear_projection=True) if kind != 'sd15' else {}
+    if kind == 'sdxl':
+        extra |= dict(addition_embed_type='text_time', addition_time_embed_dim=8, transformer_layers_per_block=(1, 2),
+                      projection_class_embeddings_input_dim=6 * 8 + 32)
+    down, up = (('DownBlock2D', 'CrossAttnDownBlock2D'), ('CrossAttnUpBlock2D', 'UpBlock2D'))
+    return UNet2DConditionModel(sample_size=SIZE // 8, in_channels=channels, out_channels=channels, block_out_channels=(16, 32), layers_per_block=1,
+                                down_block_types=down, up_block_types=up, norm_num_groups=8, attention_head_dim=(2, 4),
+                                cross_attention_dim=text_width, **extra)
+
+
+def tiny_scheduler(kind='sd15'):
+    "The family's own scheduler: PNDM for SD1.5, DDIM with v-prediction for SD2.1, Euler for SDXL."
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+    if kind == 'sd15': return PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    if kind == 'sd21': return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type='v_prediction')
+    return EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing='leading')
+
+
+def tiny_pipeline(kind='sd15', channels=4, seed=0, **vae):
+    "A pipeline of one of `KINDS` with random weights; `vae` goes into the autoencoder's config."
+    ensure_torchvision()
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        parts = dict(vae=tiny_vae(channels, **vae), text_encoder=tiny_text_encoder(tokenizer), tokenizer=tokenizer,
+                     unet=tiny_unet(kind, channels, 64 if kind == 'sdxl' else 32), scheduler=tiny_scheduler(kind))
+        if kind != 'sdxl':
+            return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        second = tiny_tokenizer(pad_token='!')
+        return StableDiffusionXLPipeline(**parts, text_encoder_2=tiny_text_encoder(second, projection=True), tokenizer_2=second, add_watermarker=False)
+
+
+def tiny_folder(folder, kind='sd15', **options):
+    "Write `tiny_pipeline(kind, **options)` into `folder`; returns the folder as a Path."
+    folder = Path(folder)
+    tiny_pipeline(kind, **options).save_pretrained(folder, safe_serialization=True)
+    return folder
