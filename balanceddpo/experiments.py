@@ -4,7 +4,7 @@
 
 # %% ../nbs/87_experiments.ipynb #c42de648
 from __future__ import annotations
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from .store import InputError, digest, runs_root
 from .consensus import LabelConfig

@@ -4,13 +4,13 @@
 
 # %% ../nbs/85_icon_training.ipynb #7e56dd57
 from __future__ import annotations
-import json, os, re, time
+import json, re, time
 from dataclasses import dataclass
 from pathlib import Path
-from .store import InputError, staged
+from .store import staged
 from .backends import ensure_torchvision
 from .icons import (CONCEPTS, HEADS, MEAN, POPULATIONS, SIZE, STD, TEMPLATES, TEMPLATE_SHARES, UNSEEN_TEMPLATES, all_icons,
-                               caption, held_out, judge, normalise, qualities, split_icons, training_icons, true_render, utility)
+                               caption, judge, normalise, qualities, split_icons, training_icons, true_render, utility)
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'FitConfig', 'rate', 'swapped', 'fit', 'world_words', 'merge_pairs', 'make_tokenizer', 'token_ids',
