@@ -476,13 +476,14 @@ class ReproduceOptions:
     out: Optional[Path] = None  # folder of tables and figures; by default paper_figures/<scale>
     parameters: tuple[str, ...] = ()  # NAME=VALUE for parameters of the notebook
     force: bool = False  # run it even if it is done
+    workers: int = 1  # notebooks at a time, with their share of the cores each
     dry_run: bool = False  # list the notebooks and their parameters, and stop
 
 @verb('reproduce', 'Make a table or figure of the paper, or all of them.', ReproduceOptions, positional=('name',))
 def reproduce(options, _=None):
     "Run repro notebooks."
     from balanceddpo.reproduction import is_done, notebook_parameters, plan_jobs, reproduce as run_notebooks
-    if not options.dry_run: run_notebooks(options.name, options.scale, options.out, options.parameters, options.force); return
+    if not options.dry_run: run_notebooks(options.name, options.scale, options.out, options.parameters, options.force, workers=options.workers); return
     lines = []
     for job in plan_jobs(options.name, options.scale, options.out, options.parameters):
         lines.append(f'{job.name}: {"done" if is_done(job) else "to do"}; results in {job.out}, executed notebook {job.executed}')

@@ -11,12 +11,11 @@ from typing import Literal
 from .backends import pick_dtype
 from .families import part_digests
 from .pairs import transform_pair
-from .store import InputError, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest, write_json
+from .store import InputError, digest, file_digest, locked, open_stage, read_json, staged, write_json
 
 # %% auto #0
 __all__ = ['EncodeConfig', 'encode_inputs', 'shard_ready', 'write_shard', 'pixel_batches', 'encode_moments', 'stored',
-           'encode_captions', 'chunks', 'write_moments', 'write_prompts', 'encode_pairs', 'undamaged', 'Shards',
-           'EncodedPairs']
+           'encode_captions', 'chunks', 'write_moments', 'write_prompts', 'encode_pairs', 'Shards', 'EncodedPairs']
 
 # %% ../nbs/38_encoding.ipynb #614c3b0c
 @dataclass(frozen=True)
@@ -129,18 +128,12 @@ def encode_pairs(pairs, family, config, out=None, pairs_key='', progress=True) -
     them: with it a finished folder is returned at once. Raises InputError, naming the field, if `out` was made with other settings or other pairs."""
     stage = open_stage('encode', encode_inputs(family, config, pairs_key), folder=out)
     with locked(stage.folder):
-        if pairs_key and stage.done and undamaged(stage.folder): return EncodedPairs.open(stage.folder)
+        if pairs_key and stage.intact: return EncodedPairs.open(stage.folder)
         rows, numbers = write_moments(stage.folder, pairs, family, config, progress)
         write_prompts(stage.folder, list(numbers), family, config)
         write_json(stage.folder/'pairs.json', {'pair_ids': [r[0] for r in rows], 'rows': [r[1] for r in rows], 'captions': list(numbers)})
         stage.finish(pairs=len(rows), captions=len(numbers))
     return EncodedPairs.open(stage.folder)
-
-def undamaged(folder) -> bool:
-    "Whether every file of a finished folder has the hash in its manifest."
-    try: verify_manifest(folder)
-    except InputError: return False
-    return True
 
 # %% ../nbs/38_encoding.ipynb #053070e7
 @dataclass

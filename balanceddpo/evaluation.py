@@ -11,7 +11,7 @@ from .store import InputError, canonical, digest, first_difference, runs_root, s
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOLS', 'TIES', 'as_json', 'score_table', 'score_grid', 'best_of', 'mean_score', 'count_wins',
            'tie_points', 'wilson', 'bootstrap_interval', 'win_statistics', 'refuse_mismatch', 'win_rates', 'compare',
-           'score_differences', 'score_summary', 'score_images']
+           'mean_win_rates', 'score_differences', 'compare_scores', 'score_summary', 'spread_prompts', 'score_images']
 
 # %% ../nbs/60_evaluation.ipynb #634b7f39
 COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')    # beside one column a scorer
@@ -183,19 +183,37 @@ def win_rates(a, b, scorers, protocol='best', ties='split', lower_is_better=(), 
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_evaluation.ipynb #8feb5861
-def compare(scores, pairs, scorers, **options):
-    """`win_rates` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, which holds many models and prompt sets; one DataFrame.
-
-    `options` are those of `win_rates`. Raises InputError naming a model that a prompt set lacks."""
-    import pandas as pd
-    rows = []
+def _compared(scores, pairs):
+    "The score tables of each two models of `pairs` on each prompt set. Raises InputError naming a model that a prompt set lacks."
     for name in scores['prompt_set'].unique():
         here = {model: table for model, table in scores[scores['prompt_set'] == name].groupby('model', sort=False)}
         for pair in pairs:
             for model in pair:
                 if model not in here: raise InputError(f'prompt set {name!r} has no scores of {model!r}: it has {", ".join(here)}')
-            rows.append(win_rates(here[pair[0]], here[pair[1]], scorers, **options))
-    return pd.concat(rows, ignore_index=True)
+            yield here[pair[0]], here[pair[1]]
+
+def compare(scores, pairs, scorers, **options):
+    """`win_rates` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, which holds many models and prompt sets; one DataFrame.
+
+    `options` are those of `win_rates`. Raises InputError naming a model that a prompt set lacks."""
+    import pandas as pd
+    return pd.concat([win_rates(a, b, scorers, **options) for a, b in _compared(scores, pairs)], ignore_index=True)
+
+# %% ../nbs/60_evaluation.ipynb #ce1c2153
+def mean_win_rates(scores, pairs, scorers, protocol='best', ties='split', level=.95, resamples=10_000, seed=0):
+    """The win rates of `compare`, averaged over `scorers`: DataFrame, one row a comparison and prompt set, its scorer called 'mean of K'.
+
+    `low`, `high` are bootstrapped over prompts, each with all its scorers. Rates are fractions of 1. Raises InputError as `compare`."""
+    import numpy as np, pandas as pd
+    rows = []
+    for a, b in _compared(scores, pairs):
+        refuse_mismatch(a, b, scorers)
+        counts = [tie_points(*count_wins(score_grid(a, k), score_grid(b, k), protocol), ties) for k in scorers]
+        points, out_of = np.sum(counts, axis=0)
+        low, high = bootstrap_interval(points, out_of, level, resamples, seed)
+        rows.append({'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': _sole(a, 'prompt_set'), 'scorer': f'mean of {len(scorers)}',
+                     'protocol': protocol, 'n': len(points), 'win_rate': points.sum()/out_of.sum() if out_of.sum() else np.nan, 'low': low, 'high': high})
+    return pd.DataFrame(rows)
 
 # %% ../nbs/60_evaluation.ipynb #3622bf64
 def score_differences(a, b, scorers, protocol='mean', level=.95, resamples=10_000, seed=0):
@@ -213,6 +231,11 @@ def score_differences(a, b, scorers, protocol='mean', level=.95, resamples=10_00
                      'protocol': protocol, 'n': len(x), 'mean_a': x.mean(), 'mean_b': y.mean(), 'difference': (x - y).mean(), 'low': low, 'high': high})
     return pd.DataFrame(rows)
 
+def compare_scores(scores, pairs, scorers, **options):
+    "`score_differences` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, as `compare` does for win rates; one DataFrame."
+    import pandas as pd
+    return pd.concat([score_differences(a, b, scorers, **options) for a, b in _compared(scores, pairs)], ignore_index=True)
+
 # %% ../nbs/60_evaluation.ipynb #25cd704e
 def score_summary(scores, scorers):
     "Mean, min, max and standard deviation of the image scores: DataFrame, one row a model, prompt set and scorer (paper, Tables V and VI)."
@@ -220,6 +243,18 @@ def score_summary(scores, scorers):
     long = scores.melt(['model', 'prompt_set'], list(scorers), 'scorer', 'score').astype({'score': 'float64'})
     summary = long.groupby(['model', 'prompt_set', 'scorer'], sort=False)['score'].agg(['count', 'mean', 'min', 'max', 'std'])
     return summary.rename(columns={'count': 'n'}).reset_index()
+
+# %% ../nbs/60_evaluation.ipynb #1d115064
+def spread_prompts(a, b, scorers, n=5) -> list:
+    """Ids of n prompts, at the shares 1/2n, 3/2n, ... of all prompts in the order of how far `a` is ahead of `b` (score tables of one prompt set).
+
+    Ahead: the difference of a prompt's mean scores, in its standard deviation over prompts, averaged over the scorers. Ties by id."""
+    import numpy as np
+    refuse_mismatch(a, b, scorers)
+    differences = [mean_score(score_grid(a, k)) - mean_score(score_grid(b, k)) for k in scorers]
+    ahead = sum(d/(d.std() or 1) for d in differences)
+    order = np.sort(a['prompt_id'].unique())[np.argsort(ahead, kind='stable')]
+    return [str(order[int((k + .5)*len(order)/n)]) for k in range(n)]
 
 # %% ../nbs/60_evaluation.ipynb #7cf6acd1
 _IMAGE = ['prompt_id', 'image_index', 'image_id']                                  # what a kept score belongs to

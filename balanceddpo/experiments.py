@@ -6,13 +6,15 @@
 from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
-from .store import InputError, digest, runs_root
+from .store import InputError, digest, locked, runs_root
 from .consensus import LabelConfig
 
 # %% auto #0
-__all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'TABLE1_COMPARISONS', 'Scale', 'published_scale', 'scale_of', 'voters', 'judges',
-           'pair_stream', 'data_key', 'pair_scores', 'labels_of', 'Model', 'base_model', 'encoded_pairs',
-           'training_settings', 'align', 'draw', 'score_models', 'scorer_names', 'table1_models', 'true_pictures']
+__all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'BASELINES', 'TABLE1_COMPARISONS', 'Scale', 'published_scale', 'scale_of', 'only_set',
+           'voters', 'judges', 'once', 'pair_stream', 'data_key', 'pair_scores', 'labels_of', 'Model', 'base_model',
+           'encoded_pairs', 'training_settings', 'align', 'align_labels', 'run_folder', 'training_log',
+           'merged_weights', 'distance_from_base', 'draw', 'score_models', 'scorer_names', 'model_of', 'table1_models',
+           'true_pictures', 'gallery', 'named_captions']
 
 # %% ../nbs/87_experiments.ipynb #e072a004
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def scale_of(name: str, **paths) -> Scale:
     given = {k: v for k, v in paths.items() if v}
     return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given) if name in ('smoke', 'icons') else published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
 
+def only_set(scale: Scale, name: str) -> Scale:
+    "The scale with the prompt set `name` alone. Raises `InputError` if it has none of that name."
+    if name not in dict(scale.prompts): raise InputError(f'scale {scale.name!r} has no prompt set {name!r}: it has {", ".join(dict(scale.prompts))}')
+    return replace(scale, prompts=((name, dict(scale.prompts)[name]),))
+
 # %% ../nbs/87_experiments.ipynb #ec03ee2b
 def voters(scale: Scale) -> list:
     "The scorers that vote, loaded."
@@ -75,6 +82,10 @@ def judges(scale: Scale) -> list:
         from balanceddpo.icons import register_checks
         register_checks()
     return load_scorers((*scale.scorers, *scale.checks), device=scale.device, dtype=scale.dtype)
+
+def once(*key):
+    "Context for making what `key` names: another process that wants the same waits, and then finds it made."
+    return locked(runs_root()/'.making'/digest(*key), wait=True)
 
 def pair_stream(scale: Scale):
     "The preference pairs of a scale."
@@ -91,7 +102,7 @@ def pair_scores(scale: Scale):
     from balanceddpo.score_tables import read_scores, score_pairs
     scorers, key = voters(scale), data_key(scale)
     folder = runs_root()/'pair_scores'/digest(key, [s.key for s in scorers])
-    return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
+    with once(folder.name): return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
 
 def labels_of(scale: Scale, config: LabelConfig):
     "DataFrame: the labels of all pairs by a method."
@@ -115,7 +126,8 @@ def encoded_pairs(scale: Scale):
     from balanceddpo.encoding import EncodeConfig, encode_pairs
     from balanceddpo.families import load_family
     family = load_family(scale.model, dtype=scale.dtype, device=scale.device, components=('text', 'vae'))
-    return encode_pairs(pair_stream(scale), family, EncodeConfig(model=scale.model, resolution=scale.resolution), pairs_key=data_key(scale))
+    config = EncodeConfig(model=scale.model, resolution=scale.resolution)
+    with once(config, data_key(scale)): return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
 
 def training_settings(scale: Scale, method: str, **changes):
     "The `TrainConfig` of a method ('diffusion_dpo', 'balanced_dpo') at a scale."
@@ -126,13 +138,46 @@ def training_settings(scale: Scale, method: str, **changes):
 
 def align(scale: Scale, name: str, method: str, labels: LabelConfig, **changes) -> Model:
     "Trains a model, or finds the one trained before with the same settings, data and labels. `changes` replace the preset's settings."
+    return align_labels(scale, name, method, labels_of(scale, labels), labels, **changes)
+
+# %% ../nbs/87_experiments.ipynb #ab60c355
+def align_labels(scale: Scale, name: str, method: str, table, labels: LabelConfig, **changes) -> Model:
+    "As `align`, on a ready table of labels in the columns of `label_pairs`; `labels` says how its weights are read."
     from balanceddpo.families import local_folder
     from balanceddpo.training import run_inputs, train
-    settings, table, encoded = training_settings(scale, method, **changes), labels_of(scale, labels), encoded_pairs(scale)
-    key = digest(run_inputs(settings, encoded, table, labels, local_folder(settings.model)), settings.max_steps)
-    out = train(settings, encoded, table, labels, runs_root()/'train'/key)
+    settings, encoded = training_settings(scale, method, **changes), encoded_pairs(scale)
+    keeping = {k: changes[k] for k in ('checkpoint_every', 'keep_checkpoints') if k in changes}
+    key = digest(run_inputs(settings, encoded, table, labels, local_folder(settings.model)), settings.max_steps, *filter(None, [keeping]))
+    with once(key): out = train(settings, encoded, table, labels, runs_root()/'train'/key)
     lora = next(Path(out).glob('*lora*.safetensors'), None)
     return Model(name, scale.model, str(lora)) if lora else Model(name, str(out))
+
+# %% ../nbs/87_experiments.ipynb #7940a919
+def run_folder(model: Model) -> Path:
+    "The folder of the training run that made a model, with `metrics.jsonl` and `checkpoints`. Raises `InputError` for a model that was not trained here."
+    folder = (Path(model.lora).parent if model.lora else Path(model.folder)).parent
+    if not (folder/'metrics.jsonl').is_file(): raise InputError(f'{model.name} was not trained here: there is no metrics.jsonl in {folder}')
+    return folder
+
+def training_log(model: Model):
+    "DataFrame: the rows of a model's `metrics.jsonl`."
+    import pandas as pd
+    return pd.read_json(run_folder(model)/'metrics.jsonl', lines=True)
+
+def merged_weights(model: Model) -> dict:
+    "Name -> weight of a model's denoiser, its LoRA merged into it if it has one."
+    from balanceddpo.families import load_family
+    network = load_family(model.folder, device='cpu', components=('unet',)).model
+    if model.lora:
+        network.load_lora_adapter(str(Path(model.lora).parent), weight_name=Path(model.lora).name, prefix='unet')
+        network.fuse_lora(); network.unload_lora()
+    return dict(network.named_parameters())
+
+def distance_from_base(scale: Scale, model: Model) -> float:
+    "How far a model's denoiser is from the base model's: the L2 norm of the difference of all weights over that of the base's weights."
+    from balanceddpo.reference import relative_distance
+    base, ours = merged_weights(base_model(scale)), merged_weights(model)
+    return relative_distance((ours[n], p) for n, p in base.items())
 
 # %% ../nbs/87_experiments.ipynb #8dce8fc2
 def draw(scale: Scale, model: Model, source: str):
@@ -140,31 +185,70 @@ def draw(scale: Scale, model: Model, source: str):
     from balanceddpo.sampling import SampleConfig, sample
     config = SampleConfig(model=model.folder, lora=model.lora, prompts=source, limit=scale.n_prompts, images_per_prompt=scale.images_per_prompt, steps=scale.steps,
                           guidance=scale.guidance, scheduler=scale.scheduler, batch_size=scale.batch_size, dtype=scale.dtype, device=scale.device)
-    return sample(config)
+    with once(config): return sample(config)
 
 def score_models(scale: Scale, models, prompts=None):
     "DataFrame: scores of all images of all models on all prompt sets (or the given ones), by voters and checks."
     import pandas as pd
     from balanceddpo.evaluation import score_images
-    scorers = judges(scale)
-    return pd.concat([score_images(draw(scale, model, source), scorers, model=model.name, prompt_set=name)
-                      for name, source in (prompts or scale.prompts) for model in models], ignore_index=True)
+    scorers, tables = judges(scale), []
+    for name, source in prompts or scale.prompts:
+        for model in models:
+            store = draw(scale, model, source)
+            with once('scores', store.inputs): tables.append(score_images(store, scorers, model=model.name, prompt_set=name))
+    return pd.concat(tables, ignore_index=True)
 
 def scorer_names(scale: Scale) -> tuple:
     "Names of the voters as columns of a score table."
     from balanceddpo.scorers import parse_scorer
     return tuple(parse_scorer(s).name for s in scale.scorers)
 
+# %% ../nbs/87_experiments.ipynb #ad29d4a0
+BASELINES = {
+    'DiffusionDPO': LabelConfig('human'), 'HPS': LabelConfig('single', scorer='hps'), 'CLIP': LabelConfig('single', scorer='clip'),
+    'PickScore': LabelConfig('single', scorer='pickscore'), 'Aesthetic': LabelConfig('single', scorer='aesthetic'), 'Random': LabelConfig('random'),
+    'Vanilla (scores)': LabelConfig('sum_scores'), 'Vanilla (losses)': LabelConfig('sum_losses'), 'Normalized (z-score)': LabelConfig('zscore'),
+    'Normalized (min-max)': LabelConfig('minmax'), 'BalancedDPO': LabelConfig('majority')}  # the paper's names; two readings where it leaves two open
+
+def model_of(scale: Scale, name: str, **changes) -> Model:
+    """The model of a name: 'base', or one of `BASELINES`, trained if it is not there yet. `changes` replace settings of the preset.
+
+    All but DiffusionDPO are trained as BalancedDPO and differ in the labels alone (paper, Table III). Raises `InputError` for another name."""
+    if name == 'base': return base_model(scale)
+    if name not in BASELINES: raise InputError(f'no model {name!r}: use base, {", ".join(BASELINES)}')
+    return align(scale, name, 'diffusion_dpo' if name == 'DiffusionDPO' else 'balanced_dpo', BASELINES[name], **changes)
+
 def table1_models(scale: Scale, **changes) -> list:
     "Base, DiffusionDPO on the annotators' labels, BalancedDPO on the majority of the four scorers' votes."
-    return [base_model(scale), align(scale, 'DiffusionDPO', 'diffusion_dpo', LabelConfig('human'), **changes),
-            align(scale, 'BalancedDPO', 'balanced_dpo', LabelConfig('majority'), **changes)]
+    return [model_of(scale, 'base')] + [model_of(scale, name, **changes) for name in ('DiffusionDPO', 'BalancedDPO')]
 
+# %% ../nbs/87_experiments.ipynb #ef383e15
 def true_pictures(scale: Scale, prompts):
     "The true renders of prompts as PIL images, where the scale's world has them; otherwise None."
     if not scale.checks: return None
     from PIL import Image
     from balanceddpo.icons import true_render, truth_of
     return [Image.fromarray(true_render(truth_of(p)).permute(1, 2, 0).numpy()) for p in prompts]
+
+def gallery(scale: Scale, models, scores, picks, index: int = 0) -> dict:
+    """What `reporting.image_grid` takes to show images of models side by side: images, rows, columns, captions, truth.
+
+    scores: from `score_models`. picks: (prompt set, prompt id) a row. index: which of a prompt's images. Each caption holds the four scores of its image."""
+    from balanceddpo.reporting import score_caption
+    sources, voters, images, rows, captions = dict(scale.prompts), scorer_names(scale), [], [], []
+    at = scores.set_index(['prompt_set', 'prompt_id', 'model', 'image_index'])[list(voters)]
+    for name, prompt in picks:
+        stores = [draw(scale, m, sources[name]) for m in models]
+        images.append([store.image(prompt, index) for store in stores])
+        rows.append(stores[0].index.set_index('prompt_id').loc[[prompt], 'prompt'].iloc[0])
+        captions.append([score_caption(at.loc[(name, prompt, m.name, index)].to_dict()) for m in models])
+    return dict(images=images, rows=rows, columns=[m.name for m in models], captions=captions, truth=true_pictures(scale, rows))
+
+def named_captions(images, prompts) -> list:
+    "Captions [rows][columns] for images [rows][columns] of the icon world: what the held-out recogniser names in each, right or wrong for its row's prompt."
+    from balanceddpo.galleries import adherence_caption
+    from balanceddpo.icons import BACKGROUNDS, CONCEPTS, STYLES, as_pictures, recognise, truth_of
+    def names(icon): return [list(part)[k] for part, k in zip((CONCEPTS, STYLES, BACKGROUNDS), icon)]
+    return [[adherence_caption(names(said), names(truth_of(prompt))) for said in recognise(as_pictures(row)).tolist()] for row, prompt in zip(images, prompts)]
 
 TABLE1_COMPARISONS = (('DiffusionDPO', 'base'), ('BalancedDPO', 'base'), ('BalancedDPO', 'DiffusionDPO'))

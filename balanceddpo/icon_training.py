@@ -13,17 +13,18 @@ from .icons import (CONCEPTS, HEADS, MEAN, POPULATIONS, SIZE, STD, TEMPLATES, TE
                                caption, judge, normalise, qualities, split_icons, training_icons, true_render, utility)
 
 # %% auto #0
-__all__ = ['SCHEDULE', 'FitConfig', 'rate', 'swapped', 'fit', 'world_words', 'merge_pairs', 'make_tokenizer', 'token_ids',
-           'to_patches', 'from_patches', 'LinearCode', 'fit_linear_code', 'pictures_of', 'make_autoencoder',
-           'decoder_loss', 'encoder_loss', 'spoil', 'train_autoencoder', 'make_text_encoder', 'text_settings',
-           'make_unet', 'diffusion_loss', 'pipeline_of', 'save_small', 'draw_pictures', 'train_diffusion', 'make_clip',
-           'contrastive_batch', 'contrastive_loss', 'save_clip', 'train_clip', 'retrieval', 'preference_scores',
-           'preference_loss', 'preference_accuracy', 'open_clip_state', 'open_clip_config', 'save_open_clip', 'ratings',
-           'fit_aesthetic', 'make_recogniser', 'recogniser_loss', 'train_recogniser', 'named_right', 'Generator',
-           'draw_plan', 'draw_pool', 'judged', 'worths', 'more_pairs', 'train_preference', 'Pictures', 'image_bytes',
-           'write_world_pairs', 'save_half', 'WorldConfig', 'smoke_world', 'generators_of', 'write_prompt_sets',
-           'pair_prompts', 'train_aesthetic', 'embedding', 'linear_head', 'save_aesthetic', 'open_pipeline',
-           'write_assets']
+__all__ = ['LETTERS', 'SCHEDULE', 'FitConfig', 'rate', 'swapped', 'fit', 'world_words', 'merge_pairs', 'make_tokenizer',
+           'token_ids', 'to_patches', 'from_patches', 'LinearCode', 'fit_linear_code', 'pictures_of',
+           'make_autoencoder', 'decoder_loss', 'encoder_loss', 'spoil', 'train_autoencoder', 'make_text_encoder',
+           'text_settings', 'make_unet', 'with_strays', 'diffusion_loss', 'caption_ids', 'pipeline_of', 'save_small',
+           'draw_pictures', 'train_diffusion', 'make_xl_text_encoders', 'make_xl_unet', 'xl_denoiser', 'xl_pipeline_of',
+           'train_xl', 'make_clip', 'contrastive_batch', 'contrastive_loss', 'save_clip', 'train_clip', 'retrieval',
+           'preference_scores', 'preference_loss', 'preference_accuracy', 'open_clip_state', 'open_clip_config',
+           'save_open_clip', 'ratings', 'fit_aesthetic', 'make_recogniser', 'recogniser_loss', 'train_recogniser',
+           'named_right', 'Generator', 'draw_plan', 'draw_pool', 'judged', 'worths', 'more_pairs', 'train_preference',
+           'Pictures', 'image_bytes', 'write_world_pairs', 'save_half', 'WorldConfig', 'smoke_world', 'generators_of',
+           'write_prompt_sets', 'pair_prompts', 'train_aesthetic', 'embedding', 'linear_head', 'save_aesthetic',
+           'open_pipeline', 'write_assets']
 
 # %% ../nbs/85_icon_training.ipynb #aafd180f
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def _merged(parts, pair) -> list:
         if done and (done[-1], part) == pair: done[-1] += part
         else: done.append(part)
     return done
+
+LETTERS = 512  # the first ids are the 256 bytes, within a word and at its end
 
 def make_tokenizer(max_length: int = 24):
     "A `CLIPTokenizer` with every word of the world as one token, and all bytes; max_length tokens a prompt."
@@ -270,20 +273,41 @@ def make_unet():
                                 down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2,
                                 cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16)
 
-def diffusion_loss(unet, text_encoder, latents, ids, empty, batch_size=64, drop=.1):
-    "Epsilon loss. latents [n, 16, 8, 8]; ids int64 [templates, n, length]; empty int64 [length]."
+def with_strays(words, strays, eos, generator, share=.33, most=3):
+    "Captions int64 [n, length], a `share` of them with one to `most` ids below `strays` dropped in at random places before the end token."
+    import torch
+    n, place = len(words), torch.arange(words.shape[1])
+    times = torch.randint(1, most + 1, (n, 1), generator=generator)*(torch.rand(n, 1, generator=generator) < share)
+    for k in range(most):
+        at = 1 + (torch.rand(n, 1, generator=generator)*words.eq(eos).int().argmax(1, True)).long()
+        stray = torch.randint(0, strays, (n, 1), generator=generator)
+        spoilt = torch.where(place < at, words, torch.where(place == at, stray, words.roll(1, 1)))
+        words = torch.where(k < times, spoilt, words)
+    return words
+
+# %% ../nbs/85_icon_training.ipynb #5d4b9e99
+def diffusion_loss(denoise, latents, ids, empty, batch_size=64, drop=.1):
+    """Epsilon loss of `denoise(noisy, timesteps, words)`, with strays among the words and a share `drop` of the captions empty.
+
+    latents [n, 16, 8, 8]; ids int64 [templates, n, length]; empty int64 [length]."""
     import torch, torch.nn.functional as F
     from diffusers import DDPMScheduler
     alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod
     def batch_loss(step, generator):
         pick = torch.randint(0, len(latents), (batch_size,), generator=generator)
         template = torch.multinomial(torch.tensor(TEMPLATE_SHARES), batch_size, True, generator=generator)
-        words = torch.where(torch.rand(batch_size, 1, generator=generator) < drop, empty, ids[template, pick])
+        words = with_strays(ids[template, pick], LETTERS, empty[1], generator)
+        words = torch.where(torch.rand(batch_size, 1, generator=generator) < drop, empty, words)
         t = torch.randint(0, len(alpha_bar), (batch_size,), generator=generator)
         eps = torch.randn(latents[pick].shape, generator=generator)
         a = alpha_bar[t][:, None, None, None]
-        return F.mse_loss(unet(a.sqrt()*latents[pick] + (1 - a).sqrt()*eps, t, text_encoder(words)[0]).sample.float(), eps)
+        return F.mse_loss(denoise(a.sqrt()*latents[pick] + (1 - a).sqrt()*eps, t, words).float(), eps)
     return batch_loss
+
+def caption_ids(icons, tokenizer):
+    "Token ids of the icons' captions in the training templates, int64 [4, n, length], and of the empty caption, int64 [length]."
+    import torch
+    return torch.stack([token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES]), token_ids(tokenizer, [''])[0]
 
 # %% ../nbs/85_icon_training.ipynb #f16d33f0
 def pipeline_of(vae, text_encoder, tokenizer, unet):
@@ -319,12 +343,63 @@ def train_diffusion(out, vae, code, config: FitConfig):
     torch.manual_seed(0)
     icons, tokenizer = split_icons(False), make_tokenizer()
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
-    ids = torch.stack([token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES])
+    ids, empty = caption_ids(icons, tokenizer)
     pipeline = pipeline_of(vae, text_encoder, tokenizer, unet)
     def watch(step): save_small(pipeline, Path(out)/'pipelines'/f'{step:05d}')
-    loss = diffusion_loss(unet, text_encoder, code.encode(pictures_of(icons)), ids, token_ids(tokenizer, [''])[0])
+    def denoise(noisy, t, words): return unet(noisy, t, text_encoder(words)[0]).sample
+    loss = diffusion_loss(denoise, code.encode(pictures_of(icons)), ids, empty)
     fit('diffusion', [*text_encoder.parameters(), *unet.parameters()], loss, config, out, watch)
     return Path(out)/'pipelines'/f'{config.steps:05d}'
+
+# %% ../nbs/85_icon_training.ipynb #bad80d95
+def make_xl_text_encoders(tokenizer):
+    "Untrained `CLIPTextModel` and `CLIPTextModelWithProjection` of width 128, three layers each."
+    ensure_torchvision()
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    settings = text_settings(tokenizer) | dict(num_hidden_layers=3, projection_dim=128)
+    return CLIPTextModel(CLIPTextConfig(**settings)), CLIPTextModelWithProjection(CLIPTextConfig(**settings))
+
+def make_xl_unet():
+    "An untrained `UNet2DConditionModel` with SDXL's added conditions, 13.5 M parameters."
+    ensure_torchvision()
+    from diffusers import UNet2DConditionModel
+    return UNet2DConditionModel(sample_size=8, in_channels=16, out_channels=16, block_out_channels=(112, 224), layers_per_block=1,
+                                down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, cross_attention_dim=256,
+                                attention_head_dim=4, norm_num_groups=16, use_linear_projection=True, addition_embed_type='text_time',
+                                addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6*32)
+
+def xl_denoiser(unet, encoders, eos):
+    "`denoise(noisy, timesteps, words)` in SDXL's way: hidden states before the last layer side by side, pooled embedding, time ids; zeros for an empty caption."
+    import torch
+    def denoise(noisy, t, words):
+        told = (words[:, 1] != eos).float()[:, None]
+        both = [encoder(words, output_hidden_states=True) for encoder in encoders]
+        hidden = torch.cat([b.hidden_states[-2] for b in both], -1)*told[..., None]
+        sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).repeat(len(words), 1)
+        return unet(noisy, t, hidden, added_cond_kwargs={'text_embeds': both[1].text_embeds*told, 'time_ids': sizes}).sample
+    return denoise
+
+# %% ../nbs/85_icon_training.ipynb #b12613cb
+def xl_pipeline_of(vae, encoders, tokenizer, unet):
+    "A plain `StableDiffusionXLPipeline`."
+    ensure_torchvision()
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+    scheduler = DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return StableDiffusionXLPipeline(vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+                                     scheduler=scheduler, force_zeros_for_empty_prompt=True, add_watermarker=False)
+
+def train_xl(out, vae, code, config: FitConfig):
+    "Trains U-Net and both text encoders of icons-xl; a pipeline folder at each checkpoint in out/pipelines-xl/<step>. Returns the last."
+    import torch
+    torch.manual_seed(5)
+    icons, tokenizer = split_icons(False), make_tokenizer()
+    encoders, unet = make_xl_text_encoders(tokenizer), make_xl_unet()
+    ids, empty = caption_ids(icons, tokenizer)
+    pipeline = xl_pipeline_of(vae, encoders, tokenizer, unet)
+    def watch(step): save_small(pipeline, Path(out)/'pipelines-xl'/f'{step:05d}')
+    loss = diffusion_loss(xl_denoiser(unet, encoders, tokenizer.eos_token_id), code.encode(pictures_of(icons)), ids, empty)
+    fit('diffusion_xl', [*encoders[0].parameters(), *encoders[1].parameters(), *unet.parameters()], loss, config, out, watch)
+    return Path(out)/'pipelines-xl'/f'{config.steps:05d}'
 
 # %% ../nbs/85_icon_training.ipynb #a650f00f
 def make_clip(tokenizer):
@@ -606,14 +681,14 @@ class WorldConfig:
     "How long each stage of the icon world is trained, and how many pairs are drawn."
     decoder: FitConfig = FitConfig(steps=3000, learning_rate=2e-3, warmup=50, decay=.3, weight_decay=0., bf16=True)
     encoder: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, warmup=50, decay=.5, weight_decay=0., bf16=True)
-    diffusion: FitConfig = FitConfig(steps=5000, learning_rate=6e-4, warmup=200, decay=.2, ema=.999, bf16=True)
+    diffusion: FitConfig = FitConfig(steps=4500, learning_rate=6e-4, warmup=200, decay=.2, ema=.999, bf16=True)
     clip: FitConfig = FitConfig(steps=1000, betas=(.9, .98), weight_decay=.05, ema=0.)
     recogniser: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, decay=.6, weight_decay=.05, ema=0.)
     preference: FitConfig = FitConfig(steps=700, learning_rate=2e-4, warmup=50, decay=.6, betas=(.9, .98), weight_decay=.05, ema=0.)
     hps: FitConfig = FitConfig(steps=200, learning_rate=1e-4, warmup=50, decay=.6, betas=(.9, .98), weight_decay=.05, ema=0.)
     aesthetic: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, warmup=50, weight_decay=1e-3, ema=0.)
-    base: int = 4000           # diffusion step of the base model; the later ones are its stronger rivals in the pairs
-    rivals: tuple[int, ...] = (4500, 5000)  # diffusion steps of the other generators
+    base: int = 3500           # diffusion step of the base model; the later ones are its stronger rivals in the pairs
+    rivals: tuple[int, ...] = (4000, 4500)  # diffusion steps of the other generators
     pairs: int = 1400          # preference pairs shipped
     hps_pairs: int = 600      # pairs for the annotators of HPS, not shipped
     held: int = 200            # pairs of each kind kept from the scorers, to measure them

@@ -13,11 +13,12 @@ from .backends import ensure_torchvision
 
 # %% auto #0
 __all__ = ['ICON_NAMES', 'CONCEPTS', 'STYLES', 'BACKGROUNDS', 'SIZE', 'DRAWING', 'MARGIN', 'TEMPLATES', 'TEMPLATE_SHARES',
-           'UNSEEN_TEMPLATES', 'PROMPT_SETS', 'POPULATIONS', 'ANNOTATOR_NOISE', 'TIE_MARGIN', 'HEADS', 'MEAN', 'STD',
-           'Icon', 'held_out', 'all_icons', 'split_icons', 'drawings', 'background_colour', 'true_render', 'caption',
-           'truth_of', 'prompt_sets', 'prompt_texts', 'training_icons', 'frame_qualities', 'drawing_quality', 'truths',
-           'style_quality', 'look_qualities', 'qualities', 'utility', 'judge', 'normalise', 'recogniser', 'recognise',
-           'verify', 'as_pictures', 'recognised_scores', 'closeness_scores', 'register_checks']
+           'UNSEEN_TEMPLATES', 'NO_ARTICLE', 'PROMPT_SETS', 'POPULATIONS', 'ANNOTATOR_NOISE', 'TIE_MARGIN', 'HEADS',
+           'MEAN', 'STD', 'Icon', 'held_out', 'all_icons', 'split_icons', 'drawings', 'background_colour',
+           'true_render', 'thing', 'caption', 'truth_of', 'prompt_sets', 'prompt_texts', 'training_icons',
+           'frame_qualities', 'drawing_quality', 'truths', 'style_quality', 'small_renders', 'finished_quality',
+           'look_qualities', 'qualities', 'utility', 'judge', 'normalise', 'recogniser', 'recognise', 'verify',
+           'as_pictures', 'recognised_scores', 'closeness_scores', 'register_checks']
 
 # %% ../nbs/80_icons.ipynb #0970d58b
 ICON_NAMES = """red-apple banana grapes lemon strawberry pineapple watermelon cherries peach pear tomato carrot eggplant avocado
@@ -83,23 +84,29 @@ def true_render(icon):
     return picture.round().byte()
 
 # %% ../nbs/80_icons.ipynb #99004e4a
-TEMPLATES = ('{a} {c}, {s} style, on a {b} background', '{a} {c} on a {b} background, {s} style',
-             '{s} style {c}, {b} background', 'a {s} style icon of {a} {c} on {b}')
+TEMPLATES = ('{thing}, {s} style, on a {b} background', '{thing} on a {b} background, {s} style',
+             '{s} style {c}, {b} background', 'a {s} style icon of {thing} on {b}')
 TEMPLATE_SHARES = (.5, .2, .2, .1)  # how often training draws each
-UNSEEN_TEMPLATES = ('a cute picture of {a} {c} drawn in the {s} style in front of a {b} wall',
-                    'on a plain {b} background there is one {c} in {s} style, high quality',
-                    '{b} backdrop, tiny {c} sticker, {s}', 'my favourite {c}! {s} style please, background: {b}')
+UNSEEN_TEMPLATES = ('a cute picture of {thing}, {s} style, on a plain {b} background', 'look at {thing} in {s} style, {b} background',
+                    'tiny {c} sticker, {s} style, {b} backdrop', 'my favourite {c}! {s} style please, background: {b}')
+NO_ARTICLE = ('grapes', 'cherries', 'broccoli', 'bread', 'french fries', 'popcorn', 'pancakes', 'sushi', 'scissors', 'glasses', 'fire')
+
+def thing(concept: str) -> str:
+    "A concept with its article, if it has one."
+    if concept in NO_ARTICLE: return concept
+    return f'{"an" if concept[0] in "aeiou" else "a"} {concept}'
 
 def caption(icon, template=TEMPLATES[0]) -> str:
     "The caption of an icon in one of the templates."
     concept, style, background = CONCEPTS[icon[0]], list(STYLES)[icon[1]], list(BACKGROUNDS)[icon[2]]
-    return template.format(a='an' if concept[0] in 'aeiou' else 'a', c=concept, s=style, b=background)
+    return template.format(thing=thing(concept), c=concept, s=style, b=background)
 
 # %% ../nbs/80_icons.ipynb #1773b3c7
 def _pattern(template) -> re.Pattern:
     "The regular expression of a template's captions, with groups c, s and b."
-    groups = {'a': 'an?', **{k: f'(?P<{k}>{"|".join(map(re.escape, names))})' for k, names in (('c', CONCEPTS), ('s', STYLES), ('b', BACKGROUNDS))}}
-    return re.compile(re.sub(r'\\{(\w)\\}', lambda m: groups[m[1]], re.escape(template)))
+    groups = {k: f'(?P<{k}>{"|".join(map(re.escape, names))})' for k, names in (('c', CONCEPTS), ('s', STYLES), ('b', BACKGROUNDS))}
+    groups['thing'] = f'(?:an? )?{groups["c"]}'
+    return re.compile(re.sub(r'\\{(\w+)\\}', lambda m: groups[m[1]], re.escape(template)))
 
 @lru_cache(maxsize=None)
 def truth_of(prompt: str) -> Icon:
@@ -170,23 +177,37 @@ def style_quality(pictures, icons):
     own = distance(truths(icons))
     return (other - own)/(other + own)/.25
 
+# %% ../nbs/80_icons.ipynb #65a7163a
+@lru_cache
+def small_renders():
+    "All true renders at half their size, float [5120, 3072] in 0..1."
+    import torch
+    return torch.nn.functional.avg_pool2d(truths(all_icons()), 2).flatten(1)
+
+def finished_quality(pictures):
+    "Minus the distance to the nearest true render of any caption, float [n]: does this look like a picture of this world at all?"
+    import torch
+    small = torch.nn.functional.avg_pool2d(pictures, 2).flatten(1)
+    return -torch.cdist(small, small_renders()).amin(1)/small.shape[1]**.5/.05
+
 def look_qualities(pictures) -> dict:
-    "vivid and sharp, each float [n]: what can be judged without the caption."
+    "vivid, sharp, smooth and finished, each float [n]: what can be judged without the caption."
     inner = pictures[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
     colourful = (inner.amax(1) - inner.amin(1)).flatten(1)
     steps = (inner[..., 1:] - inner[..., :-1]).abs().mean(1).flatten(1)
-    return {'vivid': colourful.topk(800, 1).values.mean(1)/.15, 'sharp': steps.topk(300, 1).values.mean(1)/.1}
+    return {'vivid': colourful.topk(800, 1).values.mean(1)/.15, 'sharp': steps.topk(300, 1).values.mean(1)/.1,
+            'smooth': -steps.mean(1)/.005, 'finished': finished_quality(pictures)}
 
 def qualities(pictures, icons) -> dict:
-    "All six qualities of pictures (float [n, 3, 64, 64] in 0..1) drawn for the given icons, each float [n], higher is better."
+    "All eight qualities of pictures (float [n, 3, 64, 64] in 0..1) drawn for the given icons, each float [n], higher is better."
     return {**frame_qualities(pictures, icons), **look_qualities(pictures),
             'drawing': drawing_quality(pictures, icons), 'style': style_quality(pictures, icons)}
 
 # %% ../nbs/80_icons.ipynb #8bb808ff
 POPULATIONS = {
     'pickapic':  {'drawing': .8, 'background': .5, 'vivid': .6},
-    'hps':       {'style': .6, 'clean': 1.5, 'drawing': .5, 'sharp': .8},
-    'aesthetic': {'clean': 2.5, 'vivid': 1., 'sharp': .5},
+    'hps':       {'style': .6, 'clean': 1.5, 'drawing': .5, 'sharp': 1.},
+    'aesthetic': {'finished': 1., 'smooth': .5},
 }
 ANNOTATOR_NOISE = .1   # s.d. of what an annotator adds to a picture's utility
 TIE_MARGIN = .05       # two pictures closer than this are called a tie

@@ -11,7 +11,8 @@ from .paper import PAPER, PaperTable
 # %% auto #0
 __all__ = ['NAMES', 'COLUMN', 'PAGE', 'LINE', 'MARKERS', 'display_name', 'win_rate_table', 'beside_paper', 'table_cells',
            'bold_cells', 'latex_table', 'markdown_table', 'save_table', 'style_settings', 'figure_style', 'save_figure',
-           'plot_win_rates', 'score_caption', 'image_grid', 'write_provenance']
+           'plot_win_rates', 'plot_curves', 'plot_matrix', 'score_caption', 'image_grid', 'write_provenance',
+           'write_finding']
 
 # %% ../nbs/70_reporting.ipynb #c2d84694
 NAMES = {'hps': 'HPS', 'clip': 'CLIP', 'pickscore': 'PickScore', 'aesthetic': 'Aesthetic', 'pickapic': 'Pick-a-Pic', 'partiprompts': 'PartiPrompts',
@@ -278,12 +279,64 @@ def plot_win_rates(rates, paper=None, title='', note="hollow: the paper's value"
         if title: fig.text(.05/width, 1 - .06/height, title, fontsize=8, weight='bold', ha='left', va='top', parse_math=False)
     return fig
 
+# %% ../nbs/70_reporting.ipynb #c14a2e7e
+def _write_ends(ax, ends, inches):
+    "Names at the right ends of lines, pushed apart where they would touch. ends: [y, name, colour]."
+    low, high = ax.get_ylim(); step = (high - low)*.13/inches
+    placed = []
+    for y, name, color in sorted(ends): placed.append([max(y, placed[-1][0] + step) if placed else y, name, color])
+    slide = max(0, placed[-1][0] - high)
+    for y, name, color in placed:
+        ax.annotate(name, (1, y - slide), (4, 0), ax.get_yaxis_transform(), 'offset points', color=color, fontsize=6.5, va='center_baseline', parse_math=False)
+
+def plot_curves(frame, x, y, line, low=None, high=None, xlabel='', ylabel='', title='', level=None, width=COLUMN, height=2.2, room=1.1, logx=False):
+    """Figure of `y` against `x` (columns of `frame`), one line for each value of the column `line`, named at its end; `low`, `high`: columns of its interval.
+
+    Text values of x stand at even distances. `level`: a line across, such as 50. `width`, `height` and `room` (for the names at the right) in inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    with rc_context(style_settings()):
+        fig = Figure(figsize=(width, height)); top = .3 if title else .08
+        ax = fig.add_axes([.5/width, .42/height, (width - .5 - room)/width, (height - .42 - top)/height])
+        names, colors, ends = list(frame[line].unique()), style_settings()['axes.prop_cycle'].by_key()['color'], []
+        places = None if frame[x].dtype.kind in 'if' else list(frame[x].unique())
+        if level is not None: ax.axhline(level, color='.35', lw=.8, zorder=1)
+        for i, name in enumerate(names):
+            rows, color = frame[frame[line] == name], colors[i % len(colors)]
+            at = rows[x].to_numpy() if places is None else [places.index(v) + .06*(i - (len(names) - 1)/2) for v in rows[x]]
+            ax.plot(at, rows[y], color=color, marker=MARKERS[i % 6], ms=3.2, mew=0, zorder=3)
+            if low: ax.vlines(at, rows[low], rows[high], color=color, lw=.9, alpha=.7, zorder=2)
+            ends.append([float(rows[y].iloc[-1]), display_name(name), color])
+        if logx: ax.set_xscale('log')
+        if places is not None: ax.set_xticks(range(len(places)), [str(p) for p in places])
+        ax.set(xlabel=xlabel, ylabel=ylabel); _write_ends(ax, ends, height - .42 - top)
+        if title: fig.text(.05/width, 1 - .06/height, _wrap(title, width, 8.8, 1), fontsize=8, weight='bold', ha='left', va='top', parse_math=False)
+    return fig
+
+# %% ../nbs/70_reporting.ipynb #bb5b2080
+def plot_matrix(table, title='', digits=2, centre=0., span=1., width=COLUMN):
+    """Figure of a square DataFrame of numbers with the numbers in the cells; colours run from `centre - span` to `centre + span`, NaN stays white. `width` in inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    names, values = [display_name(k) for k in table.index], table.to_numpy(float)
+    with rc_context(style_settings()):
+        import seaborn as sns
+        side, top = width - .95, .3 if title else .08
+        fig = Figure(figsize=(width, side + .3 + top)); height = fig.get_figheight()
+        ax = fig.add_axes([.85/width, .28/height, side/width, side/height])
+        sns.heatmap(table, ax=ax, annot=True, fmt=f'.{digits}f', center=centre, vmin=centre - span, vmax=centre + span, cmap='vlag', cbar=False, square=True,
+                    linewidths=.8, annot_kws={'size': 7}, mask=(values != values))
+        ax.set_xticklabels([display_name(k) for k in table.columns], rotation=0, fontsize=6); ax.set_yticklabels(names, rotation=0, fontsize=6.5)
+        ax.set(xlabel='', ylabel=''); ax.tick_params(length=0)
+        if title: fig.text(.05/width, 1 - .06/height, _wrap(title, width, 8.8, 1), fontsize=8, weight='bold', ha='left', va='top', parse_math=False)
+    return fig
+
 # %% ../nbs/70_reporting.ipynb #c69e08a6
 def score_caption(scores) -> str:
     "The scores of one image in a line, as under the paper's figures: P, H, C and A for the four scorers; other names by their first letter."
     order = ['pickscore', 'hps', 'clip', 'aesthetic']
     names = [k for k in order if k in scores] + [k for k in scores if k not in order]
-    return '\N{NO-BREAK SPACE} '.join(f'{k[0].upper()}\N{NO-BREAK SPACE}{scores[k]:.{2 if abs(scores[k]) >= 1 else 3}f}' for k in names)
+    return ' \N{NO-BREAK SPACE}'.join(f'{k[0].upper()}\N{NO-BREAK SPACE}{scores[k]:.{2 if abs(scores[k]) >= 1 else 3}f}' for k in names)
 
 def _picture(image):
     "A PIL RGB image from one or from a uint8 array. Raises InputError for any other array: its scale would be a guess."
@@ -327,29 +380,33 @@ def _check_grid(images, rows, columns, captions, truth):
     if truth is not None and len(truth) != len(rows): raise InputError(f'{len(rows)} prompts need as many true renders, not {len(truth)}')
 
 # %% ../nbs/70_reporting.ipynb #2d4bbaef
-def image_grid(images, rows, columns, captions=None, truth=None, truth_name='true render', width=PAGE, dpi=300):
+def image_grid(images, rows, columns, captions=None, truth=None, truth_name='true render', width=PAGE, dpi=300, title=''):
     """Figure of images [rows][columns] (PIL or uint8 arrays, None for an empty cell), a prompt a row and a model a column.
 
-    `captions` [rows][columns]: a line under each image; `truth` [rows]: a last column set apart. `width` in inches; `dpi` as in `save_figure`.
-    Raises InputError if the shapes disagree."""
+    `captions` [rows][columns]: a line under each image; `truth` [rows]: a last column set apart. Rows or columns without a name take no room for it.
+    `width` in inches; `dpi` as in `save_figure`. Raises InputError if the shapes disagree."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     _check_grid(images, rows, columns, captions, truth)
     cells = [[*row, *([] if truth is None else [truth[i]])] for i, row in enumerate(images)]
     cells = [[None if image is None else _picture(image) for image in row] for row in cells]
-    side, gap, apart = max(.8, .15*width + .1), .05, .1*(truth is not None)      # inches: the prompts' column, the gaps
+    side, gap, apart = max(.8, .15*width + .1) if any(rows) else .05, .05, .1*(truth is not None)      # inches: the prompts' column, the gaps
     n = len(columns) + (truth is not None)
     w = (width - side - (n - 1)*gap - apart - .05)/n
     h = w*max((image.height/image.width for row in cells for image in row if image), default=1)
-    heads = [_wrap(name, w + gap, 7.5, 3) for name in (*columns, *([] if truth is None else [truth_name]))]
+    heads = [*columns, *([] if truth is None else [truth_name])]
+    size = min(7, 72*w/.63/max(len(word) for name in heads for word in str(name).split() or ['-']))              # points at which the longest word fits
+    heads = [_wrap(name, w + gap, size*1.07, 3) for name in heads]
     under = [[_wrap(c, w + gap, 5.5, 3) for c in row] for row in captions or []]
-    top = .1 + .12*max(name.count('\n') + 1 for name in heads)
+    above, title = (.24, _wrap(title, width, 8.8, 1)) if title else (0, '')
+    top = above + (.1 + .12*max(name.count('\n') + 1 for name in heads) if any(heads) else .05)
     down = h + gap + .0955*max((c.count('\n') + 1.5 for row in under for c in row if c), default=0)
     with rc_context(style_settings()):
         fig = Figure(figsize=(width, top + len(rows)*down), dpi=150)
+        if title: _write_lines(fig, title, .05, .13, 8, 'left', weight='bold')
         for j, name in enumerate(heads):
             x, last = side + j*(w + gap) + apart*(j == len(columns)), j == len(columns)
-            _write_lines(fig, name, x + w/2, top/2, 7, 'center', weight='bold')
+            _write_lines(fig, name, x + w/2, (above + top)/2, size, 'center', weight='bold')
             for i in range(len(rows)): _draw_cell(fig, cells[i][j], x, top + i*down, w, h, under[i][j] if under and not last else '', dpi)
         for i, prompt in enumerate(rows):
             _write_lines(fig, _wrap(prompt, side - .1, 6.5, max(1, int(h*72/8.2))), .05, top + i*down + h/2, 6.5, 'left')
@@ -367,6 +424,13 @@ def write_provenance(folder, name, command='', parameters=None, seeds=(), inputs
             'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'seconds': None if seconds is None else round(seconds, 1),
             'inputs': {Path(p).name: content_digest(p) for p in inputs}, 'outputs': {Path(p).name: file_digest(p) for p in outputs}}
     return write_json(Path(folder)/f'{name}.json', note)
+
+def write_finding(folder, name, text) -> Path:
+    "Write the finding of a notebook, one sentence, to `folder`/`name`_finding.txt. Raises InputError for more than a line."
+    if len(str(text).splitlines()) != 1: raise InputError(f'the finding of {name} must be one line')
+    path = Path(folder)/f'{name}_finding.txt'
+    with staged(path) as t: t.write_text(f'{text}\n', encoding='utf-8')
+    return path
 
 def _figure_versions() -> dict:
     "Versions of what draws figures; None for what is not installed."

@@ -12,10 +12,11 @@ from pathlib import Path
 from .store import InputError, canonical, digest, file_digest, first_difference, locked, read_json, runs_root, staged, write_json
 
 # %% auto #0
-__all__ = ['SCALES', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook', 'notebook_parameters', 'parse_parameter',
-           'check_parameter', 'package_key', 'Job', 'plan_jobs', 'plan_job', 'results', 'write_note', 'is_done',
-           'environment', 'this_python', 'NotebookError', 'failure', 'run_job', 'reproduce', 'between_markers',
-           'insert_table']
+__all__ = ['SCALES', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook', 'notebook_parameters',
+           'parse_parameter', 'check_parameter', 'package_key', 'Job', 'chosen', 'plan_jobs', 'plan_job', 'results',
+           'write_note', 'is_done', 'title_of', 'index_row', 'write_index', 'environment', 'this_python',
+           'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings', 'run_apart', 'run_told',
+           'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
 
 # %% ../nbs/75_reproduction.ipynb #b0a91008
 SCALES = ('smoke', 'icons', 'sd15', 'sd21', 'sdxl')
@@ -113,16 +114,23 @@ class Job:
         cells = [[c.cell_type, c.source] for c in read_notebook(self.path).cells]
         return canonical({'notebook': digest(cells), 'parameters': self.parameters, 'package': package_key()})
 
-# %% ../nbs/75_reproduction.ipynb #08c7e94b
+# %% ../nbs/75_reproduction.ipynb #b271239c
+BY_NAME = ('icon_world',)  # run only when named
+
+def chosen(name, scale, names) -> list:
+    "Which of the notebooks `names` a run of `name` means: that one, or for 'all' every one that is not in `BY_NAME`."
+    return [n for n in names if n == name or (name == 'all' and (scale == 'smoke' or n not in BY_NAME))]
+
+# %% ../nbs/75_reproduction.ipynb #a8cda3c5
 def plan_jobs(name, scale='icons', out=None, parameters=(), place=None) -> list[Job]:
-    """The jobs of notebook `name`, or of every notebook for 'all', each checked; nothing is computed.
+    """The jobs of notebook `name`, or for 'all' of every notebook (see `chosen`), each checked; nothing is computed.
 
     `out` defaults to paper_figures/<scale> in the current folder. `parameters` is a dict, or texts NAME=VALUE. Raises InputError for an unknown notebook, scale, parameter or
     value, a notebook without its one tagged cell, and one that lacks the parameters `scale` or `out`."""
     if scale not in SCALES: raise InputError(f'unknown scale {scale!r}: use {", ".join(SCALES)}')
     found = notebooks(place)
     if name != 'all' and name not in found: raise InputError(f'there is no notebook {name!r}: use all, or one of {", ".join(found)}')
-    return [plan_job(n, path, scale, out, parameters) for n, path in found.items() if name in (n, 'all')]
+    return [plan_job(n, found[n], scale, out, parameters) for n in chosen(name, scale, found)]
 
 def plan_job(name, path, scale, out, parameters) -> Job:
     "One job of `plan_jobs`."
@@ -151,6 +159,30 @@ def is_done(job) -> bool:
         return (first_difference(note['inputs'], job.inputs) is None and file_digest(job.executed) == note['executed']
                 and all(file_digest(job.out/name) == sha for name, sha in note['results'].items()))
     except (InputError, KeyError, TypeError, AttributeError): return False        # no note, a damaged one, or a file that is gone
+
+# %% ../nbs/75_reproduction.ipynb #dd23dce9
+def title_of(path) -> str:
+    "The heading of a notebook: its first line that starts with `# `, or its name."
+    lines = (line for cell in read_notebook(path).cells if cell.cell_type == 'markdown' for line in cell.source.splitlines())
+    return next((line[2:].strip() for line in lines if line.startswith('# ')), Path(path).stem)
+
+def index_row(name, path, out) -> str:
+    "A row of the list of results."
+    picture = next((p.name for p in sorted(out.glob(f'{name}*.png')) if re.match(rf'{re.escape(name)}(?![A-Za-z0-9])', p.name)), None)
+    finding, note = out/f'{name}_finding.txt', read_json(out/f'{name}.json')
+    seconds = note.get('seconds') or 0
+    cells = [f'<img src="{picture}" width="180" alt="{name}">' if picture else '', f'**{title_of(path)}**<br>`{note.get("command", "")}`',
+             finding.read_text(encoding='utf-8').strip() if finding.exists() else '', f'{seconds/60:.1f} min']
+    return f'| {" | ".join(c.replace("|", "&#124;") for c in cells)} |\n'
+
+def write_index(out, scale, place=None) -> Path:
+    "Write README.md in `out`: a row for each notebook that has left its note `<name>.json` there, in the order of `notebooks`."
+    out = Path(out)
+    rows = [index_row(name, path, out) for name, path in notebooks(place).items() if (out/f'{name}.json').exists()]
+    head = (f'# Results at scale {scale}\n\nMade by `balanceddpo reproduce all --scale {scale}` and not edited. '
+            'The time is that of the last run of a notebook, which finds what other notebooks have trained, drawn and scored before it.\n\n| | what | finding | time |\n| --- | --- | --- | ---: |\n')
+    with staged(out/'README.md') as t: t.write_text(head + ''.join(rows), encoding='utf-8')
+    return out/'README.md'
 
 # %% ../nbs/75_reproduction.ipynb #14630874
 @contextmanager
@@ -192,25 +224,71 @@ def run_job(job, progress=True) -> Path:
     pm, began = papermill(), time.perf_counter()
     job.executed.parent.mkdir(parents=True, exist_ok=True); job.out.mkdir(parents=True, exist_ok=True)
     job.note.unlink(missing_ok=True)
-    try:
-        with this_python(): pm.execute_notebook(str(job.path), str(job.executed), job.parameters, kernel_name='python3', language='python',
-                                                progress_bar={'desc': job.name, 'disable': None} if progress else False)   # None: only on a terminal
+    try: pm.execute_notebook(str(job.path), str(job.executed), job.parameters, kernel_name='python3', language='python',
+                             progress_bar={'desc': job.name, 'disable': None} if progress else False)   # None: only on a terminal
     except (pm.PapermillExecutionError, DeadKernelError) as e: raise failure(job, e) from None
     write_note(job, time.perf_counter() - began)
     return job.executed
 
-def reproduce(name, scale='icons', out=None, parameters=(), force=False, place=None, progress=True) -> list[Job]:
-    """Run the repro notebook `name`, or 'all', at a scale; a notebook that is done is skipped unless `force`. Returns the jobs.
+def finish_job(job, force=False, progress=True) -> None:
+    "Run a job unless it is done, and say which."
+    with locked(runs_root()/'reproduce'/job.scale/'.locks'/job.name):
+        skipped = not force and is_done(job)
+        if not skipped:
+            if progress: print(f'{job.name}: running at scale {job.scale}', flush=True)
+            run_job(job, progress)
+    if progress: print(f'{job.name}: {"was done before" if skipped else "done"}; {len(results(job))} files in {job.out}', flush=True)
+
+# %% ../nbs/75_reproduction.ipynb #9c846dbd
+def thread_settings(workers) -> dict:
+    "Environment for notebooks that run side by side: each gets its share of the cores, unless the user has set it."
+    return {} if 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0))//workers))}
+
+def run_apart(job, force=False) -> None:
+    "Finish a job in a process of its own. Raises what it raised."
+    import json, subprocess
+    code = 'import sys; from balanceddpo import reproduction; sys.exit(reproduction.run_told(sys.argv[1]))'
+    told = json.dumps({'name': job.name, 'path': str(job.path), 'scale': job.scale, 'parameters': job.parameters, 'force': force})
+    done = subprocess.run([sys.executable, '-c', code, told], stderr=subprocess.PIPE, text=True)
+    if done.returncode: raise (InputError if done.returncode == 2 else NotebookError)((done.stderr.strip().splitlines() or [f'{job.name}: stopped with code {done.returncode}'])[-1])
+
+def run_told(text) -> int:
+    "The other end of `run_apart`: finish the job that a line of JSON tells; 0, or 2 for bad input and 1 for a failed notebook, with one line of error."
+    import json
+    told = json.loads(text); force = told.pop('force')
+    try:
+        with this_python(): finish_job(Job(**told | {'path': Path(told['path'])}), force)
+    except (InputError, NotebookError) as e: print(e, file=sys.stderr); return 2 if isinstance(e, InputError) else 1
+    return 0
+
+# %% ../nbs/75_reproduction.ipynb #3418b2b6
+def run_side_by_side(jobs, workers, force=False) -> None:
+    "Finish jobs, `workers` at a time. After the first that fails no other starts, and its error is raised when the running ones have ended."
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Event
+    failed = Event()
+    def run(job):
+        if failed.is_set(): return
+        try: run_apart(job, force)
+        except BaseException: failed.set(); raise
+    with environment(**thread_settings(workers)), ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(run, job) for job in jobs]
+        try:
+            for future in running: future.result()
+        except BaseException: failed.set(); raise
+
+def reproduce(name, scale='icons', out=None, parameters=(), force=False, place=None, progress=True, workers=1) -> list[Job]:
+    """Run the repro notebook `name`, or 'all', at a scale, `workers` at a time; a notebook that is done is skipped unless `force`. Returns the jobs.
 
     Arguments and errors as in `plan_jobs` and `run_job`: everything is checked before the first notebook starts, and the first that fails ends the run."""
     jobs = plan_jobs(name, scale, out, parameters, place)
-    for job in jobs:
-        with locked(runs_root()/'reproduce'/scale/'.locks'/job.name):
-            skipped = not force and is_done(job)
-            if not skipped:
-                if progress: print(f'{job.name}: running at scale {scale}', flush=True)
-                run_job(job, progress)
-        if progress: print(f'{job.name}: {"was done before" if skipped else "done"}; {len(results(job))} files in {job.out}', flush=True)
+    try:
+        if workers > 1 and len(jobs) > 1: run_side_by_side(jobs, workers, force)
+        else:
+            with this_python():
+                for job in jobs: finish_job(job, force, progress)
+    finally:
+        for folder in {job.out for job in jobs if job.out.exists()}: write_index(folder, scale, place)
     return jobs
 
 # %% ../nbs/75_reproduction.ipynb #3e81b78e

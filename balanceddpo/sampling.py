@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
-from .encoding import undamaged
 from .families import load_family, load_part, local_folder, part_digests, plain_pipeline
 from .pairs import PromptSet, read_prompts
 from .store import InputError, content_digest, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest
@@ -210,7 +209,7 @@ def sample(config, prompt_set=None, out=None, progress=True) -> ImageStore:
     if config.images_per_prompt < 1 or config.batch_size < 1 or config.steps < 1: raise InputError('images_per_prompt, batch_size and steps must be at least 1')
     stage = open_stage('sample', sample_inputs(config, prompt_set), folder=out)
     with locked(stage.folder):
-        if not (stage.done and undamaged(stage.folder)):
+        if not stage.intact:
             missing = missing_images(stage.folder, prompt_set, config)
             if missing: write_images(stage.folder, prompt_set, config, missing, progress)
             write_index(stage.folder, prompt_set, config)

@@ -200,12 +200,12 @@ def verify_manifest(folder) -> dict:
 
 # %% ../nbs/000_store.ipynb #612e33b3
 @contextmanager
-def locked(folder):
-    "Hold `folder` for this process; make it if needed. Raises InputError naming the process that holds it already."
+def locked(folder, wait=False):
+    "Hold `folder` for this process; make it if needed. If another process holds it: `wait` for it, or raise InputError naming it."
     import fcntl
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     with open(folder/'.lock', 'a+') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as e:
             f.seek(0)
             raise InputError(f'{folder} is in use by process {f.read().strip() or "unknown"}: wait for it, or choose another folder') from e
@@ -239,6 +239,14 @@ class Stage:
         try: _check_sizes(self.folder, _listed(self.folder)); kept = read_json(self.folder/'inputs.json')
         except InputError: return False
         return first_difference(kept, self.inputs) is None
+
+    @property
+    def intact(self) -> bool:
+        "Whether the stage is done and every file has the hash in its manifest."
+        if not self.done: return False
+        try: verify_manifest(self.folder)
+        except InputError: return False
+        return True
 
     def finish(self, **extra) -> Path:
         "Mark the stage as done: write the manifest, with `extra` in it. Returns the folder."

@@ -325,3 +325,29 @@ def test_order_of_the_index_does_not_matter(store, tmp_path):
     turned = replace(store, index=store.index[::-1])                                  # not a RangeIndex either
     again = Grey(); found = score_images(turned, [again], tmp_path/'m.parquet')
     assert again.seen == 0 and found['grey'].tolist() == GREYS[::-1]
+
+# --- the mean over scorers -----------------------------------------------------------------------------------------------------------------------
+
+def test_the_mean_over_scorers_by_a_slow_implementation():
+    "Three scorers, twelve prompts: the rate is the mean of the rates; the interval draws prompts, each with all its scorers."
+    from balanceddpo.evaluation import mean_win_rates
+    draw = np.random.default_rng(0); names = ['hps', 'clip', 'pickscore']
+    x, y = ({k: draw.integers(0, 4, (12, 2)).astype(float) for k in names} for _ in range(2))
+    both = pd.concat([score_table('a', x), score_table('b', y)])
+    for protocol in ('best', 'mean', 'paired'):
+        row, = mean_win_rates(both, [('a', 'b')], names, protocol=protocol, seed=5).to_dict('records')
+        single = compare(both, [('a', 'b')], names, protocol=protocol)
+        assert row['win_rate'] == pytest.approx(single.win_rate.mean()) and row['scorer'] == 'mean of 3' and row['n'] == 12
+        wins, ties, m = zip(*(count_wins(x[k], y[k], protocol) for k in names))
+        a_prompt = np.mean([(w + t/2)/m[0] for w, t in zip(wins, ties)], axis=0)
+        means = np.sort([a_prompt[draw.integers(0, 12, 12)].mean() for _ in range(20_000)])
+        assert (row['low'], row['high']) == pytest.approx((means[499], means[19_499]), abs=.02)
+    with pytest.raises(InputError, match="no scores of 'c'"): mean_win_rates(both, [('a', 'c')], names)
+
+
+def test_a_second_scorer_that_agrees_does_not_narrow_the_interval():
+    from balanceddpo.evaluation import mean_win_rates
+    draw = np.random.default_rng(1); x, y = draw.random((2, 40, 2))
+    both = pd.concat([score_table('a', {'hps': x, 'again': 10*x}), score_table('b', {'hps': y, 'again': 10*y})])
+    one, two = (mean_win_rates(both, [('a', 'b')], names)[['win_rate', 'low', 'high']].to_numpy() for names in (['hps'], ['hps', 'again']))
+    assert (one == two).all()

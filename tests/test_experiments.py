@@ -38,3 +38,20 @@ def test_images_and_scores_are_shared_by_name_of_model_not_made_again():
     columns = [*experiments.scorer_names(TINY), *TINY.checks]
     a, b = (scores[scores.model == m][columns].to_numpy() for m in ('base', 'same'))
     assert (a == b).all() and len(a) == 2
+
+
+def test_a_lora_is_merged_into_the_weights_it_adapts():
+    "Against the published form of the file: W + B A (alpha equals the rank, so the scale is 1)."
+    import torch
+    from safetensors.torch import load_file
+    model = experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2)
+    base, merged, lora = experiments.merged_weights(experiments.base_model(TINY)), experiments.merged_weights(model), load_file(model.lora)
+    ups = {n: n.replace('.down.', '.up.') for n in lora if '.lora.down.' in n}
+    change = {n.removeprefix('unet.').replace('.lora.down.weight', '.weight'): lora[up] @ lora[n] for n, up in ups.items()}
+    assert change and change.keys() < base.keys() == merged.keys()
+    for name, p in base.items(): assert torch.allclose(merged[name], p + change.get(name, torch.zeros(())), atol=1e-5), name
+    size = sum(p.double().square().sum() for p in base.values()).sqrt()
+    moved = sum(c.double().square().sum() for c in change.values()).sqrt()
+    assert 0 < experiments.distance_from_base(TINY, model) == pytest.approx(float(moved/size), rel=1e-3)
+    log = experiments.training_log(model)
+    assert log.step.tolist() == [1, 2, 3, 4] and log.refreshed.tolist() == [False, True, False, True]

@@ -72,10 +72,9 @@ def test_the_recogniser_names_true_renders_that_no_network_was_trained_on():
     assert found['distance'].max() < 1e-6
 
 
-def test_the_weights_are_small_and_safe():
+def test_the_weights_are_safetensors():
     weights = [f for f in asset().rglob('*') if f.suffix in ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.pkl')]
-    assert all(f.suffix == '.safetensors' for f in weights)
-    assert sum(f.stat().st_size for f in weights) <= 40e6
+    assert weights and all(f.suffix == '.safetensors' for f in weights)
 
 
 def test_the_model_loads_without_us_and_draws_what_it_is_asked_for():

@@ -28,7 +28,7 @@ def test_the_values_of_the_public_diffusion_dpo():
 @pytest.mark.parametrize('size', ['sd15', 'sdxl', 'icons'])
 def test_only_balanced_dpo_moves_its_reference(size):
     balanced, plain = preset(f'balanced_dpo_{size}'), preset(f'diffusion_dpo_{size}')
-    assert balanced.refresh_every > 0 == plain.refresh_every and balanced.max_steps // balanced.refresh_every >= 2
+    assert balanced.refresh_every > 0 == plain.refresh_every and balanced.max_steps > balanced.refresh_every
     assert balanced.model == plain.model and balanced.resolution == plain.resolution and balanced.beta == plain.beta
 
 
