@@ -44,7 +44,7 @@ notebooks: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.hpsv2
 	@status=0; \
 	$(NBTEST) || { status=1; echo 'A source notebook failed: see above.'; }; \
-	$(RUN) -m pytest || status=1; \
+	$(RUN) -m pytest -n 2 --dist loadgroup || status=1; \
 	exit $$status
 
 clean:
