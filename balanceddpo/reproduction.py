@@ -244,32 +244,32 @@ def thread_settings(workers) -> dict:
     "Environment for notebooks that run side by side: each gets its share of the cores, unless the user has set it."
     return {} if 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0))//workers))}
 
-def run_apart(job, force=False) -> None:
+def run_apart(job, force=False, progress=True) -> None:
     "Finish a job in a process of its own. Raises what it raised."
     import json, subprocess
     code = 'import sys; from balanceddpo import reproduction; sys.exit(reproduction.run_told(sys.argv[1]))'
-    told = json.dumps({'name': job.name, 'path': str(job.path), 'scale': job.scale, 'parameters': job.parameters, 'force': force})
+    told = json.dumps({'name': job.name, 'path': str(job.path), 'scale': job.scale, 'parameters': job.parameters, 'force': force, 'progress': progress})
     done = subprocess.run([sys.executable, '-c', code, told], stderr=subprocess.PIPE, text=True)
     if done.returncode: raise (InputError if done.returncode == 2 else NotebookError)((done.stderr.strip().splitlines() or [f'{job.name}: stopped with code {done.returncode}'])[-1])
 
 def run_told(text) -> int:
     "The other end of `run_apart`: finish the job that a line of JSON tells; 0, or 2 for bad input and 1 for a failed notebook, with one line of error."
     import json
-    told = json.loads(text); force = told.pop('force')
+    told = json.loads(text); force, progress = told.pop('force'), told.pop('progress')
     try:
-        with this_python(): finish_job(Job(**told | {'path': Path(told['path'])}), force)
+        with this_python(): finish_job(Job(**told | {'path': Path(told['path'])}), force, progress)
     except (InputError, NotebookError) as e: print(e, file=sys.stderr); return 2 if isinstance(e, InputError) else 1
     return 0
 
 # %% ../nbs/75_reproduction.ipynb #3418b2b6
-def run_side_by_side(jobs, workers, force=False) -> None:
+def run_side_by_side(jobs, workers, force=False, progress=True) -> None:
     "Finish jobs, `workers` at a time. After the first that fails no other starts, and its error is raised when the running ones have ended."
     from concurrent.futures import ThreadPoolExecutor
     from threading import Event
     failed = Event()
     def run(job):
         if failed.is_set(): return
-        try: run_apart(job, force)
+        try: run_apart(job, force, progress)
         except BaseException: failed.set(); raise
     with environment(**thread_settings(workers)), ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(run, job) for job in jobs]
@@ -283,7 +283,7 @@ def reproduce(name, scale='icons', out=None, parameters=(), force=False, place=N
     Arguments and errors as in `plan_jobs` and `run_job`: everything is checked before the first notebook starts, and the first that fails ends the run."""
     jobs = plan_jobs(name, scale, out, parameters, place)
     try:
-        if workers > 1 and len(jobs) > 1: run_side_by_side(jobs, workers, force)
+        if workers > 1 and len(jobs) > 1: run_side_by_side(jobs, workers, force, progress)
         else:
             with this_python():
                 for job in jobs: finish_job(job, force, progress)
