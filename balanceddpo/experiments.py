@@ -12,9 +12,9 @@ from .consensus import LabelConfig
 # %% auto #0
 __all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'BASELINES', 'TABLE1_COMPARISONS', 'Scale', 'published_scale', 'scale_of',
            'sdxl_scale_of', 'only_set', 'voters', 'judges', 'once', 'pair_stream', 'data_key', 'pair_scores',
-           'labels_of', 'Model', 'base_model', 'encoded_pairs', 'training_settings', 'align', 'align_labels',
-           'run_folder', 'training_log', 'merged_weights', 'distance_from_base', 'draw', 'score_models', 'scorer_names',
-           'model_of', 'table1_models', 'true_pictures', 'gallery', 'named_captions']
+           'labels_of', 'Model', 'base_model', 'encoded_pairs', 'training_settings', 'steps_of', 'align',
+           'align_labels', 'run_folder', 'training_log', 'merged_weights', 'distance_from_base', 'draw', 'score_models',
+           'scorer_names', 'model_of', 'table1_models', 'true_pictures', 'gallery', 'named_captions']
 
 # %% ../nbs/87_experiments.ipynb #e072a004
 @dataclass(frozen=True)
@@ -136,23 +136,27 @@ def encoded_pairs(scale: Scale):
     config = EncodeConfig(model=scale.model, resolution=scale.resolution)
     with once(config, data_key(scale)): return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
 
-def training_settings(scale: Scale, family: str, **changes):
-    "The `TrainConfig` of a family of presets ('diffusion_dpo', 'balanced_dpo') at a scale, with `changes`, among them `method`, the loss."
+def training_settings(scale: Scale, recipe: str, **changes):
+    "The `TrainConfig` of a recipe ('diffusion_dpo', 'balanced_dpo') at a scale: a preset without its suffix. `changes` replace its settings, among them `method`, the loss."
     from balanceddpo.presets import preset
     settings = {'model': scale.model, **dict(scale.train), **changes}
-    if family == 'diffusion_dpo' and 'refresh_every' not in changes: settings.pop('refresh_every', None)
-    return preset(f'{family}_{scale.preset}', **settings)
+    if recipe == 'diffusion_dpo' and 'refresh_every' not in changes: settings.pop('refresh_every', None)
+    return preset(f'{recipe}_{scale.preset}', **settings)
 
-def align(scale: Scale, name: str, family: str, labels: LabelConfig, **changes) -> Model:
+def steps_of(scale: Scale, steps: int) -> int:
+    "So many steps of a run of 100, in a run of this scale's length: at least 1, but 0 stays 0 (never)."
+    return max(1, round(steps*training_settings(scale, 'balanced_dpo').max_steps/100)) if steps else 0
+
+def align(scale: Scale, name: str, recipe: str, labels: LabelConfig, **changes) -> Model:
     "Trains a model, or finds the one trained before with the same settings, data and labels. `changes` replace the preset's settings."
-    return align_labels(scale, name, family, labels_of(scale, labels), labels, **changes)
+    return align_labels(scale, name, recipe, labels_of(scale, labels), labels, **changes)
 
 # %% ../nbs/87_experiments.ipynb #ab60c355
-def align_labels(scale: Scale, name: str, family: str, table, labels: LabelConfig, **changes) -> Model:
+def align_labels(scale: Scale, name: str, recipe: str, table, labels: LabelConfig, **changes) -> Model:
     "As `align`, on a ready table of labels in the columns of `label_pairs`; `labels` says how its weights are read."
     from balanceddpo.families import local_folder
     from balanceddpo.training import run_inputs, train
-    settings, encoded = training_settings(scale, family, **changes), encoded_pairs(scale)
+    settings, encoded = training_settings(scale, recipe, **changes), encoded_pairs(scale)
     keeping = {k: changes[k] for k in ('checkpoint_every', 'keep_checkpoints') if k in changes}
     key = digest(run_inputs(settings, encoded, table, labels, local_folder(settings.model)), settings.max_steps, *filter(None, [keeping]))
     with once(key): out = train(settings, encoded, table, labels, runs_root()/'train'/key)

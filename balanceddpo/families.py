@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from .backends import ensure_torchvision, pick_device, pick_dtype
-from .losses import add_noise, training_target
-from .preference_losses import log_snr
+from .losses import add_noise, log_snr, training_target
 from .store import InputError, asset, content_digest, read_json, staged
 
 # %% auto #0

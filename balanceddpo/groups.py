@@ -5,13 +5,12 @@
 # %% ../nbs/24_groups.ipynb #841771f1
 from __future__ import annotations
 from .consensus import scorer_weights
-from .store import InputError
+from .store import InputError, pair_generator
 
 # %% auto #0
-__all__ = ['LOGIT_SCALES', 'SMPO_LIMITS', 'SMPO_GAIN', 'check_groups', 'complete_images', 'scorer_scales', 'calibrated_rewards',
-           'dominates', 'frontiers', 'frontier_pairs', 'group_uniform', 'draw_pairs', 'best_worst', 'sum_reward',
-           'target_difference', 'target_weights', 'group_table', 'capo_labels', 'sum_labels', 'smpo_limits',
-           'smpo_labels', 'smpo_factor']
+__all__ = ['LOGIT_SCALES', 'SMPO_LIMITS', 'check_groups', 'complete_images', 'scorer_scales', 'calibrated_rewards', 'dominates',
+           'frontiers', 'frontier_pairs', 'draw_pairs', 'best_worst', 'sum_reward', 'target_difference',
+           'target_weights', 'group_table', 'capo_labels', 'sum_labels', 'smpo_limits', 'smpo_labels']
 
 # %% ../nbs/24_groups.ipynb #6193703c
 def check_groups(scores):
@@ -82,19 +81,13 @@ def frontier_pairs(scores, duplicates='drop'):
     return upper[:, :, None] & lower[:, None] & ~np.eye(upper.shape[1], dtype=bool)
 
 # %% ../nbs/24_groups.ipynb #d5601262
-def group_uniform(seed, step, group_id) -> float:
-    "One number in [0, 1), a function of these three values and of nothing else; the same form as `losses.pair_generator`."
-    import hashlib, numpy as np
-    key = hashlib.sha256(f'group|{int(seed)}|{int(step)}|{group_id}'.encode()).digest()[:16]
-    return float(np.random.Generator(np.random.Philox(key=int.from_bytes(key, 'little'))).random())
-
 def draw_pairs(allowed, group_ids, seed, step):
     "One of the `allowed` pairs bool `[G, N, N]` of each group, all equally likely: int64 `[G, 2]`, images i and j; -1, -1 where there is none."
     import numpy as np
     if len(group_ids) != len(allowed): raise InputError(f'{len(allowed)} groups but {len(group_ids)} ids')
     drawn = np.full((len(allowed), 2), -1)
     for row, pairs, name in zip(drawn, allowed, group_ids):
-        if len(found := np.argwhere(pairs)): row[:] = found[int(group_uniform(seed, step, name) * len(found))]
+        if len(found := np.argwhere(pairs)): row[:] = found[int(pair_generator(seed, step, name, 'group').random() * len(found))]
     return drawn
 
 # %% ../nbs/24_groups.ipynb #fee419fb
@@ -154,7 +147,6 @@ def sum_labels(scores, group_ids, scale, weights=None):
 
 # %% ../nbs/24_groups.ipynb #4a1d45ac
 SMPO_LIMITS = (0.11543526500463486, 0.28201571106910706)   # smallest and largest PickScore cosine, constants of the public code
-SMPO_GAIN = 10.                                            # gamma of the paper
 
 def smpo_limits(scores, variant='paper', unit=1.):
     """The (smallest, largest) PickScore that normalise: of all `scores`, any shape ('paper'), or the public code's constants times `unit` ('code').
@@ -180,7 +172,3 @@ def smpo_labels(reward, group_ids, limits, pairs=None):
     pairs = np.tile([0, 1], (len(x), 1)) if pairs is None else np.asarray(pairs)
     difference = np.where(pairs[:, 0] < 0, np.nan, x[rows, pairs[:, 0]] - x[rows, pairs[:, 1]])
     return group_table(group_ids, np.where(np.isnan(difference)[:, None], -1, pairs), target_weights(np.tanh(difference / (limits[1] - limits[0]) / 2)))
-
-def smpo_factor(w0, w1, gain=SMPO_GAIN):
-    "What SmPO multiplies the DPO logit by: 2 alpha - gamma = `gain` (w0 - w1). Gain 1 and the label (1, 0) give 1: plain DPO."
-    return gain * (w0 - w1)

@@ -13,12 +13,16 @@ __all__ = ['INVERSIONS', 'ddim_step', 'inversion_times', 'ancestral_deviation', 
            'noise_by_inversion']
 
 # %% ../nbs/33_inversion.ipynb #56cfd3ee
+def _wide(v, x):
+    "`v` `[m]` shaped to go with `x` `[m, ...]`."
+    return v.reshape(-1, *[1] * (x.ndim - 1))
+
 def ddim_step(kind, prediction, x, a, b):
     """`x` `[m, ...]` moved from the noise level `a` to `b` (alpha_bar, `[m]`) along a prediction of `kind`: fp32 (DDIM, arXiv:2010.02502, Eq. 12).
 
     Raises InputError for a kind other than 'epsilon' and 'v_prediction'."""
     if kind not in ('epsilon', 'v_prediction'): raise InputError(f"DDIM inversion is for 'epsilon' and 'v_prediction' models, not {kind!r}")
-    a, b = (level.to(x.device).float().reshape(-1, *[1] * (x.ndim - 1)) for level in (a, b))
+    a, b = (_wide(level.to(x.device).float(), x) for level in (a, b))
     x, prediction = x.float(), prediction.float()
     noise = prediction if kind == 'epsilon' else a.sqrt() * prediction + (1 - a).sqrt() * x
     return b.sqrt() * (x - (1 - a).sqrt() * noise) / a.sqrt() + (1 - b).sqrt() * noise
@@ -59,10 +63,6 @@ def invert(predict, kind, x0, times, alphas_cumprod, renoise='none', eta=0., dra
             if eta: there = there + eta * _wide(ancestral_deviation(a, b), x) * draw(k)
             before, before_a, x, a = torch.where(on, x, before), torch.where(b < a, a, before_a), torch.where(on, there, x), b
         return ddim_step(kind, predict(x, times[-1]), before, before_a, a) if renoise == 'end' else x
-
-def _wide(v, x):
-    "`v` `[m]` shaped to go with `x` `[m, ...]`."
-    return v.reshape(-1, *[1] * (x.ndim - 1))
 
 # %% ../nbs/33_inversion.ipynb #8b9d3317
 def implied_noise(x_t, x0, alpha_bar):

@@ -4,12 +4,11 @@
 
 # %% ../nbs/30_losses.ipynb #3ff1bb3d
 from __future__ import annotations
-from .store import InputError
+from .store import InputError, pair_generator
 
 # %% auto #0
 __all__ = ['denoising_error', 'convert_beta', 'dpo_logits', 'diffusion_dpo_loss', 'dpo_gradient_weight', 'add_noise',
-           'training_target', 'pair_generator', 'draw_noise', 'draw_uniform', 'draw_timesteps', 'loss_report',
-           'merge_reports']
+           'training_target', 'log_snr', 'draw_noise', 'draw_uniform', 'draw_timesteps', 'loss_report', 'merge_reports']
 
 # %% ../nbs/30_losses.ipynb #d66d15c9
 def denoising_error(prediction, target, convention='mean'):
@@ -70,12 +69,10 @@ def training_target(kind, x0, eps, level=None):
     a = _level(kind, level, x0)
     return a.sqrt() * eps.float() - (1 - a).sqrt() * x0.float()
 
-# %% ../nbs/30_losses.ipynb #6d978c65
-def pair_generator(seed, step, pair_id, stream):
-    "A NumPy generator that depends on these four values and on nothing else."
-    import hashlib, numpy as np
-    key = hashlib.sha256(f'{stream}|{int(seed)}|{int(step)}|{pair_id}'.encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, 'little')))
+def log_snr(kind, level):
+    "The log signal-to-noise ratio of variances, fp32 `[n]`: log(alpha_bar / (1 - alpha_bar)), or for 'flow' 2 log((1 - sigma) / sigma). `level` as in `add_noise`, and its errors."
+    a = _level(kind, level, level)
+    return 2 * ((1 - a) / a).log() if kind == 'flow' else (a / (1 - a)).log()
 
 # %% ../nbs/30_losses.ipynb #6aaa60eb
 def draw_noise(seed, step, pair_ids, shape, stream='noise'):

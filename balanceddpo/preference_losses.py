@@ -12,8 +12,8 @@ from .store import InputError
 
 # %% auto #0
 __all__ = ['RULES', 'LOSSES', 'Outputs', 'pair_errors', 'pair_logits', 'by_votes', 'dpo', 'ipo', 'hinge', 'reverse_divergence',
-           'dmpo', 'log_snr', 'capo', 'smpo', 'inpo', 'bounded_likelihood', 'mapo', 'sft', 'dspo', 'kl_estimate', 'kto',
-           'loser_scale', 'safeguarded', 'Parameter', 'Loss', 'choose_loss']
+           'dmpo', 'capo', 'smpo', 'bounded_likelihood', 'mapo', 'sft', 'dspo', 'kl_estimate', 'kto', 'loser_scale',
+           'safeguarded', 'Parameter', 'Loss', 'choose_loss']
 
 # %% ../nbs/32_preference_losses.ipynb #e2fc841b
 @dataclass(frozen=True)
@@ -86,13 +86,6 @@ def dmpo(outputs, beta, alpha=.01):
     x = pair_logits(outputs, beta)
     return by_votes(outputs, reverse_divergence(x, alpha), reverse_divergence(-x, alpha)), x
 
-# %% ../nbs/32_preference_losses.ipynb #f3173886
-def log_snr(kind, level):
-    "The log signal-to-noise ratio, fp32: log(alpha_bar / (1 - alpha_bar)), or for 'flow' 2 log((1 - sigma) / sigma). `level` is alpha_bar or sigma, as in `add_noise`."
-    if kind not in ('epsilon', 'v_prediction', 'flow'): raise InputError(f"unknown kind of prediction {kind!r}: use 'epsilon', 'v_prediction' or 'flow'")
-    signal = 1 - level.float() if kind == 'flow' else level.float()
-    return (1 + (kind == 'flow')) * (signal / (1 - signal)).log()
-
 # %% ../nbs/32_preference_losses.ipynb #1be6866c
 def capo(outputs, beta, weighting='sigmoid', bias=1.5):
     """CaPO (Lee et al., arXiv:2502.02588): regression of the logit on the signed target w0 - w1, a difference of calibrated rewards. Losses and logits `[n]`.
@@ -112,10 +105,6 @@ def smpo(outputs, beta, sensitivity=10., variant='code'):
     if variant not in ('code', 'paper'): raise InputError(f"unknown variant {variant!r} of SmPO: use 'code' or 'paper'")
     x = pair_logits(outputs, beta if variant == 'code' else 2 * beta)
     return diffusion_dpo_loss(sensitivity * outputs.signed * x, outputs.labelled, 0), x
-
-def inpo(outputs, beta):
-    "DDIM-InPO (Lu et al., arXiv:2503.18454; JaydenLyh/InPO): Diffusion-DPO, on latents and noise found by DDIM inversion. Losses and logits `[n]`."
-    return dpo(outputs, beta)
 
 # %% ../nbs/32_preference_losses.ipynb #b43fe996
 def bounded_likelihood(errors, scale):
@@ -225,7 +214,7 @@ LOSSES = dict(
     smpo=Loss(smpo, 'SmPO-Diffusion', 'Lu et al., arXiv:2506.02698', noise='smpo_code', parameters=dict(
         beta=Parameter(2000., 'paper and JaydenLyh/SmPO, examples/sd15.sh'), sensitivity=Parameter(10., 'paper and train.py'),
         variant=Parameter('code', 'ours: what was run', "'code' or 'paper'"))),
-    inpo=Loss(inpo, 'DDIM-InPO', 'Lu et al., arXiv:2503.18454', dict(beta=Parameter(2000., 'JaydenLyh/InPO, examples/sd15.sh')), noise='inpo_code'),
+    inpo=Loss(dpo, 'DDIM-InPO', 'Lu et al., arXiv:2503.18454', dict(beta=Parameter(2000., 'JaydenLyh/InPO, examples/sd15.sh')), noise='inpo_code'),
     mapo=Loss(mapo, 'MaPO', 'Hong et al., arXiv:2406.06424', needs_reference=False, conventions=('mean',), parameters=dict(
         beta=Parameter(.1, 'mapo-t2i/mapo, args.py'), scale=Parameter(.5, 'args.py, snr_value'), timesteps=Parameter(1000, 'the scheduler of SDXL'))),
     dspo=Loss(dspo, 'DSPO', 'Zhu et al., ICLR 2025', _dspo, conventions=('mean',)),
@@ -240,10 +229,10 @@ LOSSES |= dict(
     dspo_safeguarded=Loss(partial(safeguarded, loss=dspo), 'DSPO with the safeguard of SDPO', 'Fu et al., arXiv:2511.03317', _dspo | _mu(.2), conventions=('mean',)))
 
 # %% ../nbs/32_preference_losses.ipynb #f3c42253
-def choose_loss(name, convention='mean', reference=True, **changes):
-    """`outputs -> (losses [n], logits [n])` for a row of `LOSSES`, with its defaults and `changes`; `reference` says whether there is a reference model.
+def choose_loss(name, convention='mean', **changes):
+    """`outputs -> (losses [n], logits [n])` for a row of `LOSSES`, with its defaults and `changes`.
 
-    Raises InputError with the reason: no such method or parameter, a value that makes no sense, the wrong convention, no reference."""
+    Raises InputError with the reason: no such method or parameter, a value that makes no sense, the wrong convention."""
     if name not in LOSSES: raise InputError(f'unknown method {name!r}: use one of {", ".join(LOSSES)}')
     loss = LOSSES[name]
     for key, value in changes.items():
@@ -251,7 +240,6 @@ def choose_loss(name, convention='mean', reference=True, **changes):
         rule = loss.parameters[key].rule
         if not _holds(rule, value): raise InputError(f'{key} must be {rule} for {name}, not {value!r}')
     if convention not in loss.conventions: raise InputError(f'{name} is made for errors that are a {" or ".join(loss.conventions)} over a latent, not a {convention}')
-    if loss.needs_reference and not reference: raise InputError(f'{name} compares the policy with a reference model, and there is none')
     return partial(loss.function, **(loss.defaults | changes))
 
 def _holds(rule, value) -> bool:

@@ -72,7 +72,7 @@ def diffusion_dpo_icons(**changes) -> TrainConfig:
     return TrainConfig(**dict(
         model='icons', data='icons', resolution=64,  # the packaged model and its size
         max_steps=100, batch_size=32, micro_batch_size=32,  # ours: minutes on a core
-        learning_rate=3e-5, beta=2000,  # the best of six settings on the tuning prompts (nbs/repro/tuning.ipynb)
+        learning_rate=3e-5, beta=2000,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb)
         warmup_steps=10,  # ours
         refresh_every=0,  # as DiffusionDPO
         empty_prompt_rate=0.1,  # ours: the share the base model was trained with
@@ -83,7 +83,7 @@ def diffusion_dpo_icons(**changes) -> TrainConfig:
 def balanced_dpo_icons(**changes) -> TrainConfig:
     "BalancedDPO in the icon world: the same, with a reference that follows and a stronger pull towards it. All values ours. Labels: majority."
     return diffusion_dpo_icons(**dict(
-        beta=10000, refresh_every=25,  # the best of eight settings on the tuning prompts (nbs/repro/tuning.ipynb); the paper has twenty refreshes, here there are four
+        beta=10000, refresh_every=25,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb); the paper has twenty refreshes, here there are four
     ) | changes)
 
 # %% ../nbs/45_presets.ipynb #da86aea2

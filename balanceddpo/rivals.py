@@ -66,19 +66,19 @@ def image_bytes_of(store, prompt_id, index) -> bytes:
     return (store.folder/image_file(prompt_id, index)).read_bytes()
 
 # %% ../nbs/88_rivals.ipynb #d4f3dc7d
-def align_groups(scale: Scale, groups: Groups, name: str, rule, visits: int = 1, family: str = 'diffusion_dpo', **changes) -> Model:
+def align_groups(scale: Scale, groups: Groups, name: str, rule, visits: int = 1, recipe: str = 'diffusion_dpo', **changes) -> Model:
     "Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each of `visits`. `changes` replace settings of the preset, `method` the loss."
     path, labels = group_pairs(groups, [rule(groups.scores, groups.prompt_ids, v) for v in range(visits)])
-    return align_labels(replace(scale, pairs=str(path), n_pairs=None), name, family, labels, LabelConfig('given'), **changes)
+    return align_labels(replace(scale, pairs=str(path), n_pairs=None), name, recipe, labels, LabelConfig('given'), **changes)
 
 def average(models, name: str) -> Model:
     "The model whose denoiser has the mean of the weights of `models`, which start from one base: SOUP (Rame et al., arXiv:2306.04488), a baseline of CaPO."
     from balanceddpo.families import load_family, save_pipeline
     import torch
-    out = runs_root()/'soup'/digest([str(m) for m in models])/'model'
+    out = runs_root()/'soup'/digest([(m.folder, m.lora) for m in models])/'model'
     with once(out.parent.name):
         if out.exists(): return Model(name, str(out))
-        weights = [merged_weights(Model(m.name, m.folder, m.lora)) for m in models]
+        weights = [merged_weights(m) for m in models]
         network = load_family(models[0].folder, device='cpu', components=('denoiser',)).model
         with torch.no_grad():
             for key, p in network.named_parameters(): p.copy_(torch.stack([w[key].float() for w in weights]).mean(0))

@@ -12,7 +12,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['InputError', 'canonical', 'digest', 'file_digest', 'content_digest', 'tidy', 'staged', 'write_json', 'read_json',
            'write_manifest', 'verify_manifest', 'locked', 'runs_root', 'first_difference', 'Stage', 'open_stage',
-           'asset']
+           'pair_generator', 'asset']
 
 # %% ../nbs/000_store.ipynb #b784aa89
 class InputError(ValueError):
@@ -267,6 +267,13 @@ def open_stage(kind, inputs, root=None, folder=None) -> Stage:
     if found := first_difference(read_json(folder/'inputs.json'), inputs):
         raise InputError('{} was made with {} = {!r}, not {!r}: choose another folder, or delete it'.format(folder, *found))
     return Stage(folder, inputs)
+
+# %% ../nbs/000_store.ipynb #f09142e1
+def pair_generator(seed, step, pair_id, stream):
+    "A NumPy generator that depends on these four values and on nothing else; `stream` separates uses that must not share numbers."
+    import hashlib, numpy as np
+    key = hashlib.sha256(f'{stream}|{int(seed)}|{int(step)}|{pair_id}'.encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, 'little')))
 
 # %% ../nbs/000_store.ipynb #233aef6b
 def asset(*parts) -> Path:

@@ -23,10 +23,11 @@ from .store import InputError, digest, locked, open_stage, staged, verify_manife
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'loss_of',
            'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable', 'with_targets',
-           'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of', 'micro_batch', 'inverted',
-           'outputs_of', 'micro_step', 'learning_rate', 'measured', 'append_row', 'keep_rows', 'skip_step', 'update',
-           'refresh', 'row_of', 'record', 'run_inputs', 'trained_state', 'save', 'restore', 'stop_signal', 'stopping',
-           'base_name', 'described', 'model_card', 'publish', 'published', 'watched', 'alone', 'open_run', 'train']
+           'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of', 'micro_batch',
+           'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate', 'measured', 'append_row', 'keep_rows',
+           'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs', 'trained_state', 'save', 'restore',
+           'stop_signal', 'stopping', 'base_name', 'described', 'model_card', 'publish', 'published', 'watched',
+           'alone', 'open_run', 'train']
 
 # %% ../nbs/40_training.ipynb #128fa684
 @dataclass(frozen=True)
@@ -278,18 +279,20 @@ def micro_batch(run, places) -> MicroBatch:
     else: noisy, target = inverted(run, x0, t, conditioning, pair_ids)
     return MicroBatch(noisy, target, t, conditioning, to_device(weights_of(run, places), run), family.log_snr(x0, t)[::2], pair_ids)
 
+def predicted(run, model, noisy, timesteps, conditioning):
+    "What `model` predicts for noisy latents [2n, c, h, w] at timesteps [2n], under the run's precision: the one numeric path of policy and reference."
+    with run.accelerator.autocast(): return run.family.predict(model, noisy, timesteps, conditioning, run.config.resolution)
+
 def inverted(run, x0, t, conditioning, pair_ids):
     "Noisy latents and targets, both as `x0` [2n, c, h, w], by DDIM inversion with the policy (SmPO, InPO), without gradient."
-    def predict(x, at):
-        with run.accelerator.autocast(): return run.family.predict(run.policy, x, at, conditioning, run.config.resolution)
+    def predict(x, at): return predicted(run, run.policy, x, at, conditioning)
     def draw(k): return to_device(draw_noise(run.config.seed, run.step, pair_ids, (2, *x0.shape[1:]), f'inversion {k}').flatten(0, 1), run)
     return noise_by_inversion(run.config.noise, predict, run.family.prediction, x0, t, run.family.alphas_cumprod, draw)
 
 # %% ../nbs/40_training.ipynb #c32bba6b
 def outputs_of(run, batch) -> Outputs:
     "What the loss sees of these pairs; only the policy's prediction has a gradient. A method without a reference gets none."
-    def predict(model):
-        with run.accelerator.autocast(): return run.family.predict(model, batch.noisy, batch.timesteps, batch.conditioning, run.config.resolution)
+    def predict(model): return predicted(run, model, batch.noisy, batch.timesteps, batch.conditioning)
     def pairs(tensor): return tensor.unflatten(0, (-1, 2))
     reference = pairs(run.reference.predict(predict)) if LOSSES[run.config.method].needs_reference else None
     return Outputs(pairs(predict(run.policy)), reference, pairs(batch.target), batch.weights, batch.log_snr, run.config.beta_convention)

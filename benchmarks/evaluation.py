@@ -8,6 +8,7 @@ A second arm of ours compares another model with the same base, whose images and
 from __future__ import annotations
 import shutil, tempfile
 from pathlib import Path
+from balanceddpo.scorers import PAPER_SCORERS
 from benchmarks.labelling import features, load_four
 from benchmarks.timing import SIZE, Arm, Log, versus
 
@@ -16,7 +17,6 @@ GUIDANCE, SCHEDULER = 3., 'dpm++'                                         # the 
 BATCH = 16                                                                # images ours draws at once
 CHANGE = 0.1                                                              # relative size of the random change that makes another model of the base
 TOLERANCE = 0.005                                                         # of a score, in standard deviations: 8-bit images after batches of another size
-NAMES = ('hps', 'clip', 'pickscore', 'aesthetic')
 
 
 def write_model(folder, seed) -> Path:
@@ -47,7 +47,7 @@ def ours(name, models, prompts, scorers, folder):
     import pandas as pd
     from balanceddpo.evaluation import compare
     tables = pd.concat([our_scores(n, models[n], prompts, scorers, folder) for n in ('base', name)])
-    return compare(tables, [(name, 'base')], NAMES)
+    return compare(tables, [(name, 'base')], PAPER_SCORERS)
 
 
 def rival_images(model, prompts) -> list:
@@ -83,7 +83,7 @@ def gate(log, models, prompts, scorers, folder) -> None:
     import numpy as np
     theirs = {n: rival_scores(models[n], prompts, scorers) for n in ('base', 'a')}
     for name, scores in theirs.items():
-        mine = our_scores(name, models[name], prompts, scorers, folder)[list(NAMES)].to_numpy().reshape(scores.shape)
+        mine = our_scores(name, models[name], prompts, scorers, folder)[list(PAPER_SCORERS)].to_numpy().reshape(scores.shape)
         apart = float((np.abs(mine - scores) / scores.reshape(-1, 4).std(0)).max())
         log.gate(3, f'evaluation, {name}: largest difference of a score in standard deviations', apart, TOLERANCE)
     near = np.abs(theirs['a'].max(1) - theirs['base'].max(1)) <= 2 * TOLERANCE * theirs['base'].reshape(-1, 4).std(0)

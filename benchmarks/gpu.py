@@ -12,7 +12,7 @@ from benchmarks.timing import ROUNDS, WARMUPS, Log, device_wait
 from benchmarks.world import SD15, SDXL, RandomPairs, flops, make_family, per_pair, synthetic_pairs
 
 ROW = 'H200'                                            # in the place of a row's number
-PEAK = 790e12                                           # FLOP/s of an 8192^3 bf16 product on one H200 (performance.md); the limits below are for it
+PEAK = 790e12                                           # FLOP/s of an 8192^3 bf16 product assumed for one H200 until it is measured in the same run; the limits below are for it
 MICROS = (1, 4, 16, 32)                                 # pairs at once, of `STEP_PAIRS` an optimizer step
 STEP_PAIRS = 32
 EAGER, COMPILED, XL_GOAL, LABEL_GOAL, SAMPLE_GOAL = '>= 43', '>= 55', '>= 5', '>= 220', '>= 4'

@@ -30,7 +30,7 @@ SDXL = Geometry('SDXL', 1024, dict(block_out_channels=(320, 640, 1280), down_blo
                 up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'), transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20),
                 cross_attention_dim=2048, use_linear_projection=True, addition_embed_type='text_time', addition_time_embed_dim=256,
                 projection_class_embeddings_input_dim=2816), SD_VAE, batch=8)
-# For the CPU (performance.md, A5 b). The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
+# For the CPU. The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
 # a quarter (`encoder_share`, tested). Widths are multiples of 16, for which the kernels are made.
 CPU = Geometry('CPU', 256, dict(block_out_channels=(64, 128, 256, 256), layers_per_block=1, cross_attention_dim=128),
                dict(block_out_channels=(16, 48, 96, 96), layers_per_block=2, norm_num_groups=16, **FOUR),

@@ -106,7 +106,7 @@ def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one(
                                                                                     torch.empty(1, 77, g.unet['cross_attention_dim'])).sample),
                           world.meta_flops(partial(world.make_vae, g), lambda m: m.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean))
     unet, encode = count(world.SD15); small, small_encode = count(world.CPU)
-    assert unet == pytest.approx(803.3e9, rel=1e-3) and encode == pytest.approx(1116.7e9, rel=1e-3)      # performance.md, A1
+    assert unet == pytest.approx(803.3e9, rel=1e-3) and encode == pytest.approx(1116.7e9, rel=1e-3)      # SD1.5's geometry, by torch's counter
     assert small_encode / small == pytest.approx(encode / unet, rel=.1)
     assert world.per_pair(dict(unet=1., unet_backward=3., encode=2., text=.5)) == {'cached': 8., 'in_loop': 12.5}
 

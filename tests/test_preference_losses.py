@@ -3,9 +3,9 @@ import math
 from dataclasses import replace
 import numpy as np, pytest, torch
 from torch.testing import assert_close
-from balanceddpo.losses import convert_beta, denoising_error, diffusion_dpo_loss, dpo_logits, loss_report
-from balanceddpo.preference_losses import (LOSSES, RULES, Loss, Outputs, Parameter, by_votes, capo, choose_loss, dmpo, dpo, dspo, hinge, inpo, ipo, kl_estimate, kto,
-                                           log_snr, loser_scale, mapo, pair_logits, safeguarded, sft, smpo)
+from balanceddpo.losses import convert_beta, denoising_error, diffusion_dpo_loss, dpo_logits, log_snr, loss_report
+from balanceddpo.preference_losses import (LOSSES, RULES, Loss, Outputs, Parameter, by_votes, capo, choose_loss, dmpo, dpo, dspo, hinge, ipo, kl_estimate, kto,
+                                           loser_scale, mapo, pair_logits, safeguarded, sft, smpo)
 from balanceddpo.store import InputError
 
 LN2 = torch.tensor(math.log(2)).item()
@@ -30,7 +30,7 @@ def of_errors(e, r, weights, **more):
     return Outputs(p, q, torch.zeros_like(p), torch.tensor(weights), **more)
 
 def run(name, outputs, **changes):
-    return choose_loss(name, outputs.convention, outputs.reference_prediction is not None, **(dict(beta=MODERATE[name]) | changes))(outputs)
+    return choose_loss(name, outputs.convention, **(dict(beta=MODERATE[name]) | changes))(outputs)
 
 def gradient(name, outputs, **changes):
     p = outputs.prediction.detach().clone().requires_grad_()
@@ -201,9 +201,9 @@ def test_capo_weighs_noisy_timesteps_more():
     with pytest.raises(InputError, match='signal-to-noise'): capo(replace(outputs, log_snr=None), 4.)
     with pytest.raises(InputError, match='weighting'): capo(outputs, 4., weighting='min-snr')
 
-def test_smpo_with_weight_1_is_dpo_and_so_is_inpo():
+def test_smpo_with_weight_1_is_dpo():
     hard = make(weights=torch.tensor([[1., 0.], [0., 1.], [0., 0.]] * 8))
-    assert_close(smpo(hard, 4., sensitivity=1.), dpo(hard, 4.)); assert_close(inpo(hard, 4.), dpo(hard, 4.))
+    assert_close(smpo(hard, 4., sensitivity=1.), dpo(hard, 4.))
     assert_close(smpo(hard, 4., sensitivity=1., variant='paper'), dpo(hard, 8.))                # no 1/2 before beta
     with pytest.raises(InputError, match='variant'): smpo(hard, 4., variant='Paper')
 
@@ -366,7 +366,7 @@ def test_outputs_refuse_what_does_not_belong_together():
     (dict(name='dpo', beta=0.), 'above 0'), (dict(name='dpo', beta=math.inf), 'above 0'), (dict(name='dpo', beta='high'), 'above 0'),
     (dict(name='dspo', beta=5000.), 'from 0 to 1'), (dict(name='dpo_safeguarded', mu=1.1), 'from 0 to 1'),
     (dict(name='mapo', convention='sum'), 'mean'), (dict(name='dspo', convention='sum'), 'mean'),
-    (dict(name='kto', reference=False), 'reference'), (dict(name='kto', kl=-1.), '0 or more'), (dict(name='smpo', variant='ours'), "'code' or 'paper'"),
+    (dict(name='kto', kl=-1.), '0 or more'), (dict(name='smpo', variant='ours'), "'code' or 'paper'"),
     (dict(name='capo', weighting=None), "'sigmoid'"), (dict(name='capo', bias=math.nan), 'finite')])
 def test_choose_loss_refuses_with_a_reason(wrong, reason):
     with pytest.raises(InputError, match=reason): choose_loss(**wrong)
@@ -375,9 +375,8 @@ def test_choose_loss_refuses_with_a_reason(wrong, reason):
 def test_rows_of_the_table_are_whole(name):
     loss = LOSSES[name]
     assert 'beta' in loss.parameters and loss.paper and all(p.source and p.rule in RULES for p in loss.parameters.values())
-    assert choose_loss(name, reference=loss.needs_reference, **loss.defaults)                   # every default keeps its own rule
+    assert choose_loss(name, **loss.defaults)                   # every default keeps its own rule
     outputs = make(); assert_close(choose_loss(name)(outputs), loss.function(outputs, **loss.defaults))
-    choose_loss('mapo', reference=False), choose_loss('sft', 'sum', reference=False)
 
 def test_defaults_are_the_ones_of_the_public_code():
     defaults = {name: loss.defaults for name, loss in LOSSES.items()}
