@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 from .store import InputError
 
 # %% auto #0
-__all__ = ['ROW_COLUMNS', 'LABELLERS', 'votes', 'scorer_weights', 'majority', 'tie_probability', 'break_ties', 'score_units',
-           'score_margin', 'Ballot', 'scorer_columns', 'pair_index', 'read_ballot', 'LabelConfig', 'hard_weights',
-           'shared_weights', 'labeller', 'human_votes', 'standard_margin', 'majority_labels', 'human_labels',
-           'single_labels', 'label_pairs', 'drawn_scorer', 'label_weights', 'cohen_kappa', 'agreement', 'vote_splits',
-           'tie_report', 'equal_scores', 'write_labels', 'read_labels']
+__all__ = ['ROW_COLUMNS', 'LABELLERS', 'SMPO_LIMITS', 'votes', 'scorer_weights', 'majority', 'tie_probability', 'break_ties',
+           'score_units', 'score_margin', 'Ballot', 'scorer_columns', 'pair_index', 'read_ballot', 'LabelConfig',
+           'hard_weights', 'shared_weights', 'labeller', 'human_votes', 'standard_margin', 'majority_labels',
+           'human_labels', 'single_labels', 'margin_weights', 'margin_labels', 'confidence_votes', 'confidence_weights',
+           'confidence_labels', 'smoothed_weights', 'smoothed_labels', 'label_pairs', 'drawn_scorer', 'label_weights',
+           'cohen_kappa', 'agreement', 'vote_splits', 'tie_report', 'equal_scores', 'write_labels', 'read_labels']
 
 # %% ../nbs/20_consensus.ipynb #a112093c
 def votes(scores):
@@ -131,15 +132,19 @@ def read_ballot(table, scorers=None) -> Ballot:
 @dataclass(frozen=True)
 class LabelConfig:
     "How scores become labels. Raises InputError for a setting that contradicts itself."
-    method: Literal['human', 'single', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax', 'majority', 'given'] = 'majority'  # how the label is made; given: by other code
-    scorer: str | None = None  # the scorer of method single
+    method: Literal['human', 'single', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax', 'majority', 'margin', 'confidence', 'smoothed', 'given'] = 'majority'  # how the label is made; given: by other code
+    scorer: str | None = None  # the scorer of methods single and smoothed
     ties: Literal['drop', 'human', 'first', 'margin'] = 'drop'  # what a tied vote, or a human tie, becomes
     weights: tuple[float, ...] | None = None  # one weight a scorer, in their order; equal if not given
     seed: int = 0  # draws the scorer of each step in method random
     scorers: tuple[str, ...] | None = None  # the scorers that vote; all columns if not given
+    limits: tuple[float, float] | None = None  # smallest and largest score by which method smoothed normalises; those of the data if not given
 
     def __post_init__(self):
-        if (self.method == 'single') != (self.scorer is not None): raise InputError('method single needs a scorer, and only method single takes one')
+        single = self.method in ('single', 'smoothed')
+        if single and self.scorer is None: raise InputError(f'method {self.method} needs a scorer')
+        if self.scorer is not None and not single: raise InputError(f'method {self.method} takes no scorer: only single and smoothed do')
+        if self.limits is not None and self.method != 'smoothed': raise InputError('only method smoothed takes limits')
 
 # %% ../nbs/20_consensus.ipynb #1082a649
 def hard_weights(s):
@@ -194,11 +199,15 @@ def human_labels(ballot, config):
     return _decided(human_votes(ballot.human), np.isfinite(ballot.human), ballot, config)
 
 # %% ../nbs/20_consensus.ipynb #1aa96b13
+def _column(ballot, config) -> int:
+    "The place of `config.scorer` among the scorers. Raises InputError if it did not score."
+    if config.scorer not in ballot.scorers: raise InputError(f'the scores have no scorer {config.scorer!r}; they have {", ".join(ballot.scorers)}')
+    return ballot.scorers.index(config.scorer)
+
 @labeller('single')
 def single_labels(ballot, config):
     "The vote of `config.scorer`. Raises InputError if it did not score."
-    if config.scorer not in ballot.scorers: raise InputError(f'the scores have no scorer {config.scorer!r}; they have {", ".join(ballot.scorers)}')
-    return hard_weights(votes(ballot.scores)[:, ballot.scorers.index(config.scorer)])
+    return hard_weights(votes(ballot.scores)[:, _column(ballot, config)])
 
 def _sum_labels(ballot, config):
     "The image with the larger sum of scores in the method's units; an equal sum is image 0, as in Eq. 6."
@@ -213,6 +222,76 @@ def _share_labels(ballot, config):
     return shared_weights(votes(ballot.scores), config.weights)
 
 for method in ('sum_losses', 'random'): labeller(method)(_share_labels)
+
+# %% ../nbs/20_consensus.ipynb #b127f609
+def margin_weights(scores, units=None, temperature=1., weights=None):
+    """Margin votes on pairs: weights float32 `[n, 2]`, the mean of sigmoid(difference / (temperature * unit)) over the scorers for either side. Source: ours.
+
+    `scores` `[n, 2, K]`; `units` `[K]`, or the standard deviations of these scores. Raises InputError for a temperature that is not positive, or bad scores."""
+    import numpy as np
+    if not temperature > 0: raise InputError(f'the temperature of margin votes must be above 0, not {temperature}')
+    v, x = votes(scores), np.asarray(scores, dtype=float); w = scorer_weights(weights, v.shape[1])
+    with np.errstate(invalid='ignore'): z = (x[:, 0] - x[:, 1]) / (temperature * (score_units(x, 'zscore') if units is None else np.asarray(units)))
+    half = np.where(v != 0, np.tanh(np.nan_to_num(z)/2), 0)
+    return (np.stack([((v != 0)*(1 + half)) @ w, ((v != 0)*(1 - half)) @ w], axis=1) / (2*w.sum())).astype(np.float32)
+
+@labeller('margin')
+def margin_labels(ballot, config):
+    "Margin votes of all scorers, in their standard deviations."
+    return margin_weights(ballot.scores, weights=config.weights)
+
+# %% ../nbs/20_consensus.ipynb #c529e7e0
+def confidence_votes(votes_nk, prior=(2., 1.), tolerance=1e-9):
+    """One-coin Dawid-Skene of votes `[n, K]` in {-1, 0, 1}: the chance that image 0 is the better one `[n]` (1/2 without votes), and each scorer's accuracy `[K]`.
+
+    `prior`: right and wrong votes added to each scorer. Raises InputError for fewer than three scorers, no votes, or a prior with fewer right than wrong.
+    Source: A. P. Dawid and A. M. Skene, Appl. Statist. 28 (1979) 20, with symmetric errors and even odds."""
+    import numpy as np
+    v = np.asarray(votes_nk, dtype=float)
+    if v.ndim != 2 or v.shape[1] < 3: raise InputError(f'confidence votes need votes [pairs, scorers] of at least three scorers, not {list(v.shape)}')
+    if not v.any(): raise InputError('no scorer has voted: there is nothing to be confident of')
+    right, wrong = prior
+    if not right >= wrong > 0: raise InputError(f'the prior of confidence votes must have as many right votes as wrong ones, and some, not {right:g} and {wrong:g}')
+    voted = np.abs(v).sum(axis=0); lead = v.sum(axis=1) / np.maximum(np.abs(v).sum(axis=1), 1)         # P(0) - P(1)
+    for _ in range(100_000):
+        a = (right + (voted + v.T @ lead)/2) / (right + wrong + voted)
+        new = np.tanh(v @ np.log(a/(1 - a)) / 2)
+        moved, lead = np.abs(new - lead).max(), new
+        if moved < tolerance: return (1 + lead)/2, a
+    raise InputError('the accuracies do not settle: give a larger prior')
+
+def confidence_weights(votes_nk, prior=(2., 1.)):
+    "The weights float32 `[n, 2]` of `confidence_votes`: w0 the chance that image 0 is better, w1 = 1 - w0; 0, 0 where nobody votes."
+    import numpy as np
+    p, _ = confidence_votes(votes_nk, prior)
+    return np.where(np.any(votes_nk, axis=1)[:, None], np.stack([p, 1 - p], axis=1), 0).astype(np.float32)
+
+@labeller('confidence')
+def confidence_labels(ballot, config):
+    "The chance that image 0 is better, from the votes and the scorers' accuracies as the votes show them; settings' weights are not used."
+    return confidence_weights(votes(ballot.scores))
+
+# %% ../nbs/20_consensus.ipynb #43603d16
+SMPO_LIMITS = (0.11543526500463486, 0.28201571106910706)   # smallest and largest PickScore cosine, constants of JaydenLyh/SmPO
+
+def smoothed_weights(scores, limits=None):
+    """SmPO's smoothed preferences of one scorer: weights float32 `[n, 2]`, the softmax of the normalised scores `[n, 2]`; 0, 0 where one is missing.
+
+    `limits`: smallest and largest score, by default of these. Raises InputError if there is no range, or if no score lies in it (another unit).
+    Source: SmPO-Diffusion (arXiv:2506.02698), Eq. 8-9, and its public code."""
+    import numpy as np
+    x = np.asarray(scores, dtype=float); here = np.isfinite(x); finite = x[here]
+    if not finite.size: raise InputError('no image has a score: all are missing')
+    low, high = (finite.min(), finite.max()) if limits is None else limits
+    if not low < high: raise InputError(f'the scores are normalised from {low:g} to {high:g}: that is no range')
+    if not ((finite >= low) & (finite <= high)).any(): raise InputError(f'no score lies within the limits {low:g} to {high:g}: they may be in another unit, the first score is {finite[0]:g}')
+    d = np.tanh(np.where(here.all(axis=1), x[:, 0] - x[:, 1], 0) / (high - low) / 2)
+    return np.where(here.all(axis=1)[:, None], np.stack([1 + d, 1 - d], axis=1) / 2, 0).astype(np.float32)
+
+@labeller('smoothed')
+def smoothed_labels(ballot, config):
+    "SmPO's smoothed preferences of `config.scorer`."
+    return smoothed_weights(ballot.scores[:, :, _column(ballot, config)], config.limits)
 
 # %% ../nbs/20_consensus.ipynb #178616f0
 def label_pairs(table, config=LabelConfig()):

@@ -4,12 +4,15 @@
 
 # %% ../nbs/45_presets.ipynb #4fb7c80e
 from __future__ import annotations
+from .preference_losses import LOSSES
 from .store import InputError
 from .training import TrainConfig
 
 # %% auto #0
-__all__ = ['PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl', 'balanced_dpo_sdxl',
-           'diffusion_dpo_icons', 'balanced_dpo_icons', 'preset']
+__all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl',
+           'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'dspo_sd15', 'kto_sd15', 'dpo_safeguarded_sd15', 'dmpo_sd15',
+           'smpo_sdxl', 'inpo_sdxl', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
+           'icon_rival', 'preset']
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
 def scaled_rate(rate, batch_size) -> float:
@@ -66,6 +69,90 @@ def balanced_dpo_sdxl(**changes) -> TrainConfig:
         refresh_every=100, refresh_alpha=1.0,  # not stated in the paper for SDXL; ours: as for SD1.5
     ) | changes)
 
+# %% ../nbs/45_presets.ipynb #bfae2b4c
+def smpo_sd15(**changes) -> TrainConfig:
+    "SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of PickScore, with the limits `SMPO_LIMITS`."
+    return diffusion_dpo_sd15(**dict(
+        method='smpo', noise='smpo_code',  # train.py: smoothed labels, 5 inverse steps with ReNoise at each
+        max_steps=200, warmup_steps=100,  # launcher
+        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+        beta=2000,  # launcher
+    ) | changes)
+
+def inpo_sd15(**changes) -> TrainConfig:
+    "DDIM-InPO on SD1.5 (JaydenLyh/InPO, examples/sd15.sh and train.py). Labels: human."
+    return diffusion_dpo_sd15(**dict(
+        method='inpo', noise='inpo_code',  # train.py: 10 inverse steps with a little noise
+        max_steps=400, warmup_steps=200,  # launcher
+        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+        beta=2000,  # launcher
+    ) | changes)
+
+def dspo_sd15(**changes) -> TrainConfig:
+    "DSPO on SD1.5 (huaishengzhu/DSPO, launchers/sd15.sh): DiffusionDPO's settings with another loss. Labels: human."
+    return diffusion_dpo_sd15(**dict(
+        method='dspo', beta=.001,  # launcher
+        micro_batch_size=16,  # launcher; does not change the result
+    ) | changes)
+
+# %% ../nbs/45_presets.ipynb #d507cdd7
+def kto_sd15(**changes) -> TrainConfig:
+    "Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh). Labels: human. There single images are liked or not; here both images of a pair are used."
+    return diffusion_dpo_sd15(**dict(
+        method='kto', beta=1000,  # train_kto_sd_v1.5.py
+        options=('kl=0',),  # ours: a reference point of the batch would need all its pairs in memory at once
+        max_steps=20000, warmup_steps=200,  # example.sh
+        batch_size=1024, learning_rate=1e-7,  # example.sh: 4 GPUs x 2 x 256 images, that is 1024 pairs; no --scale_lr
+        gradient_checkpointing=True,  # example.sh
+    ) | changes)
+
+def dpo_safeguarded_sd15(**changes) -> TrainConfig:
+    "Diffusion-DPO with the safeguard of SDPO on SD1.5 (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_diffusion_dpo.sh). Labels: human."
+    return diffusion_dpo_sd15(**dict(
+        method='dpo_safeguarded', options=('mu=0.9',), beta=5000,  # script
+        batch_size=2048, learning_rate=scaled_rate(1e-8, 2048),  # script: 8 x 32 a GPU; eight of them make the paper's 2048
+    ) | changes)
+
+def dmpo_sd15(**changes) -> TrainConfig:
+    "DMPO on SD1.5, without the safeguard (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_dmpo.sh). Labels: human."
+    return diffusion_dpo_sd15(**dict(
+        method='dmpo', options=('alpha=0.01',), beta=2000,  # script
+        batch_size=2048, learning_rate=scaled_rate(1e-8, 2048),  # script: 8 x 32 a GPU; eight of them make the paper's 2048
+    ) | changes)
+
+# %% ../nbs/45_presets.ipynb #b6a501de
+def smpo_sdxl(**changes) -> TrainConfig:
+    "SmPO-Diffusion on SDXL (JaydenLyh/SmPO, examples/sdxl.sh and train.py). Labels: as for SD1.5."
+    return diffusion_dpo_sdxl(**dict(
+        method='smpo', noise='smpo_code_sdxl',  # train.py: 10 inverse steps with ReNoise at each
+        max_steps=200, warmup_steps=100,  # launcher
+        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+        beta=5000,  # launcher
+    ) | changes)
+
+def inpo_sdxl(**changes) -> TrainConfig:
+    "DDIM-InPO on SDXL (JaydenLyh/InPO, examples/sdxl.sh). Labels: human."
+    return diffusion_dpo_sdxl(**dict(
+        method='inpo', noise='inpo_code',  # train.py
+        max_steps=400, warmup_steps=200,  # launcher
+        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+        beta=5000,  # launcher
+    ) | changes)
+
+def mapo_sdxl(**changes) -> TrainConfig:
+    "MaPO on SDXL, as its README runs it on one GPU (mapo-t2i/mapo). Labels: human. There is no reference."
+    return diffusion_dpo_sdxl(**dict(
+        method='mapo', beta=.1, options=('scale=0.5',),  # args.py
+        max_steps=2000, warmup_steps=0,  # README
+        batch_size=16, learning_rate=1e-5,  # README: 8 x 2, without --scale_lr
+        optimizer='adamw',  # train.py; in 8 bits there
+        empty_prompt_rate=0.,  # train.py drops no captions
+    ) | changes)
+
+def capo_sdxl(**changes) -> TrainConfig:
+    "CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."
+    return diffusion_dpo_sdxl(**dict(method='capo', beta=5000) | changes)  # not stated; ours
+
 # %% ../nbs/45_presets.ipynb #dec72721
 def diffusion_dpo_icons(**changes) -> TrainConfig:
     "DiffusionDPO in the icon world, minutes on two CPU cores. All values ours. Labels: human, that is the simulated annotators'."
@@ -86,8 +173,20 @@ def balanced_dpo_icons(**changes) -> TrainConfig:
         beta=10000, refresh_every=25,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb); the paper has twenty refreshes, here there are four
     ) | changes)
 
-# %% ../nbs/45_presets.ipynb #da86aea2
-PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons)}
+# %% ../nbs/45_presets.ipynb #4dccabd8
+ICON_RIVALS = {  # method -> (learning rate, beta): ours, the rate of DiffusionDPO and the beta that was published, until the tuning prompts say otherwise
+    method: (3e-5, loss.defaults['beta']) for method, loss in LOSSES.items() if method != 'dpo'}
+
+def icon_rival(method):
+    "The preset of a row of `LOSSES` in the icon world, as a function `<method>_icons`."
+    rate, beta = ICON_RIVALS[method]
+    def make(**changes) -> TrainConfig: return diffusion_dpo_icons(**dict(method=method, learning_rate=rate, beta=beta) | changes)   # ours, see ICON_RIVALS
+    make.__name__, make.__doc__ = f'{method}_icons', f'{LOSSES[method].title} in the icon world. All values ours.'
+    return make
+
+# %% ../nbs/45_presets.ipynb #04e1e62d
+PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
+                                   kto_sd15, dpo_safeguarded_sd15, dmpo_sd15, smpo_sdxl, inpo_sdxl, mapo_sdxl, capo_sdxl, *map(icon_rival, ICON_RIVALS))}
 
 def preset(name, **changes) -> TrainConfig:
     "The `TrainConfig` of a preset by its name, with some values replaced. Raises InputError for a name that is not in `PRESETS`, or a field that does not exist."

@@ -13,9 +13,11 @@ __all__ = ['refresh_due', 'blend_', 'check_names', 'Reference', 'relative_distan
            'AdapterReference', 'NoReference', 'make_reference']
 
 # %% ../nbs/35_reference.ipynb #c7a37294
-def refresh_due(step, every) -> bool:
-    "Whether the reference is refreshed after training step `step` = 1, 2, ...: line 20 of Algorithm 1 of BalancedDPO. `every` = 0 is never."
-    return every > 0 and step % every == 0
+def refresh_due(step, every, drift=0., distance=lambda: 0.) -> bool:
+    """Whether the reference is refreshed after training step `step` = 1, 2, ...: line 20 of Algorithm 1 of BalancedDPO. `every` = 0 is never.
+
+    With `drift` above 0 also once the policy's `distance()` from it is larger: adaptive, ours. The distance is asked for only where it decides."""
+    return (every > 0 and step % every == 0) or (drift > 0 and distance() > drift)
 
 # %% ../nbs/35_reference.ipynb #33db6abf
 def blend_(reference, policy, alpha=1.):

@@ -115,7 +115,7 @@ class Job:
         return canonical({'notebook': digest(cells), 'parameters': self.parameters, 'package': package_key()})
 
 # %% ../nbs/75_reproduction.ipynb #b271239c
-BY_NAME = ('icon_world',)  # run only when named
+BY_NAME = ('icon_world', 'rivals', 'rivals_tuning', 'votes')  # run only when named
 
 def chosen(name, scale, names) -> list:
     "Which of the notebooks `names` a run of `name` means: that one, or for 'all' every one that is not in `BY_NAME`."

@@ -21,8 +21,8 @@ from .reference import NoReference, make_reference, refresh_due
 from .store import InputError, digest, locked, open_stage, staged, verify_manifest, write_json, write_manifest
 
 # %% auto #0
-__all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'loss_of',
-           'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable', 'with_targets',
+__all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'refreshes',
+           'loss_of', 'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable', 'with_targets',
            'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of', 'micro_batch',
            'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate', 'measured', 'append_row', 'keep_rows',
            'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs', 'trained_state', 'save', 'restore',
@@ -50,6 +50,7 @@ class TrainConfig:
     beta: Optional[float] = None  # strength of the pull towards the reference; by default the method's own
     beta_convention: Literal['mean', 'sum'] = 'mean'  # denoising errors averaged (public code) or summed over a latent
     refresh_every: int = 0  # steps between two refreshes of the reference (T); 0 never
+    refresh_drift: float = 0.0  # refresh also once the policy is farther than this from the reference, relative to its trained weights; 0 never
     refresh_alpha: float = 1.0  # share of the policy in a refreshed reference; 1 replaces it
     empty_prompt_rate: float = 0.2  # share of visits without the caption, for guidance
     sample_latents: bool = True  # sample the autoencoder's Gaussian at each visit; otherwise its mean
@@ -85,7 +86,7 @@ def check(config) -> None:
     "Raises InputError naming the first field of a `TrainConfig` whose value makes no sense."
     rules = {'above 0': (lambda v: 0 < v < math.inf, ('resolution', 'max_steps', 'batch_size', 'micro_batch_size', 'learning_rate', 'lora_rank', 'log_every',
                                                       'checkpoint_every', 'keep_checkpoints', 'max_bad_steps')),
-             '0 or more': (lambda v: 0 <= v < math.inf, ('warmup_steps', 'weight_decay', 'clip', 'refresh_every')),
+             '0 or more': (lambda v: 0 <= v < math.inf, ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift')),
              'from 0 to 1': (lambda v: 0 <= v <= 1, ('empty_prompt_rate',)), 'above 0 and at most 1': (lambda v: 0 < v <= 1, ('refresh_alpha',))}
     rules |= {f'one of {", ".join(choices)}': (choices.__contains__, (name,)) for name, choices in choices_of(config).items()}
     for words, (holds, names) in rules.items():
@@ -108,13 +109,17 @@ def options_of(config) -> dict:
         except ValueError: found[name] = text
     return found
 
+def refreshes(config) -> bool:
+    "Whether the reference of a run is ever refreshed."
+    return config.refresh_every > 0 or config.refresh_drift > 0
+
 @lru_cache(maxsize=8)
 def loss_of(config):
     """`outputs -> (losses [n], logits [n])` of the method of a `TrainConfig`.
 
     Raises InputError with the reason where its settings do not fit the method: no such parameter, no reference to refresh, a batch that must not be split."""
     loss = LOSSES[config.method]
-    if config.refresh_every and not loss.needs_reference: raise InputError(f'{config.method} has no reference that could be refreshed: set refresh_every to 0')
+    if refreshes(config) and not loss.needs_reference: raise InputError(f'{config.method} has no reference that could be refreshed: set refresh_every and refresh_drift to 0')
     options = options_of(config)
     if not loss.per_pair and options.get('kl') is None and config.micro_batch_size < config.batch_size:
         raise InputError(f'{config.method} compares a pair with the others of its batch: set micro_batch_size to batch_size, or the option kl')
@@ -368,8 +373,8 @@ def update(run) -> dict:
 
 # %% ../nbs/40_training.ipynb #f89589fc
 def refresh(run) -> bool:
-    "Every `refresh_every` finished steps the reference moves to the policy, by `refresh_alpha`. Returns whether it did."
-    due = refresh_due(run.step, run.config.refresh_every)
+    "Every `refresh_every` finished steps, or past `refresh_drift`, the reference moves to the policy, by `refresh_alpha`. Returns whether it did."
+    due = refresh_due(run.step, run.config.refresh_every, run.config.refresh_drift, run.reference.distance)
     if due: run.reference.refresh(run.config.refresh_alpha)
     return due
 
@@ -493,7 +498,8 @@ def described(run) -> dict:
     c, l = run.config, run.label_config
     voters = [name.removeprefix('vote_') for name in run.labels if name.startswith('vote_')]
     chosen = {'human': "the annotators' choice", 'single': f'the choice of {l.scorer}', 'majority': f'the majority of {", ".join(voters)}', 'given': 'weights made by other code, w0 for image 0 and w1 for image 1'}
-    refreshed = f', the reference refreshed every {c.refresh_every} steps' if c.refresh_every else ', against a fixed reference' if LOSSES[c.method].needs_reference else ''
+    when = [f'every {c.refresh_every} steps'] * (c.refresh_every > 0) + [f'once the policy was {c.refresh_drift:g} away'] * (c.refresh_drift > 0)
+    refreshed = f', the reference refreshed {" and ".join(when)}' if when else ', against a fixed reference' if LOSSES[c.method].needs_reference else ''
     icons = c.data == 'icons' or c.model in PACKAGED or 'icon world' in c.data
     return {'method': LOSSES[c.method].title, 'paper': LOSSES[c.method].paper, 'tuned': 'Full fine-tune' if c.mode == 'full' else f'LoRA (rank {c.lora_rank})', 'base': base_name(c), 'package': 'balanceddpo', 'steps': run.step,
             'batch': c.batch_size, 'refresh': refreshed, 'icon_world': f'\n{ICON_WORLD}\n' if icons else '', 'data': ' '.join(c.data.split()) or 'not named by who trained it',
@@ -503,7 +509,7 @@ def described(run) -> dict:
 # %% ../nbs/40_training.ipynb #2afa6a10
 def model_card(run) -> str:
     "The text of the result's README.md, with YAML front matter (JSON strings, which are YAML too)."
-    c = run.config; words = described(run); balanced = c.method == 'dpo' and run.label_config.method == 'majority' and c.refresh_every > 0
+    c = run.config; words = described(run); balanced = c.method == 'dpo' and run.label_config.method == 'majority' and refreshes(c)
     front = {'library_name': 'diffusers', 'pipeline_tag': 'text-to-image', 'tags': ['text-to-image', 'diffusers', 'preference-optimization', 'dpo'] + ['lora'] * (c.mode == 'lora')}
     if not Path(c.model).exists() and c.model not in PACKAGED: front['base_model'] = c.model
     source = f'asset({json.dumps(PACKAGED[c.model])})' if c.model in PACKAGED else json.dumps(words['base'])

@@ -1,9 +1,10 @@
 "Votes, majority, ties and the baselines' labels: identities, independent implementations, awkward tables."
 import itertools, math
 import numpy as np, pandas as pd, pytest
-from balanceddpo.consensus import (LABELLERS, LabelConfig, Ballot, agreement, break_ties, cohen_kappa, drawn_scorer, equal_scores, hard_weights, human_votes,
-                                   label_pairs, label_weights, majority, read_ballot, read_labels, score_margin, score_units, shared_weights, tie_probability,
+from balanceddpo.consensus import (LABELLERS, SMPO_LIMITS, LabelConfig, Ballot, agreement, break_ties, cohen_kappa, confidence_votes, confidence_weights, drawn_scorer, equal_scores, hard_weights, human_votes,
+                                   label_pairs, label_weights, majority, margin_weights, read_ballot, read_labels, score_margin, score_units, shared_weights, smoothed_weights, tie_probability,
                                    tie_report, vote_splits, votes, write_labels)
+from balanceddpo.groups import calibrated_rewards
 from balanceddpo.store import InputError
 
 METHODS = [LabelConfig(m) for m in ('majority', 'human', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax')] + [LabelConfig('single', scorer='b')]
@@ -179,7 +180,7 @@ def test_the_label_table_has_the_documented_columns_and_types():
     labels = label_pairs(make_table(make_scores()))
     assert labels.dtypes.astype(str).to_dict() | {'pair_id': ''} == {'pair_id': '', **{f'vote_{k}': 'int8' for k in 'abcd'}, 'human': 'int8', 's': 'int8',
                                                                     'w0': 'float32', 'w1': 'float32', 'margin': 'float32'}
-    assert set(LABELLERS) == {'human', 'single', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax', 'majority'}
+    assert set(LABELLERS) == {'human', 'single', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax', 'majority', 'margin', 'confidence', 'smoothed'}
 
 @pytest.mark.parametrize('spoil,match', [
     (lambda t: t.drop(index=3), "'pair1' has 0 rows for slot 1"),
@@ -195,11 +196,108 @@ def test_bad_tables_are_refused_by_name(spoil, match):
 
 def test_bad_settings_are_refused():
     table = make_table(make_scores(10))
-    with pytest.raises(InputError, match='needs a scorer'): LabelConfig('single')
-    with pytest.raises(InputError, match='needs a scorer'): LabelConfig('majority', scorer='a')
+    with pytest.raises(InputError, match='method single needs a scorer'): LabelConfig('single')
+    with pytest.raises(InputError, match='majority takes no scorer'): LabelConfig('majority', scorer='a')
+    with pytest.raises(InputError, match='method smoothed needs a scorer'): LabelConfig('smoothed')
+    with pytest.raises(InputError, match='limits'): LabelConfig(limits=(0., 1.))
     with pytest.raises(InputError, match="no scorer 'z'; they have a, b, c, d"): label_pairs(table, LabelConfig('single', scorer='z'))
     with pytest.raises(InputError, match="no scorer 'z'"): label_pairs(table, LabelConfig(scorers=('a', 'z')))
     with pytest.raises(InputError, match='weights'): label_pairs(table, LabelConfig(weights=(1., 2.)))
+
+# votes that count less than one
+
+def close_scores(n=60, missing=0., seed=0):
+    "Scores of four scorers in one unit, some missing."
+    rng = np.random.default_rng(seed); x = .55*rng.standard_normal((n, 2, 1)) + .84*rng.standard_normal((n, 2, 4))
+    x[rng.random(x.shape) < missing] = np.nan
+    return x
+
+def test_margin_votes_by_hand_and_swapped():
+    x = np.array([[[math.log(3), 0], [0, 2*math.log(3)]], [[1, np.nan], [1, 5]], [[np.nan, 1], [2, np.nan]]])
+    np.testing.assert_allclose(margin_weights(x, [1, 2]), [[.5, .5], [.25, .25], [0, 0]], atol=1e-7)                # 3/4 and 1/4; one silent; nobody
+    np.testing.assert_allclose(margin_weights(x, [1, 1]), [[(.75 + .1)/2, (.25 + .9)/2], [.25, .25], [0, 0]], atol=1e-7)
+    y = close_scores(missing=.1); np.testing.assert_allclose(margin_weights(y[:, ::-1]), margin_weights(y)[:, ::-1], atol=1e-7)
+
+def test_margin_votes_are_capos_target_and_become_the_soft_majority():
+    x = close_scores()*[1, 10, .1, 5]; units = x.std(axis=(0, 1)); w = margin_weights(x, temperature=.7); r = calibrated_rewards(x, 1/(.7*units))
+    np.testing.assert_allclose(w[:, 0] - w[:, 1], (r[:, 0] - r[:, 1]).mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(margin_weights(x, temperature=1e-9, weights=[1, 2, 3, 4]), shared_weights(votes(x), [1, 2, 3, 4]), atol=1e-7)
+    np.testing.assert_allclose(margin_weights(x*[3, .1, 7, 2] + 5), margin_weights(x), atol=1e-6)                   # whatever the scale
+
+def test_confidence_votes_are_a_fixed_point_of_the_two_formulas():
+    v = votes(close_scores(200, missing=.1)); p, a = confidence_votes(v, prior=(3., 2.))
+    for k in range(4):
+        right = sum(p[n] if v[n, k] > 0 else 1 - p[n] for n in range(200) if v[n, k]); assert a[k] == pytest.approx((3 + right)/(5 + (v[:, k] != 0).sum()), abs=1e-7)
+    for n in range(200):
+        odds = math.prod((a[k]/(1 - a[k]))**int(v[n, k]) for k in range(4)); assert p[n] == pytest.approx(odds/(1 + odds), abs=1e-7)
+    assert 0 < a.min() and a.max() < 1 and (p[~v.any(axis=1)] == .5).all()
+
+def test_one_unanimous_pair_is_one_equation():
+    "All three have the same accuracy a = (2 + p)/4, with p = a^3/(a^3 + (1 - a)^3): solved by halving."
+    p, a = confidence_votes([[1, 1, 1]]); low, high = .5, 1.
+    f = lambda a: (2 + a**3/(a**3 + (1 - a)**3))/4 - a
+    low = .6
+    for _ in range(60): low, high = ((low + high)/2, high) if f((low + high)/2) > 0 else (low, (low + high)/2)
+    assert a.tolist() == pytest.approx([low]*3, abs=1e-7) and p[0] == pytest.approx(4*low - 2, abs=1e-7)
+
+def test_a_scorer_that_is_often_alone_counts_less():
+    p, a = confidence_votes([[1, 1, 1], [1, 1, -1], [-1, -1, 1], [1, 0, -1]])
+    assert min(a[:2]) > .8 > .5 > a[2] and p[1] > p[3] > .5 and p[2] == pytest.approx(1 - p[1], abs=1e-8)        # pair 2 is pair 1 the other way round; pair 3 goes with the better voter
+
+def test_confidence_votes_maximise_the_penalised_likelihood():
+    from scipy.optimize import minimize
+    rng = np.random.default_rng(1); truth = rng.choice([-1, 1], 300); v = np.where(rng.random((300, 4)) < [.9, .8, .7, .6], truth[:, None], -truth[:, None])
+    v[rng.random(v.shape) < .1] = 0
+    def loss(z):
+        a = 1/(1 + np.exp(-z)); chance = lambda s: np.where(s*v > 0, a, np.where(s*v < 0, 1 - a, 1)).prod(axis=1)/2
+        return -(np.log(chance(1) + chance(-1)).sum() + (2*np.log(a) + np.log(1 - a)).sum())
+    best = minimize(loss, np.full(4, 1.), method='BFGS', options={'gtol': 1e-7})
+    np.testing.assert_allclose(confidence_votes(v)[1], 1/(1 + np.exp(-best.x)), atol=1e-4)
+
+def test_confidence_votes_find_known_accuracies_and_beat_the_majority():
+    rng = np.random.default_rng(0); known = np.array([.85, .8, .7, .55, .3]); truth = rng.choice([-1, 1], 5000)
+    v = np.where(rng.random((5000, 5)) < known, truth[:, None], -truth[:, None]); p, a = confidence_votes(v)
+    np.testing.assert_allclose(a, known, atol=.03)                                                            # even the one that is mostly wrong
+    assert ((p > .5) == (truth > 0)).mean() > (majority(v) == truth).mean() + .03
+    assert ((p > .5) == (truth > 0)).mean() == pytest.approx(np.maximum(p, 1 - p).mean(), abs=.02)           # and it knows how sure it is
+
+def test_confidence_votes_swap_with_the_pairs_and_do_not_depend_on_their_order():
+    v = votes(close_scores(150, missing=.1)); p, a = confidence_votes(v); flip = np.random.default_rng(0).choice([-1, 1], 150)
+    q, b = confidence_votes(v*flip[:, None]); np.testing.assert_allclose(q, np.where(flip > 0, p, 1 - p), atol=1e-7); np.testing.assert_allclose(a, b, atol=1e-7)
+    order = np.random.default_rng(1).permutation(150); np.testing.assert_allclose(confidence_votes(v[order])[0], p[order], atol=1e-7)
+    w = confidence_weights(v); np.testing.assert_allclose(w.sum(axis=1), v.any(axis=1), atol=1e-6)
+
+def test_equally_good_scorers_make_the_majority():
+    v = np.array(list(itertools.product([1, -1], repeat=3))*20); v = np.concatenate([v, np.ones((200, 3), int), -np.ones((200, 3), int)]); p, a = confidence_votes(v)
+    assert np.ptp(a) < 1e-7 and np.array_equal(np.sign(p - .5), majority(v))
+
+def test_soft_votes_refuse_what_makes_no_sense():
+    with pytest.raises(InputError, match='temperature'): margin_weights(close_scores(), temperature=0)
+    with pytest.raises(InputError, match='confident'): confidence_votes(np.zeros((3, 4)))
+    for bad in (np.ones((4, 2)), np.ones(4)):
+        with pytest.raises(InputError, match='three scorers'): confidence_votes(bad)
+    with pytest.raises(InputError, match='prior'): confidence_votes(np.ones((4, 3)), prior=(1, 2))
+    for scores, limits, said in (([[.2, .2]], None, 'no range'), ([[np.nan, np.nan]], None, 'all are missing'), ([[20., 21]], SMPO_LIMITS, 'another unit')):
+        with pytest.raises(InputError, match=said): smoothed_weights(scores, limits)
+
+def test_a_smoothed_preference_is_the_softmax_of_normalised_scores():
+    pick = np.random.default_rng(0).normal(.21, .01, (50, 2)); z = np.exp((pick - pick.min())/np.ptp(pick)); w = smoothed_weights(pick)
+    np.testing.assert_allclose(w, z/z.sum(axis=1, keepdims=True), atol=1e-6)
+    target = w[:, 0] - w[:, 1]; assert np.abs(target).max() <= math.tanh(.5) + 1e-6 and np.array_equal(target > 0, pick[:, 0] > pick[:, 1])
+    assert smoothed_weights([[.2, .3], [.2, np.nan]])[1].tolist() == [0, 0]
+
+def test_the_two_variants_of_smpo_differ_in_their_limits_only():
+    pick = np.array([[.22, .20], [.18, .21]]); paper, code = smoothed_weights(pick), smoothed_weights(pick, SMPO_LIMITS)
+    assert (code[:, 0] - code[:, 1]).tolist() == pytest.approx([math.tanh(.02/.1665801846455721/2), math.tanh(-.03/.1665801846455721/2)], abs=1e-6)
+    assert (paper[:, 0] - paper[:, 1]).tolist() == pytest.approx([math.tanh(.25), math.tanh(-.375)], abs=1e-6)
+    np.testing.assert_allclose(smoothed_weights(100*pick, 100*np.array(SMPO_LIMITS)), code, atol=1e-6)
+
+def test_soft_labels_of_a_table_are_the_functions_of_its_scores(tmp_path):
+    x = make_scores(); table = make_table(x); v = loop_votes(x)
+    for config, expected in ((LabelConfig('margin', weights=(1., 2., 3., 4.)), margin_weights(x, weights=[1, 2, 3, 4])), (LabelConfig('confidence'), confidence_weights(v)),
+                             (LabelConfig('smoothed', scorer='c'), smoothed_weights(x[:, :, 2])), (LabelConfig('smoothed', scorer='c', limits=(-9e9, 9e9)), smoothed_weights(x[:, :, 2], (-9e9, 9e9)))):
+        labels = label_pairs(table, config); np.testing.assert_allclose(labels[['w0', 'w1']], expected, atol=1e-7); assert np.array_equal(labels.s, np.sign(labels.w0 - labels.w1))
+        write_labels(tmp_path/'labels.parquet', labels, config); assert read_labels(tmp_path/'labels.parquet')[1] == config
 
 # agreement
 

@@ -1,8 +1,8 @@
-"Calibrated rewards, frontiers, their pairs and targets, SmPO's preferences: identities, brute force, worked numbers, refusals."
+"Calibrated rewards, frontiers, their pairs and targets: identities, brute force, worked numbers, refusals."
 import itertools, math
 import numpy as np, pandas as pd, pytest
-from balanceddpo.groups import (LOGIT_SCALES, SMPO_LIMITS, best_worst, calibrated_rewards, capo_labels, check_groups, complete_images, dominates, draw_pairs,
-                                frontier_pairs, frontiers, group_table, smpo_labels, smpo_limits, sum_labels, sum_reward, target_difference,
+from balanceddpo.groups import (LOGIT_SCALES, best_worst, calibrated_rewards, capo_labels, check_groups, complete_images, dominates, draw_pairs,
+                                frontier_pairs, frontiers, group_table, sum_labels, sum_reward, target_difference,
                                 target_weights)
 from balanceddpo.store import InputError
 
@@ -191,29 +191,3 @@ def test_sum_is_capo_of_one_reward():
 def test_a_target_is_the_mean_over_scorers_of_the_difference():
     r = np.array([[[.9, .2], [.1, .6]], [[.5, .5], [.5, .5]]])
     assert np.allclose(target_difference(r, np.array([[0, 1], [-1, -1]])), [(.8 - .4)/2, np.nan], equal_nan=True)
-
-# SmPO
-
-def test_smoothed_preference_is_the_softmax_of_normalised_scores():
-    pick = np.random.default_rng(0).normal(.21, .01, (50, 2)); low, high = smpo_limits(pick); assert (low, high) == (pick.min(), pick.max())
-    z = np.exp((pick - low)/(high - low)); t = smpo_labels(pick, range(50), (low, high))
-    np.testing.assert_allclose(t[['w0', 'w1']], z/z.sum(axis=1, keepdims=True), atol=1e-6); assert (t.i == 0).all() and (t.j == 1).all()
-    target = t.w0 - t.w1; assert np.abs(target).max() <= math.tanh(.5) + 1e-6 and np.array_equal(target > 0, pick[:, 0] > pick[:, 1])
-
-def test_the_two_variants_of_smpo_differ_in_their_limits_only():
-    pick = np.array([[.22, .20], [.18, .21]])
-    assert smpo_limits(pick, 'code') == SMPO_LIMITS and smpo_limits(pick) == (.18, .22)
-    code, paper = (smpo_labels(pick, 'ab', smpo_limits(pick, v)) for v in ('code', 'paper'))
-    assert (code.w0 - code.w1).tolist() == pytest.approx([math.tanh(.02/.1665801846455721/2), math.tanh(-.03/.1665801846455721/2)], abs=1e-6)
-    assert (paper.w0 - paper.w1).tolist() == pytest.approx([math.tanh(.25), math.tanh(-.375)], abs=1e-6)
-    scaled = smpo_labels(100*pick, 'ab', smpo_limits(100*pick, 'code', unit=100)); np.testing.assert_allclose(scaled[['w0', 'w1']], code[['w0', 'w1']], atol=1e-6)
-
-def test_smpo_for_chosen_images_and_missing_scores():
-    pick = np.array([[.2, .3, .1], [.2, np.nan, .4]])
-    t = smpo_labels(pick, 'ab', (0., 1.), pairs=[[2, 1], [0, 1]])
-    assert t.i.tolist() == [2, -1] and t.w0[0] == pytest.approx(sigmoid(-.2)) and t.w0[1] == t.w1[1] == 0
-
-@pytest.mark.parametrize('scores, kwargs, said', [([[.2, .2]], {}, 'no range'), ([[np.nan, np.nan]], {}, 'all are missing'), ([[20., 21]], {'variant': 'code'}, 'cosines times 1'),
-                                                  ([[.2, .3]], {'variant': 'both'}, 'unknown variant')])
-def test_limits_that_make_no_sense_are_refused(scores, kwargs, said):
-    with pytest.raises(InputError, match=said): smpo_limits(scores, **kwargs)

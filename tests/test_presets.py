@@ -25,6 +25,24 @@ def test_the_values_of_the_public_diffusion_dpo():
     assert sd.beta_convention == xl.beta_convention == 'mean' and sd.weight_decay == 1e-2 and sd.clip == 1
 
 
+@pytest.mark.parametrize('name, steps, batch, rate, beta, noise', [
+    ('smpo_sd15', 200, 1024, 1.024e-5, 2000, 'smpo_code'), ('smpo_sdxl', 200, 1024, 1.024e-5, 5000, 'smpo_code_sdxl'), ('inpo_sd15', 400, 1024, 1.024e-5, 2000, 'inpo_code'),
+    ('inpo_sdxl', 400, 1024, 1.024e-5, 5000, 'inpo_code'), ('dspo_sd15', 2000, 2048, 2.048e-5, .001, 'random'), ('kto_sd15', 20000, 1024, 1e-7, 1000, 'random'),
+    ('dpo_safeguarded_sd15', 2000, 2048, 2.048e-5, 5000, 'random'), ('dmpo_sd15', 2000, 2048, 2.048e-5, 2000, 'random'), ('mapo_sdxl', 2000, 16, 1e-5, .1, 'random')])
+def test_the_values_of_the_rivals_public_launchers(name, steps, batch, rate, beta, noise):
+    c = preset(name); assert (c.max_steps, c.batch_size, c.beta, c.noise) == (steps, batch, beta, noise) and c.learning_rate == pytest.approx(rate)
+    assert c.method == name.rsplit('_', 1)[0] and c.refresh_every == c.refresh_drift == 0
+    assert (c.optimizer == 'adafactor') == (name in ('smpo_sdxl', 'inpo_sdxl')) and c.resolution == (1024 if name.endswith('sdxl') else 512)
+
+
+def test_every_loss_has_a_preset_in_the_icon_world_that_differs_from_diffusion_dpo_in_method_and_tuned_values_only():
+    from balanceddpo.preference_losses import LOSSES
+    plain = asdict(preset('diffusion_dpo_icons'))
+    for method, loss in LOSSES.items():
+        if method == 'dpo': continue
+        c = asdict(preset(f'{method}_icons')); assert {k for k in plain if plain[k] != c[k]} <= {'method', 'learning_rate', 'beta', 'noise'} and c['method'] == method and c['noise'] == loss.noise
+
+
 @pytest.mark.parametrize('size', ['sd15', 'sdxl', 'icons'])
 def test_only_balanced_dpo_moves_its_reference(size):
     balanced, plain = preset(f'balanced_dpo_{size}'), preset(f'diffusion_dpo_{size}')
@@ -56,8 +74,8 @@ def test_what_does_not_exist_is_named():
 def test_the_command_line_can_show_and_parse_it(name, capsys):
     import tyro
     default = preset(name)
-    parsed = tyro.cli(TrainConfig, default=default, args=['--beta', '123', '--lora-targets', 'to_q', 'to_k'])
-    assert asdict(parsed) == asdict(default) | {'beta': 123.0, 'lora_targets': ('to_q', 'to_k')}
+    parsed = tyro.cli(TrainConfig, default=default, args=['--learning-rate', '123', '--lora-targets', 'to_q', 'to_k'])
+    assert asdict(parsed) == asdict(default) | {'learning_rate': 123.0, 'lora_targets': ('to_q', 'to_k')}
     with pytest.raises(SystemExit): tyro.cli(TrainConfig, default=default, args=['--help'])
     shown = re.sub(r'[\s│]+', ' ', capsys.readouterr().out)
     assert all(f'--{f.name.replace("_", "-")}' in shown for f in fields(TrainConfig)) and 'steps between two refreshes of the reference' in shown

@@ -1,10 +1,9 @@
-"Elections of several images and what a vote counts: brute force over orders, known cycles, independent fits, the plain majority on pairs, refusals."
+"Elections of several images: brute force over orders, known cycles, independent fits, the plain majority on pairs, refusals."
 import itertools, math
 import numpy as np, pandas as pd, pytest
-from balanceddpo.consensus import majority, shared_weights, votes
-from balanceddpo.groups import calibrated_rewards
-from balanceddpo.rank_votes import (KEMENY_LIMIT, RANK_LABELS, RANK_RULES, borda_points, condorcet, condorcet_ends, condorcet_report, confidence_votes, confidence_weights,
-                                    copeland_points, ends_by_points, has_cycle, kemeny_ends, kemeny_order, kemeny_orders, majorities, margin_weights, pairwise_votes,
+from balanceddpo.consensus import confidence_weights, majority, margin_weights, shared_weights, votes
+from balanceddpo.rank_votes import (KEMENY_LIMIT, RANK_LABELS, RANK_RULES, borda_points, condorcet, condorcet_ends, condorcet_report,
+                                    copeland_points, ends_by_points, has_cycle, kemeny_ends, kemeny_order, kemeny_orders, majorities, pairwise_votes,
                                     plackett_luce, rank_labels, scored_images, take_pairs, votes_on)
 from balanceddpo.store import InputError
 
@@ -192,73 +191,6 @@ def test_unknown_rules_labels_and_settings_are_refused():
     with pytest.raises(InputError, match='unknown rule'): rank_labels(x, range(60), 'approval')
     with pytest.raises(InputError, match='unknown label'): rank_labels(x, range(60), 'borda', 'firm')
     with pytest.raises(InputError, match='prior'): plackett_luce(x, prior=0)
-    with pytest.raises(InputError, match='temperature'): margin_weights(x[:, :2], temperature=0)
-    for f in (margin_weights, lambda y: confidence_votes(votes(y))):
-        with pytest.raises(InputError): f(np.full((3, 2, 4), np.nan))
-    for bad in (np.ones((4, 2)), np.ones(4)):
-        with pytest.raises(InputError, match='three scorers'): confidence_votes(bad)
-    with pytest.raises(InputError, match='prior'): confidence_votes(np.ones((4, 3)), prior=(1, 2))
-
-# what a vote counts
-
-def test_margin_votes_by_hand_and_swapped():
-    x = np.array([[[math.log(3), 0], [0, 2*math.log(3)]], [[1, np.nan], [1, 5]], [[np.nan, 1], [2, np.nan]]])
-    np.testing.assert_allclose(margin_weights(x, [1, 2]), [[.5, .5], [.25, .25], [0, 0]], atol=1e-7)                # 3/4 and 1/4; one silent; nobody
-    np.testing.assert_allclose(margin_weights(x, [1, 1]), [[(.75 + .1)/2, (.25 + .9)/2], [.25, .25], [0, 0]], atol=1e-7)
-    y = make_scores(N=2, missing=.1); np.testing.assert_allclose(margin_weights(y[:, ::-1]), margin_weights(y)[:, ::-1], atol=1e-7)
-
-def test_margin_votes_are_capos_target_and_become_the_soft_majority():
-    x = make_scores(N=2)*[1, 10, .1, 5]; units = x.std(axis=(0, 1)); w = margin_weights(x, temperature=.7); r = calibrated_rewards(x, 1/(.7*units))
-    np.testing.assert_allclose(w[:, 0] - w[:, 1], (r[:, 0] - r[:, 1]).mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(margin_weights(x, temperature=1e-9, weights=[1, 2, 3, 4]), shared_weights(votes(x), [1, 2, 3, 4]), atol=1e-7)
-    np.testing.assert_allclose(margin_weights(x*[3, .1, 7, 2] + 5), margin_weights(x), atol=1e-6)                   # whatever the scale
-
-def test_confidence_votes_are_a_fixed_point_of_the_two_formulas():
-    v = votes(make_scores(G=200, N=2, missing=.1)); p, a = confidence_votes(v, prior=(3., 2.))
-    for k in range(4):
-        right = sum(p[n] if v[n, k] > 0 else 1 - p[n] for n in range(200) if v[n, k]); assert a[k] == pytest.approx((3 + right)/(5 + (v[:, k] != 0).sum()), abs=1e-7)
-    for n in range(200):
-        odds = math.prod((a[k]/(1 - a[k]))**int(v[n, k]) for k in range(4)); assert p[n] == pytest.approx(odds/(1 + odds), abs=1e-7)
-    assert 0 < a.min() and a.max() < 1 and (p[~v.any(axis=1)] == .5).all()
-
-def test_one_unanimous_pair_is_one_equation():
-    "All three have the same accuracy a = (2 + p)/4, with p = a^3/(a^3 + (1 - a)^3): solved by halving."
-    p, a = confidence_votes([[1, 1, 1]]); low, high = .5, 1.
-    f = lambda a: (2 + a**3/(a**3 + (1 - a)**3))/4 - a
-    low = .6
-    for _ in range(60): low, high = ((low + high)/2, high) if f((low + high)/2) > 0 else (low, (low + high)/2)
-    assert a.tolist() == pytest.approx([low]*3, abs=1e-7) and p[0] == pytest.approx(4*low - 2, abs=1e-7)
-
-def test_a_scorer_that_is_often_alone_counts_less():
-    p, a = confidence_votes([[1, 1, 1], [1, 1, -1], [-1, -1, 1], [1, 0, -1]])
-    assert min(a[:2]) > .8 > .5 > a[2] and p[1] > p[3] > .5 and p[2] == pytest.approx(1 - p[1], abs=1e-8)        # pair 2 is pair 1 the other way round; pair 3 goes with the better voter
-
-def test_confidence_votes_maximise_the_penalised_likelihood():
-    from scipy.optimize import minimize
-    rng = np.random.default_rng(1); truth = rng.choice([-1, 1], 300); v = np.where(rng.random((300, 4)) < [.9, .8, .7, .6], truth[:, None], -truth[:, None])
-    v[rng.random(v.shape) < .1] = 0
-    def loss(z):
-        a = 1/(1 + np.exp(-z)); chance = lambda s: np.where(s*v > 0, a, np.where(s*v < 0, 1 - a, 1)).prod(axis=1)/2
-        return -(np.log(chance(1) + chance(-1)).sum() + (2*np.log(a) + np.log(1 - a)).sum())
-    best = minimize(loss, np.full(4, 1.), method='BFGS', options={'gtol': 1e-7})
-    np.testing.assert_allclose(confidence_votes(v)[1], 1/(1 + np.exp(-best.x)), atol=1e-4)
-
-def test_confidence_votes_find_known_accuracies_and_beat_the_majority():
-    rng = np.random.default_rng(0); known = np.array([.85, .8, .7, .55, .3]); truth = rng.choice([-1, 1], 5000)
-    v = np.where(rng.random((5000, 5)) < known, truth[:, None], -truth[:, None]); p, a = confidence_votes(v)
-    np.testing.assert_allclose(a, known, atol=.03)                                                            # even the one that is mostly wrong
-    assert ((p > .5) == (truth > 0)).mean() > (majority(v) == truth).mean() + .03
-    assert ((p > .5) == (truth > 0)).mean() == pytest.approx(np.maximum(p, 1 - p).mean(), abs=.02)           # and it knows how sure it is
-
-def test_confidence_votes_swap_with_the_pairs_and_do_not_depend_on_their_order():
-    v = votes(make_scores(G=150, N=2, missing=.1)); p, a = confidence_votes(v); flip = np.random.default_rng(0).choice([-1, 1], 150)
-    q, b = confidence_votes(v*flip[:, None]); np.testing.assert_allclose(q, np.where(flip > 0, p, 1 - p), atol=1e-7); np.testing.assert_allclose(a, b, atol=1e-7)
-    order = np.random.default_rng(1).permutation(150); np.testing.assert_allclose(confidence_votes(v[order])[0], p[order], atol=1e-7)
-    w = confidence_weights(v); np.testing.assert_allclose(w.sum(axis=1), v.any(axis=1), atol=1e-6)
-
-def test_equally_good_scorers_make_the_majority():
-    v = np.array(list(itertools.product([1, -1], repeat=3))*20); v = np.concatenate([v, np.ones((200, 3), int), -np.ones((200, 3), int)]); p, a = confidence_votes(v)
-    assert np.ptp(a) < 1e-7 and np.array_equal(np.sign(p - .5), majority(v))
 
 # labels
 

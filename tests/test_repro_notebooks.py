@@ -7,7 +7,7 @@ import pytest
 from balanceddpo.reproduction import notebooks, read_notebook, reproduce, title_of
 
 PAPER = {*(f'table{k}' for k in range(1, 7)), *(f'figure{k:02d}' for k in range(1, 12))}
-BEYOND = {'icon_world', 'tuning', 'seeds', 'refresh', 'agreement', 'conflict', 'noise', 'paper_audit'}
+BEYOND = {'icon_world', 'tuning', 'seeds', 'refresh', 'agreement', 'conflict', 'noise', 'paper_audit', 'rivals', 'rivals_tuning', 'votes', 'benchmarks'}
 TABLE, FIGURE = ('csv', 'md', 'tex'), ('pdf', 'png')
 WRITES = {                                       # beside <name>.json and <name>_finding.txt
     'table1': {'table1': TABLE + FIGURE, 'table1_protocols': TABLE, 'table1_samples': FIGURE, 'table1_checks': ('csv',)},
@@ -30,6 +30,10 @@ WRITES = {                                       # beside <name>.json and <name>
     'paper_audit': {'paper_audit': TABLE + FIGURE, 'paper_audit_differences': TABLE + FIGURE, **{f'paper_audit_{k}': TABLE for k in ('statements', 'learning_rate', 'scores')},
                     'paper_audit_rates': ('csv',), 'paper_audit_details': ('csv',)},
     'seeds': {'seeds': TABLE, 'seeds_sd': TABLE, 'seeds_differences': ('csv',) + FIGURE, 'seeds_ranking': ('csv',) + FIGURE},
+    'rivals': {'rivals': TABLE, 'rivals_compute': TABLE, 'rivals_gains': ('csv',), 'rivals_summary': ('csv',), 'rivals_pareto': FIGURE},
+    'rivals_tuning': {'rivals_tuning': TABLE + FIGURE},
+    'benchmarks': {'benchmarks': TABLE + FIGURE, 'benchmarks_samples': FIGURE, **{f'benchmarks_{k}': TABLE for k in ('differences', 'parts', 'published')}},
+    'votes': {'votes': TABLE + FIGURE, 'votes_rules': TABLE},
     'agreement': {'agreement': TABLE, 'agreement_kappa': FIGURE, 'agreement_rate': FIGURE, 'agreement_splits': ('csv', 'png'), 'agreement_ties': ('csv', 'png'),
                   'agreement_rules': TABLE, 'agreement_results': TABLE + FIGURE, 'agreement_against': ('csv',)},
 }

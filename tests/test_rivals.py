@@ -56,3 +56,83 @@ def test_capo_trains_on_groups_and_soup_is_the_mean(groups):
     name = max(x, key=lambda n: (x[n] - y[n]).abs().max())
     assert (x[name] - y[name]).abs().max() > 1e-4
     for n in x: np.testing.assert_allclose(mean[n].detach(), (x[n].detach() + y[n].detach()) / 2, atol=1e-6)
+
+
+# by name
+
+def test_the_rivals_are_the_rows_of_losses_and_variants_of_balanced_dpo():
+    from balanceddpo.preference_losses import LOSSES
+    named = {rivals.rival_settings(TINY, name).method for name in rivals.RIVALS}
+    assert named == set(LOSSES) - {'dmpo_safeguarded', 'dspo_safeguarded'}                       # the safeguard once, on DPO
+    assert rivals.RIVALS['DiffusionDPO'].labels.method == 'human' and rivals.rival_settings(TINY, 'DiffusionDPO').refresh_every == 0
+    with pytest.raises(InputError, match="no rival 'GRPO': use Supervised"): rivals.rival_settings(TINY, 'GRPO')
+
+
+def test_the_rows_below_balanced_dpo_differ_from_it_in_one_thing():
+    from dataclasses import asdict
+    ours, plain = rivals.RIVALS['BalancedDPO'], asdict(rivals.rival_settings(experiments.ICONS, 'BalancedDPO')); names = list(rivals.RIVALS)
+    for name in names[names.index('BalancedDPO') + 1:]:
+        other = asdict(rivals.rival_settings(experiments.ICONS, name)); changed = {k for k in plain if plain[k] != other[k]}
+        assert changed <= {'refresh_every', 'refresh_alpha', 'refresh_drift'} and bool(changed) != (rivals.RIVALS[name].labels != ours.labels)
+    average = rivals.rival_settings(experiments.ICONS, 'Moving average'); assert 1/average.refresh_alpha == rivals.rival_settings(experiments.ICONS, 'BalancedDPO').refresh_every/2
+
+
+def test_rules_of_groups(groups):
+    scores, ids = groups.scores, groups.prompt_ids
+    rule, = rivals.frontier_rules(groups); np.testing.assert_array_equal(rule(scores, ids, 3).to_numpy(object), capo_labels(scores, ids, SCALE, step=3).to_numpy(object))
+    rule, = rivals.one_rules(groups); t = rule(scores, ids, 0); assert set(t.w0[t.i >= 0]) == {1.} and set(t.w1) == {0.}
+    rule, = rivals.sum_rules(groups); t = rule(scores, ids, 0); total = scores @ SCALE; assert t.i.tolist() == total.argmax(axis=1).tolist() and t.j.tolist() == total.argmin(axis=1).tolist()
+    for k, rule in enumerate(rivals.single_rules(groups)):
+        t = rule(scores, ids, 0); assert t.i.tolist() == scores[..., k].argmax(axis=1).tolist() and t.j.tolist() == scores[..., k].argmin(axis=1).tolist()
+    assert k == 3
+
+
+def test_elections_take_the_pairs_that_their_rules_choose(groups):
+    from balanceddpo.rank_votes import RANK_LABELS, RANK_RULES, rank_labels
+    scores, ids = groups.scores, groups.prompt_ids
+    for name, rule, label in (('Condorcet', 'condorcet', 'hard'), ('Kemeny', 'kemeny', 'hard'), ('Borda, margin', 'borda', 'margin')):
+        made, = rivals.ELECTIONS[name].rules(groups); np.testing.assert_array_equal(made(scores, ids, 5).to_numpy(object), rank_labels(scores, ids, rule, label).to_numpy(object))
+    assert len(rivals.ELECTIONS) == 1 + len(RANK_RULES) + len(RANK_LABELS) - 1 and not rivals.ELECTIONS.keys() & rivals.RIVALS.keys()
+
+
+def test_the_plain_majority_votes_on_a_pair_of_each_group(groups):
+    rule, = rivals.majority_rules(groups); seen = set()
+    for visit in range(40):
+        for row in rule(groups.scores, groups.prompt_ids, visit).itertuples():
+            if row.i < 0: assert row.w0 == row.w1 == 0; continue
+            x = groups.scores[groups.prompt_ids.index(row.group_id)]; lead = (np.sign(x[row.i] - x[row.j])).sum()
+            assert row.i < row.j and (row.w0, row.w1) == ((1, 0) if lead > 0 else (0, 1)) and lead != 0
+            seen.add((row.i, row.j))
+    assert len(seen) > 3
+
+
+def test_soup_shares_the_steps_and_groups_must_be_given(groups):
+    import pandas as pd
+    with pytest.raises(InputError, match='CaPO makes its pairs from groups'): rivals.align_rival(TINY, 'CaPO')
+    soup = rivals.align_rival(TINY, 'SOUP', groups, title='soup of four'); assert soup.name == 'soup of four'
+    parts = [rivals.align_groups(TINY, groups, 'part', rule, 3, 'capo', max_steps=1) for rule in rivals.single_rules(groups)]              # 4 steps of 8 pairs, by 4; 3 groups
+    mean = {n: sum(w[n].detach() for w in map(experiments.merged_weights, parts))/4 for n in experiments.merged_weights(parts[0])}
+    for n, w in experiments.merged_weights(soup).items(): np.testing.assert_allclose(w.detach(), mean[n], atol=1e-6)
+    assert all(len(experiments.training_log(p)) == 1 for p in parts)
+
+
+def test_a_rival_is_trained_by_its_own_labels_and_loss():
+    model = rivals.align_rival(TINY, 'SmPO-Diffusion', max_steps=1)
+    from balanceddpo.store import read_json
+    made = read_json(experiments.run_folder(model)/'model'/'training.json')
+    assert made['config']['method'] == 'smpo' and made['config']['noise'] == 'smpo_code' and made['label_config']['method'] == 'smoothed' and made['label_config']['scorer'] == 'pickscore'
+
+
+@pytest.mark.parametrize('name', ['Supervised fine-tuning', 'DiffusionDPO', 'DDIM-InPO', 'SmPO-Diffusion', 'MaPO', 'BalancedDPO'])
+def test_passes_are_those_that_training_makes(name, monkeypatch):
+    "Every call of the denoiser in one step is counted, forward twice more where it has a gradient."
+    import torch
+    from balanceddpo import training
+    made, predicted = [], training.predicted
+    def counted(run, model, noisy, *more):
+        made.append(len(noisy)*(3 if torch.is_grad_enabled() and model is run.policy else 1)); return predicted(run, model, noisy, *more)
+    monkeypatch.setattr(training, 'predicted', counted)
+    monkeypatch.setattr(training, 'draw_timesteps', lambda seed, step, ids, n, density=None: torch.full((len(ids),), n - 1))
+    settings = rivals.rival_settings(TINY, name, max_steps=1)
+    rivals.align_rival(TINY, name, max_steps=1, seed=77)
+    assert sum(made) == settings.batch_size*rivals.passes_a_pair(settings)

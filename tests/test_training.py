@@ -137,6 +137,19 @@ def test_three_steps_equal_a_loop_written_by_hand(made, tmp_path):
     assert apart < 1e-5 * weights.norm() and apart < 1e-3 * moved                 # of the weights, and of what three steps moved them by
 
 
+@pytest.mark.parametrize('mode', ['full', 'lora'])
+def test_a_reference_refreshed_by_drift_is_never_left_further_behind(made, tmp_path, mode):
+    "The policy walks as without a refresh until it is as far as the drift; then, and only then, the reference is with it and the next loss is ln 2."
+    inputs = made(); changes = dict(mode=mode, max_steps=12, learning_rate=1e-4)
+    go(inputs, tmp_path/'never', **changes); free = [r['distance'] for r in metrics(tmp_path/'never')]; drift = (free[2] + free[3])/2
+    assert free == sorted(free)
+    out = go(inputs, tmp_path/'drift', refresh_drift=drift, **changes); rows = metrics(tmp_path/'drift'); when = [r['step'] for r in rows if r['refreshed']]
+    assert when[0] == 4 and 2 <= len(when) < 6 and [r['distance'] for r in rows[:3]] == free[:3]
+    assert all(r['distance'] == 0 if r['refreshed'] else 0 < r['distance'] <= drift for r in rows)
+    assert all(rows[step]['loss'] == LN2 for step in when if step < 12)
+    assert f'the reference refreshed once the policy was {drift:g} away' in (out/'README.md').read_text()
+
+
 # ---------------------------------------------------------------- families, full and LoRA, loaded in plain diffusers
 
 @pytest.mark.parametrize('mode', ['full', 'lora'])
@@ -526,7 +539,8 @@ def test_a_method_without_a_reference_keeps_none_and_resumes(made, tmp_path):
 
 
 @pytest.mark.parametrize('changes, reason', [
-    (dict(method='mapo', refresh_every=10), 'mapo has no reference that could be refreshed'), (dict(method='kto', micro_batch_size=2), 'kto compares a pair with the others'),
+    (dict(method='mapo', refresh_every=10), 'mapo has no reference that could be refreshed'), (dict(method='sft', refresh_drift=.1), 'sft has no reference that could be refreshed'),
+    (dict(refresh_drift=-.1), 'refresh_drift must be 0 or more'), (dict(method='kto', micro_batch_size=2), 'kto compares a pair with the others'),
     (dict(options=('mu=0.5',)), "dpo has no parameter 'mu'"), (dict(method='dmpo', options=('alpha',)), 'an option of a method is NAME=VALUE'),
     (dict(method='mapo', beta_convention='sum'), 'mapo is made for errors that are a mean'), (dict(noise='inverse'), 'noise must be one of auto, random'),
     (dict(method='dspo', beta=5000.), 'beta must be from 0 to 1 for dspo')])
