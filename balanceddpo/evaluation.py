@@ -281,11 +281,13 @@ def _score_missing(store, table, part, columns, batch_size):
     "Fill the gaps in rows `part` (a slice) of the table of kept scores; `columns` maps each scorer to its column."
     import numpy as np
     from balanceddpo.scorers import score_items
+    from balanceddpo.towers import ahead_in_threads
     wanted = {s: c for s, c in columns.items() if table[c].iloc[part].isna().any()}
     if not wanted: return False
     at = table.index[part][table[list(wanted.values())].iloc[part].isna().any(axis=1)]
     images = store.index.iloc[at]
-    items = ((table.at[i, 'image_id'], store.image(row.prompt_id, row.image_index), row.prompt) for i, row in zip(at, images.itertuples()))
+    drawn = ahead_in_threads(lambda row: store.image(row.prompt_id, row.image_index), images.itertuples())
+    items = ((table.at[i, 'image_id'], image, row.prompt) for i, row, image in zip(at, images.itertuples(), drawn))
     for (scorer, column), scores in zip(wanted.items(), score_items(list(wanted), items, batch_size).values()):
         if not np.isfinite(scores).all():
             row = images.iloc[int(np.argmin(np.isfinite(scores)))]

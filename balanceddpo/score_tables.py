@@ -9,6 +9,7 @@ from pathlib import Path
 from .store import InputError, locked, open_stage, staged, verify_manifest
 from .pairs import decode, prompt_id
 from .scorers import batches, score_items
+from .towers import ahead_in_threads
 
 # %% auto #0
 __all__ = ['score_shard', 'shard_path', 'score_pairs', 'read_scores']
@@ -20,7 +21,8 @@ def score_shard(pairs: list, scorers, batch_size: int = 64):
     for s in scorers:
         if getattr(s, 'tower', None) is not None: s.tower.forget()
     rows = [(p, slot) for p in pairs for slot in (0, 1)]
-    scores = score_items(scorers, ((p.image_ids[slot], decode(p.images[slot]), p.caption) for p, slot in rows), batch_size)
+    images = ahead_in_threads(decode, (p.images[slot] for p, slot in rows))
+    scores = score_items(scorers, ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)), batch_size)
     return pa.table({'pair_id': pa.array([p.pair_id for p, _ in rows], pa.string()), 'slot': pa.array([slot for _, slot in rows], pa.int8()),
                      'image_id': pa.array([p.image_ids[slot] for p, slot in rows], pa.string()),
                      'prompt_id': pa.array([prompt_id(p.caption) for p, _ in rows], pa.string()),

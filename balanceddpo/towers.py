@@ -5,7 +5,7 @@
 # %% ../nbs/05_towers.ipynb #ddc524dc
 from __future__ import annotations
 import hashlib, json, logging, os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from .backends import ensure_torchvision, pick_device, pick_dtype
 
 # %% auto #0
 __all__ = ['PREPROCESSING', 'float_to_bytes', 'ImageBatch', 'as_batch', 'pad_to_square', 'crop_to_square', 'Tower', 'in_threads',
-           'hub_file', 'find_source', 'weight_files', 'source_digest', 'loading', 'read_weights', 'clip_settings',
-           'normalised', 'transformers_tower', 'open_clip_model', 'open_clip_tower', 'load_tower', 'word_tokenizer',
-           'write_random_clip']
+           'ahead_in_threads', 'hub_file', 'find_source', 'weight_files', 'source_digest', 'loading', 'read_weights',
+           'clip_settings', 'normalised', 'transformers_tower', 'open_clip_model', 'open_clip_tower', 'load_tower',
+           'word_tokenizer', 'write_random_clip']
 
 # %% ../nbs/05_towers.ipynb #38572fa4
 def float_to_bytes(images):
@@ -64,7 +64,7 @@ class ImageBatch(Sequence):
 
     Raises InputError for images that did not."""
     def __init__(self, images, ids=None):
-        self.images, self._ids = _checked(images), None if ids is None else list(ids)
+        self.images, self._ids, self._views = _checked(images), None if ids is None else list(ids), {}
         if ids is not None and len(self._ids) != len(self.images): raise InputError(f'{len(self.images)} images have {len(self._ids)} ids')
 
     def __len__(self): return len(self.images)
@@ -78,6 +78,11 @@ class ImageBatch(Sequence):
         import numpy as np, torch
         image = self.images[i]
         return image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def view(self, name, i, make):
+        "`make()` for image i, kept under `name` for the next tower that looks in the same way."
+        if (name, i) not in self._views: self._views[name, i] = make()
+        return self._views[name, i]
 
     @property
     def ids(self) -> list:
@@ -167,6 +172,16 @@ def in_threads(f, items) -> list:
     threads = min(8, (os.cpu_count() or 1) - 1, len(items) // 8)
     if threads < 2: return [f(i) for i in items]
     with ThreadPoolExecutor(threads) as pool: return list(pool.map(f, items))
+
+def ahead_in_threads(f, items, ahead=64):
+    "Yield `f(i)` for i in `items`, in their order; threads work up to `ahead` of them before they are asked for. What `f` raises comes in its place."
+    pool, waiting = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) - 1))), deque()
+    try:
+        for i in items:
+            waiting.append(pool.submit(f, i))
+            if len(waiting) > ahead: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_towers.ipynb #805dc52f
 def hub_file(repository: str, *names: str) -> Path:
@@ -259,7 +274,8 @@ def transformers_tower(source, processor, view, key, device, dtype) -> Tower:
     def encode_texts(prompts):
         tokens = tokenizer(prompts, padding='max_length', truncation=True, max_length=length, return_tensors='pt').to(device)
         return _features(model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
-    padded, cropped = (lambda batch, i: pad_to_square(batch.pixels(i), crop)), (lambda batch, i: crop_to_square(batch[i], settings['size'], crop))
+    def padded(batch, i): return batch.view(('pad', crop), i, lambda: pad_to_square(batch.pixels(i), crop))
+    def cropped(batch, i): return batch.view(('crop', settings['size'], crop), i, lambda: crop_to_square(batch[i], settings['size'], crop))
     return Tower(key, lambda x: _features(model.get_image_features(pixel_values=x)), encode_texts,
                  normalised(padded if view == 'pad' else cropped, settings['mean'], settings['std']), model.logit_scale.float().exp().item(), device, dtype)
 
@@ -291,7 +307,7 @@ def open_clip_tower(source, architecture, view, key, device, dtype) -> Tower:
     import open_clip
     model = model.to(device).eval().requires_grad_(False); settings = open_clip.get_model_preprocess_cfg(model)
     size = settings['size'] if isinstance(settings['size'], int) else max(settings['size'])
-    if view == 'pad': look = normalised(lambda batch, i: pad_to_square(batch.pixels(i), size), settings['mean'], settings['std'])
+    if view == 'pad': look = normalised(lambda batch, i: batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size)), settings['mean'], settings['std'])
     else:
         transform = open_clip.image_transform(size, is_train=False, **{k: settings[k] for k in ('mean', 'std', 'interpolation', 'resize_mode', 'fill_color')})
         look = lambda batch, i: transform(batch[i])

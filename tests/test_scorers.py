@@ -13,7 +13,7 @@ from balanceddpo import scorers as scorers_module, towers as towers_module
 from balanceddpo.scorers import (BaseScorer, ScorerSpec, aesthetic_head, check_spread, load_scorer, load_scorers, parse_scorer, register_scorer,
                                  score_items)
 from balanceddpo.store import InputError
-from balanceddpo.towers import ImageBatch, Tower, crop_to_square, in_threads, load_tower, write_random_clip
+from balanceddpo.towers import ImageBatch, Tower, ahead_in_threads, crop_to_square, in_threads, load_tower, write_random_clip
 
 SIZES = [(32, 32), (64, 64), (97, 61), (33, 80), (31, 31), (200, 90), (40, 41), (45, 32)]
 PROMPTS = ['a red apple', 'A Red  Apple', '', 'caf\u00e9 &amp; \U0001f98a!', 'a very long prompt ' * 20, 'fox', 'apple fox', '12']
@@ -379,3 +379,21 @@ def test_importing_is_light():
     code = ('import sys, balanceddpo.towers, balanceddpo.scorers, balanceddpo.score_tables; '
             "print({'torch', 'numpy', 'transformers', 'open_clip', 'pandas', 'pyarrow'} & set(sys.modules))")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'set()'
+
+
+def test_work_ahead_keeps_the_order_its_bound_and_the_place_of_an_error():
+    begun = []
+    def f(i):
+        begun.append(i)
+        if i == 7: raise ValueError('the seventh')
+        return i
+    stream = ahead_in_threads(f, iter(range(1000)), ahead=5); seen = [next(stream) for _ in range(7)]
+    assert seen == list(range(7)) and max(begun) <= 7 + 5
+    with pytest.raises(ValueError, match='the seventh'): next(stream)
+    assert list(ahead_in_threads(str, range(3), ahead=10)) == ['0', '1', '2'] and list(ahead_in_threads(str, [])) == []
+
+
+def test_towers_that_look_alike_share_a_view_and_others_do_not():
+    batch, made = ImageBatch(torch.randint(0, 256, (2, 3, 9, 7), dtype=torch.uint8)), []
+    def make(name, i): return batch.view(name, i, lambda: made.append((name, i)) or len(made))
+    assert [make('crop', 0), make('crop', 0), make('crop', 1), make('pad', 0), make('crop', 1)] == [1, 1, 2, 3, 2] and made == [('crop', 0), ('crop', 1), ('pad', 0)]
