@@ -97,8 +97,9 @@ def checkpoints(folder) -> list[Checkpoint]:
     return sorted(found, key=lambda c: c.step)
 
 def retain(folder, keep) -> None:
-    "Remove all but the newest `keep` checkpoints of `folder`; each leaves the list in one rename, so none is ever half there."
-    for old in checkpoints(folder)[:-keep]:
+    "Remove all but the newest `keep` checkpoints of `folder` (0: all); each leaves the list in one rename, so none is ever half there."
+    found = checkpoints(folder)
+    for old in found[:max(0, len(found) - keep)]:
         gone = old.folder.with_name(f'{old.folder.name}.discarded')
         os.replace(old.folder, gone); shutil.rmtree(gone)
 

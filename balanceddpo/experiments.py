@@ -154,12 +154,15 @@ def align(scale: Scale, name: str, recipe: str, labels: LabelConfig, **changes) 
 # %% ../nbs/87_experiments.ipynb #ab60c355
 def align_labels(scale: Scale, name: str, recipe: str, table, labels: LabelConfig, **changes) -> Model:
     "As `align`, on a ready table of labels in the columns of `label_pairs`; `labels` says how its weights are read."
+    from balanceddpo.checkpoints import retain
     from balanceddpo.families import local_folder
     from balanceddpo.training import run_inputs, train
     settings, encoded = training_settings(scale, recipe, **changes), encoded_pairs(scale)
     keeping = {k: changes[k] for k in ('checkpoint_every', 'keep_checkpoints') if k in changes}
     key = digest(run_inputs(settings, encoded, table, labels, local_folder(settings.model)), settings.max_steps, *filter(None, [keeping]))
-    with once(key): out = train(settings, encoded, table, labels, runs_root()/'train'/key)
+    with once(key):
+        out = train(settings, encoded, table, labels, runs_root()/'train'/key)
+        if not keeping: retain(out.parent/'checkpoints', 0)                  # four times the size of the model, and a hundred runs are many
     lora = next(Path(out).glob('*lora*.safetensors'), None)
     return Model(name, scale.model, str(lora)) if lora else Model(name, str(out))
 

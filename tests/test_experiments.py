@@ -60,5 +60,8 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     size = sum(p.double().square().sum() for p in base.values()).sqrt()
     moved = sum(c.double().square().sum() for c in change.values()).sqrt()
     assert 0 < experiments.distance_from_base(TINY, model) == pytest.approx(float(moved/size), rel=1e-3)
+    run = experiments.run_folder(model); stamp = (run/'metrics.jsonl').stat().st_mtime_ns
+    assert not list((run/'checkpoints').glob('step-*'))                       # a finished run keeps its model and its log, and is found again
+    assert experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2) == model and (run/'metrics.jsonl').stat().st_mtime_ns == stamp
     log = experiments.training_log(model)
     assert log.step.tolist() == [1, 2, 3, 4] and log.refreshed.tolist() == [False, True, False, True]
