@@ -788,6 +788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'balanceddpo.icons.utility': ('icons.html#utility', 'balanceddpo/icons.py'),
                                    'balanceddpo.icons.verify': ('icons.html#verify', 'balanceddpo/icons.py')},
             'balanceddpo.inversion': { 'balanceddpo.inversion.Inversion': ('inversion.html#inversion', 'balanceddpo/inversion.py'),
+                                       'balanceddpo.inversion.Inversion.passes': ( 'inversion.html#inversion.passes',
+                                                                                   'balanceddpo/inversion.py'),
                                        'balanceddpo.inversion._wide': ('inversion.html#_wide', 'balanceddpo/inversion.py'),
                                        'balanceddpo.inversion.ancestral_deviation': ( 'inversion.html#ancestral_deviation',
                                                                                       'balanceddpo/inversion.py'),

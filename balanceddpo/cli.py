@@ -331,13 +331,16 @@ def train(options, config):
 def train_plan(options, config, encoded, labels) -> list[str]:
     "What `train` would do. Raises InputError if the labels and the encoded pairs do not fit."
     from balanceddpo.families import denoiser_of
+    from balanceddpo.inversion import INVERSIONS
+    from balanceddpo.preference_losses import LOSSES
     from balanceddpo.training import decided_pairs
     if encoded.resolution != config.resolution: raise InputError(f'the pairs were encoded at {encoded.resolution} pixels, the run wants {config.resolution}: set --resolution')
     counts, folder, visits = decided_pairs(encoded.pair_ids, labels)[2], model_folder(config.model), config.max_steps * config.batch_size
     lines = [f'train {config.model} ({config.mode}) on ' + ', '.join(f'{n} pairs {what}' for what, n in counts.items()),
              f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs: {amount(visits, "visits")}, {visits/counts["trained on"]:.3g} epochs',
-             f'{amount(2*visits, "passes")} forward and backward through the policy, {amount(2*visits, "passes")} forward through the reference',
-             f'{config.max_steps//config.refresh_every if config.refresh_every else 0} refreshes of the reference', f'write to {options.out or runs_root()/"train"}']
+             f'{amount(2*visits, "passes")} forward and backward through the policy, {amount(2*visits*LOSSES[config.method].needs_reference, "passes")} forward through the reference',
+             f'{config.max_steps//config.refresh_every if config.refresh_every else 0} refreshes of the reference' + ', and one whenever the policy is too far from it'*(config.refresh_drift > 0), f'write to {options.out or runs_root()/"train"}']
+    if config.noise != 'random': lines.insert(-1, f'at most {amount(2*visits*INVERSIONS[config.noise].passes, "passes")} forward for the inversion')
     if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
     n = parameter_count(folder/denoiser_of(folder))
     if config.mode == 'lora': return lines + [f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is trained and kept']

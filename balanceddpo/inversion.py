@@ -80,6 +80,11 @@ class Inversion:
     source: str  # where the values come from
     spacing: str = 'scheduler'  # or 'even'
 
+    @property
+    def passes(self) -> int:
+        "Forward passes that an image takes at most, at the largest timestep: the grid and t itself, twice with 'each', once more with 'end'."
+        return (self.steps + (self.spacing == 'scheduler')) * (1 + (self.renoise == 'each')) + (self.renoise == 'end')
+
 INVERSIONS = dict(
     inpo=Inversion(10, 'none', 0., 'InPO, the paper: deterministic; steps of the code'),
     inpo_code=Inversion(10, 'none', .1, 'JaydenLyh/InPO, train.py'),

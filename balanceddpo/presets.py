@@ -10,8 +10,8 @@ from .training import TrainConfig
 
 # %% auto #0
 __all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl',
-           'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'dspo_sd15', 'kto_sd15', 'dpo_safeguarded_sd15', 'dmpo_sd15',
-           'smpo_sdxl', 'inpo_sdxl', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
+           'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'smpo_sdxl', 'inpo_sdxl', 'dspo_sd15', 'kto_sd15',
+           'dpo_safeguarded_sd15', 'dmpo_sd15', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
            'icon_rival', 'preset']
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
@@ -70,32 +70,42 @@ def balanced_dpo_sdxl(**changes) -> TrainConfig:
     ) | changes)
 
 # %% ../nbs/45_presets.ipynb #bfae2b4c
+_inverted = dict(batch_size=1024, learning_rate=scaled_rate(1e-8, 1024))  # launchers of SmPO and InPO: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+_smpo = dict(method='smpo', max_steps=200, warmup_steps=100) | _inverted  # its launchers
+_inpo = dict(method='inpo', max_steps=400, warmup_steps=200) | _inverted  # its launchers
+
 def smpo_sd15(**changes) -> TrainConfig:
     "SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of PickScore, with the limits `SMPO_LIMITS`."
-    return diffusion_dpo_sd15(**dict(
-        method='smpo', noise='smpo_code',  # train.py: smoothed labels, 5 inverse steps with ReNoise at each
-        max_steps=200, warmup_steps=100,  # launcher
-        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
-        beta=2000,  # launcher
+    return diffusion_dpo_sd15(**_smpo | dict(
+        noise='smpo_code', beta=2000,  # train.py: 5 inverse steps with ReNoise at each; launcher
     ) | changes)
 
 def inpo_sd15(**changes) -> TrainConfig:
     "DDIM-InPO on SD1.5 (JaydenLyh/InPO, examples/sd15.sh and train.py). Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        method='inpo', noise='inpo_code',  # train.py: 10 inverse steps with a little noise
-        max_steps=400, warmup_steps=200,  # launcher
-        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
-        beta=2000,  # launcher
+    return diffusion_dpo_sd15(**_inpo | dict(
+        noise='inpo_code', beta=2000,  # train.py: 10 inverse steps with a little noise; launcher
     ) | changes)
 
+def smpo_sdxl(**changes) -> TrainConfig:
+    "SmPO-Diffusion on SDXL (JaydenLyh/SmPO, examples/sdxl.sh and train.py). Labels: as for SD1.5."
+    return diffusion_dpo_sdxl(**_smpo | dict(
+        noise='smpo_code_sdxl', beta=5000,  # train.py: 10 inverse steps with ReNoise at each; launcher
+    ) | changes)
+
+def inpo_sdxl(**changes) -> TrainConfig:
+    "DDIM-InPO on SDXL (JaydenLyh/InPO, examples/sdxl.sh). Labels: human."
+    return diffusion_dpo_sdxl(**_inpo | dict(
+        noise='inpo_code', beta=5000,  # train.py; launcher
+    ) | changes)
+
+# %% ../nbs/45_presets.ipynb #d507cdd7
 def dspo_sd15(**changes) -> TrainConfig:
     "DSPO on SD1.5 (huaishengzhu/DSPO, launchers/sd15.sh): DiffusionDPO's settings with another loss. Labels: human."
     return diffusion_dpo_sd15(**dict(
         method='dspo', beta=.001,  # launcher
-        micro_batch_size=16,  # launcher; does not change the result
     ) | changes)
 
-# %% ../nbs/45_presets.ipynb #d507cdd7
+# %% ../nbs/45_presets.ipynb #b6a501de
 def kto_sd15(**changes) -> TrainConfig:
     "Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh). Labels: human. There single images are liked or not; here both images of a pair are used."
     return diffusion_dpo_sd15(**dict(
@@ -109,36 +119,16 @@ def kto_sd15(**changes) -> TrainConfig:
 def dpo_safeguarded_sd15(**changes) -> TrainConfig:
     "Diffusion-DPO with the safeguard of SDPO on SD1.5 (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_diffusion_dpo.sh). Labels: human."
     return diffusion_dpo_sd15(**dict(
-        method='dpo_safeguarded', options=('mu=0.9',), beta=5000,  # script
-        batch_size=2048, learning_rate=scaled_rate(1e-8, 2048),  # script: 8 x 32 a GPU; eight of them make the paper's 2048
+        method='dpo_safeguarded', options=('mu=0.9',), beta=5000,  # script; its batch is DiffusionDPO's on eight GPUs
     ) | changes)
 
 def dmpo_sd15(**changes) -> TrainConfig:
     "DMPO on SD1.5, without the safeguard (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_dmpo.sh). Labels: human."
     return diffusion_dpo_sd15(**dict(
-        method='dmpo', options=('alpha=0.01',), beta=2000,  # script
-        batch_size=2048, learning_rate=scaled_rate(1e-8, 2048),  # script: 8 x 32 a GPU; eight of them make the paper's 2048
+        method='dmpo', options=('alpha=0.01',), beta=2000,  # script; its batch is DiffusionDPO's on eight GPUs
     ) | changes)
 
-# %% ../nbs/45_presets.ipynb #b6a501de
-def smpo_sdxl(**changes) -> TrainConfig:
-    "SmPO-Diffusion on SDXL (JaydenLyh/SmPO, examples/sdxl.sh and train.py). Labels: as for SD1.5."
-    return diffusion_dpo_sdxl(**dict(
-        method='smpo', noise='smpo_code_sdxl',  # train.py: 10 inverse steps with ReNoise at each
-        max_steps=200, warmup_steps=100,  # launcher
-        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
-        beta=5000,  # launcher
-    ) | changes)
-
-def inpo_sdxl(**changes) -> TrainConfig:
-    "DDIM-InPO on SDXL (JaydenLyh/InPO, examples/sdxl.sh). Labels: human."
-    return diffusion_dpo_sdxl(**dict(
-        method='inpo', noise='inpo_code',  # train.py
-        max_steps=400, warmup_steps=200,  # launcher
-        batch_size=1024, learning_rate=scaled_rate(1e-8, 1024),  # launcher: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
-        beta=5000,  # launcher
-    ) | changes)
-
+# %% ../nbs/45_presets.ipynb #bb355240
 def mapo_sdxl(**changes) -> TrainConfig:
     "MaPO on SDXL, as its README runs it on one GPU (mapo-t2i/mapo). Labels: human. There is no reference."
     return diffusion_dpo_sdxl(**dict(
@@ -151,7 +141,7 @@ def mapo_sdxl(**changes) -> TrainConfig:
 
 def capo_sdxl(**changes) -> TrainConfig:
     "CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."
-    return diffusion_dpo_sdxl(**dict(method='capo', beta=5000) | changes)  # not stated; ours
+    return diffusion_dpo_sdxl(**dict(method='capo') | changes)  # beta: the method's default, ours
 
 # %% ../nbs/45_presets.ipynb #dec72721
 def diffusion_dpo_icons(**changes) -> TrainConfig:

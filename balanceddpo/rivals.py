@@ -75,8 +75,13 @@ def image_bytes_of(store, prompt_id, index) -> bytes:
 
 # %% ../nbs/88_rivals.ipynb #d4f3dc7d
 def align_groups(scale: Scale, groups: Groups, name: str, rule, visits: int = 1, recipe: str = 'diffusion_dpo', **changes) -> Model:
-    "Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each of `visits`. `changes` replace settings of the preset, `method` the loss."
-    path, labels = group_pairs(groups, [rule(groups.scores, groups.prompt_ids, v) for v in range(visits)])
+    """Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each of `visits`, or once if it says the same at each.
+
+    `changes` replace settings of the preset, `method` the loss. Raises InputError if no group has a pair."""
+    tables = [rule(groups.scores, groups.prompt_ids, v) for v in range(min(visits, 2))]
+    if visits > 1 and tables[0].equals(tables[1]): tables = tables[:1]                        # the epochs of training repeat it
+    else: tables += [rule(groups.scores, groups.prompt_ids, v) for v in range(2, visits)]
+    path, labels = group_pairs(groups, tables)
     return align_labels(replace(scale, pairs=str(path), n_pairs=None), name, recipe, labels, LabelConfig('given'), **changes)
 
 def average(models, name: str) -> Model:
@@ -183,15 +188,14 @@ def align_rival(scale: Scale, name: str, groups: Groups | None = None, title: st
     return average(models, title or name) if len(models) > 1 else models[0]
 
 # %% ../nbs/88_rivals.ipynb #486ebd9e
-def passes_a_pair(settings) -> float:
+def passes_a_pair(settings) -> int:
     "Passes through the denoiser that training on one pair takes, in forward passes of one image. An inversion is counted for the largest timestep."
     from balanceddpo.inversion import INVERSIONS
     from balanceddpo.preference_losses import LOSSES
-    way = INVERSIONS.get(settings.noise)
-    inverse = ((way.steps + 1)*(2 if way.renoise == 'each' else 1) + (way.renoise == 'end')) if way else 0
+    inverse = 0 if settings.noise == 'random' else INVERSIONS[settings.noise].passes
     return 2*(3 + LOSSES[settings.method].needs_reference + inverse)
 
-def passes_of_groups(scale: Scale, n_prompts: int, n_images: int) -> float:
+def passes_of_groups(scale: Scale, n_prompts: int, n_images: int) -> int:
     "Passes through the denoiser that drawing groups takes."
     return n_prompts*n_images*scale.steps*(2 if scale.guidance > 1 else 1)
 

@@ -149,7 +149,11 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
     said = run('train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN, '--max-steps', 10, '--dry-run')
     weights = sum(v.numel() for v in load_file(world/'model/unet/diffusion_pytorch_model.safetensors').values())
     assert '8 pairs trained on' in said and '10 steps of 4 pairs: 40 visits, 5 epochs' in said and '80 passes forward and backward' in said and '10 refreshes' in said
-    assert f'all {weights:,} parameters'.replace(',', ' ') in said
+    assert f'all {weights:,} parameters'.replace(',', ' ') in said and '80 passes forward through the reference' in said and 'inversion' not in said
+    words = ['train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN, '--max-steps', 10, '--dry-run']
+    assert '0 passes forward through the reference' in (said := run(*words, '--method', 'mapo', '--refresh-every', 0)) and '0 refreshes' in said
+    assert 'at most 960 passes forward for the inversion' in run(*words, '--method', 'smpo')                     # 80 images, five grid points and t, each twice
+    assert '0 refreshes of the reference, and one whenever the policy is too far from it' in run(*words, '--refresh-every', 0, '--refresh-drift', .1)
     said = run('sample', '--model', world/'model', '--prompts', world/'prompts.txt', *DRAW, '--dry-run')
     assert 'draw 4 images (2 prompts of prompts x 2)' in said and 'about 16 passes' in said and f'at most {4*32*32*3/1e3:.3g} kB' in said
     said = run('evaluate', f'a={world}/model', f'b={world}/model', 'c=owner/name', '--prompts', world/'prompts.txt', f'again={world}/prompts.txt', *DRAW, '--dry-run')

@@ -58,6 +58,16 @@ def test_capo_trains_on_groups_and_soup_is_the_mean(groups):
     for n in x: np.testing.assert_allclose(mean[n].detach(), (x[n].detach() + y[n].detach()) / 2, atol=1e-6)
 
 
+def test_a_rule_that_says_the_same_at_each_visit_is_asked_once(groups, monkeypatch):
+    seen = []
+    class Enough(Exception): pass
+    def stop(groups, tables): seen.append(len(tables)); raise Enough
+    monkeypatch.setattr(rivals, 'group_pairs', stop)
+    for rules, expected in ((rivals.sum_rules, 1), (rivals.election_rules('borda'), 1), (rivals.majority_rules, 7), (rivals.frontier_rules, 7)):
+        with pytest.raises(Enough): rivals.align_groups(TINY, groups, 'none', rules(groups)[0], visits=7)
+        assert seen.pop() == expected
+
+
 # by name
 
 def test_the_rivals_are_the_rows_of_losses_and_variants_of_balanced_dpo():
