@@ -347,15 +347,16 @@ def plot_matrix(table, title='', digits=2, centre=0., span=1., width=COLUMN):
     """Figure of a square DataFrame of numbers with the numbers in the cells; colours run from `centre - span` to `centre + span`, NaN stays white. `width` in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    names, values = [display_name(k) for k in table.index], table.to_numpy(float)
+    rows, columns, values = *([display_name(k) for k in keys] for keys in (table.index, table.columns)), table.to_numpy(float)
     with rc_context(style_settings()):
         import seaborn as sns
         side, top = width - .95, .3 if title else .08
-        fig = Figure(figsize=(width, side + .3 + top)); height = fig.get_figheight()
-        ax = fig.add_axes([.85/width, .28/height, side/width, side/height])
+        tilted = max(text_size(name, 6)[0] for name in columns) > .95*72*side/len(columns); below = .5 if tilted else .28      # names wider than their cells
+        fig = Figure(figsize=(width, side + below + .02 + top)); height = fig.get_figheight()
+        ax = fig.add_axes([.85/width, below/height, side/width, side/height])
         sns.heatmap(table, ax=ax, annot=True, fmt=f'.{digits}f', center=centre, vmin=centre - span, vmax=centre + span, cmap='vlag', cbar=False, square=True,
                     linewidths=.8, annot_kws={'size': 7}, mask=(values != values))
-        ax.set_xticklabels([display_name(k) for k in table.columns], rotation=0, fontsize=6); ax.set_yticklabels(names, rotation=0, fontsize=6.5)
+        ax.set_xticklabels(columns, fontsize=6, rotation=30*tilted, ha='right' if tilted else 'center'); ax.set_yticklabels(rows, rotation=0, fontsize=6.5)
         ax.set(xlabel='', ylabel=''); ax.tick_params(length=0)
         write_title(fig, title_lines(title, width, 1))
     return fig
