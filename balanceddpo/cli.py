@@ -101,14 +101,17 @@ def parse(verb, argv):
 
 # %% ../nbs/90_cli.ipynb #c4d4ce08
 def preset_defaults(verb, argv) -> dict:
-    "The values of the preset that the words name (`--preset NAME` or `--preset=NAME`), as far as the verb's stage has such fields. Raises InputError for an unknown one."
+    """The values of the preset that the words name (`--preset NAME` or `--preset=NAME`), as far as the verb's stage has such fields; another `--method` has its own.
+
+    Raises InputError for an unknown preset."""
     if not any(f.name == 'preset' for f in fields(verb.options)): return {}
-    words = [w for a in argv for w in (a.split('=', 1) if a.startswith('--preset=') else [a])]
-    name = next((b for a, b in zip(words, words[1:]) if a == '--preset'), None)
-    if name is None: return {}
-    from balanceddpo.presets import preset
-    chosen = preset(name)
-    return {f.name: getattr(chosen, f.name) for f in fields(verb.settings) if hasattr(chosen, f.name) and f.name in SHARED.get(verb.name, (f.name,))}
+    words = [w for a in argv for w in (a.split('=', 1) if a.startswith(('--preset=', '--method=')) else [a])]
+    def said(option): return next((b for a, b in zip(words, words[1:]) if a == option), None)
+    if said('--preset') is None: return {}
+    from balanceddpo.presets import preset, unless_same
+    chosen = preset(said('--preset'))
+    values = asdict(chosen) | unless_same(chosen, said('--method'))
+    return {f.name: values[f.name] for f in fields(verb.settings) if f.name in values and f.name in SHARED.get(verb.name, (f.name,))}
 
 SHARED = {'encode': ('model', 'resolution')}     # what a training preset says about encoding; to training it says all
 
@@ -340,7 +343,7 @@ def train_plan(options, config, encoded, labels) -> list[str]:
              f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs: {amount(visits, "visits")}, {visits/counts["trained on"]:.3g} epochs',
              f'{amount(2*visits, "passes")} forward and backward through the policy, {amount(2*visits*LOSSES[config.method].needs_reference, "passes")} forward through the reference',
              f'{config.max_steps//config.refresh_every if config.refresh_every else 0} refreshes of the reference' + ', and one whenever the policy is too far from it'*(config.refresh_drift > 0), f'write to {options.out or runs_root()/"train"}']
-    if config.noise != 'random': lines.insert(-1, f'at most {amount(2*visits*INVERSIONS[config.noise].passes, "passes")} forward for the inversion')
+    if config.noise != 'random': lines.insert(-1, f'about {amount(round(2*visits*INVERSIONS[config.noise].passes()), "passes")} forward for the inversion')
     if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
     n = parameter_count(folder/denoiser_of(folder))
     if config.mode == 'lora': return lines + [f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is trained and kept']

@@ -137,10 +137,13 @@ def encoded_pairs(scale: Scale):
     with once(config, data_key(scale)): return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
 
 def training_settings(scale: Scale, recipe: str, **changes):
-    "The `TrainConfig` of a recipe ('diffusion_dpo', 'balanced_dpo', 'smpo', ...) at a scale: a preset without its suffix. `changes` replace its settings, among them `method`."
-    from balanceddpo.presets import preset
+    """The `TrainConfig` of a recipe ('diffusion_dpo', 'balanced_dpo', 'smpo', ...) at a scale: a preset without its suffix, or a method that has none there, with
+    DiffusionDPO's settings. `changes` replace settings."""
+    from balanceddpo.preference_losses import LOSSES
+    from balanceddpo.presets import PRESETS, preset
     settings = {'model': scale.model, **dict(scale.train), **changes}
     if recipe != 'balanced_dpo' and 'refresh_every' not in changes: settings.pop('refresh_every', None)
+    if f'{recipe}_{scale.preset}' not in PRESETS and recipe in LOSSES: recipe, settings = 'diffusion_dpo', {'method': recipe} | settings
     return preset(f'{recipe}_{scale.preset}', **settings)
 
 def steps_of(scale: Scale, steps: int) -> int:

@@ -49,20 +49,23 @@ def ancestral_deviation(a, b):
 def invert(predict, kind, x0, times, alphas_cumprod, renoise='none', eta=0., draw=None):
     """The latents at `times[-1]`: fp32, as `x0` `[m, ...]`, by DDIM inversion without gradient along `times` int64 `[K, m]`, from level 1, the clean image.
 
-    `predict(x, t)` is the denoiser, `alphas_cumprod` `[n_train]` its schedule; see the table for `renoise`. `draw(k)` gives step k's standard normal noise
-    for `eta` above 0. Raises InputError for another `renoise`, or an `eta` without `draw`."""
+    `predict(x, t, rows)` is the denoiser for the images `rows` `[r]`, those under way, at `x` `[r, ...]` and `t` `[r]`; `alphas_cumprod` `[n_train]` is its
+    schedule; see the table for `renoise`. `draw(k)` gives step k's standard normal noise, as `x0`, for `eta` above 0. Raises InputError for another `renoise`,
+    or an `eta` without `draw`."""
     import torch
     if renoise not in ('none', 'each', 'end'): raise InputError(f"unknown renoise {renoise!r}: use 'none', 'each' or 'end'")
     if eta and draw is None: raise InputError('eta above 0 needs `draw`, where its noise comes from')
     x = before = x0.float(); a = before_a = torch.ones(len(x0), device=x0.device)
     with torch.no_grad():
         for k, t in enumerate(times):
-            b = alphas_cumprod.to(x.device).float()[t]; on = _wide(b < a, x)               # the others have arrived
-            prediction = predict(x, t); there = ddim_step(kind, prediction, x, a, b)
-            if renoise == 'each': there = ddim_step(kind, (prediction + predict(there, t)) / 2, x, a, b)
-            if eta: there = there + eta * _wide(ancestral_deviation(a, b), x) * draw(k)
-            before, before_a, x, a = torch.where(on, x, before), torch.where(b < a, a, before_a), torch.where(on, there, x), b
-        return ddim_step(kind, predict(x, times[-1]), before, before_a, a) if renoise == 'end' else x
+            level = alphas_cumprod.to(x.device).float()[t]; on = (level < a).nonzero()[:, 0]            # the others have arrived
+            if not len(on): continue
+            here, t, low, high = x[on], t[on], a[on], level[on]
+            prediction = predict(here, t, on); there = ddim_step(kind, prediction, here, low, high)
+            if renoise == 'each': there = ddim_step(kind, (prediction + predict(there, t, on)) / 2, here, low, high)
+            if eta: there = there + eta * _wide(ancestral_deviation(low, high), there) * draw(k)[on]
+            before, before_a, x, a = (whole.index_copy(0, on, part) for whole, part in ((before, here), (before_a, low), (x, there), (a, high)))
+        return ddim_step(kind, predict(x, times[-1], torch.arange(len(x), device=x.device)), before, before_a, a) if renoise == 'end' else x
 
 # %% ../nbs/33_inversion.ipynb #8b9d3317
 def implied_noise(x_t, x0, alpha_bar):
@@ -80,10 +83,12 @@ class Inversion:
     source: str  # where the values come from
     spacing: str = 'scheduler'  # or 'even'
 
-    @property
-    def passes(self) -> int:
-        "Forward passes that an image takes at most, at the largest timestep: the grid and t itself, twice with 'each', once more with 'end'."
-        return (self.steps + (self.spacing == 'scheduler')) * (1 + (self.renoise == 'each')) + (self.renoise == 'end')
+    def passes(self, n_train=1000) -> float:
+        "Forward passes that an image takes in the mean over its timesteps 0 to `n_train` - 1: a step each, twice with 'each', once more with 'end'."
+        import torch
+        times = inversion_times(torch.arange(n_train), self.steps, n_train, self.spacing)
+        steps = (times.diff(dim=0, prepend=torch.full((1, n_train), -1)) > 0).sum(0)                     # an image that has arrived takes none
+        return steps.double().mean().item() * (1 + (self.renoise == 'each')) + (self.renoise == 'end')
 
 INVERSIONS = dict(
     inpo=Inversion(10, 'none', 0., 'InPO, the paper: deterministic; steps of the code'),

@@ -220,7 +220,7 @@ LOSSES = dict(
     dspo=Loss(dspo, 'DSPO', 'Zhu et al., ICLR 2025', _dspo, conventions=('mean',)),
     dmpo=Loss(dmpo, 'DMPO', 'Li et al., arXiv:2507.07510', _dmpo),
     kto=Loss(kto, 'Diffusion-KTO', 'Li et al., arXiv:2404.04465', per_pair=False, parameters=dict(
-        beta=Parameter(1000., 'jacklishufan/diffusion-kto, train_kto_sd_v1.5.py'), kl=Parameter(None, 'the same: estimated from the batch', 'None, or 0 or more'))),
+        beta=Parameter(1000., 'jacklishufan/diffusion-kto, train_kto_sd_v1.5.py'), kl=Parameter(None, 'ours: estimated from the batch; there from the micro-batches of all GPUs', 'None, or 0 or more'))),
     sft=Loss(sft, 'Supervised fine-tuning', 'the baseline of Wallace et al.', dict(beta=Parameter(1., 'ours: only a unit of the reported logit')), needs_reference=False))
 
 LOSSES |= dict(

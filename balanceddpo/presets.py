@@ -12,7 +12,7 @@ from .training import TrainConfig
 __all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl',
            'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'smpo_sdxl', 'inpo_sdxl', 'dspo_sd15', 'kto_sd15',
            'dpo_safeguarded_sd15', 'dmpo_sd15', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
-           'icon_rival', 'preset']
+           'icon_rival', 'unless_same', 'preset']
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
 def scaled_rate(rate, batch_size) -> float:
@@ -54,11 +54,12 @@ def diffusion_dpo_sdxl(**changes) -> TrainConfig:
     "DiffusionDPO on SDXL, as its authors' launcher runs it (launchers/sdxl.sh and train.py). Labels: human."
     return diffusion_dpo_sd15(**dict(
         model='stabilityai/stable-diffusion-xl-base-1.0',  # launcher
-        max_steps=200,  # the launcher's remark "~30 h / 200 steps"
+        max_steps=2000,  # launcher, whose remark is "~30 hours / 200 steps"
         warmup_steps=200,  # launcher
         beta=5000,  # launcher and paper
         optimizer='adafactor', gradient_checkpointing=True,  # train.py forces both for SDXL
         resolution=1024,  # launcher
+        # empty_prompt_rate: as for SD1.5; where train.py encodes the empty prompt, the conditioning here is SDXL's own empty one, zeros (36_families)
         micro_batch_size=4,  # ours: does not change the result
     ) | changes)
 
@@ -75,7 +76,7 @@ _smpo = dict(method='smpo', max_steps=200, warmup_steps=100) | _inverted  # its 
 _inpo = dict(method='inpo', max_steps=400, warmup_steps=200) | _inverted  # its launchers
 
 def smpo_sd15(**changes) -> TrainConfig:
-    "SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of PickScore, with the limits `SMPO_LIMITS`."
+    "SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of PickScore; in its code with the limits `SMPO_LIMITS`, cosines, which times 100 are in the unit of scorer `pickscore`."
     return diffusion_dpo_sd15(**_smpo | dict(
         noise='smpo_code', beta=2000,  # train.py: 5 inverse steps with ReNoise at each; launcher
     ) | changes)
@@ -107,10 +108,10 @@ def dspo_sd15(**changes) -> TrainConfig:
 
 # %% ../nbs/45_presets.ipynb #b6a501de
 def kto_sd15(**changes) -> TrainConfig:
-    "Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh). Labels: human. There single images are liked or not; here both images of a pair are used."
+    "Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh, with AdamW in 8 bits). Labels: human. There single images are liked, four in five, or not; here both images of a pair are used."
     return diffusion_dpo_sd15(**dict(
         method='kto', beta=1000,  # train_kto_sd_v1.5.py
-        options=('kl=0',),  # ours: a reference point of the batch would need all its pairs in memory at once
+        options=('kl=0',),  # ours: the code's reference point is the mean over the micro-batches of all GPUs, which would make the result depend on their number
         max_steps=20000, warmup_steps=200,  # example.sh
         batch_size=1024, learning_rate=1e-7,  # example.sh: 4 GPUs x 2 x 256 images, that is 1024 pairs; no --scale_lr
         gradient_checkpointing=True,  # example.sh
@@ -141,7 +142,7 @@ def mapo_sdxl(**changes) -> TrainConfig:
 
 def capo_sdxl(**changes) -> TrainConfig:
     "CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."
-    return diffusion_dpo_sdxl(**dict(method='capo') | changes)  # beta: the method's default, ours
+    return diffusion_dpo_sdxl(**dict(method='capo') | changes)  # beta too: DiffusionDPO's, ours
 
 # %% ../nbs/45_presets.ipynb #dec72721
 def diffusion_dpo_icons(**changes) -> TrainConfig:
@@ -178,8 +179,14 @@ def icon_rival(method):
 PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
                                    kto_sd15, dpo_safeguarded_sd15, dmpo_sd15, smpo_sdxl, inpo_sdxl, mapo_sdxl, capo_sdxl, *map(icon_rival, ICON_RIVALS))}
 
+def unless_same(settings, method) -> dict:
+    "What goes with a `method` that is not that of a preset's `settings`: the method's own beta, noise and parameters. Empty if it is the same, or None."
+    return {} if method in (None, settings.method) else dict(method=method, beta=None, noise='auto', options=())
+
 def preset(name, **changes) -> TrainConfig:
-    "The `TrainConfig` of a preset by its name, with some values replaced. Raises InputError for a name that is not in `PRESETS`, or a field that does not exist."
+    """The `TrainConfig` of a preset by its name, with some values replaced. Another `method` comes with its own beta, noise and options.
+
+    Raises InputError for a name that is not in `PRESETS`, or a field that does not exist."""
     if name not in PRESETS: raise InputError(f'unknown preset {name!r}: use {", ".join(PRESETS)}')
     if unknown := changes.keys() - TrainConfig.__dataclass_fields__.keys(): raise InputError(f'a training run has no setting {min(unknown)!r}')
-    return PRESETS[name](**changes)
+    return PRESETS[name](**unless_same(PRESETS[name](), changes.get('method')) | changes)

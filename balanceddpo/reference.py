@@ -165,7 +165,7 @@ def check_adapter(policy, adapter, name):
 
 # %% ../nbs/35_reference.ipynb #226ee0b3
 class AdapterReference(Reference):
-    """A second, frozen adapter on the network of `policy`, equal to `policy_adapter` as it is now.
+    """A second, frozen adapter on the network of `policy`, equal to `policy_adapter` as it is now. A soft refresh blends the factors A and B, not the weights B A.
 
     `policy` is a diffusers (or other) model with a PEFT adapter that is all it trains. `keep_initial` adds a third adapter, for `distance('initial')`.
     Raises InputError if the adapter is missing, the name taken, more than the adapter trained, or there is dropout (LoRA's included)."""

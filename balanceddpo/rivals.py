@@ -121,7 +121,7 @@ def single_rules(groups: Groups) -> list:
 # %% ../nbs/88_rivals.ipynb #d8ae50dd
 @dataclass(frozen=True)
 class Rival:
-    "A method as it was published."
+    "A method as it was published; where code and paper differ, as the code has it, but for SmPO's labels, whose range is that of the data, as in the paper."
     recipe: str                                  # preset without its suffix: the loss, the noise, the reference
     labels: LabelConfig = LabelConfig('human')   # of the pairs that are there
     rules: Callable | None = None                # or Groups -> rules for pairs from groups; the models of several rules are averaged
@@ -184,15 +184,16 @@ def align_rival(scale: Scale, name: str, groups: Groups | None = None, title: st
     if groups is None: raise InputError(f'{name} makes its pairs from groups of images: give them (draw_groups)')
     settings, rules = training_settings(scale, rival.recipe, **changes), rival.rules(groups)
     steps = max(1, settings.max_steps//len(rules)); visits = ceil(steps*settings.batch_size/len(groups.prompt_ids))
-    models = [align_groups(scale, groups, title or name, rule, visits, rival.recipe, **changes | {'max_steps': steps}) for rule in rules]
+    shorter = changes | dict(max_steps=steps, warmup_steps=settings.warmup_steps//len(rules))           # several models share the steps of one
+    models = [align_groups(scale, groups, title or name, rule, visits, rival.recipe, **shorter) for rule in rules]
     return average(models, title or name) if len(models) > 1 else models[0]
 
 # %% ../nbs/88_rivals.ipynb #486ebd9e
-def passes_a_pair(settings) -> int:
-    "Passes through the denoiser that training on one pair takes, in forward passes of one image. An inversion is counted for the largest timestep."
+def passes_a_pair(settings) -> float:
+    "Passes through the denoiser that training on one pair takes, in forward passes of one image. An inversion, shorter for a small timestep, is counted in the mean."
     from balanceddpo.inversion import INVERSIONS
     from balanceddpo.preference_losses import LOSSES
-    inverse = 0 if settings.noise == 'random' else INVERSIONS[settings.noise].passes
+    inverse = 0 if settings.noise == 'random' else INVERSIONS[settings.noise].passes()
     return 2*(3 + LOSSES[settings.method].needs_reference + inverse)
 
 def passes_of_groups(scale: Scale, n_prompts: int, n_images: int) -> int:

@@ -22,12 +22,12 @@ from .store import InputError, digest, locked, open_stage, staged, verify_manife
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'refreshes',
-           'loss_of', 'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable', 'with_targets',
-           'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of', 'micro_batch',
-           'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate', 'measured', 'append_row', 'keep_rows',
-           'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs', 'trained_state', 'save', 'restore',
-           'stop_signal', 'stopping', 'base_name', 'described', 'model_card', 'publish', 'published', 'watched',
-           'alone', 'open_run', 'train']
+           'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable',
+           'with_targets', 'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of',
+           'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate', 'measured',
+           'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs',
+           'trained_state', 'save', 'restore', 'stop_signal', 'stopping', 'base_name', 'described', 'model_card',
+           'publish', 'published', 'watched', 'alone', 'open_run', 'train']
 
 # %% ../nbs/40_training.ipynb #128fa684
 @dataclass(frozen=True)
@@ -113,6 +113,10 @@ def refreshes(config) -> bool:
     "Whether the reference of a run is ever refreshed."
     return config.refresh_every > 0 or config.refresh_drift > 0
 
+def compares_pairs(config) -> bool:
+    "Whether a pair's loss depends on the other pairs of its batch (Diffusion-KTO without `kl`), which then must not be split."
+    return not LOSSES[config.method].per_pair and options_of(config).get('kl') is None
+
 @lru_cache(maxsize=8)
 def loss_of(config):
     """`outputs -> (losses [n], logits [n])` of the method of a `TrainConfig`.
@@ -121,7 +125,7 @@ def loss_of(config):
     loss = LOSSES[config.method]
     if refreshes(config) and not loss.needs_reference: raise InputError(f'{config.method} has no reference that could be refreshed: set refresh_every and refresh_drift to 0')
     options = options_of(config)
-    if not loss.per_pair and options.get('kl') is None and config.micro_batch_size < config.batch_size:
+    if compares_pairs(config) and config.micro_batch_size < config.batch_size:
         raise InputError(f'{config.method} compares a pair with the others of its batch: set micro_batch_size to batch_size, or the option kl')
     return choose_loss(config.method, config.beta_convention, beta=config.beta, **options)
 
@@ -178,7 +182,7 @@ class Run:
 
 # %% ../nbs/40_training.ipynb #4b072901
 def open_accelerator(config, out):
-    "accelerate's `Accelerator` for this run. Raises InputError for a precision that the device cannot do, or fewer pairs a step than processes."
+    "accelerate's `Accelerator` for this run. Raises InputError for a precision that the device cannot do, or a batch that its processes cannot share."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: AcceleratorState._reset_state(True)      # an earlier run of this process may have had another precision
@@ -187,6 +191,8 @@ def open_accelerator(config, out):
     accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision.replace('fp32', 'no'), project_dir=str(out),
                               log_with=None if config.tracker == 'none' else config.tracker)
     if config.batch_size < accelerator.num_processes: raise InputError(f'batch_size {config.batch_size} is less than the {accelerator.num_processes} processes that share it')
+    if compares_pairs(config) and accelerator.num_processes > 1:
+        raise InputError(f'{config.method} compares a pair with the others of its batch, which {accelerator.num_processes} processes would share: use one, or set the option kl')
     return accelerator
 
 # %% ../nbs/40_training.ipynb #12958830
@@ -290,7 +296,7 @@ def predicted(run, model, noisy, timesteps, conditioning):
 
 def inverted(run, x0, t, conditioning, pair_ids):
     "Noisy latents and targets, both as `x0` [2n, c, h, w], by DDIM inversion with the policy (SmPO, InPO), without gradient."
-    def predict(x, at): return predicted(run, run.policy, x, at, conditioning)
+    def predict(x, at, rows): return predicted(run, run.policy, x, at, {k: v[rows] for k, v in conditioning.items()})
     def draw(k): return to_device(draw_noise(run.config.seed, run.step, pair_ids, (2, *x0.shape[1:]), f'inversion {k}').flatten(0, 1), run)
     return noise_by_inversion(run.config.noise, predict, run.family.prediction, x0, t, run.family.alphas_cumprod, draw)
 

@@ -152,7 +152,7 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
     assert f'all {weights:,} parameters'.replace(',', ' ') in said and '80 passes forward through the reference' in said and 'inversion' not in said
     words = ['train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN, '--max-steps', 10, '--dry-run']
     assert '0 passes forward through the reference' in (said := run(*words, '--method', 'mapo', '--refresh-every', 0)) and '0 refreshes' in said
-    assert 'at most 960 passes forward for the inversion' in run(*words, '--method', 'smpo')                     # 80 images, five grid points and t, each twice
+    assert 'about 638 passes forward for the inversion' in run(*words, '--method', 'smpo')                     # 80 images, 2.99 of the five grid points and t, each twice
     assert '0 refreshes of the reference, and one whenever the policy is too far from it' in run(*words, '--refresh-every', 0, '--refresh-drift', .1)
     said = run('sample', '--model', world/'model', '--prompts', world/'prompts.txt', *DRAW, '--dry-run')
     assert 'draw 4 images (2 prompts of prompts x 2)' in said and 'about 16 passes' in said and f'at most {4*32*32*3/1e3:.3g} kB' in said
@@ -290,6 +290,14 @@ def test_every_command_in_the_readme_can_be_read():
     lines = [l for l in [*blocks.splitlines(), *inline] if l.startswith('balanceddpo ')]
     assert {l.split()[1] for l in lines} >= {'label', 'encode', 'train', 'evaluate', 'reproduce', 'icons'}
     for line in lines: cli.parse(VERBS[shlex.split(line)[1]], shlex.split(line)[2:])
+
+
+def test_a_method_beside_a_preset_comes_with_its_own_beta_and_noise():
+    from balanceddpo.preference_losses import LOSSES
+    for words, method, beta, noise in (('--preset balanced_dpo_icons --method inpo', 'inpo', LOSSES['inpo'].defaults['beta'], 'inpo_code'),
+                                       ('--method=mapo --preset=balanced_dpo_sd15 --refresh-every 0', 'mapo', .1, 'random'), ('--preset smpo_sd15 --method dpo', 'dpo', 5000, 'random'),
+                                       ('--preset smpo_sd15 --method smpo', 'smpo', 2000, 'smpo_code'), ('--preset smpo_sd15 --method ipo --beta 7 --noise inpo', 'ipo', 7, 'inpo')):
+        _, c = cli.parse(VERBS['train'], [*words.split(), '--labels', 'l', '--encoded', 'e']); assert (c.method, c.beta, c.noise) == (method, beta, noise), words
 
 
 def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ def schedulers(**more):
 def denoiser(seed=0):
     "A small nonlinear denoiser that hears the timestep."
     g = torch.Generator().manual_seed(seed); A, B = (torch.randn(12, 12, generator=g) / 4 for _ in range(2))
-    return lambda x, t: torch.tanh(x.flatten(1) @ A + (t[:, None] / 1000) * (x.flatten(1) @ B)).view(x.shape)
+    return lambda x, t, rows=None: torch.tanh(x.flatten(1) @ A + (t[:, None] / 1000) * (x.flatten(1) @ B)).view(x.shape)
 
 def latents(n, seed=0): return torch.randn(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
 
@@ -73,7 +73,7 @@ def factors(levels, c, renoise):
 def test_a_linear_denoiser_by_hand(renoise):
     x0, t, c = latents(3), torch.tensor([450, 201, 990]), .7
     times = inversion_times(t, 5)
-    x = invert(lambda x, t: c * x, 'epsilon', x0, times, ALPHAS, renoise)
+    x = invert(lambda x, t, rows: c * x, 'epsilon', x0, times, ALPHAS, renoise)
     for i, column in enumerate(times.T.tolist()):
         levels = [1.] + [ALPHAS[k].item() for j, k in enumerate(column) if j == 0 or k > column[j - 1]]
         assert_close(x[i], x0[i] * factors(levels, c, renoise), rtol=1e-4, atol=1e-5)
@@ -82,7 +82,7 @@ def test_a_linear_denoiser_by_hand(renoise):
 def test_many_steps_follow_the_exact_path_of_normal_data(kind):
     "Data of variance v: x_t has the variance a v + 1 - a, and the sampler's path only stretches."
     v, t = .5, torch.tensor([300, 700])
-    def predict(x, t):
+    def predict(x, t, rows):
         a = ALPHAS[t].view(-1, 1, 1, 1); noise = (1 - a).sqrt() / (a * v + 1 - a) * x
         if kind == 'epsilon': return noise
         return training_target(kind, (x - (1 - a).sqrt() * noise) / a.sqrt(), noise, ALPHAS[t])
@@ -113,7 +113,7 @@ def test_every_way_rises_and_ends_at_its_timestep(spacing, steps):
 def test_the_latent_lies_at_the_timestep_it_is_used_at(name):
     "Pure noise predicted truly: a denoiser that knows the noise must give back exactly x_t at t, and the noise as the target."
     x0, eps, t = latents(6), latents(6, 1), torch.tensor([450, 0, 1, 201, 777, 999])
-    x_t, target = noise_by_inversion(name, lambda x, t: eps, 'epsilon', x0, t, ALPHAS, draw=lambda k: torch.zeros_like(x0))
+    x_t, target = noise_by_inversion(name, lambda x, t, rows: eps[rows], 'epsilon', x0, t, ALPHAS, draw=lambda k: torch.zeros_like(x0))
     assert_close(x_t, add_noise('epsilon', x0, eps, ALPHAS[t]), rtol=1e-4, atol=1e-4); assert_close(target, eps, rtol=1e-3, atol=2e-3)
     for wrong in (401, 601):                                                                    # where the public code's latent for 450 is
         off = implied_noise(add_noise('epsilon', x0[:1], eps[:1], ALPHAS[[wrong]]), x0[:1], ALPHAS[[450]])
@@ -139,20 +139,32 @@ def test_eta_adds_the_ancestral_deviation_of_diffusers():
     for low, high in ((1, 101), (401, 450), (801, 999)):
         assert_close(ancestral_deviation(ALPHAS[low], ALPHAS[high])**2, ddim._get_variance(high, low), rtol=1e-3, atol=1e-6)
     x0, t, eps, e = latents(2), torch.tensor([201, 201]), latents(2, 1), latents(2, 2)
-    x = invert(lambda x, t: eps, 'epsilon', x0, inversion_times(t, 5), ALPHAS, eta=.1, draw=lambda k: e)
-    plain = invert(lambda x, t: eps, 'epsilon', x0, inversion_times(t, 5), ALPHAS)
+    x = invert(lambda x, t, rows: eps[rows], 'epsilon', x0, inversion_times(t, 5), ALPHAS, eta=.1, draw=lambda k: e)
+    plain = invert(lambda x, t, rows: eps[rows], 'epsilon', x0, inversion_times(t, 5), ALPHAS)
     assert_close(x - plain, .1 * ancestral_deviation(ALPHAS[1], ALPHAS[201]) * e, rtol=1e-3, atol=1e-5)          # the first step, from the clean image, has none
 
 def test_predictions_are_counted():
     for name, expected in dict(inpo=6, smpo_paper=7, smpo_code=8).items():       # by 1, 101, ..., 401; 1, 112, ..., 445 and once more; 1, 201, 401, each twice
         calls = []
-        def predict(x, t): calls.append(t.tolist()); return 0 * x
+        def predict(x, t, rows): calls.append(t.tolist()); return 0 * x
         noise_by_inversion(name, predict, 'epsilon', latents(1), torch.tensor([450]), ALPHAS)
         assert len(calls) == expected and calls[-1] == [450], name
 
+@pytest.mark.parametrize('name', INVERSIONS)
+def test_only_images_under_way_are_predicted_and_their_mean_is_the_cost(name):
+    "One image for each timestep: their predictions together, each for its own image, are what the mean says."
+    x0, seen = torch.arange(1000.)[:, None], []
+    def predict(x, t, rows):
+        assert torch.equal(rows.sort().values, rows) and (t <= rows).all()                      # image i is on its way to timestep i
+        seen.append(rows); return torch.zeros_like(x)
+    noise_by_inversion(name, predict, 'epsilon', x0, torch.arange(1000), ALPHAS, draw=lambda k: torch.zeros_like(x0))
+    times = torch.cat(seen).bincount(minlength=1000)
+    assert times.double().mean().item() == pytest.approx(INVERSIONS[name].passes()) and times[0] == times.min() >= 1
+    if name == 'smpo_code': assert times[[0, 1, 2, 201, 450, 999]].tolist() == [2, 2, 4, 4, 8, 12]       # by 1, 201, 401, ..., each step twice
+
 def test_inversion_is_fp32_and_without_gradient():
     weight = torch.ones((), requires_grad=True); x0 = latents(2).half()
-    x_t, target = noise_by_inversion('smpo_code', lambda x, t: (weight * x).half(), 'epsilon', x0, torch.tensor([300, 600]), ALPHAS)
+    x_t, target = noise_by_inversion('smpo_code', lambda x, t, rows: (weight * x).half(), 'epsilon', x0, torch.tensor([300, 600]), ALPHAS)
     assert x_t.dtype == target.dtype == torch.float32 and not x_t.requires_grad and not target.requires_grad
 
 def test_what_does_not_fit_is_refused():

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 import pytest
 
 from balanceddpo import presets
+from balanceddpo.preference_losses import LOSSES
 from balanceddpo.presets import PRESETS, preset
 from balanceddpo.store import InputError
 from balanceddpo.training import TrainConfig
@@ -20,7 +21,7 @@ def test_the_values_that_the_paper_states():
 def test_the_values_of_the_public_diffusion_dpo():
     sd, xl = preset('diffusion_dpo_sd15'), preset('diffusion_dpo_sdxl')
     assert (sd.max_steps, sd.batch_size, sd.warmup_steps, sd.beta, sd.empty_prompt_rate, sd.optimizer) == (2000, 2048, 500, 5000, .2, 'adamw')
-    assert (xl.warmup_steps, xl.beta, xl.optimizer, xl.gradient_checkpointing, xl.resolution) == (200, 5000, 'adafactor', True, 1024)
+    assert (xl.max_steps, xl.batch_size, xl.warmup_steps, xl.beta, xl.optimizer, xl.gradient_checkpointing, xl.resolution) == (2000, 2048, 200, 5000, 'adafactor', True, 1024)
     assert sd.learning_rate == xl.learning_rate == pytest.approx(2.048e-5)
     assert sd.beta_convention == xl.beta_convention == 'mean' and sd.weight_decay == 1e-2 and sd.clip == 1
 
@@ -36,7 +37,6 @@ def test_the_values_of_the_rivals_public_launchers(name, steps, batch, rate, bet
 
 
 def test_every_loss_has_a_preset_in_the_icon_world_that_differs_from_diffusion_dpo_in_method_and_tuned_values_only():
-    from balanceddpo.preference_losses import LOSSES
     plain = asdict(preset('diffusion_dpo_icons'))
     for method, loss in LOSSES.items():
         if method == 'dpo': continue
@@ -62,6 +62,18 @@ def test_every_line_of_values_says_where_they_come_from(name):
 def test_any_value_can_be_replaced_and_no_other_changes(name):
     before, after = asdict(preset(name)), asdict(preset(name, seed=7, learning_rate=1e-3, mode='lora'))
     assert {k for k in before if before[k] != after[k]} == {'seed', 'learning_rate', 'mode'}
+
+
+@pytest.mark.parametrize('name', ['balanced_dpo_sd15', 'kto_sd15', 'smpo_sd15', 'smpo_icons'])
+def test_another_method_comes_with_its_own_beta_noise_and_options(name):
+    for method, loss in LOSSES.items():
+        before, still = preset(name), {} if loss.needs_reference else dict(refresh_every=0)
+        if method == before.method: assert preset(name, method=method) == before; continue
+        if not loss.per_pair: still['micro_batch_size'] = before.batch_size
+        c = preset(name, method=method, **still)
+        assert (c.method, c.beta, c.noise, c.options) == (method, loss.defaults['beta'], loss.noise, ())
+        given = preset(name, method=method, beta=.5, noise='random', **still); assert (given.beta, given.noise) == (.5, 'random')
+        assert {k for k in asdict(c) if asdict(c)[k] != asdict(before)[k]} <= {'method', 'beta', 'noise', 'options', *still}
 
 
 def test_what_does_not_exist_is_named():

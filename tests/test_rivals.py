@@ -6,7 +6,9 @@ import pytest
 
 from balanceddpo import experiments, rivals
 from balanceddpo.groups import calibrated_rewards, capo_labels, frontiers, group_table
+from balanceddpo.inversion import INVERSIONS
 from balanceddpo.pairs import read_pairs
+from balanceddpo.preference_losses import LOSSES
 from balanceddpo.store import InputError
 
 TINY = replace(experiments.SMOKE, n_pairs=8)
@@ -120,10 +122,19 @@ def test_soup_shares_the_steps_and_groups_must_be_given(groups):
     import pandas as pd
     with pytest.raises(InputError, match='CaPO makes its pairs from groups'): rivals.align_rival(TINY, 'CaPO')
     soup = rivals.align_rival(TINY, 'SOUP', groups, title='soup of four'); assert soup.name == 'soup of four'
-    parts = [rivals.align_groups(TINY, groups, 'part', rule, 3, 'capo', max_steps=1) for rule in rivals.single_rules(groups)]              # 4 steps of 8 pairs, by 4; 3 groups
+    shorter = dict(max_steps=1, warmup_steps=rivals.rival_settings(TINY, 'SOUP').warmup_steps//4)                                         # 4 steps of 8 pairs, by 4; 3 groups
+    parts = [rivals.align_groups(TINY, groups, 'part', rule, 3, 'capo', **shorter) for rule in rivals.single_rules(groups)]
     mean = {n: sum(w[n].detach() for w in map(experiments.merged_weights, parts))/4 for n in experiments.merged_weights(parts[0])}
     for n, w in experiments.merged_weights(soup).items(): np.testing.assert_allclose(w.detach(), mean[n], atol=1e-6)
     assert all(len(experiments.training_log(p)) == 1 for p in parts)
+
+
+@pytest.mark.parametrize('name', rivals.RIVALS)
+def test_every_rival_has_settings_for_stable_diffusion(name):
+    "Where nobody published a preset for the method: DiffusionDPO's with the method's own beta."
+    c, method = rivals.rival_settings(replace(TINY, preset='sd15', train=()), name), rivals.rival_settings(TINY, name).method
+    published = {'dpo', 'smpo', 'inpo', 'dspo', 'kto', 'dpo_safeguarded', 'dmpo'}
+    assert c.method == method and c.resolution == 512 and (method in published or c.beta == LOSSES[method].defaults['beta'])
 
 
 def test_a_rival_is_trained_by_its_own_labels_and_loss():
@@ -135,14 +146,15 @@ def test_a_rival_is_trained_by_its_own_labels_and_loss():
 
 @pytest.mark.parametrize('name', ['Supervised fine-tuning', 'DiffusionDPO', 'DDIM-InPO', 'SmPO-Diffusion', 'MaPO', 'BalancedDPO'])
 def test_passes_are_those_that_training_makes(name, monkeypatch):
-    "Every call of the denoiser in one step is counted, forward twice more where it has a gradient."
+    "Every call of the denoiser in one step is counted, forward twice more where it has a gradient. At timestep 0 an inversion is one step; the mean is test_inversion's."
     import torch
     from balanceddpo import training
     made, predicted = [], training.predicted
     def counted(run, model, noisy, *more):
         made.append(len(noisy)*(3 if torch.is_grad_enabled() and model is run.policy else 1)); return predicted(run, model, noisy, *more)
     monkeypatch.setattr(training, 'predicted', counted)
-    monkeypatch.setattr(training, 'draw_timesteps', lambda seed, step, ids, n, density=None: torch.full((len(ids),), n - 1))
+    monkeypatch.setattr(training, 'draw_timesteps', lambda seed, step, ids, n, density=None: torch.zeros(len(ids), dtype=torch.int64))
     settings = rivals.rival_settings(TINY, name, max_steps=1)
     rivals.align_rival(TINY, name, max_steps=1, seed=77)
-    assert sum(made) == settings.batch_size*rivals.passes_a_pair(settings)
+    one, mean = {'random': (0, 0), 'inpo_code': (1, INVERSIONS['inpo_code'].passes()), 'smpo_code': (2, INVERSIONS['smpo_code'].passes())}[settings.noise]
+    assert sum(made)/settings.batch_size == pytest.approx(rivals.passes_a_pair(settings) + 2*(one - mean))

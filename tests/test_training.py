@@ -515,6 +515,14 @@ def test_every_method_trains_and_its_first_loss_is_known(made, tmp_path, method,
     if mode == 'full': assert not same(load_file(model/'unet/diffusion_pytorch_model.safetensors'), load_file(inputs.base/'unet/diffusion_pytorch_model.safetensors'))
 
 
+def test_processes_must_not_share_a_batch_whose_pairs_are_compared(monkeypatch, tmp_path):
+    from accelerate import Accelerator
+    monkeypatch.setattr(Accelerator, 'num_processes', property(lambda self: 2))
+    config = lambda **more: TrainConfig(model='none', method='kto', beta=None, batch_size=4, micro_batch_size=4, device='cpu', precision='fp32', tracker='none', **more)
+    with pytest.raises(InputError, match='kto compares a pair with the others of its batch, which 2 processes'): training.open_accelerator(config(), tmp_path)
+    assert training.open_accelerator(config(options=('kl=0',)), tmp_path).num_processes == 2
+
+
 def test_smpo_with_plain_noise_and_weight_one_is_dpo(made, tmp_path):
     inputs = made()
     go(inputs, tmp_path/'dpo', max_steps=3, refresh_every=2); go(inputs, tmp_path/'smpo', max_steps=3, refresh_every=2, method='smpo', noise='random', options=('sensitivity=1',))
