@@ -87,7 +87,8 @@ _ABLATED = ('without reference update', 'without several metrics')
 
 def paper_differences(level=.05):
     """The differences that Tables I to IV are read for: columns of `rate_differences`, table, and of McNemar's test p_least, p_middle, p_most (fewest, expected, most discordant
-    prompts), each corrected by Holm over all rows; verdict: 'holds' however the prompts pair up, 'open' (depends on it), 'noise' (cannot be significant)."""
+    prompts), each corrected by Holm over all rows; verdict: 'holds' however the prompts pair up, 'open' (depends on it), 'noise' (cannot be significant), 'no count'
+    (a printed rate fits no number of wins: p is NaN)."""
     import pandas as pd
     from balanceddpo.ranking import holm
     rates = {name: recovered(name) for name in TABLES}
@@ -95,8 +96,11 @@ def paper_differences(level=.05):
     wanted = [('table1', 'BalancedDPO', ('DiffusionDPO',)), ('table2', 'BalancedDPO', ('DiffusionDPO',)), ('table3', 'BalancedDPO', sources), ('table4', 'BalancedDPO', _ABLATED),
               *(('table4', model, ('DiffusionDPO',)) for model in _ABLATED)]
     found = pd.concat([rate_differences(rates[name], first, others).assign(table=PAPER[name].number) for name, first, others in wanted], ignore_index=True)
-    p = pd.DataFrame([difference_p(*row) for row in found[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)], columns=['p_least', 'p_middle', 'p_most']).apply(holm)
-    verdict = p.apply(lambda r: 'holds' if r['p_most'] < level else 'open' if r['p_least'] < level else 'noise', axis=1)
+    unfit = {row[:4] for t in rates.values() for row in t[~(t['rounded'] | t['cut_off'])][['model_a', 'model_b', 'prompt_set', 'scorer']].itertuples(index=False, name=None)}
+    counts = [not {(r.model_a, r.opponent, r.prompt_set, r.scorer), (r.model_b, r.opponent, r.prompt_set, r.scorer)} & unfit for r in found.itertuples()]
+    p = pd.DataFrame([difference_p(*row) for row in found[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)], columns=['p_least', 'p_middle', 'p_most'])
+    p = p.where(pd.Series(counts), axis=0).apply(holm)
+    verdict = p.apply(lambda r: 'no count' if r.isna().any() else 'holds' if r['p_most'] < level else 'open' if r['p_least'] < level else 'noise', axis=1)
     return found.join(p).assign(verdict=verdict)
 
 # %% ../nbs/66_audit.ipynb #6fd8c049

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from .evaluation import as_json, bootstrap_interval, compare_scores, mean_score, refuse_mismatch, score_grid, wilson
+from .evaluation import as_json, bootstrap_interval, compare_scores, mean_score, rate_interval, refuse_mismatch, score_grid, wilson
 from .pairs import prompt_id, valid_text
 from .store import InputError, canonical, digest, runs_root, staged, write_json
 
@@ -65,16 +65,18 @@ def _parts(table) -> dict:
 def task_scores(table, level=.95, resamples=10_000, seed=0):
     """The share of correct images by model and task, and 'overall', the mean over tasks (GenEval, evaluation/summary_scores.py): DataFrame, one row a model and task.
 
-    Columns model, task, prompts, images, score, low, high (Wilson with n = prompts; overall: bootstrap), boot_low, boot_high (bootstrap over prompts);
+    Columns model, task, prompts, images, score, low, high (Wilson with n = prompts; overall: bootstrap, and Wilson where all are right or all wrong), boot_low, boot_high (bootstrap over prompts);
     fractions of 1. Raises InputError as `check_tasks`, and if a model lacks a task that another has."""
     import numpy as np, pandas as pd
     rows, names = [], ('low', 'high', 'boot_low', 'boot_high')
     for model, parts in _parts(table).items():
         for task, (points, out_of) in parts.items():
             n, score = len(points), points.sum()/out_of.sum()
-            bounds = *wilson(score*n, n, level), *bootstrap_interval(points, out_of, level, resamples, seed)
+            bounds = *wilson(score*n, n, level), *rate_interval(points, out_of, out_of.max(), level, resamples, seed)
             rows.append({'model': model, 'task': task, 'prompts': n, 'images': int(out_of.sum()), 'score': score} | dict(zip(names, bounds)))
-        mine = rows[-len(parts):]; bounds = mean_interval([parts[t] for t in sorted(parts)], level, resamples, seed)     # whatever the order of rows
+        mine, sorted_parts = rows[-len(parts):], [parts[t] for t in sorted(parts)]                       # whatever the order of rows
+        one = all(r['score'] in (0, 1) for r in mine) and len({r['score'] for r in mine}) == 1           # nothing to draw again: Wilson's, for all prompts
+        bounds = wilson(sum(r['score']*r['prompts'] for r in mine), sum(r['prompts'] for r in mine), level) if one else mean_interval(sorted_parts, level, resamples, seed)
         total = {c: sum(r[c] for r in mine) for c in ('prompts', 'images')} | {'score': np.mean([r['score'] for r in mine])}
         rows.append({'model': model, 'task': 'overall'} | total | dict(zip(names, bounds*2)))
     return pd.DataFrame(rows)

@@ -10,8 +10,9 @@ from .store import InputError, canonical, digest, first_difference, runs_root, s
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOLS', 'TIES', 'as_json', 'score_table', 'score_grid', 'best_of', 'mean_score', 'count_wins',
-           'tie_points', 'wilson', 'bootstrap_interval', 'win_statistics', 'refuse_mismatch', 'win_rates', 'compare',
-           'mean_win_rates', 'score_differences', 'compare_scores', 'score_summary', 'spread_prompts', 'score_images']
+           'tie_points', 'wilson', 'bootstrap_interval', 'rate_interval', 'win_statistics', 'refuse_mismatch',
+           'win_rates', 'compare', 'mean_win_rates', 'score_differences', 'compare_scores', 'score_summary',
+           'spread_prompts', 'score_images']
 
 # %% ../nbs/60_evaluation.ipynb #634b7f39
 COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')    # beside one column a scorer
@@ -122,17 +123,23 @@ def bootstrap_interval(points, out_of=None, level=.95, resamples=10_000, seed=0)
     if not divisor.any(): return 0., 1.
     return tuple(np.quantile(total[divisor > 0]/divisor[divisor > 0], [(1 - level)/2, (1 + level)/2]).tolist())
 
+# %% ../nbs/60_evaluation.ipynb #c9d98543
+def rate_interval(points, out_of, each=1, level=.95, resamples=10_000, seed=0):
+    """`bootstrap_interval` of a rate with `each` comparisons a prompt (`out_of` at most that many); where all are won, or none is, Wilson's for as many prompts."""
+    if 0 < points.sum() < out_of.sum(): return bootstrap_interval(points, out_of, level, resamples, seed)
+    return wilson(points.sum()/each, out_of.sum()/each, level)
+
 # %% ../nbs/60_evaluation.ipynb #3fae79ae
 def win_statistics(x, y, protocol='best', ties='split', level=.95, resamples=10_000, seed=0) -> dict:
     """How often the first of two models is ahead, for scores [p, m] of each.
 
     n comparisons of which `wins` and `ties`; `win_rate` by the tie rule (NaN if nothing is left to count); the Wilson interval `low`, `high`,
-    whose sample size is the number of prompts; the bootstrap interval over prompts `boot_low`, `boot_high`. Rates are fractions of 1."""
+    whose sample size is the number of prompts; the bootstrap interval over prompts `boot_low`, `boot_high` (`rate_interval`). Rates are fractions of 1."""
     wins, equal, m = count_wins(x, y, protocol)
     points, out_of = tie_points(wins, equal, m, ties)
     rate = points.sum()/out_of.sum() if out_of.sum() else float('nan')
     low, high = wilson(points.sum()/m, out_of.sum()/m, level)
-    boot_low, boot_high = bootstrap_interval(points, out_of, level, resamples, seed)
+    boot_low, boot_high = rate_interval(points, out_of, m, level, resamples, seed)
     return {'protocol': protocol, 'tie_rule': ties, 'n': m*len(wins), 'wins': int(wins.sum()), 'ties': int(equal.sum()),
             'win_rate': float(rate), 'low': low, 'high': high, 'boot_low': boot_low, 'boot_high': boot_high}
 
@@ -208,9 +215,9 @@ def mean_win_rates(scores, pairs, scorers, protocol='best', ties='split', level=
     rows = []
     for a, b in _compared(scores, pairs):
         refuse_mismatch(a, b, scorers)
-        counts = [tie_points(*count_wins(score_grid(a, k), score_grid(b, k), protocol), ties) for k in scorers]
-        points, out_of = np.sum(counts, axis=0)
-        low, high = bootstrap_interval(points, out_of, level, resamples, seed)
+        counted = [count_wins(score_grid(a, k), score_grid(b, k), protocol) for k in scorers]
+        points, out_of = np.sum([tie_points(*c, ties) for c in counted], axis=0)
+        low, high = rate_interval(points, out_of, sum(m for *_, m in counted), level, resamples, seed)
         rows.append({'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': _sole(a, 'prompt_set'), 'scorer': f'mean of {len(scorers)}',
                      'protocol': protocol, 'n': len(points), 'win_rate': points.sum()/out_of.sum() if out_of.sum() else np.nan, 'low': low, 'high': high})
     return pd.DataFrame(rows)

@@ -10,7 +10,7 @@ from .reporting import MARKERS, PAGE, display_name, image_grid, style_settings, 
 
 # %% auto #0
 __all__ = ['first_split', 'vote_title', 'told_apart', 'size_of', 'plot_vote', 'sample_grid', 'with_places', 'same_seed_outcomes',
-           'first_of_each', 'adherence_caption', 'seed_spread', 'plot_seed_scores', 'spread_table',
+           'first_of_each', 'adherence_caption', 'seed_spread', 'variance_within', 'plot_seed_scores', 'spread_table',
            'plot_distributions', 'mean_table', 'in_deviations', 'paper_deviations', 'difference_table',
            'say_differences', 'beyond_zero', 'plot_differences']
 
@@ -144,6 +144,17 @@ def seed_spread(a, b, scorers):
         rows.append({'model_a': a['model'].iloc[0], 'model_b': b['model'].iloc[0], 'prompt_set': a['prompt_set'].iloc[0], 'scorer': k, 'n': len(x),
                      'spread_a': x.mean(), 'spread_b': y.mean(), 'difference': (x - y).mean(), 'low': low, 'high': high})
     return pd.DataFrame(rows)
+
+def variance_within(scores, level=.95, resamples=2000, seed=0) -> tuple:
+    "The share of the variance of all scores `[p, m]` that lies between the m images of one prompt, with its bootstrap interval over prompts: (share, low, high)."
+    import numpy as np
+    p, m = scores.shape
+    def share(rows):
+        "Of prompts `rows` [..., p]."
+        of, own = scores[rows], scores.var(axis=1, ddof=1)[rows].mean(-1)
+        return own/of.reshape(*rows.shape[:-1], p*m).var(axis=-1, ddof=1)
+    drawn = share(np.random.default_rng(seed).integers(0, p, (resamples, p)))
+    return float(share(np.arange(p))), *np.quantile(drawn, [(1 - level)/2, (1 + level)/2]).tolist()
 
 # %% ../nbs/73_galleries.ipynb #c8e53fec
 def _panel_row(names, width, height, left, title, key=()):

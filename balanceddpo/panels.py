@@ -42,7 +42,7 @@ def plot_intervals(frame, label, value, low, high, level=None, dots=None, hollow
     return fig
 
 # %% ../nbs/71_panels.ipynb #914bf985
-SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'))           # background and text, from the strongest kind on
+SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'), ('#ffffff', '.7'))           # background and text, from the strongest kind on
 
 def _grid_axes(fig, left, top, shape, cell):
     "Axes that cover a grid of `shape` cells of `cell` (wide, high) inches, with its corner at (left, top); their units are cells."
@@ -61,7 +61,7 @@ def _draw_grid(ax, values, kinds, order, text):
 
 # %% ../nbs/71_panels.ipynb #dbd98374
 def plot_grid(values, kinds, order, text='{:+.0f}'.format, title='', width=COLUMN, side=1.5):
-    """Figure of a DataFrame of numbers, each cell shaded by its kind in the frame `kinds` of the same shape; `order`: up to three kinds, the strongest first, and their words for the key.
+    """Figure of a DataFrame of numbers, each cell shaded by its kind in the frame `kinds` of the same shape; `order`: up to four kinds, the strongest first, and their words for the key.
 
     `order` is a dict kind -> words, `text` makes a number a text; a two-level index groups rows; `width` and `side` (the column of names) in inches. Raises InputError for an unknown kind."""
     from itertools import groupby

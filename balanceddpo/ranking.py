@@ -7,8 +7,8 @@ from __future__ import annotations
 from .store import InputError
 
 # %% auto #0
-__all__ = ['sign_test', 'holm', 'with_p_values', 'over_seeds', 'prompt_points', 'bradley_terry', 'win_chance', 'expected_rates',
-           'rank_models', 'vote_dependence', 'rates_by_quantile']
+__all__ = ['sign_test', 'holm', 'with_p_values', 'over_seeds', 'differences_over_seeds', 'prompt_points', 'bradley_terry',
+           'win_chance', 'expected_rates', 'rank_models', 'vote_dependence', 'rates_by_quantile']
 
 # %% ../nbs/62_ranking.ipynb #fb264d0e
 def sign_test(wins, losses):
@@ -46,19 +46,35 @@ def over_seeds(frame, by, value, null=0., pool=None, level=.95):
     """Mean of column `value` over training seeds: DataFrame, one row a combination of the columns `by`, in order of appearance.
 
     Columns n, mean, sd (with n - 1), df, low, high (Student's t), p (of mean = `null`), survives (share of mean - null at the near end of the interval). `pool`:
-    columns within which all rows share one sd. With one seed there is no interval: NaN."""
+    columns within which all rows share one sd. With one seed, or where no two seeds differ, there is no interval: NaN."""
+    rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
+    return _student(rows, pool, null, level)
+
+def _student(rows, pool, null, level, means=1):
+    "`rows` (n, mean, sd) with df, low, high, p and survives; the mean is made of `means` means of n."
     import numpy as np
     from scipy.stats import t
-    rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
     df, square = rows['n'] - 1, (rows['n'] - 1)*rows['sd'].fillna(0)**2
     if pool: df, square = (x.groupby([rows[c] for c in pool]).transform('sum') for x in (df, square))
     df, square = df.to_numpy('float64'), square.to_numpy('float64')
     with np.errstate(invalid='ignore', divide='ignore'):
-        error, away = np.sqrt(square/df/rows['n'].to_numpy()), np.abs(rows['mean'].to_numpy() - null)
-        half = t.ppf((1 + level)/2, np.where(df > 0, df, np.nan))*error
-        p = np.where(error > 0, 2*t.sf(away/error, df), np.where(df > 0, (away == 0).astype(float), np.nan))
-        left = np.where(away > 0, np.clip(1 - half/away, 0, None), np.where(df > 0, 0., np.nan))
+        error, away = np.sqrt(means*square/df/rows['n'].to_numpy()), np.abs(rows['mean'].to_numpy() - null)
+        error = np.where(error > 0, error, np.nan)                                  # equal values say nothing about the spread
+        half, p = t.ppf((1 + level)/2, np.where(df > 0, df, np.nan))*error, 2*t.sf(away/error, df)
+        left = np.where(away > 0, np.clip(1 - half/away, 0, None), 0*half)
     return rows.assign(df=df.astype(int), low=rows['mean'] - half, high=rows['mean'] + half, p=p, survives=left)
+
+def differences_over_seeds(frame, by, value, against, level=.95):
+    """Mean over training seeds of `value` less that of the model `against`: DataFrame as `over_seeds`, one row another model and combination of the other columns.
+
+    `by`: the column of models, and those within which models are compared and share one sd, that of a model's own values (column sd). A difference is of two means,
+    so its error is sqrt(2) times theirs. The differences themselves share the runs of `against`, so they must not be pooled; models of one seed count as independent
+    here, which is on the safe side where a seed moves them alike."""
+    model, *pool = by
+    rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
+    other = rows[rows[model] == against].set_index(pool)['mean']
+    found = _student(rows.assign(mean=rows['mean'] - rows.set_index(pool).index.map(other)), pool, 0., level, means=2)
+    return found[found[model] != against].reset_index(drop=True)
 
 # %% ../nbs/62_ranking.ipynb #a03a1b53
 def prompt_points(scores, models, scorers, protocol='best'):

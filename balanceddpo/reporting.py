@@ -444,13 +444,13 @@ def image_grid(images, rows, columns, captions=None, truth=None, truth_name='tru
 
 # %% ../nbs/70_reporting.ipynb #9b6a0a2f
 def write_provenance(folder, name, command='', parameters=None, seeds=(), inputs=(), outputs=(), seconds=None) -> Path:
-    """Write `folder`/`name`.json: how the files `outputs` were made from the files or folders `inputs`, with their hashes, the versions and the time.
+    """Write `folder`/`name`.json: how the files `outputs` were made from the files or folders `inputs`, with their hashes, the package's key, the versions and the time.
 
     `parameters` is a dict or a dataclass. Raises InputError for an input or output that is not there."""
     from datetime import datetime, timezone
     from balanceddpo.backends import versions
-    from balanceddpo.store import canonical, content_digest
-    note = {'command': command, 'parameters': canonical(parameters or {}), 'seeds': list(seeds), 'versions': versions() | _figure_versions(),
+    from balanceddpo.store import canonical, content_digest, package_key
+    note = {'command': command, 'package': package_key(), 'parameters': canonical(parameters or {}), 'seeds': list(seeds), 'versions': versions() | _figure_versions(),
             'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'seconds': None if seconds is None else round(seconds, 1),
             'inputs': {Path(p).name: content_digest(p) for p in inputs}, 'outputs': {Path(p).name: file_digest(p) for p in outputs}}
     return write_json(Path(folder)/f'{name}.json', note)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from .store import InputError, canonical, digest, file_digest, first_difference, locked, read_json, runs_root, staged, write_json
+from .store import InputError, canonical, digest, file_digest, first_difference, locked, package_key, read_json, runs_root, staged, write_json
 
 # %% auto #0
 __all__ = ['SCALES', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook', 'notebook_parameters',
-           'parse_parameter', 'check_parameter', 'package_key', 'Job', 'chosen', 'plan_jobs', 'plan_job', 'bears_name',
-           'results', 'write_note', 'is_done', 'title_of', 'index_row', 'write_index', 'environment', 'this_python',
+           'parse_parameter', 'check_parameter', 'Job', 'chosen', 'plan_jobs', 'plan_job', 'bears_name', 'results',
+           'write_note', 'is_done', 'title_of', 'index_row', 'write_index', 'environment', 'this_python',
            'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings', 'run_apart', 'run_told',
            'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
 
@@ -80,14 +80,6 @@ def check_parameter(name, value, known) -> None:
         raise InputError(f'parameter {name} must be {kind}, not {value!r}')
 
 # %% ../nbs/75_reproduction.ipynb #a416302d
-@lru_cache(maxsize=1)
-def package_key() -> str:
-    "16 hex characters of the installed package: its version, sources and assets."
-    import balanceddpo
-    root = Path(balanceddpo.__file__).parent
-    files = sorted(p for p in root.rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.suffix != '.ipynb')
-    return digest(balanceddpo.__version__, [[p.relative_to(root).as_posix(), file_digest(p)] for p in files])
-
 @dataclass(frozen=True)
 class Job:
     "A notebook to run."

@@ -7,12 +7,13 @@ from __future__ import annotations
 import errno, hashlib, json, os, re, shutil, socket, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
 __all__ = ['InputError', 'canonical', 'digest', 'file_digest', 'content_digest', 'tidy', 'staged', 'write_json', 'read_json',
            'write_manifest', 'verify_manifest', 'locked', 'runs_root', 'first_difference', 'Stage', 'open_stage',
-           'pair_generator', 'asset']
+           'pair_generator', 'asset', 'package_key']
 
 # %% ../nbs/000_store.ipynb #b784aa89
 class InputError(ValueError):
@@ -283,3 +284,11 @@ def asset(*parts) -> Path:
     if not path.resolve().is_relative_to(root.resolve()): raise InputError(f'asset {"/".join(map(str, parts))!r} lies outside the package')
     if not path.exists(): raise InputError(f'the package has no asset {"/".join(map(str, parts))!r}: was it installed whole?')
     return path
+
+@lru_cache(maxsize=1)
+def package_key() -> str:
+    "16 hex characters of the installed package: its version, sources and assets."
+    import balanceddpo
+    root = Path(balanceddpo.__file__).parent
+    files = sorted(p for p in root.rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.suffix != '.ipynb')
+    return digest(balanceddpo.__version__, [[p.relative_to(root).as_posix(), file_digest(p)] for p in files])

@@ -74,12 +74,18 @@ def test_rate_differences_by_hand():
     assert row['half_width'] == pytest.approx(196*math.sqrt(.8*.2/10 + .5*.5/10))
 
 def test_verdicts_follow_from_the_corrected_limits():
-    found = audit.paper_differences(); strict = audit.paper_differences(level=1e-4)
+    found, strict = ([t[t.verdict != 'no count'] for t in (audit.paper_differences(), audit.paper_differences(level=1e-4))])
     assert ((found.verdict == 'holds') == (found.p_most < .05)).all() and ((found.verdict == 'noise') == (found.p_least >= .05)).all()
     assert (strict.verdict == 'holds').sum() < (found.verdict == 'holds').sum()
     raw = [mcnemar(*sorted(((d + abs(a - b))//2, (d - abs(a - b))//2))) for a, b, n in found[['wins_a', 'wins_b', 'prompts']].itertuples(index=False) for d in [audit.discordant_prompts(a, b, n)[2]]]
     order = np.argsort(raw, kind='stable'); worst = np.maximum.accumulate(np.array(raw)[order]*np.arange(len(raw), 0, -1)).clip(max=1)
     assert found.p_most.to_numpy()[order] == pytest.approx(worst)
+
+def test_numbers_that_fit_no_count_are_not_tested():
+    found = audit.paper_differences(); rates = audit.recovered('table3')
+    unfit = rates[~(rates.rounded | rates.cut_off)]
+    assert set(unfit.model_a) == {'Normalized'} and len(unfit) == 8
+    assert ((found.verdict == 'no count') == (found.model_b == 'Normalized')).all() and found.p_most[found.verdict == 'no count'].isna().all()
 
 def test_no_difference_is_counted_twice():
     found = audit.paper_differences()

@@ -10,7 +10,7 @@ from balanceddpo import compositional
 from balanceddpo.compositional import (COLORS, MAX_OBJECTS, RELATIONS, TAGS, TASK_COLUMNS, Clause, Detection, TaskPrompt, check_detections, check_images, check_tasks,
                                        export_geneval, geneval_inputs, kept_detections, load_detector, mean_interval, prompt_file, published_geneval, read_geneval,
                                        read_results, relations, spread_tasks, task_differences, task_prompt, task_scores)
-from balanceddpo.evaluation import bootstrap_interval, wilson
+from balanceddpo.evaluation import bootstrap_interval, rate_interval, wilson
 from balanceddpo.pairs import read_prompts
 from balanceddpo.sampling import ImageStore, image_file, image_seed
 from balanceddpo.store import InputError
@@ -33,7 +33,7 @@ def test_scores_and_intervals_are_those_of_the_library():
         x = table[table.task == task].correct.to_numpy(float).reshape(-1, 3)
         assert row.score == pytest.approx(x.mean()) and row.prompts == len(x)
         assert (row.low, row.high) == pytest.approx(wilson(x.mean(1).sum(), len(x)))                    # by the prompt, not by the image
-        assert (row.boot_low, row.boot_high) == bootstrap_interval(x.sum(1), np.full(len(x), 3.), resamples=500, seed=3)
+        assert (row.boot_low, row.boot_high) == rate_interval(x.sum(1), np.full(len(x), 3.), 3, resamples=500, seed=3)
     assert found.score.iloc[2] == pytest.approx(found.score[:2].mean())
 
 def test_the_overall_interval_is_that_of_all_resamples():
