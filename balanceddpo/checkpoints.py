@@ -70,13 +70,14 @@ def random_state() -> dict:
     return {'python': random.getstate(), 'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 def restore_random_state(state) -> None:
-    "Put the streams back where `random_state` found them. Raises InputError if a stream is missing or was saved with other devices."
-    import random, torch
+    """Put the streams back where `random_state` found them. Those of CUDA devices stay as they are, with a warning, if there are other devices now: training draws what
+    it needs by pair and step, not from streams. Raises InputError if a stream is missing or damaged."""
+    import random, torch, warnings
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        if len(state['cuda']) != devices: raise RuntimeError(f'{len(state["cuda"])} CUDA streams for {devices} CUDA devices')
         random.setstate(state['python']); torch.set_rng_state(state['torch'])
-        if devices: torch.cuda.set_rng_state_all(state['cuda'])
+        if len(state['cuda']) != devices: warnings.warn(f'the checkpoint has the random streams of {len(state["cuda"])} CUDA devices, and here are {devices}: they are not restored')
+        elif devices: torch.cuda.set_rng_state_all(state['cuda'])
     except (KeyError, TypeError, RuntimeError, ValueError) as e: raise InputError(f'the random streams in the checkpoint are not usable: {e}') from e
 
 # %% ../nbs/39_checkpoints.ipynb #e1424624

@@ -347,7 +347,8 @@ def train_plan(options, config, encoded, labels) -> list[str]:
     if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
     n = parameter_count(folder/denoiser_of(folder))
     if config.mode == 'lora': return lines + [f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is trained and kept']
-    each = 4 * n * (4 if config.optimizer == 'adamw' else 2)                   # policy and reference, and with AdamW two moments
+    each = 4 * n * (1 + LOSSES[config.method].needs_reference + 2*(config.optimizer == 'adamw'))               # policy, reference, and with AdamW two moments
+    lines.append(f'at least {amount(each + 4*n, "bytes")} of memory for weights, gradients and optimizer, and what {config.micro_batch_size} pairs need on top (estimate)')
     return lines + [f'all {amount(n, "parameters")} are trained; {config.keep_checkpoints} checkpoints of about {amount(each, "bytes")}, and one more while it is written (estimate)']
 
 # %% ../nbs/90_cli.ipynb #db56349f
@@ -588,6 +589,9 @@ def main(argv=None) -> int:
     except NotebookError as e: return said(e, 1)
     except (PermissionError, NotADirectoryError, IsADirectoryError) as e: return said(f'{e.filename}: {e.strerror}', 2)
     except KeyboardInterrupt: return said('interrupted: the same command goes on where it was', 130)
+    except RuntimeError as e:
+        if type(e).__name__ != 'OutOfMemoryError': raise                        # torch's; importing it to compare would slow down every start
+        return said(f'{str(e).splitlines()[0]}; use less at once: --micro-batch-size and --gradient-checkpointing in train, --batch-size elsewhere, or --dtype or --precision bf16', 1)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141      # the reader of our output has left
     return 0
 

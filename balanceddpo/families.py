@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from .backends import ensure_torchvision, pick_device, pick_dtype
 from .losses import add_noise, log_snr, training_target
-from .store import InputError, asset, content_digest, read_json, staged
+from .store import InputError, asset, content_digest, read_json, staged, write_json
 
 # %% auto #0
 __all__ = ['PACKAGED', 'LIBRARIES', 'ATTENTION', 'TEXT_ATTENTION', 'PIPELINE_NAMES', 'FAMILIES', 'REFUSED', 'COMPONENTS',
-           'OLD_WEIGHTS', 'local_folder', 'pipeline_index', 'parts_of', 'denoiser_of', 'part_class', 'load_part',
-           'part_config', 'prediction_of', 'Family', 'native_latents', 'AutoencoderLatents', 'ScaledLatents',
-           'DiscreteNoise', 'FlowSchedule', 'FlowNoise', 'Conditioned', 'tokens', 'clip_output', 'StableDiffusion',
-           'clip_pair', 'StableDiffusionXL', 't5_states', 'StableDiffusion3', 'pack', 'unpack', 'token_places', 'Flux',
-           'family_kind', 'lora_targets', 'load_family', 'part_group', 'plain_pipeline', 'copy_part', 'save_folder',
-           'save_lora', 'save_pipeline', 'part_digests']
+           'OLD_WEIGHTS', 'DISPENSABLE', 'local_folder', 'pipeline_index', 'parts_of', 'denoiser_of', 'part_class',
+           'load_part', 'part_config', 'prediction_of', 'Family', 'native_latents', 'AutoencoderLatents',
+           'ScaledLatents', 'DiscreteNoise', 'FlowSchedule', 'FlowNoise', 'Conditioned', 'tokens', 'clip_output',
+           'StableDiffusion', 'clip_pair', 'StableDiffusionXL', 't5_states', 'StableDiffusion3', 'pack', 'unpack',
+           'token_places', 'Flux', 'family_kind', 'lora_targets', 'load_family', 'part_group', 'plain_pipeline',
+           'copy_part', 'check_parts', 'save_folder', 'save_lora', 'save_pipeline', 'part_digests']
 
 # %% ../nbs/36_families.ipynb #d1426806
 PACKAGED = {'icons': 'model', 'icons-xl': 'model-xl'}   # name of a packaged base model -> its folder among the assets
@@ -474,13 +474,21 @@ def copy_part(source, target):
     safe = any(source.rglob('*.safetensors'))
     shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if safe and n.endswith(OLD_WEIGHTS)])
 
+DISPENSABLE = ('safety_checker', 'feature_extractor', 'image_encoder')      # parts that trimmed copies of a pipeline leave out
+
+def check_parts(folder) -> None:
+    "Raise InputError for the first part that a pipeline's index names and its folder lacks; those in `DISPENSABLE` may be missing."
+    for name in parts_of(pipeline_index(folder)):
+        if name not in DISPENSABLE and not (Path(folder)/name).is_dir(): raise InputError(f'{folder}: model_index.json names the part {name!r}, which is not there')
+
 def save_folder(folder, model, out) -> Path:
-    "Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing. Returns `out`."
+    "Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing. Returns `out`. Raises InputError as `check_parts`."
     import shutil
-    names, denoiser = parts_of(pipeline_index(folder)), denoiser_of(folder)
+    check_parts(folder)
+    names, denoiser = [n for n in parts_of(pipeline_index(folder)) if (Path(folder)/n).is_dir()], denoiser_of(folder)
     with staged(out) as temporary:
         temporary.mkdir()
-        shutil.copyfile(Path(folder)/'model_index.json', temporary/'model_index.json')
+        write_json(temporary/'model_index.json', pipeline_index(folder) | {n: [None, None] for n in DISPENSABLE if n not in names and n in pipeline_index(folder)})
         for name in names:
             if name != denoiser: copy_part(Path(folder)/name, temporary/name)
         model.save_pretrained(temporary/denoiser, safe_serialization=True)

@@ -177,7 +177,7 @@ def parquet_files(path: Path, split: str = 'train') -> list[Path]:
 # %% ../nbs/00_pairs.ipynb #8264b6d5
 def _parquet(path):
     import pyarrow as pa, pyarrow.parquet as pq
-    try: return pq.ParquetFile(path)
+    try: return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)         # or it keeps all that it has read
     except (pa.ArrowException, OSError) as e: raise InputError(f'{path} is not a readable Parquet file ({_first_line(e)})') from e
 
 def _parquet_batches(path, size=64) -> Iterator[list[dict]]:

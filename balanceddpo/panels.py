@@ -42,7 +42,7 @@ def plot_intervals(frame, label, value, low, high, level=None, dots=None, hollow
     return fig
 
 # %% ../nbs/71_panels.ipynb #914bf985
-SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'), ('#ffffff', '.7'))           # background and text, from the strongest kind on
+SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'), ('#ffffff', '.6'))           # background and text, from the strongest kind on
 
 def _grid_axes(fig, left, top, shape, cell):
     "Axes that cover a grid of `shape` cells of `cell` (wide, high) inches, with its corner at (left, top); their units are cells."

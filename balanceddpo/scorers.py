@@ -143,10 +143,14 @@ class FunctionScorer(BaseScorer):
     "A function `(images, prompts) -> n numbers` as a scorer; `images` is a sequence of PIL images in RGB."
     def __init__(self, name, key, function): super().__init__(name, key); self.measure = function
 
-def _function_key(function, version):
-    try: text = inspect.getsource(function)
-    except (OSError, TypeError): text = f'{function.__module__}.{function.__qualname__}'
-    return digest('function', text, version)
+def _source(made):
+    "The text of a function, or of a class: of all its methods where it comes from a file that is no module (`--register`). Its name where there is none."
+    try: return inspect.getsource(made)
+    except (OSError, TypeError): methods = [f for f in vars(made).values() if inspect.isfunction(f)] if inspect.isclass(made) else []
+    try: return [inspect.getsource(f) for f in methods] or f'{made.__module__}.{made.__qualname__}'
+    except OSError: return f'{made.__module__}.{made.__qualname__}'
+
+def _function_key(function, version): return digest('function', _source(function), version)
 
 def _class_scorer(cls, spec, version, device, dtype, batch_size):
     made, path = cls(spec.source, device, dtype), Path(spec.source).expanduser()

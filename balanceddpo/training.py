@@ -13,7 +13,7 @@ from typing import Literal, Optional
 from .backends import ensure_torchvision, pick_device, versions
 from .checkpoints import checkpoints, newest_checkpoint, random_state, restore_random_state, write_checkpoint
 from .consensus import label_weights
-from .families import PACKAGED, load_family, local_folder, lora_targets, part_digests, save_pipeline
+from .families import PACKAGED, check_parts, load_family, local_folder, lora_targets, part_digests, save_pipeline
 from .inversion import INVERSIONS, noise_by_inversion
 from .losses import draw_noise, draw_timesteps, draw_uniform, loss_report, merge_reports
 from .preference_losses import LOSSES, Outputs, choose_loss
@@ -237,6 +237,7 @@ def start(config, encoded, labels, label_config, out, family=None, accelerator=N
     family = family or load_family(config.model, dtype, accelerator.device, components=('vae', 'denoiser'))
     config = with_targets(config, family.folder)
     model = trainable(family.model, config)
+    if config.mode == 'full': check_parts(family.folder)                     # the result is a whole pipeline: a missing part is told now
     if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -449,12 +450,17 @@ def restore(run) -> None:
 # %% ../nbs/40_training.ipynb #4b8647ca
 @contextmanager
 def stop_signal():
-    "Yield a list that is no longer empty once SIGTERM has come. In a thread that cannot hear signals it stays empty."
+    """Yield a list that holds the signal's number once SIGTERM or SIGINT (Ctrl-C) has come; the second Ctrl-C interrupts at once. In a thread that cannot hear signals
+    it stays empty."""
     heard = []
     if threading.current_thread() is not threading.main_thread(): yield heard; return
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    def hear(number, frame):
+        if heard and number == signal.SIGINT: raise KeyboardInterrupt
+        heard.append(number)
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try: yield heard
-    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler or signal.SIG_DFL)
 
 def stopping(run, heard) -> bool:
     "Whether any process of the run was told to stop."
@@ -574,8 +580,8 @@ def open_run(config, encoded, labels, label_config, out, family, accelerator, re
 def train(config, encoded, labels, label_config, out, family=None, resume=True, progress=True) -> Path:
     """Algorithm 1 of BalancedDPO: train the denoiser of `config.model` on `encoded` pairs with their `labels`; returns the folder of the result, `out/model`.
 
-    `labels` and `label_config` are those of `consensus.label_pairs`. Goes on from the newest checkpoint in `out` if there is one. On SIGTERM it writes a checkpoint
-    after the step at hand and exits with 143. Raises InputError for inputs that do not fit each other or the run in `out`, and for a run that diverges."""
+    `labels` and `label_config` are those of `consensus.label_pairs`. Goes on from the newest checkpoint in `out` if there is one. On SIGTERM or Ctrl-C it writes a checkpoint
+    after the step at hand and exits with 143, or raises KeyboardInterrupt. Raises InputError for inputs that do not fit each other or the run in `out`, and for a run that diverges."""
     accelerator, out = open_accelerator(config, out), Path(out)
     with alone(accelerator, out):
         open_run(config, encoded, labels, label_config, out, family, accelerator, resume)
@@ -590,5 +596,5 @@ def train(config, encoded, labels, label_config, out, family=None, resume=True, 
                 record(run, measures | {'refreshed': refreshed, 'seconds': time.perf_counter() - began}, bar)
                 stop = stopping(run, heard)
                 if stop or run.step % config.checkpoint_every == 0 or run.step == config.max_steps: save(run)
-                if stop: raise SystemExit(128 + signal.SIGTERM)
+                if stop: raise KeyboardInterrupt if signal.SIGINT in heard else SystemExit(128 + signal.SIGTERM)
         return publish(run)

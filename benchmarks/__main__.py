@@ -1,6 +1,6 @@
 """All rows for the CPU, in at most 15 minutes, then the table. `python -m benchmarks [NAME ...]`; at full size the table also goes into README.md."""
 from __future__ import annotations
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from benchmarks.timing import HERE, SIZE
 
 LIMIT = 15 * 60 - 20                                                                        # seconds for all of them; the rest is for the table
@@ -11,9 +11,13 @@ def run(name, seconds) -> None:
     "One benchmark in a process of its own, stopped a little after its time."
     env = {**os.environ, 'BENCH_SECONDS': str(seconds), 'PYTHONUNBUFFERED': '1'}
     print(f'--- {name}, {seconds:.0f} seconds', flush=True)
-    try: done = subprocess.run([sys.executable, '-m', f'benchmarks.{name}'], cwd=HERE.parent, env=env, timeout=1.3 * seconds + 30)
-    except subprocess.TimeoutExpired: print(f'{name} was stopped: its rows so far are kept'); return
-    if done.returncode: print(f'{name} ended with {done.returncode}: see above')
+    child = subprocess.Popen([sys.executable, '-m', f'benchmarks.{name}'], cwd=HERE.parent, env=env, start_new_session=True)
+    try: code = child.wait(1.3 * seconds + 30)
+    except BaseException as e:                                                              # with it, the processes that it has started
+        os.killpg(child.pid, signal.SIGKILL); child.wait()
+        if not isinstance(e, subprocess.TimeoutExpired): raise
+        print(f'{name} was stopped: its rows so far are kept'); return
+    if code: print(f'{name} ended with {code}: see above')
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys, tempfile, time
 from functools import partial
 from pathlib import Path
-from benchmarks.step import compare, gate, injected, make_world, our_step, start_ours, train_config, R1
+from benchmarks.step import compare, gate, injected, make_world, our_step, start_ours, train_config, R1, R2
 from benchmarks.timing import ROUNDS, WARMUPS, Log, device_wait
 from benchmarks.world import SD15, SDXL, RandomPairs, flops, make_family, per_pair, synthetic_pairs
 
@@ -106,10 +106,10 @@ def config_for(geometry, micro, device, precision='bf16', batch=STEP_PAIRS, **ch
     return train_config(geometry, 'full', batch, precision, device, micro, log_every=10, **changes)       # the distance to the reference is read with the metrics
 
 
-def one_setting(log, world, what, goal, micro, folder, matmul, flop, device='cuda', precision='bf16', batch=STEP_PAIRS, **setting) -> float:
+def one_setting(log, world, what, goal, micro, folder, matmul, flop, device='cuda', precision='bf16', batch=STEP_PAIRS, optimizer='adamw', **setting) -> float:
     "Start a run with these settings and time its optimizer steps; an out-of-memory setting is kept as a note."
     import gc, torch
-    run = start_ours(world, config_for(world.geometry, micro, device, precision, batch), Path(folder)/'run'); hasten(run, **setting)
+    run = start_ours(world, config_for(world.geometry, micro, device, precision, batch, optimizer=optimizer), Path(folder)/'run'); hasten(run, **setting)
     try: return keep(log, what, goal, timed(lambda: our_step(run), batch), flop, matmul, micro=micro)
     except torch.OutOfMemoryError: log.add(row=ROW, note=f'{what}: out of memory'); return 0.
     finally:
@@ -135,11 +135,11 @@ def rivals(log, mode, device='cuda', geometry=SD15, batch=STEP_PAIRS, precision=
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(geometry, folder, device)
-        if mode == 'full':
-            run = start_ours(world, train_config(geometry, mode, 2, 'fp32', device), Path(folder)/'fp32')
-            gate(log, 'R1, fp32 on the device', run, R1(world, run.config, 2, injected), ROW); del run
         fast = partial(hasten, compiled='whole' * (device == 'cuda'), channels_last=True)
-        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, hasten=fast, **options)
+        run = start_ours(world, train_config(geometry, mode, 2, 'fp32', device), Path(folder)/'fp32'); fast(run)
+        name, rival = ('R1', R1) if mode == 'full' else ('R2', R2)
+        gate(log, f'{name}, fp32 on the device', run, rival(world, run.config, 2, injected, run=run), ROW); del run
+        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, hasten=fast, how=', compiled, channels_last', **options)
 
 
 def sdxl(log, device='cuda', geometry=SDXL, micros=(1, 2, 4), batch=8, precision='bf16') -> None:
@@ -153,7 +153,7 @@ def sdxl(log, device='cuda', geometry=SDXL, micros=(1, 2, 4), batch=8, precision
         world = World(geometry, family, encoded, pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1., 'w1': 0.}), None, None, None)
         for m in micros:
             for name, setting in {'checkpointing': dict(checkpointing=True), 'eager': {}, 'compiled, channels_last': dict(compiled='whole', channels_last=True)}.items():
-                one_setting(log, world, f'{geometry.name} full fine-tune, {name}, micro-batch {m}', XL_GOAL, m, folder, matmul, flop, device, precision, batch, **setting)
+                one_setting(log, world, f'{geometry.name} full fine-tune, {name}, micro-batch {m}', XL_GOAL, m, folder, matmul, flop, device, precision, batch, 'adafactor', **setting)
 
 
 def refresh(log, device='cuda', geometry=SD15) -> None:
@@ -196,7 +196,8 @@ def make_tower(kind, view, device, dtype):
     def encode_texts(prompts):
         ids = tokenizer(list(prompts), padding='max_length', truncation=True, max_length=77, return_tensors='pt').input_ids
         return features(model.get_text_features(input_ids=ids.to(device)))
-    look = (lambda batch, i: pad_to_square(batch.pixels(i), 224)) if view == 'pad' else (lambda batch, i: crop_to_square(batch[i], 224))
+    make = (lambda batch, i: pad_to_square(batch.pixels(i), 224)) if view == 'pad' else (lambda batch, i: crop_to_square(batch[i], 224))
+    def look(batch, i): return batch.view((view, 224), i, lambda: make(batch, i))                       # towers that look alike share it, as the package's own
     return Tower(f'{kind}-{view}', lambda x: features(model.get_image_features(pixel_values=x)), encode_texts,
                  normalised(look, (.48, .46, .41), (.27, .26, .28)), 100., device, dtype)
 

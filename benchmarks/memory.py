@@ -136,7 +136,7 @@ def measure_starts(log) -> None:
 
 
 def main() -> None:
-    log = Log('memory', pixels=PIXELS, captions=CAPTIONS)
+    log = Log('memory' + '_full' * ('--full' in sys.argv), pixels=PIXELS, captions=CAPTIONS)             # `make bench` leaves the long run's rows
     measure_starts(log); measure_training(log); measure_labelling(log, (*PAIRS, FULL) if '--full' in sys.argv else PAIRS)
 
 

@@ -6,7 +6,10 @@ from statistics import median
 
 HERE = Path(__file__).parent
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
+ROUNDS = 10                                                 # that a ratio should rest on
 QUIET = {'cpu': (0.9, 1.1), 'gpu': (0.97, 1.03)}            # where the median of the A/A control must lie, or the ratios beside it are noise
+FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (BENCH_PAIRS=500)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
+           'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
 TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'H200': 'H200'}
 
 
@@ -37,6 +40,7 @@ def summary(head, rows) -> dict:
     low, high = QUIET['gpu' if head['machine']['gpu'] else 'cpu']
     noisy = bool(control) and not low <= median(control) <= high
     goal = rows[0]['goal']; verdict = '' if not goal else 'met' if meets(goal, median(values)) else 'short'
+    if control and len(values) < ROUNDS: verdict = f'{verdict} ({len(values)} rounds only)'.strip()
     return dict(row=rows[0]['row'], what=rows[0]['what'], goal=goal, median=median(values), low=min(values), high=max(values), control=control, rounds=len(values),
                 verdict='A/A off: run again' if noisy else verdict)
 
@@ -84,7 +88,8 @@ def counted(files) -> str:
 def report(folder=None) -> str:
     "All of it, in Markdown."
     files = read(folder); lines = summaries(files); cpu = [s for s in lines if s['row'] != 'H200']; gpu = [s for s in lines if s['row'] == 'H200']
-    missing = [f'{n} ({t})' for n, t in TITLES.items() if n != 'H200' and n not in {s['row'] for s in cpu}]
+    done = [str(r.get('what') or f'{r.get("point", "")} of {r.get("size", "")}') for _, rows in files for r in rows]
+    missing = [f'{n} ({t})' for n, t in TITLES.items() if n != 'H200' and n not in {s['row'] for s in cpu}] + [told for words, told in FURTHER.items() if not any(words in d for d in done)]
     parts = [table(cpu) if cpu else '', f'Not yet run: {", ".join(missing)}.\n' if missing else '', table(gpu) if gpu else 'On an H200: not yet run.\n', counted(files),
              gates(files) and 'Numeric gates, before the clock:\n\n' + gates(files), stages(files) and 'Where the minutes go:\n\n' + stages(files), machines(files)]
     return '\n'.join(p for p in parts if p)

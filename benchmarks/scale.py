@@ -127,7 +127,7 @@ def plot(rows, path) -> Path:
 
 def main() -> None:
     warnings.simplefilter('ignore')                                            # random networks hardly tell images apart, and say so
-    log = Log('scale', pairs=PAIRS, prompts=PROMPTS)
+    log = Log('scale' + '_full' * ('--full' in sys.argv), pairs=PAIRS, prompts=PROMPTS)
     count_passes(log)
     for part in (scorers, prompts, pairs):                                     # the longest last
         if time.perf_counter() - START > BUDGET: print(f'scale: out of time before {part.__name__}'); break

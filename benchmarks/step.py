@@ -4,6 +4,8 @@ R1 is SalesforceAIResearch/DiffusionDPO `train.py` (full fine-tune), R2 is diffu
 their operations: pixels through the autoencoder, noise, text encoder, policy, reference, loss, backward, in every micro-batch. All arms of a comparison have
 the same first weights, the same pairs, the same precision and the same optimizer settings, in one process. What favours the rivals: their pictures are
 decoded already, and they have no `accelerate`, no tracker and no progress bar around them, while ours is timed with all that `train` does in a step but the checkpoint.
+What favours ours: its latents and embeddings are there, made once by `encode`. That costs a pass of the autoencoder for each image, as one visit of a rival does: a run
+that visits less than what was encoded loses what the cache gives (`encode --limit`).
 
 Numbers first: `gate` injects one noise into both and compares gradients and losses. At the first step policy and reference are equal and the loss is ln 2
 whatever the inputs are, so the first loss proves nothing: the gradient does, and the later losses."""
@@ -233,20 +235,21 @@ def gate(log, name, run, rival, row=1) -> None:
     log.gate(row, f'{name}, the third loss has moved from ln 2 by', abs(losses[2][0] - math.log(2)), 10 * LOSS, at_least=True)
 
 
-def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goals=(1.5, 3.), row=1, hasten=lambda run: None, **options) -> list:
-    """Gate, then time ours against one public order: at equal batch, at a micro-batch of one pair, and (R2) as its README runs it, with gradient checkpointing.
+def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goals=(1.5, 3.), row=1, hasten=lambda run: None, how='', **options) -> list:
+    """Gate, then time ours against one public order: at equal batch, and as it ships (the second goal): R1 with one pair at a time, R2 with gradient checkpointing, as its
+    README runs it. R2 with one pair at a time is shown too, without a goal.
 
-    `hasten(run)` may compile ours or lay its weights out anew, and has to pass the gate so."""
+    `hasten(run)` may compile ours or lay its weights out anew, which `how` says, and has to pass the gate so."""
     config = train_config(world.geometry, mode, batch, precision, device)
     rival, name = (R1, 'R1 (DiffusionDPO)') if mode == 'full' else (R2, 'R2 (diffusers LoRA)')
     run = start_ours(world, config, Path(folder)/f'gate_{mode}'); hasten(run)
     gate(log, name, run, rival(world, config, batch, injected, run=run), row)
     run = start_ours(world, config, Path(folder)/mode); hasten(run)
     arms = {f'{name}, equal batch of {batch}': (rival(world, config, batch, run=run), goals[0]),
-            f'{name}, one pair at a time': (rival(world, config, 1, run=run), goals[1])}
-    if mode == 'lora': arms[f'{name}, equal batch, checkpointing as its README'] = (rival(world, config, batch, run=run, checkpointing=True), goals[0])
-    ours = Arm(f'step, {mode}', lambda: our_step(run))
-    return versus(log, row, {n: f'>= {g}' for n, (_, g) in arms.items()}, [ours, *(Arm(n, a.update) for n, (a, _) in arms.items())], **options)
+            f'{name}, one pair at a time': (rival(world, config, 1, run=run), goals[1] if mode == 'full' else None)}
+    if mode == 'lora': arms[f'{name}, equal batch, checkpointing as its README'] = (rival(world, config, batch, run=run, checkpointing=True), goals[1])
+    ours = Arm(f'step, {mode}{how}', lambda: our_step(run))
+    return versus(log, row, {n: f'>= {g}' if g else '' for n, (_, g) in arms.items()}, [ours, *(Arm(n, a.update) for n, (a, _) in arms.items())], **options)
 
 
 def main() -> None:

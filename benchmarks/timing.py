@@ -3,7 +3,7 @@
 A shared machine drifts. Each round runs every arm once in order and once in reverse, so a slow drift adds the same to all of them, and a ratio is taken within
 a round only. The control is the first arm once more under another name: how far its ratio is from 1 is how far any ratio here can be trusted."""
 from __future__ import annotations
-import json, os, platform, subprocess, time
+import json, os, platform, shutil, subprocess, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -72,7 +72,8 @@ def versus(log, row, goals: dict, arms, **options) -> list:
 def commit() -> str:
     "The commit that is measured, '+' if files differ from it; `BENCH_COMMIT` where there is no git."
     def git(*words): return subprocess.run(['git', *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    return os.environ.get('BENCH_COMMIT') or git('rev-parse', '--short=12', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+    if (known := os.environ.get('BENCH_COMMIT')) or not shutil.which('git'): return known or 'unknown'
+    return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
 
 
 def machine() -> dict:

@@ -144,7 +144,7 @@ def rows(what, values, goal='>= 1.5', control=()):
 
 @pytest.fixture
 def files(log):
-    for r in (*rows('met', [1., 2., 3.], control=[.99, 1., 1.2]), *rows('short', [1., 1.2, 9.]),
+    for r in (*rows('met', [1., 2., 3.]*4, control=[.99, 1., 1.2]*4), *rows('few', [2., 2.], control=[1., 1.]), *rows('short', [1., 1.2, 9.]),
               *rows('noisy', [2., 2., 2.], control=[1.2, 1.2, 1.]), *rows('start', [.1], '<= 0.5')): log.add(**r)
     log.gate(1, 'gradients', 1e-7, 1e-5)
     return report.read(log.path.parent)
@@ -152,10 +152,10 @@ def files(log):
 
 def test_the_table_says_what_the_rows_say(files):
     found = {s['what']: s for s in report.summaries(files)}
-    assert {k: s['verdict'] for k, s in found.items()} == {'met': 'met', 'short': 'short', 'noisy': 'A/A off: run again', 'start': 'met'}
-    assert '| 1 | met | >= 1.5 | 2 | 1 | 3 | 1 (0.99 to 1.2) | 3 | met |' in report.table(list(found.values())).splitlines()
+    assert {k: s['verdict'] for k, s in found.items()} == {'met': 'met', 'few': 'met (2 rounds only)', 'short': 'short', 'noisy': 'A/A off: run again', 'start': 'met'}
+    assert '| 1 | met | >= 1.5 | 2 | 1 | 3 | 1 (0.99 to 1.2) | 12 | met |' in report.table(list(found.values())).splitlines()
     text = report.report(Path(os.environ['BENCH_OUT']))
-    assert 'gradients: 1e-07 (limit 1e-05), passed' in text and 'On an H200: not yet run.' in text and 'size tiny' in text and 'Not yet run: 2 (labelling)' in text
+    assert 'gradients: 1e-07 (limit 1e-05), passed' in text and 'On an H200: not yet run.' in text and 'size tiny' in text and 'Not yet run: 2 (labelling)' in text and 'labelling of 500 pairs (BENCH_PAIRS=500), `reproduce table1`' in text
 
 
 def test_the_table_goes_between_its_marks(tmp_path):

@@ -209,6 +209,13 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     with pytest.raises(RuntimeError, match='of ours'): main(['icons'])
 
 
+def test_no_memory_left_is_a_line_with_advice(monkeypatch, capsys):
+    import torch
+    def fail(*_): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore of it')
+    monkeypatch.setitem(VERBS, 'icons', cli.replace(VERBS['icons'], run=fail))
+    assert main(['icons']) == 1 and '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err) and said.count('\n') == 1
+
+
 def test_long_paths_are_not_broken_in_messages(run):
     path = '/'.join(['a long name'] * 40)
     assert path in run('label', '--pairs', path, code=2) and f"'{path}'" in run('sample', '--limit', path, code=2)

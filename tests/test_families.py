@@ -172,6 +172,19 @@ def test_old_weights_stay_behind_and_links_become_files(folders, tmp_path):
     assert torch.equal(draw(plain(out)), draw(plain(source)))
 
 
+def test_a_trimmed_copy_is_saved_whole_and_one_that_lacks_more_is_refused(folders, tmp_path):
+    "Many copies of SD1.5 name a safety checker that they do not bring."
+    folder = shutil.copytree(folders['sd15'], tmp_path/'trimmed'); index = json.loads((folder/'model_index.json').read_text())
+    (folder/'model_index.json').write_text(json.dumps(index | {'safety_checker': ['stable_diffusion', 'StableDiffusionSafetyChecker'], 'feature_extractor': ['transformers', 'CLIPImageProcessor']}))
+    family = load_family(folder, components=('denoiser',))
+    saved = json.loads((save_pipeline(folder, family.model, tmp_path/'new')/'model_index.json').read_text())
+    assert saved['safety_checker'] == saved['feature_extractor'] == [None, None] and saved['unet'] == index['unet']
+    assert torch.equal(draw(plain(tmp_path/'new')), draw(plain(folders['sd15'])))
+    shutil.rmtree(folder/'text_encoder')
+    with pytest.raises(InputError, match="names the part 'text_encoder', which is not there"): save_pipeline(folder, family.model, tmp_path/'newer')
+    assert not (tmp_path/'newer').exists()
+
+
 def test_saving_again_replaces_and_a_failure_leaves_the_old(folders, tmp_path):
     model = load_family(folders['sd15'], device='cpu').model
     out = save_pipeline(folders['sd15'], model, tmp_path/'out')

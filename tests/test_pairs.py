@@ -223,6 +223,17 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     assert size > 25e6 and max(*write.values(), *read.values()) < size
     assert write[512] < 1.25 * write[128] and read[512] < 1.25 * read[128]
 
+def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
+    "24 row groups of a megabyte that cannot be compressed; what Arrow holds while they are read one after the other, and what it held at most."
+    draw, path = np.random.default_rng(0), tmp_path/'large.parquet'
+    schema = pa.schema({'caption': pa.string(), 'jpg_0': pa.binary(), 'jpg_1': pa.binary()})
+    with pq.ParquetWriter(path, schema) as writer:
+        for i in range(24): writer.write_table(pa.table({'caption': [str(i)]*64, **{c: [draw.bytes(1 << 13) for _ in range(64)] for c in ('jpg_0', 'jpg_1')}}, schema))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in pairs.parquet_rows([path])]
+    assert len(held) == 24*64 and max(held) < path.stat().st_size/3
+
+
 def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
     path, calls = write_pairs(some_pairs(300), tmp_path/'pairs.parquet'), []
     monkeypatch.setattr(pairs, 'decode', lambda data: calls.append(data))

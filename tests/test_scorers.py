@@ -375,6 +375,22 @@ def test_own_scorers(monkeypatch):
     with pytest.raises(InputError, match="called 'wide'"): load_scorers(['wide', 'wide'])
 
 
+def test_a_class_of_ones_own_file_has_a_new_key_when_its_code_changes(tmp_path, monkeypatch):
+    "As `--register FILE` loads it: the class belongs to no module, so Python does not find its text."
+    import linecache, runpy
+    monkeypatch.setattr(scorers_module, '_REGISTERED', {})
+    file, keys = tmp_path/'mine.py', []
+    for gain in (1, 1, 2):
+        file.write_text(f"""from balanceddpo.scorers import register_scorer
+@register_scorer('mine')
+class Mine:
+    def __init__(self, source, device, dtype): pass
+    def score(self, images, prompts): return [{gain}. for _ in images]
+""")
+        linecache.clearcache(); runpy.run_path(str(file)); keys.append(load_scorer('mine').key)
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_importing_is_light():
     code = ('import sys, balanceddpo.towers, balanceddpo.scorers, balanceddpo.score_tables; '
             "print({'torch', 'numpy', 'transformers', 'open_clip', 'pandas', 'pyarrow'} & set(sys.modules))")

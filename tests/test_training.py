@@ -325,6 +325,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(made, tmp_path, changes):
     assert any(not torch.equal(reference[k], v) for k, v in zip(reference, policy.values()))
 
 
+def test_a_model_that_could_not_be_saved_is_refused_before_training(made, tmp_path):
+    import shutil
+    inputs = made(); base = shutil.copytree(inputs.base, tmp_path/'base'); shutil.rmtree(base/'text_encoder')
+    with pytest.raises(InputError, match="names the part 'text_encoder'"): go(inputs, tmp_path/'run', model=str(base))
+    assert not checkpoints(tmp_path/'run'/'checkpoints')
+
+
 def test_a_damaged_checkpoint_costs_one_interval_and_is_named(made, tmp_path):
     inputs = made(); go(inputs, tmp_path/'a', max_steps=6, checkpoint_every=2); go(inputs, tmp_path/'b', max_steps=4, checkpoint_every=2)
     weights = tmp_path/'b'/'checkpoints'/'step-00000004'/'reference.safetensors'
@@ -334,15 +341,16 @@ def test_a_damaged_checkpoint_costs_one_interval_and_is_named(made, tmp_path):
     assert [c.step for c in checkpoints(tmp_path/'b'/'checkpoints')] == [6]
 
 
-def test_sigterm_writes_a_checkpoint_and_a_second_process_is_refused(made, tmp_path):
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])         # Python ends by the signal it was interrupted by
+def test_a_signal_writes_a_checkpoint_and_a_second_process_is_refused(made, tmp_path, number, code):
     inputs, out = made(), tmp_path/'run'; child = spawn(inputs, out, max_steps=100_000)
     try:
         while not (out/'metrics.jsonl').exists() or len((out/'metrics.jsonl').read_text().splitlines()) < 2:
             assert child.poll() is None, child.stderr.read()
             time.sleep(.05)
         with pytest.raises(InputError, match=f'in use by process {child.pid}'): go(inputs, out, max_steps=100_000)
-        asked = time.monotonic(); child.send_signal(signal.SIGTERM)
-        assert child.wait(60) == 128 + signal.SIGTERM
+        asked = time.monotonic(); child.send_signal(number)
+        assert child.wait(60) == code
     finally: child.kill(); child.communicate()
     step = newest_checkpoint(out/'checkpoints').step
     assert step == metrics(out)[-1]['step'] >= 2 and not (out/'model').exists() and time.monotonic() - asked < 60
