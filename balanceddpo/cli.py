@@ -108,9 +108,9 @@ def preset_defaults(verb, argv) -> dict:
     words = [w for a in argv for w in (a.split('=', 1) if a.startswith(('--preset=', '--method=')) else [a])]
     def said(option): return next((b for a, b in zip(words, words[1:]) if a == option), None)
     if said('--preset') is None: return {}
-    from balanceddpo.presets import preset, unless_same
+    from balanceddpo.presets import preset, settings_of_method
     chosen = preset(said('--preset'))
-    values = asdict(chosen) | unless_same(chosen, said('--method'))
+    values = asdict(chosen) | settings_of_method(chosen, said('--method'))
     return {f.name: values[f.name] for f in fields(verb.settings) if f.name in values and f.name in SHARED.get(verb.name, (f.name,))}
 
 SHARED = {'encode': ('model', 'resolution')}     # what a training preset says about encoding; to training it says all

@@ -74,10 +74,10 @@ def task_scores(table, level=.95, resamples=10_000, seed=0):
             n, score = len(points), points.sum()/out_of.sum()
             bounds = *wilson(score*n, n, level), *rate_interval(points, out_of, out_of.max(), level, resamples, seed)
             rows.append({'model': model, 'task': task, 'prompts': n, 'images': int(out_of.sum()), 'score': score} | dict(zip(names, bounds)))
-        mine, sorted_parts = rows[-len(parts):], [parts[t] for t in sorted(parts)]                       # whatever the order of rows
-        one = all(r['score'] in (0, 1) for r in mine) and len({r['score'] for r in mine}) == 1           # nothing to draw again: Wilson's, for all prompts
-        bounds = wilson(sum(r['score']*r['prompts'] for r in mine), sum(r['prompts'] for r in mine), level) if one else mean_interval(sorted_parts, level, resamples, seed)
+        mine = rows[-len(parts):]
         total = {c: sum(r[c] for r in mine) for c in ('prompts', 'images')} | {'score': np.mean([r['score'] for r in mine])}
+        if total['score'] in (0, 1): bounds = wilson(total['score']*total['prompts'], total['prompts'], level)               # drawn again it would be the same
+        else: bounds = mean_interval([parts[t] for t in sorted(parts)], level, resamples, seed)                              # whatever the order of rows
         rows.append({'model': model, 'task': 'overall'} | total | dict(zip(names, bounds*2)))
     return pd.DataFrame(rows)
 

@@ -125,7 +125,9 @@ def bootstrap_interval(points, out_of=None, level=.95, resamples=10_000, seed=0)
 
 # %% ../nbs/60_evaluation.ipynb #c9d98543
 def rate_interval(points, out_of, each=1, level=.95, resamples=10_000, seed=0):
-    """`bootstrap_interval` of a rate with `each` comparisons a prompt (`out_of` at most that many); where all are won, or none is, Wilson's for as many prompts."""
+    """`bootstrap_interval` (low, high) of a rate, for the points float `[p]` of prompts with up to `each` comparisons, `out_of` `[p]` of which count.
+
+    Where all are won, or none is, every resample is the same: there Wilson's, for as many prompts. Fractions of 1."""
     if 0 < points.sum() < out_of.sum(): return bootstrap_interval(points, out_of, level, resamples, seed)
     return wilson(points.sum()/each, out_of.sum()/each, level)
 

@@ -12,7 +12,7 @@ from .training import TrainConfig
 __all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl',
            'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'smpo_sdxl', 'inpo_sdxl', 'dspo_sd15', 'kto_sd15',
            'dpo_safeguarded_sd15', 'dmpo_sd15', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
-           'icon_rival', 'unless_same', 'preset']
+           'icon_rival', 'settings_of_method', 'preset']
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
 def scaled_rate(rate, batch_size) -> float:
@@ -179,7 +179,7 @@ def icon_rival(method):
 PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
                                    kto_sd15, dpo_safeguarded_sd15, dmpo_sd15, smpo_sdxl, inpo_sdxl, mapo_sdxl, capo_sdxl, *map(icon_rival, ICON_RIVALS))}
 
-def unless_same(settings, method) -> dict:
+def settings_of_method(settings, method) -> dict:
     "What goes with a `method` that is not that of a preset's `settings`: the method's own beta, noise and parameters. Empty if it is the same, or None."
     return {} if method in (None, settings.method) else dict(method=method, beta=None, noise='auto', options=())
 
@@ -189,4 +189,4 @@ def preset(name, **changes) -> TrainConfig:
     Raises InputError for a name that is not in `PRESETS`, or a field that does not exist."""
     if name not in PRESETS: raise InputError(f'unknown preset {name!r}: use {", ".join(PRESETS)}')
     if unknown := changes.keys() - TrainConfig.__dataclass_fields__.keys(): raise InputError(f'a training run has no setting {min(unknown)!r}')
-    return PRESETS[name](**unless_same(PRESETS[name](), changes.get('method')) | changes)
+    return PRESETS[name](**settings_of_method(PRESETS[name](), changes.get('method')) | changes)

@@ -71,7 +71,7 @@ def differences_over_seeds(frame, by, value, against, level=.95):
     so its error is sqrt(2) times theirs. The differences themselves share the runs of `against`, so they must not be pooled; models of one seed count as independent
     here, which is on the safe side where a seed moves them alike."""
     model, *pool = by
-    rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
+    rows = over_seeds(frame, by, value)[[*by, 'n', 'mean', 'sd']]
     other = rows[rows[model] == against].set_index(pool)['mean']
     found = _student(rows.assign(mean=rows['mean'] - rows.set_index(pool).index.map(other)), pool, 0., level, means=2)
     return found[found[model] != against].reset_index(drop=True)

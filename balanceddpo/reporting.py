@@ -72,7 +72,7 @@ def table_cells(table, digits=1, low=None, high=None):
     def text(value, i, j):
         if not isinstance(value, (int, float)) or isinstance(value, bool): return str(value)
         if pd.isna(value): return ''
-        span = '' if low is None else f' [{low.iat[i, j]:.{max(digits - 1, 0)}f}, {high.iat[i, j]:.{max(digits - 1, 0)}f}]'
+        span = '' if low is None or pd.isna(low.iat[i, j]) else f' [{low.iat[i, j]:.{max(digits - 1, 0)}f}, {high.iat[i, j]:.{max(digits - 1, 0)}f}]'
         return f'{value:.{digits}f}{span}'
     values = table.astype(object).to_numpy()
     return pd.DataFrame([[text(v, i, j) for j, v in enumerate(row)] for i, row in enumerate(values)], table.index, table.columns, dtype=object)

@@ -144,11 +144,10 @@ class FunctionScorer(BaseScorer):
     def __init__(self, name, key, function): super().__init__(name, key); self.measure = function
 
 def _source(made):
-    "The text of a function, or of a class: of all its methods where it comes from a file that is no module (`--register`). Its name where there is none."
+    "The text of a function or class; of its whole file where a class belongs to no module (`--register`) and Python finds no less. Its name where there is no text."
     try: return inspect.getsource(made)
-    except (OSError, TypeError): methods = [f for f in vars(made).values() if inspect.isfunction(f)] if inspect.isclass(made) else []
-    try: return [inspect.getsource(f) for f in methods] or f'{made.__module__}.{made.__qualname__}'
-    except OSError: return f'{made.__module__}.{made.__qualname__}'
+    except (OSError, TypeError): files = [Path(f.__code__.co_filename) for f in getattr(made, '__dict__', {}).values() if inspect.isfunction(f)]
+    return next((f.read_text(encoding='utf-8') for f in files if f.is_file()), f'{made.__module__}.{made.__qualname__}')
 
 def _function_key(function, version): return digest('function', _source(function), version)
 

@@ -234,10 +234,10 @@ def start(config, encoded, labels, label_config, out, family=None, accelerator=N
     accelerator = accelerator or open_accelerator(config, out)
     set_seed(config.seed)                                  # for the adapter's first weights, and layers that draw
     dtype = config.precision if config.mode == 'lora' else 'fp32'
+    if config.mode == 'full': check_parts(family.folder if family else local_folder(config.model))          # the result is a whole pipeline: a missing part is told now
     family = family or load_family(config.model, dtype, accelerator.device, components=('vae', 'denoiser'))
     config = with_targets(config, family.folder)
     model = trainable(family.model, config)
-    if config.mode == 'full': check_parts(family.folder)                     # the result is a whole pipeline: a missing part is told now
     if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -276,6 +276,11 @@ def test_wrong_shapes_and_floats_are_refused(wrong):
 def test_score_caption_order():
     assert score_caption({'aesthetic': 5.123, 'clip': .31, 'hps': .2749, 'pickscore': 21.03}).replace('\xa0', ' ') == 'P 21.03  H 0.275  C 0.310  A 5.12'
 
+def test_a_number_without_an_interval_stands_alone():
+    table, low = pd.DataFrame({'hps': [100., 50.]}, ['a', 'b']), pd.DataFrame({'hps': [np.nan, 40.]}, ['a', 'b'])
+    assert table_cells(table, 1, low, low + 20)['hps'].tolist() == ['100.0', '50.0 [40, 60]']
+
+
 # --- provenance ----------------------------------------------------------------------------------------------------------------------------------
 
 def test_provenance_tells_all_but_the_place(tmp_path):
