@@ -10,9 +10,9 @@ from .paper import PAPER, PaperTable
 
 # %% auto #0
 __all__ = ['NAMES', 'COLUMN', 'PAGE', 'MARKERS', 'LINE', 'display_name', 'win_rate_table', 'beside_paper', 'table_cells',
-           'bold_cells', 'latex_table', 'markdown_table', 'save_table', 'style_settings', 'figure_style', 'save_figure',
-           'text_size', 'title_lines', 'write_title', 'write_key', 'plot_win_rates', 'plot_curves', 'plot_matrix',
-           'score_caption', 'image_grid', 'write_provenance', 'write_finding']
+           'bold_cells', 'latex_table', 'markdown_table', 'save_table', 'save_gains', 'style_settings', 'figure_style',
+           'save_figure', 'text_size', 'title_lines', 'write_title', 'write_key', 'plot_win_rates', 'plot_curves',
+           'plot_matrix', 'score_caption', 'image_grid', 'write_provenance', 'write_finding']
 
 # %% ../nbs/70_reporting.ipynb #c2d84694
 NAMES = {'hps': 'HPS', 'clip': 'CLIP', 'pickscore': 'PickScore', 'aesthetic': 'Aesthetic', 'pickapic': 'Pick-a-Pic', 'partiprompts': 'PartiPrompts',
@@ -148,6 +148,13 @@ def save_table(table, stem, caption, label, bold='max', digits=1, low=None, high
     for path, text in zip(paths, texts.values()):
         with staged(path) as t: t.write_text(text, encoding='utf-8')
     return paths
+
+# %% ../nbs/70_reporting.ipynb #e141a128
+def save_gains(gains, stem, caption, label, rows=('comparison',), columns=('prompt_set',)) -> list[Path]:
+    "`save_table` of the gains of `evaluation.mean_gains` (s.d.) and their intervals, spread over `rows` and `columns` as in `win_rate_table`; no cell is bold."
+    long = gains.assign(comparison=gains['model_a'] + ' vs ' + gains['model_b'])
+    table, low, high = (_spread(long, rows, columns, v) for v in ('gain', 'low', 'high'))
+    return save_table(table, stem, caption, label, bold=None, digits=3, low=low, high=high)
 
 # %% ../nbs/70_reporting.ipynb #cf9aca52
 COLUMN, PAGE = 3.4, 7.0                          # widths in inches: one column, the whole page

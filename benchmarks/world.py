@@ -31,8 +31,9 @@ SDXL = Geometry('SDXL', 1024, dict(block_out_channels=(320, 640, 1280), down_blo
                 cross_attention_dim=2048, use_linear_projection=True, addition_embed_type='text_time', addition_time_embed_dim=256,
                 projection_class_embeddings_input_dim=2816), SD_VAE, batch=8)
 # For the CPU. The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
-# a quarter (`encoder_share`, tested). Widths are multiples of 16, for which the kernels are made.
-CPU = Geometry('CPU', 256, dict(block_out_channels=(64, 128, 256, 256), layers_per_block=1, cross_attention_dim=128),
+# a quarter (`encoder_share`, tested). Widths are multiples of 16, for which the kernels are made. Two heads, so that a head
+# has 32 to 128 channels (SD1.5: 40 to 160); with eight of 8 channels and more, half of a step would be softmax.
+CPU = Geometry('CPU', 256, dict(block_out_channels=(64, 128, 256, 256), layers_per_block=1, cross_attention_dim=128, attention_head_dim=2),
                dict(block_out_channels=(16, 48, 96, 96), layers_per_block=2, norm_num_groups=16, **FOUR),
                dict(hidden_size=128, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4))
 TINY = Geometry('tiny', 64, dict(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, norm_num_groups=8, attention_head_dim=4,

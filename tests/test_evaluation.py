@@ -352,6 +352,34 @@ def test_the_mean_over_scorers_by_a_slow_implementation():
     with pytest.raises(InputError, match="no scores of 'c'"): mean_win_rates(both, [('a', 'c')], names)
 
 
+def test_gains_by_hand():
+    "Two prompts of two images. HPS: prompt means 2, 4 against 1, 1, its base scores 0, 2, 1, 1 with s.d. sqrt(2/3). CLIP: 0, 0 against 3, -1, its base scores 4, 2, -4, 2 with s.d. sqrt(12)."
+    from balanceddpo.evaluation import mean_gains
+    a = score_table('a', {'hps': [[1., 3], [4, 4]], 'clip': [[0., 0], [0, 0]]}, prompt_set='s')
+    base = score_table('base', {'hps': [[0., 2], [1, 1]], 'clip': [[4., 2], [-4, 2]]}, prompt_set='s')
+    both = pd.concat([a, base])
+    row, back = mean_gains(both, [('a', 'base'), ('base', 'a')], ['hps', 'clip']).to_dict('records')
+    first, second = (1/(2/3)**.5 - 3/12**.5)/2, (3/(2/3)**.5 + 1/12**.5)/2
+    assert row['gain'] == pytest.approx((first + second)/2) and back['gain'] == -row['gain'] and row['n'] == 2
+    assert (row['low'], row['high']) == pytest.approx((first, second))                                   # a quarter of the resamples at either end
+    alone = mean_gains(both, [('a', 'base')], ['hps']).gain.item(); other = mean_gains(both.assign(hps=7*both.hps + 3), [('a', 'base')], ['hps']).gain.item()
+    assert alone == pytest.approx(2/(2/3)**.5) == pytest.approx(other)                                   # no unit, no zero point
+    with pytest.raises(InputError, match="no scores of 'c' to take the unit"): mean_gains(both, [('a', 'base')], ['hps'], unit='c')
+    with pytest.raises(InputError, match="all scores of 'a' by 'clip' on 's' are equal"): mean_gains(both, [('a', 'base')], ['hps', 'clip'], unit='a')
+
+
+def test_the_interval_of_a_gain_by_a_slow_implementation():
+    "It draws prompts, each with all its scorers: a scorer that repeats another leaves it as it is."
+    from balanceddpo.evaluation import mean_gains
+    draw = np.random.default_rng(3); x, y = draw.normal(size=(2, 30, 2)) + [[[.3]], [[0]]]
+    both = pd.concat([score_table('a', {'hps': x, 'again': 10*x}), score_table('base', {'hps': y, 'again': 10*y})])
+    one, two = (mean_gains(both, [('a', 'base')], names)[['gain', 'low', 'high']].to_numpy()[0] for names in (['hps'], ['hps', 'again']))
+    assert one == pytest.approx(two)
+    each = (x.mean(1) - y.mean(1))/y.astype('float32').std(ddof=1)
+    means = np.sort([each[draw.integers(0, 30, 30)].mean() for _ in range(20_000)])
+    assert one == pytest.approx([each.mean(), means[499], means[19_499]], abs=.01)
+
+
 def test_a_second_scorer_that_agrees_does_not_narrow_the_interval():
     from balanceddpo.evaluation import mean_win_rates
     draw = np.random.default_rng(1); x, y = draw.random((2, 40, 2))

@@ -13,7 +13,7 @@ import pytest
 from balanceddpo.evaluation import wilson
 from balanceddpo.paper import PAPER, PROMPT_SETS, SCORERS, fits
 from balanceddpo.reporting import (COLUMN, PAGE, beside_paper, bold_cells, figure_style, image_grid, latex_table, markdown_table, plot_win_rates,
-                                   save_figure, save_table, score_caption, style_settings, table_cells, text_size, title_lines, win_rate_table, write_key,
+                                   save_figure, save_gains, save_table, score_caption, style_settings, table_cells, text_size, title_lines, win_rate_table, write_key,
                                    write_provenance, write_title)
 from balanceddpo.store import InputError
 
@@ -103,6 +103,13 @@ def test_saved_numbers_read_back(tmp_path):
     for kind in ('md', 'tex'):
         text = (tmp_path/f't.{kind}').read_text()
         assert all(f'{v:.1f} [{l:.0f}, {h:.0f}]' in text for v, l, h in zip(*(t.to_numpy().ravel() for t in (win_rate_table(rates), low, high))))
+
+def test_gains_are_saved_with_their_intervals(tmp_path):
+    gains = pd.DataFrame([{'model_a': m, 'model_b': 'base', 'prompt_set': s, 'gain': g, 'low': g - .1, 'high': g + .1} for m, s, g in (('a', 'hpd', .25), ('a', 'pickapic', -.5), ('b', 'hpd', 1.))])
+    save_gains(gains, tmp_path/'g', 'c', 'l')
+    rows = {r['comparison']: r for r in csv.DictReader(open(tmp_path/'g.csv'))}
+    assert float(rows['a vs base']['HPD']) == .25 and float(rows['a vs base']['Pick-a-Pic low']) == -.6 and rows['b vs base']['Pick-a-Pic'] == ''
+    assert '0.250 [0.15, 0.35]' in (tmp_path/'g.md').read_text() and '**' not in (tmp_path/'g.md').read_text()
 
 def test_tables_are_the_same_bytes_and_leave_nothing_else(tmp_path):
     rates = synthetic()
