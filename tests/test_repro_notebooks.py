@@ -11,7 +11,7 @@ BEYOND = {'icon_world', 'tuning', 'seeds', 'refresh', 'agreement', 'conflict', '
 TABLE, FIGURE = ('csv', 'md', 'tex'), ('pdf', 'png')
 WRITES = {                                       # beside <name>.json and <name>_finding.txt
     'table1': {'table1_gains': TABLE, 'table1': TABLE + FIGURE, 'table1_protocols': TABLE, 'table1_samples': FIGURE, 'table1_checks': ('csv',)},
-    'table2': {'table2': TABLE + FIGURE, 'table2_samples': FIGURE, 'table2_checks': ('csv',)},
+    'table2': {'table2_gains': TABLE, 'table2': TABLE + FIGURE, 'table2_samples': FIGURE, 'table2_checks': ('csv',)},
     'table3': {'table3_gains': TABLE, 'table3': TABLE, 'table3_labels': TABLE, 'table3_paper': TABLE, 'table3_means': TABLE, 'table3_map': FIGURE, 'table3_map_paper': FIGURE,
                'table3_checks': ('csv',)},
     'table4': {'table4_gains': TABLE, 'table4': TABLE + FIGURE, 'table4_paper': TABLE, 'table4_effects': TABLE, 'table4_checks': ('csv',)},
