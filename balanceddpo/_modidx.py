@@ -1387,6 +1387,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'balanceddpo.training.check': ('training.html#check', 'balanceddpo/training.py'),
                                       'balanceddpo.training.choices_of': ('training.html#choices_of', 'balanceddpo/training.py'),
                                       'balanceddpo.training.compares_pairs': ('training.html#compares_pairs', 'balanceddpo/training.py'),
+                                      'balanceddpo.training.compile_models': ('training.html#compile_models', 'balanceddpo/training.py'),
                                       'balanceddpo.training.decided_pairs': ('training.html#decided_pairs', 'balanceddpo/training.py'),
                                       'balanceddpo.training.described': ('training.html#described', 'balanceddpo/training.py'),
                                       'balanceddpo.training.epoch_order': ('training.html#epoch_order', 'balanceddpo/training.py'),

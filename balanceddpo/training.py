@@ -23,9 +23,9 @@ from .store import InputError, digest, locked, open_stage, staged, verify_manife
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'refreshes',
            'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable',
-           'with_targets', 'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of',
-           'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate', 'measured',
-           'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs',
+           'compile_models', 'with_targets', 'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of',
+           'captions_of', 'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate',
+           'measured', 'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs',
            'trained_state', 'save', 'restore', 'stop_signal', 'stopping', 'base_name', 'described', 'model_card',
            'publish', 'published', 'watched', 'alone', 'open_run', 'train']
 
@@ -58,6 +58,8 @@ class TrainConfig:
     lora_targets: tuple[str, ...] = ()  # layers that get one; empty: the attention projections of the model's family
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # of the forward passes; weights, losses and optimizer stay fp32
     gradient_checkpointing: bool = False  # recompute activations: less memory, a quarter slower
+    compiled: Literal['no', 'blocks', 'whole'] = 'no'  # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
+    channels_last: bool = False  # images with their channels last: for half precision on a GPU
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
     device: str = 'auto'  # auto, cpu, cuda
     log_every: int = 1  # steps a row of metrics
@@ -207,7 +209,16 @@ def trainable(model, config):
         except ValueError as e: raise InputError(f'no LoRA adapter for {", ".join(config.lora_targets)}: {e}') from e
         cast_training_params(model, torch.float32)
     if config.gradient_checkpointing: model.enable_gradient_checkpointing()
+    if config.channels_last: model.to(memory_format=torch.channels_last)
     return model.eval()
+
+def compile_models(models, compiled) -> None:
+    "Compile each of `models` once, in place: 'blocks' or 'whole' of it, or not ('no'). Names of weights stay, and so does the code when a reference is refreshed in place."
+    import torch
+    if compiled != 'no': torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)       # blocks of several sizes, with and without gradient, share one code
+    for model in {id(m): m for m in models}.values():
+        if compiled == 'blocks': model.compile_repeated_blocks()
+        if compiled == 'whole': model.compile()
 
 def with_targets(config, folder):
     "The config with the layers that a LoRA gets written out: `lora_targets`, or those of the family in `folder`."
@@ -241,6 +252,7 @@ def start(config, encoded, labels, label_config, out, family=None, accelerator=N
     if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    compile_models([model, getattr(reference, 'model', model)], config.compiled)
     policy, optimizer = accelerator.prepare(model, make_optimizer(config, parameters))
     return Run(config, label_config, out, accelerator, family, policy, reference, optimizer, parameters, encoded, rows, labels, counts)
 
@@ -405,7 +417,7 @@ def record(run, measures, bar) -> None:
     if row['loss'] is not None: bar.set_postfix(loss=f'{row["loss"]:.3f}', accuracy=f'{row["implicit_accuracy"]:.2f}')
 
 # %% ../nbs/40_training.ipynb #5b1fad3a
-MAY_CHANGE = ('model', 'data', 'max_steps', 'micro_batch_size', 'gradient_checkpointing', 'device', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps', 'tracker')
+MAY_CHANGE = ('model', 'data', 'max_steps', 'micro_batch_size', 'gradient_checkpointing', 'compiled', 'channels_last', 'device', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps', 'tracker')
 
 def run_inputs(config, encoded, labels, label_config, folder) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."

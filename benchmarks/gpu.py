@@ -17,7 +17,7 @@ MICROS = (1, 4, 16, 32)                                 # pairs at once, of `STE
 STEP_PAIRS = 32
 EAGER, COMPILED, XL_GOAL, LABEL_GOAL, SAMPLE_GOAL = '>= 43', '>= 55', '>= 5', '>= 220', '>= 4'
 SETTINGS = {'eager': {}, 'channels_last': dict(channels_last=True), 'blocks compiled': dict(compiled='blocks'), 'compiled': dict(compiled='whole'),
-            'compiled, channels_last': dict(compiled='whole', channels_last=True), 'checkpointing': dict(checkpointing=True)}
+            'compiled, channels_last': dict(compiled='whole', channels_last=True), 'checkpointing': dict(gradient_checkpointing=True)}
 
 
 # ---- what can be counted without a GPU
@@ -55,16 +55,6 @@ def tell() -> None:
 
 
 # ---- one step
-
-def hasten(run, compiled='', channels_last=False, checkpointing=False) -> None:
-    "Lay out and compile policy and reference alike, in place: a refresh keeps the compiled code. `compiled`: '', 'blocks' (transformer blocks) or 'whole'."
-    import torch
-    for model in {id(m): m for m in (run.policy, run.reference.model)}.values():
-        if channels_last: model.to(memory_format=torch.channels_last)
-        if compiled == 'blocks': model.compile_repeated_blocks()
-        if compiled == 'whole': model.compile()
-    if checkpointing: run.policy.enable_gradient_checkpointing()
-
 
 def gib() -> float:
     import torch
@@ -109,7 +99,7 @@ def config_for(geometry, micro, device, precision='bf16', batch=STEP_PAIRS, **ch
 def one_setting(log, world, what, goal, micro, folder, matmul, flop, device='cuda', precision='bf16', batch=STEP_PAIRS, optimizer='adamw', **setting) -> float:
     "Start a run with these settings and time its optimizer steps; an out-of-memory setting is kept as a note."
     import gc, torch
-    run = start_ours(world, config_for(world.geometry, micro, device, precision, batch, optimizer=optimizer), Path(folder)/'run'); hasten(run, **setting)
+    run = start_ours(world, config_for(world.geometry, micro, device, precision, batch, optimizer=optimizer, **setting), Path(folder)/'run')
     try: return keep(log, what, goal, timed(lambda: our_step(run), batch), flop, matmul, micro=micro)
     except torch.OutOfMemoryError: log.add(row=ROW, note=f'{what}: out of memory'); return 0.
     finally:
@@ -135,11 +125,11 @@ def rivals(log, mode, device='cuda', geometry=SD15, batch=STEP_PAIRS, precision=
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(geometry, folder, device)
-        fast = partial(hasten, compiled='whole' * (device == 'cuda'), channels_last=True)
-        run = start_ours(world, train_config(geometry, mode, 2, 'fp32', device), Path(folder)/'fp32'); fast(run)
+        fast = dict(compiled='whole' if device == 'cuda' else 'no', channels_last=True)
+        run = start_ours(world, train_config(geometry, mode, 2, 'fp32', device, **fast), Path(folder)/'fp32')
         name, rival = ('R1', R1) if mode == 'full' else ('R2', R2)
         gate(log, f'{name}, fp32 on the device', run, rival(world, run.config, 2, injected, run=run), ROW); del run
-        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, hasten=fast, how=', compiled, channels_last', **options)
+        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, changes=fast, how=', compiled, channels_last', **options)
 
 
 def sdxl(log, device='cuda', geometry=SDXL, micros=(1, 2, 4), batch=8, precision='bf16') -> None:
@@ -152,7 +142,7 @@ def sdxl(log, device='cuda', geometry=SDXL, micros=(1, 2, 4), batch=8, precision
         encoded = RandomPairs(batch, geometry.pixels, {'prompt_embeds': (geometry.tokens, geometry.unet['cross_attention_dim']), 'pooled': (1280,)})
         world = World(geometry, family, encoded, pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1., 'w1': 0.}), None, None, None)
         for m in micros:
-            for name, setting in {'checkpointing': dict(checkpointing=True), 'eager': {}, 'compiled, channels_last': dict(compiled='whole', channels_last=True)}.items():
+            for name, setting in {'checkpointing': dict(gradient_checkpointing=True), 'eager': {}, 'compiled, channels_last': dict(compiled='whole', channels_last=True)}.items():
                 one_setting(log, world, f'{geometry.name} full fine-tune, {name}, micro-batch {m}', XL_GOAL, m, folder, matmul, flop, device, precision, batch, 'adafactor', **setting)
 
 

@@ -235,16 +235,16 @@ def gate(log, name, run, rival, row=1) -> None:
     log.gate(row, f'{name}, the third loss has moved from ln 2 by', abs(losses[2][0] - math.log(2)), 10 * LOSS, at_least=True)
 
 
-def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goals=(1.5, 3.), row=1, hasten=lambda run: None, how='', **options) -> list:
+def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goals=(1.5, 3.), row=1, changes=None, how='', **options) -> list:
     """Gate, then time ours against one public order: at equal batch, and as it ships (the second goal): R1 with one pair at a time, R2 with gradient checkpointing, as its
     README runs it. R2 with one pair at a time is shown too, without a goal.
 
-    `hasten(run)` may compile ours or lay its weights out anew, which `how` says, and has to pass the gate so."""
-    config = train_config(world.geometry, mode, batch, precision, device)
+    `changes` to our settings may compile it or lay its weights out anew, which `how` says, and has to pass the gate so."""
+    config = train_config(world.geometry, mode, batch, precision, device, **changes or {})
     rival, name = (R1, 'R1 (DiffusionDPO)') if mode == 'full' else (R2, 'R2 (diffusers LoRA)')
-    run = start_ours(world, config, Path(folder)/f'gate_{mode}'); hasten(run)
+    run = start_ours(world, config, Path(folder)/f'gate_{mode}')
     gate(log, name, run, rival(world, config, batch, injected, run=run), row)
-    run = start_ours(world, config, Path(folder)/mode); hasten(run)
+    run = start_ours(world, config, Path(folder)/mode)
     arms = {f'{name}, equal batch of {batch}': (rival(world, config, batch, run=run), goals[0]),
             f'{name}, one pair at a time': (rival(world, config, 1, run=run), goals[1] if mode == 'full' else None)}
     if mode == 'lora': arms[f'{name}, equal batch, checkpointing as its README'] = (rival(world, config, batch, run=run, checkpointing=True), goals[1])

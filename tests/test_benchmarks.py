@@ -127,7 +127,7 @@ def test_the_parts_for_the_gpu_do_their_work_on_tiny_networks(log, monkeypatch):
     "There is no GPU in a test: the same functions on the CPU, eager."
     small = dict(device='cpu', geometry=world.TINY)
     monkeypatch.setattr(timing, 'ROUNDS', 1); monkeypatch.setattr(gpu, 'ROUNDS', 1); monkeypatch.setattr(gpu, 'WARMUPS', 1)
-    gpu.sweep(log, **small, micros=(1, 2), batch=2, settings={'eager': {}, 'checkpointing': dict(checkpointing=True)})
+    gpu.sweep(log, **small, micros=(1, 2), batch=2, settings={'eager': {}, 'checkpointing': dict(gradient_checkpointing=True)})
     gpu.rivals(log, 'full', **small, batch=2, count=1, warmups=0); gpu.refresh(log, **small)
     gpu.sampling(log, **small, batches=(1, 2), steps=1, precision='fp32', rounds=1)
     gpu.labelling(log, 'cpu', n=4, pixels=32, rounds=1, scorers=gpu.real_scorers('cpu', torch.float32, 'tiny', 'tiny'))

@@ -186,6 +186,40 @@ def test_gradient_checkpointing_changes_nothing(made, tmp_path):
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    "torch.compile traces but generates no code, which would need a compiler and minutes; the fixture counts the graphs."
+    graphs, compiled = [], torch.compile
+    def count(graph, inputs): graphs.append(graph); return graph.forward
+    monkeypatch.setattr(torch, 'compile', lambda f, *args, **options: compiled(f, backend=count)); torch._dynamo.reset()
+    yield graphs
+    torch._dynamo.reset()
+
+
+def apart(folder, untrained) -> float:
+    "How far the weights of the runs `a` and `b` are from each other, over how far `a` has come: Adam makes much of rounding where a gradient is nearly zero."
+    a, b = (newest_checkpoint(folder/n/'checkpoints').load('policy') for n in 'ab'); first = {n: p.detach() for n, p in untrained.policy.named_parameters() if p.requires_grad}
+    assert a.keys() == b.keys() == first.keys()
+    return (sum((a[k] - b[k]).square().sum() for k in a) / sum((a[k] - first[k]).square().sum() for k in a)).sqrt().item()
+
+
+@pytest.mark.parametrize('mode', ['full', 'lora'])
+@pytest.mark.parametrize('changes', [dict(compiled='blocks'), dict(compiled='whole'), dict(channels_last=True)], ids=str)
+def test_compiled_models_and_other_layouts_change_nothing(made, tmp_path, traced, mode, changes):
+    "The reference moves at step 2: code that had kept its old weights would give another third step."
+    for name, some in (('a', {}), ('b', changes)): go(made(), tmp_path/name, mode=mode, max_steps=4, refresh_every=2, beta=50., **some)
+    assert bool(traced) == ('compiled' in changes)
+    a, b = (metrics(tmp_path/n) for n in 'ab')
+    assert [r['loss'] for r in b] == pytest.approx([r['loss'] for r in a], abs=1e-5) and b[2]['loss'] == LN2 != b[3]['loss']
+    assert apart(tmp_path, begin(made(), tmp_path/'c', mode=mode)) < 1e-3
+
+
+def test_a_run_goes_on_compiled_and_in_another_layout(made, tmp_path, traced):
+    go(made(), tmp_path/'a', max_steps=4, refresh_every=2)
+    go(made(), tmp_path/'b', max_steps=2, refresh_every=2, compiled='blocks', channels_last=True); go(made(), tmp_path/'b', max_steps=4, refresh_every=2)
+    assert apart(tmp_path, begin(made(), tmp_path/'c')) < 1e-3
+
+
 # ---------------------------------------------------------------- the same pairs, noise and gradient, however the step is cut
 
 def gradients(run, size):
