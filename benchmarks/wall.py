@@ -23,7 +23,7 @@ def main(what='table1') -> None:
     log = Log(f'wall_{what}', scale=SCALE)
     with tempfile.TemporaryDirectory() as folder:
         runs, began = Path(folder)/'runs', time.perf_counter()
-        subprocess.run([sys.executable, '-m', 'balanceddpo.cli', 'reproduce', what, '--scale', SCALE, '--out', str(Path(folder)/'figures')], cwd=HERE.parent, check=True,
+        subprocess.run([sys.executable, '-m', 'balanceddpo.cli', 'reproduce', what, '--scale', SCALE, '--workers', str(os.cpu_count()), '--out', str(Path(folder)/'figures')], cwd=HERE.parent, check=True,
                        env={**os.environ, 'BALANCEDDPO_RUNS': str(runs)})
         log.add(row=4, what=f'minutes of `reproduce {what}` at scale {SCALE}', goal=GOALS[what], round=0,
                 value=(time.perf_counter() - began) / 60, stages=stage_minutes(runs))
