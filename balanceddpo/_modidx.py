@@ -342,6 +342,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'balanceddpo.evaluation.score_summary': ( 'evaluation.html#score_summary',
                                                                                   'balanceddpo/evaluation.py'),
                                         'balanceddpo.evaluation.score_table': ('evaluation.html#score_table', 'balanceddpo/evaluation.py'),
+                                        'balanceddpo.evaluation.score_units': ('evaluation.html#score_units', 'balanceddpo/evaluation.py'),
                                         'balanceddpo.evaluation.spread_prompts': ( 'evaluation.html#spread_prompts',
                                                                                    'balanceddpo/evaluation.py'),
                                         'balanceddpo.evaluation.tie_points': ('evaluation.html#tie_points', 'balanceddpo/evaluation.py'),

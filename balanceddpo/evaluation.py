@@ -12,7 +12,7 @@ from .store import InputError, canonical, digest, first_difference, runs_root, s
 __all__ = ['COLUMNS', 'PROTOCOLS', 'TIES', 'as_json', 'score_table', 'score_grid', 'best_of', 'mean_score', 'count_wins',
            'tie_points', 'wilson', 'bootstrap_interval', 'rate_interval', 'win_statistics', 'refuse_mismatch',
            'win_rates', 'compare', 'mean_win_rates', 'score_differences', 'compare_scores', 'score_summary',
-           'mean_gains', 'spread_prompts', 'score_images']
+           'score_units', 'mean_gains', 'spread_prompts', 'score_images']
 
 # %% ../nbs/60_evaluation.ipynb #634b7f39
 COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')    # beside one column a scorer
@@ -254,15 +254,20 @@ def score_summary(scores, scorers):
     return summary.rename(columns={'count': 'n'}).reset_index()
 
 # %% ../nbs/60_evaluation.ipynb #5492045c
+def score_units(scores, scorers, model='base'):
+    "Standard deviation of `model`'s image scores by (prompt set, scorer), the unit of a gain; NaN where all are equal. Raises InputError for a model without scores."
+    if not len(own := scores[scores['model'] == model]): raise InputError(f'there are no scores of {model!r} to take the unit from')
+    sd = score_summary(own, scorers).set_index(['prompt_set', 'scorer'])['std']
+    return sd.where(sd > 0)
+
 def mean_gains(scores, pairs, scorers, unit='base', level=.95, resamples=10_000, seed=0):
     """How far the first model of each of `pairs` is ahead in the mean score, in standard deviations, averaged over `scorers`: DataFrame, one row a comparison and prompt set.
 
     A scorer's unit is the s.d. of the image scores of the model `unit` on the prompt set, and counts as known. `low`, `high` are bootstrapped over prompts,
-    each with all its scorers. Raises InputError as `compare`, and for a model `unit` without scores, or whose scores are all equal."""
+    each with all its scorers. Raises InputError as `compare`, and for a model `unit` without scores, or whose scores are all equal. Ours: the paper has no such measure."""
     import numpy as np, pandas as pd
-    if not len(own := scores[scores['model'] == unit]): raise InputError(f'there are no scores of {unit!r} to take the unit from')
-    sd, rows = score_summary(own, scorers).set_index(['prompt_set', 'scorer'])['std'], []
-    if len(flat := sd[~(sd > 0)]): raise InputError('all scores of {2!r} by {1!r} on {0!r} are equal: there is no unit for a gain'.format(*flat.index[0], unit))
+    sd, rows = score_units(scores, scorers, unit), []
+    if len(flat := sd[sd.isna()]): raise InputError('all scores of {2!r} by {1!r} on {0!r} are equal: there is no unit for a gain'.format(*flat.index[0], unit))
     for a, b in _compared(scores, pairs):
         refuse_mismatch(a, b, scorers); name = _sole(a, 'prompt_set')
         gain = np.mean([(mean_score(score_grid(a, k)) - mean_score(score_grid(b, k)))/sd[name, k] for k in scorers], axis=0)

@@ -247,10 +247,9 @@ def in_deviations(differences, scores, model='base'):
     """Score differences (from `evaluation.score_differences`) in units of the s.d. of `model`'s image scores of the same prompt set and scorer.
 
     The unit counts as known: the interval is that of the difference. NaN where all scores are equal. Raises InputError for a model without scores."""
-    from balanceddpo.evaluation import score_summary
-    if not len(own := scores[scores['model'] == model]): raise InputError(f'there are no scores of {model!r} to take the unit from')
-    sd = score_summary(own, differences['scorer'].unique()).set_index(['prompt_set', 'scorer'])['std']
-    unit = [sd[key] or float('nan') for key in zip(differences['prompt_set'], differences['scorer'])]
+    from balanceddpo.evaluation import score_units
+    sd = score_units(scores, differences['scorer'].unique(), model)
+    unit = [sd[key] for key in zip(differences['prompt_set'], differences['scorer'])]
     return differences.assign(**{c: differences[c]/unit for c in ('difference', 'low', 'high')})
 
 def paper_deviations(pairs, base='SD1.5'):

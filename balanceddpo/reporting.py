@@ -28,9 +28,9 @@ def _refuse_twice(frame, key):
         raise InputError(f'several win rates for {", ".join(map(str, twice.iloc[0][key]))}: choose one protocol, or one prompt set, first')
 
 def _spread(long, rows, columns, value):
-    "A wide DataFrame of `value`, rows and columns in the order of appearance."
+    "A wide DataFrame of `value`, rows and columns in the order of appearance; either may be 'comparison' (\"a vs b\")."
     import pandas as pd
-    rows, columns = list(rows), list(columns)
+    long = long.assign(comparison=long['model_a'] + ' vs ' + long['model_b']); rows, columns = list(rows), list(columns)
     _refuse_twice(long, rows + columns)
     wide = long.pivot(index=rows, columns=columns, values=value)
     order = lambda keys: pd.MultiIndex.from_frame(long[keys].drop_duplicates()) if len(keys) > 1 else pd.Index(long[keys[0]].drop_duplicates())
@@ -41,8 +41,7 @@ def win_rate_table(rates, rows=('comparison',), columns=('prompt_set', 'scorer')
     """Percentages of `value` ('win_rate', 'low', 'high', ...) from the win rates of `evaluation.compare`, spread over `rows` and `columns`.
 
     Either may name any columns of `rates`, and 'comparison' ("a vs b"). Raises InputError if a cell would hold two values."""
-    long = rates.assign(comparison=rates['model_a'] + ' vs ' + rates['model_b'], **{value: 100*rates[value]})
-    return _spread(long, rows, columns, value)
+    return _spread(rates.assign(**{value: 100*rates[value]}), rows, columns, value)
 
 # %% ../nbs/70_reporting.ipynb #fffb526d
 def _paper_intervals(frame):
@@ -152,8 +151,7 @@ def save_table(table, stem, caption, label, bold='max', digits=1, low=None, high
 # %% ../nbs/70_reporting.ipynb #e141a128
 def save_gains(gains, stem, caption, label, rows=('comparison',), columns=('prompt_set',)) -> list[Path]:
     "`save_table` of the gains of `evaluation.mean_gains` (s.d.) and their intervals, spread over `rows` and `columns` as in `win_rate_table`; no cell is bold."
-    long = gains.assign(comparison=gains['model_a'] + ' vs ' + gains['model_b'])
-    table, low, high = (_spread(long, rows, columns, v) for v in ('gain', 'low', 'high'))
+    table, low, high = (_spread(gains, rows, columns, v) for v in ('gain', 'low', 'high'))
     return save_table(table, stem, caption, label, bold=None, digits=3, low=low, high=high)
 
 # %% ../nbs/70_reporting.ipynb #cf9aca52
