@@ -9,7 +9,7 @@ BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 ROUNDS = 10                                                 # that a ratio should rest on
 QUIET = {'cpu': (0.9, 1.1), 'gpu': (0.97, 1.03)}            # where the median of the A/A control must lie, or the ratios beside it are noise
 FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (BENCH_PAIRS=500)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
-           'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
+           'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'first step, compiled': 'options tried on the CPU (tried)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
 TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'H200': 'H200'}
 
 
