@@ -12,13 +12,14 @@ from typing import Annotated, Literal, Optional, get_type_hints
 from .store import InputError, asset, canonical, digest, read_json, runs_root, staged
 
 # %% auto #0
-__all__ = ['SHARED', 'VERBS', 'PARTS', 'option_comments', 'Verb', 'metavar', 'flat_options', 'unpack_options', 'one_line',
-           'parse', 'preset_defaults', 'count_pairs', 'model_folder', 'parameter_count', 'amount', 'times', 'watched',
-           'show_plan', 'verb', 'LabelOptions', 'scorer_names', 'scorer_specs', 'voters', 'label', 'labels_file',
-           'label_plan', 'show_labels', 'EncodeOptions', 'encode', 'encode_plan', 'TrainOptions', 'train', 'train_plan',
-           'SampleOptions', 'sample', 'sample_plan', 'EvaluateOptions', 'named', 'distinct', 'Contestant', 'contestant',
-           'field_of', 'evaluate', 'evaluate_plan', 'write_results', 'ReproduceOptions', 'reproduce', 'IconsOptions',
-           'icons', 'about_part', 'export_icons', 'draw_pairs', 'overview', 'dispatch', 'check_place', 'main']
+__all__ = ['SHARED', 'VERBS', 'DRAWING', 'PARTS', 'option_comments', 'Verb', 'metavar', 'listed', 'flat_options',
+           'unpack_options', 'one_line', 'parse', 'preset_defaults', 'count_pairs', 'model_folder', 'parameter_count',
+           'amount', 'times', 'watched', 'show_plan', 'verb', 'PairOptions', 'LabelOptions', 'scorer_names',
+           'scorer_specs', 'voters', 'label', 'labels_file', 'label_plan', 'show_labels', 'EncodeOptions', 'encode',
+           'encode_plan', 'TrainOptions', 'train', 'train_plan', 'SampleOptions', 'sample', 'sample_plan',
+           'EvaluateOptions', 'named', 'distinct', 'Contestant', 'contestant', 'field_of', 'check_drawn', 'evaluate',
+           'evaluate_plan', 'write_results', 'ReproduceOptions', 'reproduce', 'IconsOptions', 'icons', 'about_part',
+           'export_icons', 'draw_pairs', 'overview', 'dispatch', 'check_place', 'main']
 
 # %% ../nbs/90_cli.ipynb #7ba168bb
 def option_comments(config) -> dict[str, str]:
@@ -55,6 +56,15 @@ def metavar(kind) -> str | None:
     if type(None) in get_args(kind) and len(inner) == 1: return metavar(inner[0]) or inner[0].__name__.upper()
     return f'{inner[0].__name__.upper()} ...' if get_origin(kind) is tuple else None
 
+def listed(verb, option) -> str:
+    "The names that an option takes, as its help adds them."
+    from balanceddpo.reproduction import BY_NAME, notebooks
+    places = {'method': 'preference_losses.LOSSES', 'noise': 'inversion.INVERSIONS', 'preset': 'presets.PRESETS'} if verb.name in ('train', 'encode') else {}
+    if (verb.name, option) == ('reproduce', 'name'): return f': {", ".join(notebooks())}; all leaves out {", ".join(BY_NAME)}'
+    if option not in places: return ''
+    module, _, table = places[option].partition('.')
+    return f': {", ".join(getattr(importlib.import_module(f"balanceddpo.{module}"), table))}'
+
 def flat_options(verb, defaults=None) -> type:
     "One dataclass with all options of a verb, types and help in the form tyro reads; `defaults` replaces defaults of the stage's settings."
     import tyro
@@ -66,7 +76,7 @@ def flat_options(verb, defaults=None) -> type:
             default = (defaults or {}).get(f.name, f.default) if config is stage else f.default
             unset = {'help_behavior_hint': ''} if default in (None, ()) else {}
             shown = f.name.upper() if f.name in verb.positional else metavar(types[f.name])
-            notes = [tyro.conf.arg(help=comments.get(f.name, ''), metavar=shown, **unset)] + [tyro.conf.Positional] * (f.name in verb.positional)
+            notes = [tyro.conf.arg(help=comments.get(f.name, '') + listed(verb, f.name), metavar=shown, **unset)] + [tyro.conf.Positional] * (f.name in verb.positional)
             columns[f.name] = (f.name, Annotated[(types[f.name], *notes)], field(**{} if default is MISSING else {'default': default}))
     return make_dataclass(verb.name, columns.values(), kw_only=True)
 
@@ -116,8 +126,9 @@ def preset_defaults(verb, argv) -> dict:
 SHARED = {'encode': ('model', 'resolution')}     # what a training preset says about encoding; to training it says all
 
 # %% ../nbs/90_cli.ipynb #743afa8d
-def count_pairs(source, split='train', limit=None) -> int | None:
-    "Rows of a source of pairs, at most `limit`, without reading an image; None for a dataset on the Hub. Raises InputError for a source that is not there."
+def count_pairs(source, split='train', limit=None, share=1.) -> int | None:
+    """Rows of a source of pairs, at most `limit` of a `share` (to a few rows), without reading an image; None for a dataset on the Hub. Raises InputError for a source that is
+    not there."""
     from balanceddpo.pairs import pair_rows, parquet_files
     if str(source).startswith('hub:'): return limit
     path = asset('pairs') if str(source) == 'icons' else Path(source).expanduser()
@@ -127,6 +138,7 @@ def count_pairs(source, split='train', limit=None) -> int | None:
     else:
         import pyarrow.parquet as pq
         n = sum(pq.read_metadata(f).num_rows for f in parquet_files(path, split))
+    n = round(n*share)
     return n if limit is None else min(n, limit)
 
 def model_folder(model) -> Path | None:
@@ -179,13 +191,21 @@ def verb(name, does, options, **more):
     return register
 
 @dataclass(frozen=True)
-class LabelOptions:
-    "What `balanceddpo label` takes beside `LabelConfig`."
+class PairOptions:
+    "Which pairs. Raises InputError for a share that makes no sense, before anything is loaded."
     pairs: str  # Parquet file or folder, folder with metadata.jsonl, hub:owner/name, or icons
+    split: str = 'train'  # split of a dataset or folder
+    share: float = 1.  # random share of the rows, the same ones for label and encode
+    limit: Optional[int] = None  # only the first pairs, of that share
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1: raise InputError(f'--share must be above 0 and at most 1, not {self.share:g}')
+
+@dataclass(frozen=True)
+class LabelOptions(PairOptions):
+    "What `balanceddpo label` takes beside `LabelConfig`."
     out: Optional[Path] = None  # labels file to write; by default under runs/labels
     scorers: Optional[tuple[str, ...]] = None  # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four; by default what the method needs
-    split: str = 'train'  # split of a dataset or folder
-    limit: Optional[int] = None  # only the first pairs
     device: str = 'auto'  # auto, cpu, cuda, cuda:N, mps
     dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     batch_size: int = 64  # images at once
@@ -196,7 +216,7 @@ class LabelOptions:
 def scorer_names(texts, method='majority', scorer=None) -> list[str]:
     "The scorers to load: those given, 'icons' spelled out, or what a way of labelling needs."
     from balanceddpo.scorers import PAPER_SCORERS
-    if texts is None: texts = {'human': (), 'single': (scorer,)}.get(method, PAPER_SCORERS)
+    if texts is None: texts = {'human': (), 'single': (scorer,), 'smoothed': (scorer,)}.get(method, PAPER_SCORERS)
     return [t for text in texts for t in ([f'icons:{k}' for k in PAPER_SCORERS] if text == 'icons' else [text])]
 
 def scorer_specs(texts, register=None) -> list:
@@ -215,7 +235,9 @@ def voters(options, config):
     from balanceddpo.consensus import scorer_weights
     specs = scorer_specs(scorer_names(options.scorers, config.method, config.scorer), options.register); names = tuple(s.name for s in specs)
     if not names and config.method != 'human': raise InputError(f'method {config.method} needs scorers: name them with --scorers')
-    if config.method == 'single' and config.scorer not in names: raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
+    if config.method == 'given': raise InputError('labels of method given are made by other code: there is nothing to vote on')
+    if config.method == 'confidence' and len(names) < 3: raise InputError(f'method confidence needs three scorers or more, not {len(names)}: name them with --scorers')
+    if config.scorer and config.scorer not in names: raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
     scorer_weights(config.weights, len(names)) if names else None
     return specs, replace(config, scorers=names or None)
 
@@ -229,10 +251,10 @@ def label(options, config):
     from balanceddpo.scorers import load_scorers
     specs, config = voters(options, config); out = labels_file(options, config)
     if options.dry_run: return show_plan(label_plan(options, config, out))
-    key, report = digest(pairs_key(options.pairs, options.split), options.limit), PairReport()
+    key, report = digest(pairs_key(options.pairs, options.split), options.limit, options.share), PairReport()
     scorers = load_scorers(specs, options.device, options.dtype, options.batch_size)
     place = runs_root()/'pair_scores'/digest([[s.name, s.key] for s in scorers], key)
-    pairs = read_pairs(options.pairs, options.limit, report, options.split)
+    pairs = read_pairs(options.pairs, options.limit, report, options.split, share=options.share)
     labels = label_pairs(read_scores(score_pairs(pairs, scorers, place, progress=watched(), batch_size=options.batch_size, key=key)), config)
     if report.rows: print(report)
     if report.reasons: print('what could not be decoded:', report.save(out.with_name(out.name + '.quarantine.jsonl')))
@@ -251,7 +273,7 @@ def labels_file(options, config) -> Path:
 # %% ../nbs/90_cli.ipynb #4d7ae022
 def label_plan(options, config, out) -> list[str]:
     "What `label` would do."
-    n, k = count_pairs(options.pairs, options.split, options.limit), len(config.scorers or ())
+    n, k = count_pairs(options.pairs, options.split, options.limit, options.share), len(config.scorers or ())
     return [f'read {amount(n, "pairs")} from {options.pairs}',
             f'score {amount(times(n, 2), "images")} with {", ".join(config.scorers or ["no scorer"])}',
             f'at most {amount(times(n, 2, k), "image passes")} and {amount(times(n, k), "text passes")}: a repeated image or caption, or an encoder that two scorers share, costs none',
@@ -271,13 +293,10 @@ def show_labels(labels, config, out) -> None:
 
 # %% ../nbs/90_cli.ipynb #f700d51a
 @dataclass(frozen=True)
-class EncodeOptions:
+class EncodeOptions(PairOptions):
     "What `balanceddpo encode` takes beside `EncodeConfig`."
-    pairs: str  # Parquet file or folder, folder with metadata.jsonl, hub:owner/name, or icons
-    preset: Optional[str] = None  # training preset whose model and resolution are used, such as balanced_dpo_sd15
+    preset: Optional[str] = None  # training preset whose model and resolution are used
     out: Optional[Path] = None  # folder to write; by default under runs/encode
-    split: str = 'train'  # split of a dataset or folder
-    limit: Optional[int] = None  # only the first pairs
     device: str = 'auto'  # auto, cpu, cuda, cuda:N, mps
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
@@ -288,15 +307,15 @@ def encode(options, config):
     from balanceddpo.encoding import encode_pairs
     from balanceddpo.families import load_family
     from balanceddpo.pairs import PairReport, pairs_key, read_pairs
-    key, report = digest(pairs_key(options.pairs, options.split), options.limit), PairReport()
+    key, report = digest(pairs_key(options.pairs, options.split), options.limit, options.share), PairReport()
     family = load_family(config.model, config.dtype, options.device, components=('text', 'vae'))
-    encoded = encode_pairs(read_pairs(options.pairs, options.limit, report, options.split), family, config, options.out, key, watched())
+    encoded = encode_pairs(read_pairs(options.pairs, options.limit, report, options.split, share=options.share), family, config, options.out, key, watched())
     if report.rows: print(report)
     print(f'{len(encoded)} pairs, {len(encoded.captions)} captions at {encoded.resolution} pixels\nencoded: {encoded.folder}')
 
 def encode_plan(options, config) -> list[str]:
     "What `encode` would do."
-    n, folder = count_pairs(options.pairs, options.split, options.limit), model_folder(config.model)
+    n, folder = count_pairs(options.pairs, options.split, options.limit, options.share), model_folder(config.model)
     lines = [f'encode {amount(n, "pairs")} from {options.pairs} with {config.model} at {config.resolution} pixels',
              f'{amount(times(n, 2), "passes")} through the autoencoder, at most {amount(times(n, 1), "passes")} through the text encoder and one for the empty caption',
              f'write to {options.out or runs_root()/"encode"}']
@@ -313,7 +332,7 @@ class TrainOptions:
     "What `balanceddpo train` takes beside `TrainConfig`."
     labels: Path  # labels file, from balanceddpo label
     encoded: Path  # folder, from balanceddpo encode
-    preset: Optional[str] = None  # settings with a name, such as balanced_dpo_sd15 or diffusion_dpo_sdxl; any of them can be changed
+    preset: Optional[str] = None  # settings with a name, any of which can be changed
     out: Optional[Path] = None  # folder of the run; by default under runs/train
     resume: bool = True  # go on from the newest checkpoint in the folder
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -416,12 +435,14 @@ class Contestant:
 
 def contestant(name, source, config) -> Contestant:
     "The contestant behind `source`. Raises InputError for a LoRA without its base model."
+    from balanceddpo.families import PACKAGED
     from balanceddpo.scorers import split_source
     if Path(source, 'index.parquet').is_file(): return Contestant(name, images=Path(source))
     model, lora = split_source(source)
     if Path(model, 'pytorch_lora_weights.safetensors').is_file(): raise InputError(f'{model} is a LoRA: write {name}=BASE+{model}, with the model it was trained on as BASE')
     if Path(model).exists() and not Path(model, 'model_index.json').is_file(): raise InputError(f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of images (index.parquet)')
     if lora and not Path(lora).exists(): raise InputError(f'{lora}: no such LoRA')
+    if model not in PACKAGED and not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model): raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
     return Contestant(name, replace(config, model=model, lora=lora))
 
 def field_of(options, config) -> tuple[list, list]:
@@ -432,7 +453,17 @@ def field_of(options, config) -> tuple[list, list]:
     sets = [read_prompts(s, n, limit=config.limit) for n, s in distinct([named(p, 'a prompt set') for p in options.prompts], 'prompt sets').items()]
     if not sets and any(c.config for c in found): raise InputError('name the prompts to draw for: --prompts FILE')
     if len(sets) > 1 and any(c.images for c in found): raise InputError('a folder of images has one prompt set: name one, or let all images be drawn')
+    for c in found: check_drawn(c, sets)
+    unused = [f.name for f in fields(config) if f.name in (*DRAWING, *['limit']*(not sets)) and getattr(config, f.name) != f.default]
+    if unused and not any(c.config for c in found): raise InputError(f'all images are drawn already: --{unused[0].replace("_", "-")} has nothing to say')
     return found, sets
+
+DRAWING = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'batch_size', 'dtype', 'seed', 'safety_checker')   # what only drawing depends on
+
+def check_drawn(contestant, sets) -> None:
+    "Raises InputError if a contestant's images were drawn for other prompts than those named."
+    if not contestant.images or not sets: return
+    if read_json(contestant.images/'inputs.json').get('prompts') != sets[0].key: raise InputError(f'{contestant.images} was drawn for other prompts than {sets[0].name}: leave out --prompts, or name its own (with its --limit)')
 
 # %% ../nbs/90_cli.ipynb #b94f7f22
 @verb('evaluate', 'Draw what is missing with two models or more, score the images, and print win rates with intervals.', EvaluateOptions, stage='sampling.SampleConfig',
@@ -442,17 +473,20 @@ def evaluate(options, config):
     from itertools import combinations
     import pandas as pd
     from balanceddpo.evaluation import compare, score_images
+    from balanceddpo.families import local_folder
     from balanceddpo.sampling import open_images, sample as draw
     from balanceddpo.scorers import load_scorers
     found, sets = field_of(options, config); specs = scorer_specs(scorer_names(options.scorers), options.register)
     if options.dry_run: return show_plan(evaluate_plan(options, found, sets, specs))
+    for c in found:
+        if c.config: local_folder(c.config.model)                    # a model that cannot be had is told before hours are spent on drawing with the others
     stores = [(c.name, s.name if s else 'prompts', open_images(c.images) if c.images else draw(c.config, s, progress=watched())) for s in sets or [None] for c in found]
     scorers = load_scorers(specs, config.device, options.scorer_dtype)
     scores = pd.concat([score_images(store, scorers, model=name, prompt_set=s, progress=watched()) for name, s, store in stores], ignore_index=True)
     pairs = [(b.name, a.name) for a, b in combinations(found, 2)]
     rates = compare(scores, pairs, [s.name for s in scorers], protocol=options.protocol, ties=options.ties)
     out = options.out or runs_root()/'evaluate'/digest([[n, s, store.inputs] for n, s, store in stores], {s.name: s.key for s in scorers}, options.protocol, options.ties)
-    write_results(out, rates, scores, options, config)
+    write_results(out, rates, scores, options, {f'{n}, {s}': store.inputs for n, s, store in stores})
 
 def evaluate_plan(options, found, sets, specs) -> list[str]:
     "What `evaluate` would do."
@@ -462,8 +496,8 @@ def evaluate_plan(options, found, sets, specs) -> list[str]:
                     f'{len(found)*(len(found)-1)//2} comparisons on {max(1, len(sets))} prompt sets by {len(specs)} scorers', f'write win_rates.csv, .md, .tex to {options.out or runs_root()/"evaluate"}']
 
 # %% ../nbs/90_cli.ipynb #541275e7
-def write_results(out, rates, scores, options, config) -> None:
-    "Write and print the table of win rates; beside it every number (comparisons.csv), the scores of the images, and how it was made."
+def write_results(out, rates, scores, options, drawn) -> None:
+    "Write and print the table of win rates; beside it every number (comparisons.csv), the scores of the images, and how it was made: `drawn` has what each store of images came from."
     import shlex
     from balanceddpo.reporting import bold_cells, markdown_table, save_table, table_cells, win_rate_table, write_provenance
     table, low, high = (win_rate_table(rates, value=v) for v in ('win_rate', 'low', 'high'))
@@ -472,16 +506,16 @@ def write_results(out, rates, scores, options, config) -> None:
     paths = save_table(table, out/'win_rates', caption, 'tab:win-rates', bold=low > 50, low=low, high=high)
     with staged(out/'comparisons.csv') as t: rates.to_csv(t, index=False)
     with staged(out/'scores.parquet') as t: scores.to_parquet(t, index=False)
-    write_provenance(out, 'provenance', shlex.join(['balanceddpo', *sys.argv[1:]]), {'options': canonical(options), 'sampling': canonical(config)},
-                     [config.seed], outputs=[*paths, out/'comparisons.csv', out/'scores.parquet'])
+    write_provenance(out, 'provenance', shlex.join(['balanceddpo', *sys.argv[1:]]), {'options': canonical(options), 'images': drawn},
+                     sorted({inputs['seed'] for inputs in drawn.values()}), outputs=[*paths, out/'comparisons.csv', out/'scores.parquet'])
     print(f'{caption}\n\n{markdown_table(table_cells(table, 1, low, high), bold_cells(table, low > 50))}\ntables: {out}')
 
 # %% ../nbs/90_cli.ipynb #6207d62c
 @dataclass(frozen=True)
 class ReproduceOptions:
     "What `balanceddpo reproduce` takes."
-    name: str  # notebook: table1, ... or all
-    scale: Literal['smoke', 'icons', 'sd15', 'sd21', 'sdxl'] = 'icons'  # size of the models and prompt sets
+    name: str  # all, or a notebook
+    scale: Literal['smoke', 'icons', 'sd15', 'sdxl'] = 'icons'  # size of the models and prompt sets
     out: Optional[Path] = None  # folder of tables and figures; by default paper_figures/<scale>
     parameters: tuple[str, ...] = ()  # NAME=VALUE for parameters of the notebook
     force: bool = False  # run it even if it is done
@@ -591,7 +625,7 @@ def main(argv=None) -> int:
     except KeyboardInterrupt: return said('interrupted: the same command goes on where it was', 130)
     except RuntimeError as e:
         if type(e).__name__ != 'OutOfMemoryError': raise                        # torch's; importing it to compare would slow down every start
-        return said(f'{str(e).splitlines()[0]}; use less at once: --micro-batch-size and --gradient-checkpointing in train, --batch-size elsewhere, or --dtype or --precision bf16', 1)
+        return said(f'{str(e).splitlines()[0]}; use less at once: --micro-batch-size and --gradient-checkpointing in train, --batch-size elsewhere, or --dtype, --scorer-dtype or --precision bf16', 1)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141      # the reader of our output has left
     return 0
 

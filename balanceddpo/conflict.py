@@ -4,16 +4,17 @@
 
 # %% ../nbs/43_conflict.ipynb #c818d261
 from __future__ import annotations
+from dataclasses import dataclass, replace
 from .consensus import LabelConfig, hard_weights, majority, shared_weights
 from .losses import dpo_gradient_weight
 from .preference_losses import pair_logits
 from .reference import blend_, check_names
 from .store import InputError
-from .training import epoch_order, micro_batch, outputs_of, start, trained_state
+from .training import Run, epoch_order, micro_batch, outputs_of, start, trained_state
 
 # %% auto #0
 __all__ = ['SUM', 'CONSENSUS', 'vote_columns', 'source_weights', 'add_gradients', 'empty_gradients', 'with_sum',
-           'source_gradients', 'gram', 'cosines', 'vote_cosine', 'norm_report', 'open_probe', 'place_at',
+           'source_gradients', 'gram', 'cosines', 'vote_cosine', 'norm_report', 'Probe', 'open_probe', 'place_at',
            'batch_gradients', 'measure', 'through_training', 'matrix']
 
 # %% ../nbs/43_conflict.ipynb #555f05af
@@ -95,22 +96,26 @@ def norm_report(gradients, labels) -> dict:
             'sum_orthogonal': orthogonal[SUM], 'consensus_orthogonal': orthogonal[CONSENSUS], 'sum_consensus': float(cosine)}
 
 # %% ../nbs/43_conflict.ipynb #999fa7ca
+@dataclass
+class Probe(Run):
+    "A `training.Run` to be measured and never trained."
+    moved: bool = False                  # whether its weights are no longer the base model's
+
 def open_probe(config, encoded, labels):
-    """A `training.Run` to be measured and never trained, with policy and reference at the base model; arguments as in `training.train`.
+    """A `Probe` with policy and reference at the base model; arguments as in `training.train`.
 
     Sets the global random seeds. Raises InputError as `training.start`."""
     import tempfile
-    from dataclasses import replace
     shares = source_weights(labels)[SUM]
     voted = labels.assign(w0=shares[:, 0], w1=shares[:, 1])
-    with tempfile.TemporaryDirectory() as out: return start(replace(config, tracker='none'), encoded, voted, LabelConfig('sum_losses'), out)
+    with tempfile.TemporaryDirectory() as out: return Probe(**vars(start(replace(config, tracker='none'), encoded, voted, LabelConfig('sum_losses'), out)))
 
 def place_at(run, checkpoint) -> None:
     "Put the policy and the reference of a checkpoint into a probe. Raises InputError if they are another model's."
     mine, kept = trained_state(run), checkpoint.load('policy')
     check_names(kept, mine, f'the policy in {checkpoint.folder.name}')
     blend_([p.detach() for p in mine.values()], [kept[n].to(p) for n, p in mine.items()])
-    run.reference.load_state_dict(checkpoint.load('reference'))
+    run.reference.load_state_dict(checkpoint.load('reference')); run.moved = True
 
 # %% ../nbs/43_conflict.ipynb #cad656f0
 def batch_gradients(run, places) -> dict:
@@ -137,9 +142,11 @@ def measure(run, first, second):
 def through_training(run, points, n, seed=0):
     """`measure` at the start and at every checkpoint of `points`: two DataFrames, of cosines and of norms, both with a column step.
 
-    Two disjoint batches of `n` pairs, drawn by `seed`; the same pairs and noise at every point. Raises InputError for fewer than 2n pairs."""
+    Two disjoint batches of `n` pairs, drawn by `seed`; the same pairs and noise at every point. Raises InputError for fewer than 2n pairs, or a probe that is not at the
+    base model any more."""
     import pandas as pd
     if not 0 < 2*n <= len(run.rows): raise InputError(f'two batches of {n} pairs need {2*n}: there are {len(run.rows)} with a vote')
+    if run.moved: raise InputError('this probe has been placed at a checkpoint: open a new one to begin at the base model')
     order, found, norms = epoch_order(len(run.rows), seed, 0), [], []
     for point in (None, *points):
         if point: place_at(run, point)

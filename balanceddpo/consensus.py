@@ -5,6 +5,7 @@
 # %% ../nbs/20_consensus.ipynb #d0f0e35e
 from __future__ import annotations
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 from .store import InputError
 
@@ -182,8 +183,9 @@ def standard_margin(ballot, weights=None):
 # %% ../nbs/20_consensus.ipynb #20ac0402
 def _decided(s, voted, ballot, config):
     "Hard weights of `s` after the tie rule; where nobody voted there is nothing to break."
-    s = break_ties(s, config.ties, human_votes(ballot.human), standard_margin(ballot, config.weights))
-    return hard_weights(s * voted)
+    import numpy as np
+    human = human_votes(ballot.human) if np.isfinite(ballot.human).any() else None
+    return hard_weights(break_ties(s, config.ties, human, standard_margin(ballot, config.weights)) * voted)
 
 @labeller('majority')
 def majority_labels(ballot, config):
@@ -389,7 +391,6 @@ _KEY = b'balanceddpo.labels'                     # in the Parquet schema
 def write_labels(path, labels, config):
     "Write a labels table to a Parquet file, whole or not at all, with its `LabelConfig` in the schema. Returns the path."
     import json, pyarrow as pa, pyarrow.parquet as pq
-    from pathlib import Path
     from balanceddpo.store import canonical, staged
     frame = pa.Table.from_pandas(labels, preserve_index=False)
     frame = frame.replace_schema_metadata({**(frame.schema.metadata or {}), _KEY: json.dumps(canonical(config)).encode()})
@@ -400,6 +401,7 @@ def write_labels(path, labels, config):
 def read_labels(path):
     "A labels table and the `LabelConfig` it was made with. Raises InputError naming the file if it is missing or is not one."
     import json, pyarrow as pa, pyarrow.parquet as pq
+    if not Path(path).exists(): raise InputError(f'{path}: no such file of labels: make it with balanceddpo label')
     try: frame = pq.read_table(path); config = json.loads(frame.schema.metadata[_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e: raise InputError(f'{path} is not a table of labels ({type(e).__name__}): make it with label_pairs and write_labels') from e
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e: raise InputError(f'{path} is not a table of labels ({type(e).__name__}): make it with balanceddpo label, or write_labels') from e
     return frame.to_pandas(), LabelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})

@@ -8,29 +8,86 @@ from .reporting import COLUMN, MARKERS, PAGE, display_name, style_settings, text
 from .store import InputError
 
 # %% auto #0
-__all__ = ['overlap', 'place_names', 'plot_points', 'smooth', 'plot_training']
+__all__ = ['NEAR', 'overlap', 'leaders', 'place_names', 'plot_points', 'smooth', 'plot_training']
 
 # %% ../nbs/72_diagrams.ipynb #0949f091
-def overlap(a, b) -> float:
-    "The area that two boxes (left, bottom, right, top) share."
-    return max(0., min(a[2], b[2]) - max(a[0], b[0]))*max(0., min(a[3], b[3]) - max(a[1], b[1]))
+NEAR = 4.                                        # a name further than this from the edge of its mark, in points, gets a leader
 
+def overlap(a, b):
+    "The area that boxes (left, bottom, right, top) share; arrays [..., 4] of boxes are taken against each other as numpy broadcasts them."
+    import numpy as np
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    wide, high = (np.minimum(a[..., k + 2], b[..., k + 2]) - np.maximum(a[..., k], b[..., k]) for k in (0, 1))
+    return np.maximum(wide, 0)*np.maximum(high, 0)
+
+def leaders(boxes, at, mark=2.5) -> tuple:
+    "Where leaders from the point `at` reach the boxes [..., 4] of its name, [..., 2], and how long they are outside the mark, [...]: 0 for a name that needs none."
+    import numpy as np
+    boxes = np.asarray(boxes, float)
+    ends = np.clip(at, boxes[..., :2], boxes[..., 2:])
+    gap = np.hypot(*np.moveaxis(ends - at, -1, 0)) - mark
+    return ends, np.where(gap > NEAR, gap, 0.)
+
+def _places(at, size, mark):
+    "Boxes [144, 4] for a name of this size around a point, the nearest first; of equally near ones first that to the right, then left, above, below, and between these."
+    import numpy as np
+    turn = np.array([0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11])*np.pi/8
+    far = np.array([2, 8, 13, 19, 26, 34, 43, 54, 66])[:, None] + mark
+    way = np.stack([np.cos(turn), np.sin(turn)], -1)
+    middle = at + far[..., None]*way + np.clip(2*way, -1, 1)*size/2
+    return np.concatenate([middle - np.divide(size, 2), middle + np.divide(size, 2)], -1).reshape(-1, 4)
+
+# %% ../nbs/72_diagrams.ipynb #ec5d9615
+def _inside(start, ends, boxes):
+    "How long the way from `start` to `ends` [C, 2] runs inside boxes [M, 4]: float [C, M]."
+    import numpy as np
+    way = np.where(abs(ends - start) < 1e-9, 1e-9, ends - start); first, last = 0., 1.
+    for k in (0, 1):                                                                                   # by each axis: where, of the way, it enters and leaves
+        one, other = ((boxes[:, k + side] - start[k])/way[:, None, k] for side in (0, 2))
+        first, last = np.maximum(first, np.minimum(one, other)), np.minimum(last, np.maximum(one, other))
+    return np.maximum(last - first, 0)*np.hypot(*way.T)[:, None]
+
+def _covered(boxes, solid): area = overlap(boxes[:, None], solid); return area + 30*(area > .01)
+
+def _alone(boxes, at, mark, frame, others, obstacles):
+    "What speaks against each of `boxes` [C, 4] for the name of the point `at` by itself: float [C]. others [P, 2]: the other points; obstacles [M, 4]."
+    import numpy as np
+    ends, long = leaders(boxes, at, mark); marks = np.concatenate([others - mark, others + mark], -1)
+    cost = .5*long + 6*(long > 0) + .05*(np.arange(len(boxes)) % 16)                                   # far; and to the right rather than elsewhere
+    cost += 4*(overlap(boxes, boxes) - overlap(boxes, (2, 2, *frame)))                                 # outside the frame, or on its axes
+    cost += (_covered(boxes, marks + [-1, -1, 1, 1]) + 6*(long[:, None] > 0)*_inside(at, ends, marks)).sum(-1)
+    cost += (_covered(boxes, obstacles) + 2*(long[:, None] > 0)*_inside(at, ends, obstacles)).sum(-1)
+    own, other = (np.hypot(*np.moveaxis(np.clip(p, boxes[:, None, :2], boxes[:, None, 2:]) - p, -1, 0)) for p in (at[None], others))
+    return cost + (long == 0)*(20*(other < mark + 3) + 20*(other < own)).sum(-1)                       # beside two marks, whose name is it?
+
+def _between(a, b, p, q, mark):
+    "What speaks against boxes a [C, 4] for the name of the point p and b [D, 4] for that of q together: float [C, D]."
+    import numpy as np
+    def side(i, j, k): return (j[..., 0] - i[..., 0])*(k[..., 1] - i[..., 1]) - (j[..., 1] - i[..., 1])*(k[..., 0] - i[..., 0])
+    room, (u, here), (v, there) = np.array([-1, -.5, 1, .5]), leaders(a, p, mark), leaders(b, q, mark)
+    here, there, x = (here > 0)[:, None], there > 0, u[:, None]
+    cross = (side(p, x, q)*side(p, x, v) < 0) & (side(q, v, p)*side(q, v, x) < 0)
+    return _covered(a + room, b) + 6*here*_inside(p, u, b + room) + 6*there*_inside(q, v, a + room).T + 40*(cross & here & there)
+
+# %% ../nbs/72_diagrams.ipynb #cbf9c0ad
 def place_names(points, names, frame, size=6.5, mark=2.5, obstacles=()) -> list:
     """Where to write each name: a list of (left, bottom), in points. points: (x, y) in points; frame: (width, height); mark: half the size of a marker;
-    obstacles: boxes to keep clear of, such as intervals."""
-    taken, placed = [*((x - mark, y - mark, x + mark, y + mark) for x, y in points), *obstacles], []
-    for (x, y), name in zip(points, names):
-        w, h = text_size(name, size); choices = []
-        for far in (mark + 2, mark + 8, mark + 15, mark + 24):
-            beside, above, middle, centre = x + far, y + far, y - h/2, x - w/2
-            choices += [(beside, middle), (x - far - w, middle), (centre, above), (centre, y - far - h), (beside, above - mark), (beside, y - far - h + mark),
-                        (x - far - w, above - mark), (x - far - w, y - far - h + mark)]
-        def covered(c):
-            box = c[0], c[1], c[0] + w, c[1] + h
-            return sum(overlap(box, t) for t in taken) + 4*(w*h - overlap(box, (0, 0, *frame)))
-        left, bottom = min(choices, key=lambda c: round(covered(c), 3))
-        taken.append((left, bottom, left + w, bottom + h)); placed.append((left, bottom))
-    return placed
+    obstacles: boxes to keep clear of, such as intervals. `leaders` says which of the names need a line to their point."""
+    import numpy as np
+    if not len(points): return []
+    points, obstacles = np.array(points, float).reshape(-1, 2), np.array(obstacles, float).reshape(-1, 4)
+    places = [_places(at, text_size(name, size), mark) for at, name in zip(points, names)]
+    cost = np.array([_alone(boxes, at, mark, frame, np.delete(points, i, 0), obstacles) for i, (boxes, at) in enumerate(zip(places, points))])
+    n, c = cost.shape; pairs = np.zeros((n, c, n, c), 'float32')
+    for i in range(n):
+        for j in range(i): pairs[i, :, j] = between = _between(places[i], places[j], points[i], points[j], mark); pairs[j, :, i] = between.T
+    chosen, draw = cost.argmin(1), np.random.default_rng(0)
+    cost += sum(pairs[i, k] for i, k in enumerate(chosen))
+    for noise in [*np.geomspace(40, .5, 150), *[0.]*20]:
+        for i in range(n):
+            k = (cost[i] - noise*draw.gumbel(size=c)).round(3).argmin()
+            cost += pairs[i, k] - pairs[i, chosen[i]]; chosen[i] = k
+    return [tuple(map(float, boxes[k, :2])) for boxes, k in zip(places, chosen)]
 
 # %% ../nbs/72_diagrams.ipynb #10f624f4
 def _limits(frame, columns, levels) -> tuple:
@@ -52,14 +109,14 @@ def plot_points(frame, x, y, name, xlow=None, xhigh=None, low=None, high=None, k
     with rc_context(style_settings()):
         colors, kinds = style_settings()['axes.prop_cycle'].by_key()['color'], sorted(frame[kind].unique()) if kind else []
         fig = Figure(figsize=(width, height)); top = .05 + .25*bool(title) + .17*bool(kinds)
-        inches = width - .55, height - .42 - top
-        ax = fig.add_axes([.48/width, .42/height, inches[0]/width, inches[1]/height])
+        inches = width - .59, height - .42 - top
+        ax = fig.add_axes([.52/width, .42/height, inches[0]/width, inches[1]/height])
         ax.set(xlim=_limits(frame, (x, xlow, xhigh), [xlevel]), ylim=_limits(frame, (y, low, high), [level]), xlabel=xlabel, ylabel=ylabel)
         if logx: ax.set(xscale='log', xlim=(.8*frame[x].min(), 1.25*frame[x].max()))
         _draw_lines(ax, level, xlevel, diagonal, inches)
         which = [kinds.index(v) for v in frame[kind]] if kind else [0]*len(frame)
         _draw_points(ax, frame, [x, y, xlow, xhigh, low, high], which)
-        _write_names(ax, frame, [x, y, name, xlow, xhigh, low, high], which, inches, level, xlevel)
+        _write_names(ax, frame, [x, y, name, xlow, xhigh, low, high], which, inches, level, xlevel, diagonal)
         write_key(fig, kinds, colors, top - .08)
         write_title(fig, title_lines(title, width, 1))
     return fig
@@ -81,23 +138,40 @@ def _draw_points(ax, frame, columns, kinds):
     x, y, xlow, xhigh, low, high = columns; colors = style_settings()['axes.prop_cycle'].by_key()['color']
     for (_, row), k in zip(frame.iterrows(), kinds):
         color = colors[k % len(colors)]
-        ax.plot(row[x], row[y], MARKERS[k % 6], color=color, ms=4.5, mew=0, zorder=4)
+        ax.plot(row[x], row[y], MARKERS[k % 6], color=color, ms=4.8, mec='white', mew=.4, zorder=4)                # the white edge parts marks that nearly coincide
         if low: ax.vlines(row[x], row[low], row[high], color=color, lw=.8, alpha=.55, zorder=2)
         if xlow: ax.hlines(row[y], row[xlow], row[xhigh], color=color, lw=.8, alpha=.55, zorder=2)
 
-def _write_names(ax, frame, columns, kinds, inches, level, xlevel):
-    "Names beside the points, clear of intervals and lines where there is room."
-    x, y, name, xlow, xhigh, low, high = columns; colors = style_settings()['axes.prop_cycle'].by_key()['color']
-    size, names = [72*i for i in inches], [display_name(n) for n in frame[name]]
-    def at(x, y): return tuple(ax.transAxes.inverted().transform(ax.transData.transform((x, y)))*size)
-    points, (left, right), (bottom, top) = [at(row[x], row[y]) for _, row in frame.iterrows()], ax.get_xlim(), ax.get_ylim()
+# %% ../nbs/72_diagrams.ipynb #5c4d9086
+def _obstacles(ax, frame, columns, level, xlevel, diagonal, at) -> list:
+    "Boxes of what names should not lie over: intervals, lines, and the diagonal with its text. `at` takes (x, y) of the table to points."
+    x, y, xlow, xhigh, low, high = columns; (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     ends = [(*at(row[x], row[low]), *at(row[x], row[high])) for _, row in frame.iterrows()] if low else []
     ends += [(*at(row[xlow], row[y]), *at(row[xhigh], row[y])) for _, row in frame.iterrows()] if xlow else []
     if level is not None: ends.append((*at(left, level), *at(right, level)))
     if xlevel is not None: ends.append((*at(xlevel, bottom), *at(xlevel, top)))
-    obstacles = [(a - 1, b - 1, c + 1, d + 1) for a, b, c, d in ends]
-    for (u, v), text, k in zip(place_names(points, names, size, obstacles=obstacles), names, kinds):
-        ax.text(u/size[0], v/size[1], text, transform=ax.transAxes, fontsize=6.5, color=colors[k % len(colors)], ha='left', va='bottom', zorder=5, parse_math=False)
+    boxes = [(a - 1.5, b - 1, c + 1.5, d + 1) for a, b, c, d in ends]
+    if diagonal and min(right, top) > max(left, bottom):
+        (a, b), (c, d) = at(*[max(left, bottom)]*2), at(*[min(right, top)]*2); n = int(max(c - a, d - b)/4) + 1
+        written = text_size(diagonal, 6)[0] + 6
+        for k in range(n + 1):                                                   # a slanted line is a row of small boxes, taller where its text stands
+            u, v = a + (c - a)*k/n, b + (d - b)*k/n
+            text = 8*((c - u)**2 + (d - v)**2 < written**2)
+            boxes.append((u - 2 - .6*text, v - 2, u + 2, v + 2 + text))
+    return boxes
+
+def _write_names(ax, frame, columns, kinds, inches, level, xlevel, diagonal):
+    "Names beside the points, clear of intervals and lines where there is room; a leader where a name is not beside its point."
+    import numpy as np
+    x, y, name, *ends = columns; colors = style_settings()['axes.prop_cycle'].by_key()['color']
+    size, names = np.array([72*i for i in inches]), [display_name(n) for n in frame[name]]
+    def at(x, y): return ax.transAxes.inverted().transform(ax.transData.transform((x, y)))*size
+    points = [at(row[x], row[y]) for _, row in frame.iterrows()]
+    places = place_names(points, names, size, obstacles=_obstacles(ax, frame, [x, y, *ends], level, xlevel, diagonal, at))
+    for point, place, text, k in zip(points, places, names, kinds):
+        end, long = leaders([*place, *np.add(place, text_size(text, 6.5))], point)
+        if long: ax.plot(*zip(point/size, end/size), color='.35', lw=.4, transform=ax.transAxes, zorder=3)            # grey: not an interval
+        ax.text(*place/size, text, transform=ax.transAxes, fontsize=6.5, color=colors[k % len(colors)], ha='left', va='bottom', zorder=5, parse_math=False)
 
 # %% ../nbs/72_diagrams.ipynb #6e5838b6
 def smooth(values, window):

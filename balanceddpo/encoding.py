@@ -14,14 +14,14 @@ from .pairs import transform_pair
 from .store import InputError, digest, file_digest, locked, open_stage, read_json, staged, write_json
 
 # %% auto #0
-__all__ = ['EncodeConfig', 'encode_inputs', 'shard_ready', 'write_shard', 'pixel_batches', 'encode_moments', 'stored',
+__all__ = ['ENCODING', 'EncodeConfig', 'encode_inputs', 'shard_ready', 'write_shard', 'pixel_batches', 'encode_moments', 'stored',
            'encode_captions', 'chunks', 'write_moments', 'write_prompts', 'encode_pairs', 'Shards', 'EncodedPairs']
 
 # %% ../nbs/38_encoding.ipynb #614c3b0c
 @dataclass(frozen=True)
 class EncodeConfig:
     "How pairs become latents and embeddings."
-    model: str = 'icons'                                # pipeline folder or Hub id whose autoencoder and text encoders are used
+    model: str                                          # pipeline folder or Hub id, 'icons' or 'icons-xl', whose autoencoder and text encoders are used
     resolution: int = 512                               # pixels of the square images
     crop: Literal['center', 'random'] = 'center'        # where to cut images that are not square; one draw a pair
     flip: bool = False                                  # mirror half of the pairs
@@ -32,10 +32,12 @@ class EncodeConfig:
     shard_size: int = 512                               # pairs, and captions, a file
     workers: int = 4                                    # threads that decode and resize images
 
+ENCODING = 1            # part of every key: to be raised when the same settings give other latents or embeddings
+
 def encode_inputs(family, config, pairs_key='') -> dict:
     "Everything that the latents and embeddings depend on: the content of the parts, the settings, the pairs."
     compute = {'images': str(family.image_dtype).removeprefix('torch.'), 'text': str(family.part('text_encoder').dtype).removeprefix('torch.')}
-    return {'model': part_digests(family.folder, ('vae', 'text')), 'family': family.name, 'compute': compute, 'pairs': pairs_key,
+    return {'revision': ENCODING, 'model': part_digests(family.folder, ('vae', 'text')), 'family': family.name, 'compute': compute, 'pairs': pairs_key,
             **{k: getattr(config, k) for k in ('resolution', 'crop', 'flip', 'seed', 'storage', 'shard_size')}}
 
 # %% ../nbs/38_encoding.ipynb #d993785f
@@ -174,7 +176,7 @@ class EncodedPairs:
     def open(cls, folder) -> EncodedPairs:
         "Open a finished folder. Raises InputError if it is not finished, or its table of pairs is damaged."
         folder = Path(folder)
-        if not (folder/'manifest.json').is_file(): raise InputError(f'{folder} holds no finished encoding: run the encoding first')
+        if not (folder/'manifest.json').is_file(): raise InputError(f'{folder} holds no finished encoding: make it with balanceddpo encode, or encode_pairs')
         files, inputs = read_json(folder/'manifest.json')['files'], read_json(folder/'inputs.json')
         if file_digest(folder/'pairs.json') != files['pairs.json']['sha256']: raise InputError(f'{folder}/pairs.json is damaged: run the encoding again')
         return cls(folder, inputs, **read_json(folder/'pairs.json'), shards=Shards(folder, files, inputs['shard_size']))

@@ -212,8 +212,10 @@ def compare(scores, pairs, scorers, **options):
 def mean_win_rates(scores, pairs, scorers, protocol='best', ties='split', level=.95, resamples=10_000, seed=0):
     """The win rates of `compare`, averaged over `scorers`: DataFrame, one row a comparison and prompt set, its scorer called 'mean of K'.
 
-    `low`, `high` are bootstrapped over prompts, each with all its scorers. Rates are fractions of 1. Raises InputError as `compare`."""
+    `low`, `high` are bootstrapped over prompts, each with all its scorers. Rates are fractions of 1. Raises InputError as `compare`, and for ties='drop': without them
+    the scorers count unequal numbers of prompts, and a mean over scorers is not one over prompts."""
     import numpy as np, pandas as pd
+    if ties == 'drop': raise InputError("the mean over scorers needs every prompt of each: use ties split or loss")
     rows = []
     for a, b in _compared(scores, pairs):
         refuse_mismatch(a, b, scorers)

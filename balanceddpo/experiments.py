@@ -5,6 +5,7 @@
 # %% ../nbs/87_experiments.ipynb #c42de648
 from __future__ import annotations
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from .store import InputError, digest, locked, runs_root
 from .consensus import LabelConfig
@@ -62,7 +63,9 @@ def published_scale(name: str, model: str, pairs: str, prompts: dict, tuning: st
 def scale_of(name: str, **paths) -> Scale:
     "The scale of a name; `paths` (model, pairs, prompts, and any field of `Scale`) for the published models."
     given = {k: v for k, v in paths.items() if v}
-    return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given) if name in ('smoke', 'icons') else published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
+    if name not in ('smoke', 'icons'): return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
+    if 'prompts' in given: given['prompts'] = tuple(given['prompts'].items())
+    return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given)
 
 def sdxl_scale_of(name: str, model: str = '', **paths) -> Scale:
     """As `scale_of`, for what the paper makes with SDXL, its second and stronger base model: in the icon world that is icons-xl.
@@ -105,10 +108,13 @@ def data_key(scale: Scale) -> str:
     return digest(pairs_key(scale.pairs), scale.n_pairs)
 
 def pair_scores(scale: Scale):
-    "DataFrame: the scores of all pairs by the four voters; made once."
+    "DataFrame: the scores of all pairs by the four voters; made once, and in a process looked up once: a table of ten label sources asks for it ten times."
+    return _pair_scores(scale, data_key(scale), runs_root()).copy()
+
+@lru_cache(maxsize=2)
+def _pair_scores(scale, key, root):
     from balanceddpo.score_tables import read_scores, score_pairs
-    scorers, key = voters(scale), data_key(scale)
-    folder = runs_root()/'pair_scores'/digest(key, [s.key for s in scorers])
+    scorers = voters(scale); folder = root/'pair_scores'/digest(key, [s.key for s in scorers])
     with once(folder.name): return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
 
 def labels_of(scale: Scale, config: LabelConfig):
@@ -253,11 +259,11 @@ def gallery(scale: Scale, models, scores, picks, index: int = 0) -> dict:
     scores: from `score_models`. picks: (prompt set, prompt id) a row. index: which of a prompt's images. Each caption holds the four scores of its image."""
     from balanceddpo.reporting import score_caption
     sources, voters, images, rows, captions = dict(scale.prompts), scorer_names(scale), [], [], []
+    drawn = {name: [draw(scale, m, sources[name]) for m in models] for name in dict(picks)}
     at = scores.set_index(['prompt_set', 'prompt_id', 'model', 'image_index'])[list(voters)]
     for name, prompt in picks:
-        stores = [draw(scale, m, sources[name]) for m in models]
-        images.append([store.image(prompt, index) for store in stores])
-        rows.append(stores[0].index.set_index('prompt_id').loc[[prompt], 'prompt'].iloc[0])
+        images.append([store.image(prompt, index) for store in drawn[name]])
+        rows.append(drawn[name][0].index.set_index('prompt_id').loc[[prompt], 'prompt'].iloc[0])
         captions.append([score_caption(at.loc[(name, prompt, m.name, index)].to_dict()) for m in models])
     return dict(images=images, rows=rows, columns=[m.name for m in models], captions=captions, truth=true_pictures(scale, rows))
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from .backends import ensure_torchvision, pick_device, pick_dtype
 from .losses import add_noise, log_snr, training_target
-from .store import InputError, asset, content_digest, read_json, staged, write_json
+from .store import InputError, asset, content_digest, digest, read_json, reason_of, staged, write_json
 
 # %% auto #0
 __all__ = ['PACKAGED', 'LIBRARIES', 'ATTENTION', 'TEXT_ATTENTION', 'PIPELINE_NAMES', 'FAMILIES', 'REFUSED', 'COMPONENTS',
@@ -33,7 +33,7 @@ def local_folder(source) -> Path:
     from diffusers import DiffusionPipeline
     try: return Path(DiffusionPipeline.download(str(source)))
     except (OSError, ValueError) as e:
-        raise InputError(f'{source} is no folder, and no diffusers pipeline of that name could be had from the Hub ({type(e).__name__})') from e
+        raise InputError(f'{source} is no folder, and no diffusers pipeline of that name could be had from the Hub ({reason_of(e)})') from e
 
 # %% ../nbs/36_families.ipynb #7874a4ba
 def pipeline_index(folder) -> dict:
@@ -518,8 +518,9 @@ def save_pipeline(source, model, out, adapter=None) -> Path:
 
 # %% ../nbs/36_families.ipynb #322b6311
 def part_digests(folder, groups=(*COMPONENTS, 'scheduler')) -> dict[str, str]:
-    "Part name -> 16 hex of its files' content, for the parts of these groups ('scheduler' beside those of `load_family`)."
+    "Part name -> 16 hex of its files' content, for the parts of these groups ('scheduler' beside those of `load_family`); 'pipeline' for its class and settings."
     index = pipeline_index(folder)
+    settings = {k: v for k, v in index.items() if k == '_class_name' or not (k.startswith('_') or isinstance(v, list))}     # force_zeros_for_empty_prompt changes images
     kind, _ = FAMILIES[index['_class_name']]
     wanted = [n for n in parts_of(index) if n in groups or part_group(n, kind) in groups]
-    return {name: content_digest(Path(folder)/name) for name in sorted(wanted)}
+    return {'pipeline': digest(settings)} | {name: content_digest(Path(folder)/name) for name in sorted(wanted)}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 import hashlib, re
-from .store import InputError, asset
+from .store import InputError, asset, content_digest, digest
 from .backends import ensure_torchvision
 
 # %% auto #0
 __all__ = ['ICON_NAMES', 'CONCEPTS', 'STYLES', 'BACKGROUNDS', 'SIZE', 'DRAWING', 'MARGIN', 'TEMPLATES', 'TEMPLATE_SHARES',
            'UNSEEN_TEMPLATES', 'NO_ARTICLE', 'PROMPT_SETS', 'POPULATIONS', 'ANNOTATOR_NOISE', 'TIE_MARGIN', 'HEADS',
-           'MEAN', 'STD', 'Icon', 'held_out', 'all_icons', 'split_icons', 'drawings', 'background_colour',
+           'MEAN', 'STD', 'CHECKS', 'Icon', 'held_out', 'all_icons', 'split_icons', 'drawings', 'background_colour',
            'true_render', 'thing', 'caption', 'truth_of', 'prompt_sets', 'prompt_texts', 'training_icons',
            'frame_qualities', 'drawing_quality', 'truths', 'style_quality', 'small_renders', 'finished_quality',
            'look_qualities', 'qualities', 'utility', 'judge', 'normalise', 'recogniser', 'recognise', 'verify',
@@ -274,9 +274,12 @@ def closeness_scores(images, prompts):
     "Minus the root mean squared distance to the true render."
     return -verify(as_pictures(images), prompts)['distance'].to_numpy(dtype='float32')
 
+CHECKS = 1              # part of their keys: to be raised when the same pictures are checked otherwise
+
 def register_checks() -> tuple:
     "Registers 'recognised' and 'closeness' as scorers and returns their names."
     from balanceddpo.scorers import register_scorer
-    register_scorer('recognised', version='1')(recognised_scores)
-    register_scorer('closeness', version='1')(closeness_scores)
+    version = digest(CHECKS, content_digest(asset('recogniser')), content_digest(asset('icons.png')))
+    register_scorer('recognised', version)(recognised_scores)
+    register_scorer('closeness', version)(closeness_scores)
     return 'recognised', 'closeness'

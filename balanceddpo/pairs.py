@@ -276,12 +276,18 @@ def pair_rows(source, split: str = 'train') -> Iterator[tuple[str, dict]]:
 
 # %% ../nbs/00_pairs.ipynb #f4e281bb
 def read_pairs(source, limit: int | None = None, report: PairReport | None = None, split: str = 'train',
-               keep_ties: bool = True, max_bad: float = 0.01) -> Iterator[Pair]:
-    """Pairs of `source`, one at a time in a fixed order, each image checked by decoding it (about 1.5 ms for a JPEG of 512x512); at most `limit`.
+               keep_ties: bool = True, max_bad: float = 0.01, share: float = 1.) -> Iterator[Pair]:
+    """Pairs of `source`, one at a time in a fixed order, each image checked by decoding it (about 1.5 ms for a JPEG of 512x512); at most `limit`, of a random `share` of the
+    rows, the same ones each time and a part of those of any larger share.
 
     `source`: a Parquet file or folder with Pick-a-Pic v2's columns, a folder with metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'.
-    `report` is filled as the pairs go by. Raises InputError for a bad source, and if more than the fraction `max_bad` of the rows is undecodable."""
-    return _pairs(pair_rows(source, split), limit, PairReport() if report is None else report, keep_ties, max_bad)
+    `report` is filled as the pairs go by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of the rows is undecodable."""
+    if not 0 < share <= 1: raise InputError(f'the share of the rows must be above 0 and at most 1, not {share:g}')
+    return _pairs((row for n, row in enumerate(pair_rows(source, split)) if _drawn(n, share)), limit, PairReport() if report is None else report, keep_ties, max_bad)
+
+def _drawn(row, share):
+    "Whether a row belongs to a random share of all: a function of its number alone, so that nothing must be counted or decoded first."
+    return share == 1 or int(digest('share of the rows', row), 16) < share * 2**64
 
 def _pairs(rows, limit, report, keep_ties, max_bad):
     seen, given = set(), 0

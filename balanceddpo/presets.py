@@ -11,8 +11,9 @@ from .training import TrainConfig
 # %% auto #0
 __all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balanced_dpo_sd15', 'diffusion_dpo_sdxl',
            'balanced_dpo_sdxl', 'smpo_sd15', 'inpo_sd15', 'smpo_sdxl', 'inpo_sdxl', 'dspo_sd15', 'kto_sd15',
-           'dpo_safeguarded_sd15', 'dmpo_sd15', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_icons', 'balanced_dpo_icons',
-           'icon_rival', 'settings_of_method', 'preset']
+           'dpo_safeguarded_sd15', 'dmpo_sd15', 'mapo_sdxl', 'capo_sdxl', 'diffusion_dpo_sd15_lora',
+           'balanced_dpo_sd15_lora', 'diffusion_dpo_icons', 'balanced_dpo_icons', 'icon_rival', 'settings_of_method',
+           'preset']
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
 def scaled_rate(rate, batch_size) -> float:
@@ -45,7 +46,7 @@ def balanced_dpo_sd15(**changes) -> TrainConfig:
         batch_size=128,  # IV-A
         optimizer='adamw',  # IV-A
         learning_rate=scaled_rate(1e-8, 128),  # IV-A: 1e-8 "with warmup", read as DiffusionDPO's code does; see above
-        refresh_every=100, refresh_alpha=1.0,  # IV-A: every 100 steps; Algorithm 1, line 14: replaced
+        refresh_every=100, refresh_alpha=1.0,  # IV-A: every 100 steps; Algorithm 1, lines 20-22: replaced
         # warmup_steps, beta, empty_prompt_rate, resolution: not stated in the paper; ours: DiffusionDPO's
     ) | changes)
 
@@ -144,6 +145,23 @@ def capo_sdxl(**changes) -> TrainConfig:
     "CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."
     return diffusion_dpo_sdxl(**dict(method='capo') | changes)  # beta too: DiffusionDPO's, ours
 
+# %% ../nbs/45_presets.ipynb #c62093dd
+def diffusion_dpo_sd15_lora(**changes) -> TrainConfig:
+    "DiffusionDPO as a LoRA on SD1.5, as the README of diffusers' examples/research_projects/diffusion_dpo runs it, with AdamW in 8 bits. Labels: human."
+    return diffusion_dpo_sd15(**dict(
+        mode='lora', lora_rank=8,  # README; the adapter's alpha is its rank there too
+        max_steps=10000, batch_size=32, warmup_steps=0,  # README: 16 pairs x 2
+        learning_rate=1e-5,  # README, without --scale_lr
+        beta=2500, empty_prompt_rate=0.,  # train_diffusion_dpo.py
+    ) | changes)
+
+def balanced_dpo_sd15_lora(**changes) -> TrainConfig:
+    "BalancedDPO as a LoRA on SD1.5. Not in the paper; ours: its steps, batch and refreshes with the adapter, rate and beta of diffusers' DiffusionDPO. Labels: majority."
+    return diffusion_dpo_sd15_lora(**dict(
+        max_steps=2000, batch_size=128, refresh_every=100, refresh_alpha=1.0,  # IV-A
+        empty_prompt_rate=0.2,  # as for the whole model
+    ) | changes)
+
 # %% ../nbs/45_presets.ipynb #dec72721
 def diffusion_dpo_icons(**changes) -> TrainConfig:
     "DiffusionDPO in the icon world, minutes on two CPU cores. All values ours. Labels: human, that is the simulated annotators'."
@@ -176,7 +194,7 @@ def icon_rival(method):
     return make
 
 # %% ../nbs/45_presets.ipynb #04e1e62d
-PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
+PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sd15_lora, diffusion_dpo_sd15_lora, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
                                    kto_sd15, dpo_safeguarded_sd15, dmpo_sd15, smpo_sdxl, inpo_sdxl, mapo_sdxl, capo_sdxl, *map(icon_rival, ICON_RIVALS))}
 
 def settings_of_method(settings, method) -> dict:

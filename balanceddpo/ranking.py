@@ -50,16 +50,16 @@ def over_seeds(frame, by, value, null=0., pool=None, level=.95):
     rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
     return _student(rows, pool, null, level)
 
-def _student(rows, pool, null, level, means=1):
-    "`rows` (n, mean, sd) with df, low, high, p and survives; the mean is made of `means` means of n."
+def _student(rows, pool, null, level, other=float('inf')):
+    "`rows` (n, mean, sd) with df, low, high, p and survives; the mean is one of n values, or the difference from a mean of `other` values."
     import numpy as np
     from scipy.stats import t
     df, square = rows['n'] - 1, (rows['n'] - 1)*rows['sd'].fillna(0)**2
     if pool: df, square = (x.groupby([rows[c] for c in pool]).transform('sum') for x in (df, square))
     df, square = df.to_numpy('float64'), square.to_numpy('float64')
     with np.errstate(invalid='ignore', divide='ignore'):
-        error, away = np.sqrt(means*square/df/rows['n'].to_numpy()), np.abs(rows['mean'].to_numpy() - null)
-        error = np.where(error > 0, error, np.nan)                                  # equal values say nothing about the spread
+        error, away = np.sqrt(square/df*(1/rows['n'].to_numpy() + 1/other)), np.abs(rows['mean'].to_numpy() - null)
+        error = np.where(error > 1e-9*np.maximum(1, rows['mean'].abs()), error, np.nan)  # equal values, but for rounding, say nothing about the spread
         half, p = t.ppf((1 + level)/2, np.where(df > 0, df, np.nan))*error, 2*t.sf(away/error, df)
         left = np.where(away > 0, np.clip(1 - half/away, 0, None), 0*half)
     return rows.assign(df=df.astype(int), low=rows['mean'] - half, high=rows['mean'] + half, p=p, survives=left)
@@ -68,12 +68,12 @@ def differences_over_seeds(frame, by, value, against, level=.95):
     """Mean over training seeds of `value` less that of the model `against`: DataFrame as `over_seeds`, one row another model and combination of the other columns.
 
     `by`: the column of models, and those within which models are compared and share one sd, that of a model's own values (column sd). A difference is of two means,
-    so its error is sqrt(2) times theirs. The differences themselves share the runs of `against`, so they must not be pooled; models of one seed count as independent
+    so its error is the root of the sum of their squared errors. The differences themselves share the runs of `against`, so they must not be pooled; models of one seed count as independent
     here, which is on the safe side where a seed moves them alike."""
     model, *pool = by
     rows = over_seeds(frame, by, value)[[*by, 'n', 'mean', 'sd']]
-    other = rows[rows[model] == against].set_index(pool)['mean']
-    found = _student(rows.assign(mean=rows['mean'] - rows.set_index(pool).index.map(other)), pool, 0., level, means=2)
+    other = rows[rows[model] == against].set_index(pool); at = rows.set_index(pool).index
+    found = _student(rows.assign(mean=rows['mean'] - at.map(other['mean'])), pool, 0., level, at.map(other['n']).to_numpy())
     return found[found[model] != against].reset_index(drop=True)
 
 # %% ../nbs/62_ranking.ipynb #a03a1b53

@@ -136,7 +136,8 @@ def markdown_table(cells, bold) -> str:
 def save_table(table, stem, caption, label, bold='max', digits=1, low=None, high=None) -> list[Path]:
     """Write a table as `stem`.csv (numbers, with the interval columns), .md and .tex; returns the three paths. Same input, same bytes.
 
-    `low` and `high` are frames of the same shape; `bold` as in `bold_cells`; `caption` is plain text."""
+    `low` and `high` are frames of the same shape; `bold` as in `bold_cells`; `caption` is plain text, to which the rule 'max' or 'min' is added."""
+    if isinstance(bold, str): caption += f' Bold: the {"largest" if bold == "max" else "smallest"} of a column.'
     cells, mask = table_cells(table, digits, low, high), bold_cells(table, bold, digits)
     numbers = table.set_axis(_flat(table.columns), axis=1)
     for suffix, bound in () if low is None else (('low', low), ('high', high)):

@@ -12,14 +12,16 @@ from pathlib import Path
 from .store import InputError, canonical, digest, file_digest, first_difference, locked, package_key, read_json, runs_root, staged, write_json
 
 # %% auto #0
-__all__ = ['SCALES', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook', 'notebook_parameters',
-           'parse_parameter', 'check_parameter', 'Job', 'chosen', 'plan_jobs', 'plan_job', 'bears_name', 'results',
-           'write_note', 'is_done', 'title_of', 'index_row', 'write_index', 'environment', 'this_python',
-           'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings', 'run_apart', 'run_told',
-           'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
+__all__ = ['SCALES', 'PACKAGED', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook',
+           'notebook_parameters', 'parse_parameter', 'check_parameter', 'Job', 'chosen', 'plan_jobs', 'scales_of',
+           'plan_job', 'bears_name', 'results', 'write_note', 'is_done', 'title_of', 'index_row', 'write_index',
+           'environment', 'this_python', 'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings',
+           'run_apart', 'run_told', 'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
 
 # %% ../nbs/75_reproduction.ipynb #b0a91008
-SCALES = ('smoke', 'icons', 'sd15', 'sd21', 'sdxl')
+SCALES = ('smoke', 'icons', 'sd15', 'sdxl')
+PACKAGED = ('smoke', 'icons')              # scales that need nothing from elsewhere
+PATHS = ('model', 'pairs', 'prompts')      # parameters for what the others need
 
 def notebooks_folder() -> Path:
     "The folder of the repro notebooks: `balanceddpo/repro` of an installed wheel, or `nbs/repro` of a checkout. Raises InputError if there is neither."
@@ -115,38 +117,54 @@ def chosen(name, scale, names) -> list:
 
 # %% ../nbs/75_reproduction.ipynb #a8cda3c5
 def plan_jobs(name, scale='icons', out=None, parameters=(), place=None) -> list[Job]:
-    """The jobs of notebook `name`, or for 'all' of every notebook (see `chosen`), each checked; nothing is computed.
+    """The jobs of notebook `name`, or for 'all' of every notebook (see `chosen`) that runs at the scale, each checked; nothing is computed.
 
-    `out` defaults to paper_figures/<scale> in the current folder. `parameters` is a dict, or texts NAME=VALUE. Raises InputError for an unknown notebook, scale, parameter or
-    value, a notebook without its one tagged cell, and one that lacks the parameters `scale` or `out`."""
+    `out` defaults to paper_figures/<scale> in the current folder. `parameters` is a dict, or texts NAME=VALUE; in a run of all they go to the notebooks that have them. Raises
+    InputError for an unknown notebook, scale, parameter or value, a scale that the notebook has not or whose paths are not given, a notebook without its one tagged cell,
+    and one that lacks the parameters `scale` or `out`."""
     if scale not in SCALES: raise InputError(f'unknown scale {scale!r}: use {", ".join(SCALES)}')
     found = notebooks(place)
     if name != 'all' and name not in found: raise InputError(f'there is no notebook {name!r}: use all, or one of {", ".join(found)}')
-    return [plan_job(n, found[n], scale, out, parameters) for n in chosen(name, scale, found)]
+    known = {n: notebook_parameters(found[n]) for n in chosen(name, scale, found)}
+    if name != 'all': return [plan_job(name, found[name], known[name], scale, out, parameters)]
+    known = {n: k for n, k in known.items() if scale in scales_of(k)}
+    asked = {p.partition('=')[0]: p for p in parameters}
+    if nowhere := [p for p in asked if not any(p in k for k in known.values())]: raise InputError(f'unknown parameter {nowhere[0]!r}: no notebook has it')
+    def meant(k): return {p: parameters[p] for p in asked if p in k} if isinstance(parameters, dict) else [text for p, text in asked.items() if p in k]
+    return [plan_job(n, found[n], k, scale, out, meant(k)) for n, k in known.items()]
 
-def plan_job(name, path, scale, out, parameters) -> Job:
-    "One job of `plan_jobs`."
-    known = notebook_parameters(path)
+def scales_of(known) -> list[str]:
+    "The scales that a notebook can run at: those that the comment on its parameter `scale` names, or all if it names none."
+    words = re.findall(r'\w+', known['scale']['help'] or '') if 'scale' in known else []
+    return [s for s in SCALES if s in words] or list(SCALES)
+
+def plan_job(name, path, known, scale, out, parameters) -> Job:
+    "One job of `plan_jobs`; `known` are the notebook's parameters."
     try:
+        if scale not in scales_of(known): raise InputError(f'it runs at {" or ".join(scales_of(known))}, not at scale {scale!r}')
         given = dict(parameters) if isinstance(parameters, dict) else dict(parse_parameter(t, known) for t in parameters)
         values = {'scale': scale, 'out': str(out or Path('paper_figures')/scale)} | given
         for k, v in values.items(): check_parameter(k, v, known)
+        if scale not in PACKAGED and {*PATHS} <= {*known} and not all(values.get(p) for p in PATHS):
+            raise InputError(f'scale {scale!r} needs the paths of weights and data: --parameters model=FOLDER pairs=FILE prompts=NAME=FILE,NAME=FILE')
     except InputError as e: raise InputError(f'{name}: {e}') from e
     return Job(name, Path(path), scale, canonical(values))
 
 # %% ../nbs/75_reproduction.ipynb #5f5cd0dd
-def bears_name(file, name) -> bool:
-    "Whether the name of a file begins with that of a notebook: `table1_map.png` bears `table1`, `table10.csv` does not."
-    return re.match(rf'{re.escape(name)}(?![A-Za-z0-9])', Path(file).name) is not None
+def bears_name(file, name, names=()) -> bool:
+    "Whether the name of a file begins with that of a notebook, and with no longer one of `names`: `table1_map.png` bears `table1`, `table10.csv` does not."
+    begins = lambda n: re.match(rf'{re.escape(n)}(?![A-Za-z0-9])', Path(file).name) is not None
+    return begins(name) and not any(begins(n) for n in names if len(n) > len(name))
 
 def results(job) -> list[Path]:
     "The files in `job.out` that bear the job's name, sorted."
-    return sorted(p for p in job.out.rglob(f'{job.name}*') if p.is_file() and bears_name(p, job.name))
+    names = notebooks(job.path.parent)
+    return sorted(p for p in job.out.rglob(f'{job.name}*') if p.is_file() and bears_name(p, job.name, names))
 
-def write_note(job, seconds) -> Path:
-    "Mark a job as done."
+def write_note(job, inputs, seconds) -> Path:
+    "Mark a job as done, with what it depended on when it began."
     made = {p.relative_to(job.out).as_posix(): file_digest(p) for p in results(job)}
-    return write_json(job.note, {'inputs': job.inputs, 'executed': file_digest(job.executed), 'results': made, 'seconds': round(seconds, 1)})
+    return write_json(job.note, {'inputs': inputs, 'executed': file_digest(job.executed), 'results': made, 'seconds': round(seconds, 1)})
 
 def is_done(job) -> bool:
     "Whether the results of a job are there, whole, and made from the same notebook, parameters and package."
@@ -164,7 +182,7 @@ def title_of(path) -> str:
 
 def index_row(name, path, out) -> str:
     "A row of the list of results."
-    picture = next((p.name for p in sorted(out.glob(f'{name}*.png')) if bears_name(p, name)), None)
+    picture = next((p.name for p in sorted(out.glob(f'{name}*.png')) if bears_name(p, name, notebooks(path.parent))), None)
     finding, note = out/f'{name}_finding.txt', read_json(out/f'{name}.json')
     seconds = note.get('seconds') or 0
     cells = [f'<img src="{picture}" width="180" alt="{name}">' if picture else '', f'**{title_of(path)}**<br>`{note.get("command", "")}`',
@@ -217,13 +235,13 @@ def failure(job, error) -> Exception:
 def run_job(job, progress=True) -> Path:
     "Run a job's notebook in the current folder and note that it is done. Returns the executed notebook. Raises NotebookError or InputError if a cell fails."
     from nbclient.exceptions import DeadKernelError
-    pm, began = papermill(), time.perf_counter()
+    pm, inputs, began = papermill(), job.inputs, time.perf_counter()
     job.executed.parent.mkdir(parents=True, exist_ok=True); job.out.mkdir(parents=True, exist_ok=True)
     job.note.unlink(missing_ok=True)
     try: pm.execute_notebook(str(job.path), str(job.executed), job.parameters, kernel_name='python3', language='python',
                              progress_bar={'desc': job.name, 'disable': None} if progress else False)   # None: only on a terminal
     except (pm.PapermillExecutionError, DeadKernelError) as e: raise failure(job, e) from None
-    write_note(job, time.perf_counter() - began)
+    write_note(job, inputs, time.perf_counter() - began)
     return job.executed
 
 def finish_job(job, force=False, progress=True) -> None:

@@ -78,9 +78,8 @@ def align_groups(scale: Scale, groups: Groups, name: str, rule, visits: int = 1,
     """Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each of `visits`, or once if it says the same at each.
 
     `changes` replace settings of the preset, `method` the loss. Raises InputError if no group has a pair."""
-    tables = [rule(groups.scores, groups.prompt_ids, v) for v in range(min(visits, 2))]
-    if visits > 1 and tables[0].equals(tables[1]): tables = tables[:1]                        # the epochs of training repeat it
-    else: tables += [rule(groups.scores, groups.prompt_ids, v) for v in range(2, visits)]
+    tables = [rule(groups.scores, groups.prompt_ids, v) for v in range(visits)]
+    if all(tables[0].equals(t) for t in tables): tables = tables[:1]                          # the epochs of training repeat it
     path, labels = group_pairs(groups, tables)
     return align_labels(replace(scale, pairs=str(path), n_pairs=None), name, recipe, labels, LabelConfig('given'), **changes)
 

@@ -13,9 +13,10 @@ from .pairs import PromptSet, read_prompts
 from .store import InputError, content_digest, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest
 
 # %% auto #0
-__all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SampleConfig', 'image_seed', 'initial_latents', 'make_scheduler', 'load_generator',
-           'load_lora', 'load_safety_checker', 'plan', 'draw_images', 'generate', 'image_file', 'ImageStore',
-           'sample_inputs', 'intact', 'write_index', 'missing_images', 'write_images', 'sample', 'open_images']
+__all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SAMPLING', 'SampleConfig', 'image_seed', 'initial_latents', 'make_scheduler',
+           'load_generator', 'load_lora', 'load_safety_checker', 'plan', 'draw_images', 'generate', 'image_file',
+           'ImageStore', 'sample_inputs', 'intact', 'write_index', 'missing_images', 'write_images', 'sample',
+           'open_images']
 
 # %% ../nbs/50_sampling.ipynb #0fde6e1a
 @dataclass(frozen=True)
@@ -154,10 +155,12 @@ class ImageStore:
         for row in self.index.itertuples(): yield row.sha256[:16], self.image(row.prompt_id, row.image_index), row.prompt
 
 # %% ../nbs/50_sampling.ipynb #a1c70667
+SAMPLING = 1            # part of every key: to be raised when the same settings draw other images
+
 def sample_inputs(config, prompt_set) -> dict:
     "Everything the images depend on; not the batch size, nor the device, which change them by rounding only."
     model = part_digests(local_folder(config.model)) | ({'lora': content_digest(config.lora)} if config.lora else {})
-    return {'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in
+    return {'revision': SAMPLING, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in
             ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')}}
 
 def intact(path, sha256=None) -> bool:

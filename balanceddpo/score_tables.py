@@ -57,7 +57,7 @@ def score_pairs(pairs, scorers, out, shard_size: int = 1000, progress: bool = Tr
     if not 0 <= worker < workers: raise InputError(f'worker must be 0 to {workers - 1} for {workers} workers, not {worker}')
     with locked(out) if workers == 1 else nullcontext():
         stage = open_stage('scores', inputs, folder=out)
-        if key is not None and stage.done: return stage.folder
+        if key is not None and stage.intact: return stage.folder
         shards, total = _score_shards(pairs, scorers, stage.folder, shard_size, progress, batch_size, worker, workers)
         if shard_path(out, shards).exists(): raise InputError(f'{out} holds the scores of more than these {total} pairs: choose another folder, or delete it')
         if all(shard_path(out, n).exists() for n in range(shards)): stage.finish(pairs=total, scorers=inputs['scorers'])

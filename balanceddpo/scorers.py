@@ -200,7 +200,8 @@ def load_scorer(spec, device='auto', dtype='fp32', batch_size=64, towers=None) -
     kind = spec.kind or spec.name
     if kind in _REGISTERED: return _REGISTERED[kind](spec, device=device, dtype=dtype, batch_size=batch_size)
     if kind not in PUBLISHED: raise InputError(f'unknown scorer {kind!r}: use {", ".join([*PUBLISHED, *_REGISTERED])}, or register it')
-    published, near = PUBLISHED[kind].get(spec.variant) or next(iter(PUBLISHED[kind].values()))
+    if spec.variant and spec.variant not in PUBLISHED[kind]: raise InputError(f'{kind} has no variant {spec.variant!r}: use {", ".join(PUBLISHED[kind])}')
+    published, near = PUBLISHED[kind][spec.variant or next(iter(PUBLISHED[kind]))]
     source, beside = (spec.source, spec.backbone) if spec.source else (published, spec.backbone or near)
     if kind == 'pickscore' and spec.source and not beside: beside = _beside_pickscore(spec.source)
     build = _load_aesthetic if kind == 'aesthetic' else _load_prompt

@@ -11,13 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['InputError', 'canonical', 'digest', 'file_digest', 'content_digest', 'tidy', 'staged', 'write_json', 'read_json',
-           'write_manifest', 'verify_manifest', 'locked', 'runs_root', 'first_difference', 'Stage', 'open_stage',
-           'pair_generator', 'asset', 'package_key']
+__all__ = ['InputError', 'reason_of', 'canonical', 'digest', 'file_digest', 'content_digest', 'tidy', 'staged', 'write_json',
+           'read_json', 'write_manifest', 'verify_manifest', 'locked', 'runs_root', 'first_difference', 'Stage',
+           'open_stage', 'pair_generator', 'asset', 'package_key']
 
 # %% ../nbs/000_store.ipynb #b784aa89
 class InputError(ValueError):
     "Bad input, told in one line: what was wrong, where, what to do. The command line shows it and exits with code 2."
+
+def reason_of(error) -> str:
+    "An error of a library in one short line: its class and what it says."
+    return f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given":.200}'
 
 # %% ../nbs/000_store.ipynb #5c45d02b
 def canonical(value):
@@ -263,8 +267,8 @@ def open_stage(kind, inputs, root=None, folder=None) -> Stage:
     folder = Path(folder) if folder else Path(root or runs_root())/kind/digest(inputs)
     tidy(folder); folder.mkdir(parents=True, exist_ok=True); tidy(folder/'inputs.json')
     if not (folder/'inputs.json').exists():
-        if foreign := _files(folder): raise InputError(f'{folder} holds files that are not ours ({foreign[0]}): choose an empty folder')
-        write_json(folder/'inputs.json', inputs)
+        if foreign := set(_files(folder)) - {'inputs.json'}: raise InputError(f'{folder} holds files that are not ours ({min(foreign)}): choose an empty folder')
+        write_json(folder/'inputs.json', inputs)                     # if it is there by now, another worker wrote it
     if found := first_difference(read_json(folder/'inputs.json'), inputs):
         raise InputError('{} was made with {} = {!r}, not {!r}: choose another folder, or delete it'.format(folder, *found))
     return Stage(folder, inputs)

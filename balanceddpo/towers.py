@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from .store import InputError, digest, file_digest, read_json
+from .store import InputError, digest, file_digest, read_json, reason_of
 from .backends import ensure_torchvision, pick_device, pick_dtype
 
 # %% auto #0
@@ -189,7 +189,7 @@ def hub_file(repository: str, *names: str) -> Path:
     from huggingface_hub import hf_hub_download
     for name in names:
         try: return Path(hf_hub_download(repository, name))
-        except Exception as e: reason = type(e).__name__           # the Hub's errors have no common class
+        except Exception as e: reason = reason_of(e)               # the Hub's errors have no common class
     raise InputError(f'{repository}: {names[0]} is not to be had from the Hub ({reason}), and there is no such local path: give the path of a downloaded copy')
 
 def find_source(source: str) -> Path | str:
@@ -222,7 +222,7 @@ def loading(what):
     except UnpicklingError as e:
         raise InputError(f'{what} holds more than tensors and was not loaded: a pickle can run any program. If you trust it, convert it to safetensors') from e
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError) as e:
-        raise InputError(f'{what} cannot be loaded ({type(e).__name__}: {" ".join(str(e).split()) or "no reason given":.200})') from e
+        raise InputError(f'{what} cannot be loaded ({reason_of(e)})') from e
 
 def read_weights(path) -> dict:
     "The tensors of a .safetensors file, or of a pickle (its 'state_dict' if it has one). Raises InputError if it is damaged or holds anything else."
@@ -266,18 +266,19 @@ def transformers_tower(source, processor, view, key, device, dtype) -> Tower:
     from transformers import AutoTokenizer, CLIPModel
     settings = clip_settings(processor); crop = settings['crop']
     with loading(source):
-        model, report = CLIPModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, report = CLIPModel.from_pretrained(source, dtype='float32', output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(processor)
         if report['missing_keys']: raise ValueError(f'it lacks the weights {sorted(report["missing_keys"])[0]} ...')
         if crop != (size := model.config.vision_config.image_size): raise ValueError(f'the processor makes {crop} pixels, the model takes {size}')
-    model = model.to(device).eval().requires_grad_(False); length = model.config.text_config.max_position_embeddings
+    scale, length = model.logit_scale.exp().item(), model.config.text_config.max_position_embeddings      # the scale of the fp32 weight: bf16 has 98.9 for 100
+    model = model.to(device, dtype).eval().requires_grad_(False)
     def encode_texts(prompts):
         tokens = tokenizer(prompts, padding='max_length', truncation=True, max_length=length, return_tensors='pt').to(device)
         return _features(model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
     def padded(batch, i): return batch.view(('pad', crop), i, lambda: pad_to_square(batch.pixels(i), crop))
     def cropped(batch, i): return batch.view(('crop', settings['size'], crop), i, lambda: crop_to_square(batch[i], settings['size'], crop))
     return Tower(key, lambda x: _features(model.get_image_features(pixel_values=x)), encode_texts,
-                 normalised(padded if view == 'pad' else cropped, settings['mean'], settings['std']), model.logit_scale.float().exp().item(), device, dtype)
+                 normalised(padded if view == 'pad' else cropped, settings['mean'], settings['std']), scale, device, dtype)
 
 # %% ../nbs/05_towers.ipynb #d9cd85ed
 @contextmanager
@@ -287,32 +288,31 @@ def _quiet_open_clip():
     try: yield
     finally: logging.disable(level)
 
-def open_clip_model(source, architecture, dtype):
-    "`(model, tokenizer)` of open_clip, on the CPU. Raises InputError if the weights are missing or do not fit."
+def open_clip_model(source, architecture):
+    "`(model, tokenizer)` of open_clip, on the CPU in fp32. Raises InputError if the weights are missing or do not fit."
     ensure_torchvision()
-    import open_clip, torch
-    precision = {torch.float32: 'fp32', torch.bfloat16: 'pure_bf16', torch.float16: 'pure_fp16'}[dtype]
+    import open_clip
     bare = isinstance(source, Path) and source.is_file()
     name = architecture if bare else f'local-dir:{source}' if isinstance(source, Path) else f'hf-hub:{source}'
     with _quiet_open_clip(), loading(source):
         weights = read_weights(source) if bare else None
-        model = open_clip.create_model(name, precision=precision, weights_only=True, require_pretrained=not bare, pretrained_text=False)
+        model = open_clip.create_model(name, weights_only=True, require_pretrained=not bare, pretrained_text=False)
         if bare: model.load_state_dict(weights)
         return model, open_clip.get_tokenizer(name)
 
 # %% ../nbs/05_towers.ipynb #c806525c
 def open_clip_tower(source, architecture, view, key, device, dtype) -> Tower:
     "The `Tower` of an open_clip model; `view` is 'pad' for HPS v2's, 'crop' for the model's own. Raises InputError if files are missing or do not fit."
-    model, tokenizer = open_clip_model(source, architecture, dtype)
+    model, tokenizer = open_clip_model(source, architecture)
     import open_clip
-    model = model.to(device).eval().requires_grad_(False); settings = open_clip.get_model_preprocess_cfg(model)
+    scale, settings = model.logit_scale.exp().item(), open_clip.get_model_preprocess_cfg(model)
+    model = model.to(device, dtype).eval().requires_grad_(False)
     size = settings['size'] if isinstance(settings['size'], int) else max(settings['size'])
     if view == 'pad': look = normalised(lambda batch, i: batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size)), settings['mean'], settings['std'])
     else:
         transform = open_clip.image_transform(size, is_train=False, **{k: settings[k] for k in ('mean', 'std', 'interpolation', 'resize_mode', 'fill_color')})
         look = lambda batch, i: transform(batch[i])
-    return Tower(key, model.encode_image, lambda prompts: model.encode_text(tokenizer(prompts).to(device)), look,
-                 model.logit_scale.float().exp().item(), device, dtype)
+    return Tower(key, model.encode_image, lambda prompts: model.encode_text(tokenizer(prompts).to(device)), look, scale, device, dtype)
 
 # %% ../nbs/05_towers.ipynb #ff1a0edb
 PREPROCESSING = 1       # part of every key: to be raised when a pixel that reaches a tower changes

@@ -21,22 +21,22 @@ from .reference import NoReference, make_reference, refresh_due
 from .store import InputError, digest, locked, open_stage, staged, verify_manifest, write_json, write_manifest
 
 # %% auto #0
-__all__ = ['MAY_CHANGE', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of', 'refreshes',
-           'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'decided_pairs', 'Run', 'open_accelerator', 'trainable',
-           'compile_models', 'with_targets', 'make_optimizer', 'start', 'MicroBatch', 'to_device', 'weights_of',
-           'captions_of', 'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step', 'learning_rate',
-           'measured', 'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record', 'run_inputs',
-           'trained_state', 'save', 'restore', 'stop_signal', 'stopping', 'base_name', 'described', 'model_card',
-           'publish', 'published', 'watched', 'alone', 'open_run', 'train']
+__all__ = ['MAY_CHANGE', 'TRAINING', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of',
+           'refreshes', 'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'visits_before', 'decided_pairs', 'Run',
+           'open_accelerator', 'trainable', 'compile_models', 'with_targets', 'make_optimizer', 'start', 'MicroBatch',
+           'to_device', 'weights_of', 'captions_of', 'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step',
+           'learning_rate', 'measured', 'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record',
+           'run_inputs', 'trained_state', 'save', 'lay_out', 'restore', 'stop_signal', 'stopping', 'base_name',
+           'described', 'model_card', 'publish', 'published', 'watched', 'alone', 'open_run', 'train']
 
 # %% ../nbs/40_training.ipynb #128fa684
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings of one training run. Raises InputError naming the field for a value that makes no sense."
     model: str  # base model: a diffusers pipeline folder, a Hub id, 'icons' or 'icons-xl'
-    method: str = 'dpo'  # preference loss: a row of LOSSES
+    method: str = 'dpo'  # preference loss
     options: tuple[str, ...] = ()  # parameters of the method beside beta, each NAME=VALUE, such as mu=0.5
-    noise: str = 'auto'  # how latents get their noise: random, a row of INVERSIONS, or auto: as the method was published
+    noise: str = 'auto'  # how latents get their noise: auto (as the method was published), random, or an inversion
     mode: Literal['full', 'lora'] = 'full'  # train all weights of the denoiser, or a low-rank adapter
     resolution: int = 512  # pixels a side; the encoded pairs must have it
     max_steps: int = 2000  # optimizer steps
@@ -56,12 +56,12 @@ class TrainConfig:
     sample_latents: bool = True  # sample the autoencoder's Gaussian at each visit; otherwise its mean
     lora_rank: int = 16  # rank of the adapter
     lora_targets: tuple[str, ...] = ()  # layers that get one; empty: the attention projections of the model's family
-    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # of the forward passes; weights, losses and optimizer stay fp32
+    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # of the forward passes, and of weights that a LoRA leaves as they are; what is trained, losses and optimizer stay fp32
     gradient_checkpointing: bool = False  # recompute activations: less memory, a quarter slower
     compiled: Literal['no', 'blocks', 'whole'] = 'no'  # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
-    device: str = 'auto'  # auto, cpu, cuda
+    device: str = 'auto'  # auto, cpu, cuda: the first GPU in sight (CUDA_VISIBLE_DEVICES chooses)
     log_every: int = 1  # steps a row of metrics
     checkpoint_every: int = 100  # steps a checkpoint
     keep_checkpoints: int = 2  # checkpoints that stay
@@ -146,6 +146,13 @@ def plan(n, batch_size, seed, step):
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), n)
     return np.array([epoch_order(n, seed, int(e))[p] for e, p in zip(epochs, places)])
 
+def visits_before(places):
+    "How often each place of a step's plan stands in it before, int64 [n]: 0 but for pairs that one step visits again, at the seam of two epochs or where there are few."
+    import numpy as np
+    order = np.argsort(places, kind='stable'); there = np.asarray(places)[order]
+    found = np.empty(len(there), dtype=np.int64); found[order] = np.arange(len(there)) - np.searchsorted(there, there)
+    return found
+
 # %% ../nbs/40_training.ipynb #7d1337f5
 def decided_pairs(pair_ids, labels):
     """The encoded pairs to train on: their numbers int64 [n], their rows of `labels` in the same order, and a dict of counts.
@@ -189,6 +196,7 @@ def open_accelerator(config, out):
     from accelerate.state import AcceleratorState
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: AcceleratorState._reset_state(True)      # an earlier run of this process may have had another precision
     device = pick_device(config.device)
+    if device.index: raise InputError(f'training takes the first GPU in sight, not {config.device}: set CUDA_VISIBLE_DEVICES={device.index} and device cuda')
     if config.precision == 'fp16' and device.type == 'cpu': raise InputError('precision fp16 needs a GPU: use bf16 or fp32 on the CPU')
     accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision.replace('fp32', 'no'), project_dir=str(out),
                               log_with=None if config.tracker == 'none' else config.tracker)
@@ -217,6 +225,7 @@ def compile_models(models, compiled) -> None:
     import torch
     if compiled != 'no': torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)       # blocks of several sizes, with and without gradient, share one code
     for model in {id(m): m for m in models}.values():
+        if compiled == 'blocks' and not getattr(model, '_repeated_blocks', None): raise InputError(f'{type(model).__name__} names no blocks that repeat: set compiled to whole')
         if compiled == 'blocks': model.compile_repeated_blocks()
         if compiled == 'whole': model.compile()
 
@@ -234,7 +243,7 @@ def make_optimizer(config, parameters):
 
 # %% ../nbs/40_training.ipynb #a6338ccc
 def start(config, encoded, labels, label_config, out, family=None, accelerator=None) -> Run:
-    """Line 1: the policy from the base model, the reference a copy of it. `family` is loaded from `config.model` unless given (then it is trained in place).
+    """Line 8: the policy from the base model, the reference a copy of it. `family` is loaded from `config.model` unless given (then it is trained in place).
 
     Sets the global random seeds. Raises InputError if the pairs were encoded at another resolution, or nothing can be learned from the labels."""
     from accelerate.utils import set_seed
@@ -246,9 +255,9 @@ def start(config, encoded, labels, label_config, out, family=None, accelerator=N
     set_seed(config.seed)                                  # for the adapter's first weights, and layers that draw
     dtype = config.precision if config.mode == 'lora' else 'fp32'
     if config.mode == 'full': check_parts(family.folder if family else local_folder(config.model))          # the result is a whole pipeline: a missing part is told now
-    family = family or load_family(config.model, dtype, accelerator.device, components=('vae', 'denoiser'))
+    family = family or load_family(config.model, dtype, accelerator.device, components=('denoiser',))
     config = with_targets(config, family.folder)
-    model = trainable(family.model, config)
+    model = trainable(family.model.to(accelerator.device), config)          # before the reference is copied from it
     if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -279,38 +288,39 @@ def weights_of(run, places):
     import torch
     return torch.tensor(label_weights(run.labels.iloc[places], run.label_config, run.step))
 
-def captions_of(run, conditioning, pair_ids):
-    "The pairs' conditioning, the empty one in its place where the draw says so: name -> [n, ...]."
+def captions_of(run, conditioning, visits):
+    "The visited pairs' conditioning, the empty one in its place where the draw says so: name -> [n, ...]."
     import torch
-    empty = draw_uniform(run.config.seed, run.step, pair_ids, 'empty prompt') < run.config.empty_prompt_rate
+    empty = draw_uniform(run.config.seed, run.step, visits, 'empty prompt') < run.config.empty_prompt_rate
     blank = run.encoded.empty_conditioning
     return {k: torch.where(empty.view(-1, *[1] * (v.ndim - 1)), blank[k].to(v), v) for k, v in conditioning.items()}
 
 # %% ../nbs/40_training.ipynb #c9ff4183
-def micro_batch(run, places) -> MicroBatch:
-    "The pairs at `places` of the plan, with the noise, timesteps and captions of this step."
+def micro_batch(run, places, before=None) -> MicroBatch:
+    "The pairs at `places` of the plan, with the noise, timesteps and captions of this step; `before`: how often the step has visited each already (0 by default)."
     c, family, rows = run.config, run.family, run.rows[places]
     pair_ids = [run.encoded.pair_ids[r] for r in rows]
+    visits = [f'{p}, visit {k + 1}' if k else p for p, k in zip(pair_ids, [0]*len(rows) if before is None else before)]
     moments, conditioning = run.encoded.batch(rows)
     shape = family.latent_shape(c.resolution)
     def both(tensor): return to_device(tensor.repeat_interleave(2, 0), run)
-    z = to_device(draw_noise(c.seed, run.step, pair_ids, (2, *shape), 'latents').flatten(0, 1), run) if c.sample_latents else None
+    z = to_device(draw_noise(c.seed, run.step, visits, (2, *shape), 'latents').flatten(0, 1), run) if c.sample_latents else None
     x0 = family.latents(to_device(moments.flatten(0, 1), run), z)
-    eps = both(draw_noise(c.seed, run.step, pair_ids, shape))
-    t = both(draw_timesteps(c.seed, run.step, pair_ids, family.n_train_timesteps, density=family.timestep_density))
-    conditioning = {k: both(v) for k, v in captions_of(run, conditioning, pair_ids).items()}
+    eps = both(draw_noise(c.seed, run.step, visits, shape))
+    t = both(draw_timesteps(c.seed, run.step, visits, family.n_train_timesteps, density=family.timestep_density))
+    conditioning = {k: both(v) for k, v in captions_of(run, conditioning, visits).items()}
     if c.noise == 'random': noisy, target = family.noise(x0, eps, t), family.target(x0, eps, t)
-    else: noisy, target = inverted(run, x0, t, conditioning, pair_ids)
+    else: noisy, target = inverted(run, x0, t, conditioning, visits)
     return MicroBatch(noisy, target, t, conditioning, to_device(weights_of(run, places), run), family.log_snr(x0, t)[::2], pair_ids)
 
 def predicted(run, model, noisy, timesteps, conditioning):
     "What `model` predicts for noisy latents [2n, c, h, w] at timesteps [2n], under the run's precision: the one numeric path of policy and reference."
     with run.accelerator.autocast(): return run.family.predict(model, noisy, timesteps, conditioning, run.config.resolution)
 
-def inverted(run, x0, t, conditioning, pair_ids):
+def inverted(run, x0, t, conditioning, visits):
     "Noisy latents and targets, both as `x0` [2n, c, h, w], by DDIM inversion with the policy (SmPO, InPO), without gradient."
     def predict(x, at, rows): return predicted(run, run.policy, x, at, {k: v[rows] for k, v in conditioning.items()})
-    def draw(k): return to_device(draw_noise(run.config.seed, run.step, pair_ids, (2, *x0.shape[1:]), f'inversion {k}').flatten(0, 1), run)
+    def draw(k): return to_device(draw_noise(run.config.seed, run.step, visits, (2, *x0.shape[1:]), f'inversion {k}').flatten(0, 1), run)
     return noise_by_inversion(run.config.noise, predict, run.family.prediction, x0, t, run.family.alphas_cumprod, draw)
 
 # %% ../nbs/40_training.ipynb #c32bba6b
@@ -321,9 +331,9 @@ def outputs_of(run, batch) -> Outputs:
     reference = pairs(run.reference.predict(predict)) if LOSSES[run.config.method].needs_reference else None
     return Outputs(pairs(predict(run.policy)), reference, pairs(batch.target), batch.weights, batch.log_snr, run.config.beta_convention)
 
-def micro_step(run, places) -> dict:
-    "Add the gradient of these pairs to the policy's. Returns losses [n], pair ids and the report of `loss_report`, still on the device."
-    batch = micro_batch(run, places)
+def micro_step(run, places, before=None) -> dict:
+    "Add the gradient of these pairs (as for `micro_batch`) to the policy's. Returns losses [n], pair ids and the report of `loss_report`, still on the device."
+    batch = micro_batch(run, places, before)
     outputs = outputs_of(run, batch)
     losses, logits = loss_of(run.config)(outputs)
     run.accelerator.backward(losses.sum() * (run.accelerator.num_processes / run.config.batch_size))
@@ -337,7 +347,7 @@ def learning_rate(config, step) -> float:
 
 # %% ../nbs/40_training.ipynb #b9ed1c89
 def measured(run, done, norm) -> dict:
-    "The means over the pairs of a step, from its micro-steps on all processes, as numbers: the one wait for the device in a step."
+    "The means over the pairs of a step, from its micro-steps on all processes, as numbers: where the step waits for the device."
     import torch
     report = merge_reports([d['report'] for d in done]); n = report.pop('decided')
     sums = torch.stack([sum(d['losses'].sum() for d in done), n, *(v * n for v in report.values())])
@@ -375,12 +385,13 @@ def skip_step(run, done, measures) -> None:
 
 # %% ../nbs/40_training.ipynb #303b4623
 def update(run) -> dict:
-    "Lines 3 to 12: the gradient of the mean loss over the pairs of this step, and one step of the optimizer. Returns the measures of the step."
+    "Lines 10 to 19: the gradient of the mean loss over the pairs of this step, and one step of the optimizer. Returns the measures of the step."
     c, accelerator = run.config, run.accelerator
-    places = plan(len(run.rows), c.batch_size, c.seed, run.step)[accelerator.process_index::accelerator.num_processes]
-    *first, last = [places[i:i + c.micro_batch_size] for i in range(0, len(places), c.micro_batch_size)]
-    with accelerator.no_sync(run.policy): done = [micro_step(run, p) for p in first]
-    done.append(micro_step(run, last))
+    whole = plan(len(run.rows), c.batch_size, c.seed, run.step)
+    places, before = (v[accelerator.process_index::accelerator.num_processes] for v in (whole, visits_before(whole)))
+    *first, last = [(places[i:i + c.micro_batch_size], before[i:i + c.micro_batch_size]) for i in range(0, len(places), c.micro_batch_size)]
+    with accelerator.no_sync(run.policy): done = [micro_step(run, *some) for some in first]
+    done.append(micro_step(run, *last))
     measures = measured(run, done, accelerator.clip_grad_norm_(run.parameters, c.clip or math.inf))
     measures['skipped'] = not (math.isfinite(measures['loss']) and math.isfinite(measures['grad_norm']))
     if measures['skipped']: skip_step(run, done, measures)
@@ -419,11 +430,13 @@ def record(run, measures, bar) -> None:
 # %% ../nbs/40_training.ipynb #5b1fad3a
 MAY_CHANGE = ('model', 'data', 'max_steps', 'micro_batch_size', 'gradient_checkpointing', 'compiled', 'channels_last', 'device', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps', 'tracker')
 
+TRAINING = 1            # part of every key: to be raised when the same settings train other weights
+
 def run_inputs(config, encoded, labels, label_config, folder) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     from pandas.util import hash_pandas_object
     table = {c: digest(hash_pandas_object(labels[c], index=False).to_numpy().tobytes()) for c in labels}
-    return {'training': {k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE}, 'base': part_digests(folder, ('denoiser', 'scheduler')),
+    return {'revision': TRAINING, 'training': {k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE}, 'base': part_digests(folder, ('denoiser', 'scheduler')),
             'pairs': encoded.key, 'labels': table, 'label_config': asdict(label_config)}
 
 # %% ../nbs/40_training.ipynb #c2c149a4
@@ -442,6 +455,13 @@ def save(run) -> None:
     run.accelerator.wait_for_everyone()
 
 # %% ../nbs/40_training.ipynb #304b5a54
+def lay_out(optimizer) -> None:
+    "Give the state of an optimizer the memory layout of its weights: a fused kernel walks through both side by side, and a checkpoint keeps no layout."
+    import torch
+    for p, state in optimizer.state.items():
+        for name, v in state.items():
+            if torch.is_tensor(v) and v.shape == p.shape: state[name] = torch.empty_like(p, dtype=v.dtype).copy_(v)
+
 def restore(run) -> None:
     "Take up the newest whole checkpoint, if there is one; rows of metrics from after it are removed, they will come again."
     import torch
@@ -451,7 +471,7 @@ def restore(run) -> None:
         if kept.keys() != mine.keys(): raise InputError(f'{found.folder} holds other parameters than this model trains')
         with torch.no_grad():
             for name, p in mine.items(): p.copy_(kept[name])
-        run.reference.load_state_dict(found.load('reference')); run.optimizer.load_state_dict(found.load('optimizer'))
+        run.reference.load_state_dict(found.load('reference')); run.optimizer.load_state_dict(found.load('optimizer')); lay_out(run.optimizer)
         progress = found.load('progress'); run.step, run.bad_steps, run.window = (progress[k] for k in ('step', 'bad_steps', 'window'))
         if run.accelerator.scaler: run.accelerator.scaler.load_state_dict(progress['scaler'])
         restore_random_state(found.load('random'))

@@ -114,6 +114,12 @@ def test_a_full_fine_tune_is_a_model_like_any_other(world, tmp_path, run):
     run(*drawn, *scorer, '--out', tmp_path/'drawn')
     run('evaluate', f'base={tmp_path}/base', f'tuned={tmp_path}/tuned', *scorer, '--device', 'cpu', '--out', tmp_path/'kept')      # from the folders of images
     assert (tmp_path/'drawn/comparisons.csv').read_text() == (tmp_path/'kept/comparisons.csv').read_text()
+    told = json.loads((tmp_path/'kept/provenance.json').read_text())['parameters']['images']                                        # what they came from, not what was not used
+    assert {name: (i['steps'], i['images_per_prompt']) for name, i in told.items()} == {'base, prompts': (2, 2), 'tuned, prompts': (2, 2)}
+    kept = ['evaluate', f'base={tmp_path}/base', f'tuned={tmp_path}/tuned', *scorer, '--device', 'cpu', '--dry-run']
+    run(*kept, '--prompts', world/'prompts.txt', '--limit', DRAW[DRAW.index('--limit') + 1] if '--limit' in DRAW else 99)
+    assert 'other prompts than pickapic' in run(*kept, '--prompts', 'icons:pickapic', code=2)
+    assert '--images-per-prompt has nothing to say' in run(*kept, '--images-per-prompt', 9, code=2) and '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
 
 
 def test_relabelling_costs_no_scoring(world, tmp_path, run):
@@ -183,14 +189,17 @@ def test_a_preset_gives_defaults_that_can_be_changed(monkeypatch):
     ('label --pairs {w}/pairs.parquet --scorers clip={w}/clip clip={w}/clip', "two scorers are called 'clip'"), ('label --pairs {w}/pairs.parquet --method single', 'method single needs a scorer'),
     ('label --pairs {w}/pairs.parquet --method single --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"), ('label --pairs {w}/pairs.parquet --weights 1 2', '4 scorers vote but 2 weights'),
     ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt', 'holds no labels'), ('label --pairs {w}/pairs.parquet --method human --out {w}', 'is a folder'),
-    ('label --pairs {w}/pairs.parquet --register {w}/none.py', 'no such file of scorers'), ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
+    ('label --pairs {w}/pairs.parquet --register {w}/none.py', 'no such file of scorers'), ('label --pairs {w}/pairs.parquet --method smoothed --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"),
+    ('label --pairs {w}/pairs.parquet --method given', 'made by other code'), ('label --pairs {w}/pairs.parquet --method confidence --scorers clip={w}/clip', 'needs three scorers'), ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
     ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt/labels.parquet', 'prompts.txt is a file'),
     ('encode --pairs {w}/pairs.parquet --model {w}/clip', 'model_index.json'), ('encode --pairs {w}/pairs.parquet --preset none', "unknown preset 'none'"),
     ('train --labels {w}/none --encoded {w}/none --model {w}/model', 'none'), ('train --preset balanced_dpo_sd15 --labels {w}/pairs.parquet --encoded {w}/clip', 'not a table of labels'),
     ('train --labels x --encoded y', '--model'), ('train --preset balanced_dpo_sd15 --labels x --encoded y --beta -1', 'beta must be above 0'),
     ('sample --model {w}/model --prompts {w}/none.txt', 'none.txt'), ('sample --model {w}/model --prompts {w}/prompts.txt --scheduler ddpm', "'ddpm'"),
     ('evaluate', 'two models'), ('evaluate a={w}/model --prompts {w}/prompts.txt', 'two models'), ('evaluate a={w}/model a={w}/model --prompts {w}/prompts.txt', "two models are called 'a'"),
-    ('evaluate a={w}/model b={w}/model', 'name the prompts'), ('evaluate a={w}/model b={w}/clip --prompts {w}/prompts.txt', 'neither a diffusers pipeline'),
+    ('evaluate a={w}/model b={w}/model', 'name the prompts'), ('evaluate a={w}/model b=work/run/model --prompts {w}/prompts.txt --dry-run', 'work/run/model: no such folder'),
+    ('encode --pairs {w}/pairs.parquet', '--model'), ('label --pairs {w}/pairs.parquet --share 0', 'share'), ('train --labels {w}/none --encoded x --model {w}/model', 'make it with balanceddpo label'),
+    ('evaluate a={w}/model b={w}/clip --prompts {w}/prompts.txt', 'neither a diffusers pipeline'),
     ('evaluate a={w}/model b={w}/model+{w}/none --prompts {w}/prompts.txt', 'no such LoRA'), ('evaluate a={w}/model b={w}/model --prompts {w}/prompts.txt {w}/prompts.txt', 'two prompt sets'),
     ('reproduce', 'NAME'), ('reproduce table0', "no notebook 'table0'"), ('reproduce table1 --parameters x=1', "unknown parameter 'x'")])
 def test_bad_input_is_one_line_and_code_2(world, run, words, says):
@@ -311,7 +320,7 @@ def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
     first, second = re.findall(r'```python\n(.*?)```', README, re.S)
     monkeypatch.chdir(tmp_path)
     small = {"'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'",
-             'load_scorers()': f'load_scorers({scorer_texts(world)})', 'resolution=512': 'resolution=32', "mode='lora')": "mode='lora', resolution=32, max_steps=1, batch_size=2, precision='fp32', tracker='none')",
+             'load_scorers()': f'load_scorers({scorer_texts(world)})', 'resolution=512': 'resolution=32', "_lora', model=base)": "_lora', model=base, resolution=32, max_steps=1, batch_size=2, precision='fp32', tracker='none')",
              'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)'}
     for old, new in small.items(): assert old in first; first = first.replace(old, new)
     exec(first, {}); assert 'win_rate' in capsys.readouterr().out

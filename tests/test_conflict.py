@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.checkpoints import checkpoints
+from balanceddpo.checkpoints import checkpoints, newest_checkpoint
 from balanceddpo.conflict import (CONSENSUS, SUM, batch_gradients, cosines, matrix, norm_report, open_probe, place_at, source_gradients, source_weights,
                                   through_training, vote_cosine)
 from balanceddpo.consensus import LabelConfig, label_pairs
@@ -173,3 +173,10 @@ def test_a_checkpoint_of_another_model_is_refused(made, tmp_path):
     config, encoded, scores = made
     out = train(replace(config, mode='lora'), encoded, label_pairs(scores), LabelConfig(), tmp_path/'run', progress=False)
     with pytest.raises(InputError, match='belongs to another model'): place_at(open_probe(config, encoded, label_pairs(scores)), checkpoints(out.parent/'checkpoints')[0])
+
+
+def test_a_probe_that_has_been_placed_does_not_pass_for_the_start(made, tmp_path):
+    config, encoded, scores = made; labels = label_pairs(scores)
+    train(replace(config, max_steps=2), encoded, labels, LabelConfig(), tmp_path/'run', progress=False)
+    probe = open_probe(config, encoded, labels); place_at(probe, newest_checkpoint(tmp_path/'run'/'checkpoints'))
+    with pytest.raises(InputError, match='open a new one'): through_training(probe, (), 2)

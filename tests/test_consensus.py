@@ -346,3 +346,11 @@ def test_files_that_are_no_labels_are_refused(tmp_path):
     make_table(make_scores(5)).to_parquet(tmp_path/'scores.parquet'); (tmp_path/'text.parquet').write_text('hello')
     for name in ('scores', 'text', 'absent'):
         with pytest.raises(InputError, match=f'{name}.parquet is not a table of labels'): read_labels(tmp_path/f'{name}.parquet')
+
+
+def test_ties_for_annotators_need_annotators():
+    table = pd.DataFrame({'pair_id': ['p', 'p', 'q', 'q'], 'slot': [0, 1, 0, 1], 'a': [1., 0, 1, 0], 'b': [0., 1, 1, 0]})
+    for nobody in (table, table.assign(label_0=np.nan)):
+        with pytest.raises(InputError, match="'human' needs human labels"): label_pairs(nobody, LabelConfig('majority', ties='human'))
+        assert label_pairs(nobody, LabelConfig('majority', ties='drop')).s.tolist() == [0, 1]
+    assert label_pairs(table.assign(label_0=[0., 0, np.nan, np.nan]), LabelConfig('majority', ties='human')).s.tolist() == [-1, 1]

@@ -12,7 +12,7 @@ from balanceddpo.store import InputError, locked
 from PIL import Image
 from tiny_models import tiny_folder
 
-CONFIG = EncodeConfig(resolution=32, storage='fp32', batch_size=2, shard_size=3, workers=2)
+CONFIG = EncodeConfig(model='given', resolution=32, storage='fp32', batch_size=2, shard_size=3, workers=2)
 CAPTIONS = ['a red cat', 'a dog', 'a red cat', '../../etc/passwd', 'two\0dogs', 'x' * 300, 'a dog', 'a cat']
 
 

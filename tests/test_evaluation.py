@@ -352,6 +352,12 @@ def test_the_mean_over_scorers_by_a_slow_implementation():
     with pytest.raises(InputError, match="no scores of 'c'"): mean_win_rates(both, [('a', 'c')], names)
 
 
+def test_the_mean_over_scorers_does_not_drop_ties():
+    from balanceddpo.evaluation import mean_win_rates
+    both = pd.concat([score_table(m, {'hps': np.zeros((2, 1))}) for m in 'ab'])
+    with pytest.raises(InputError, match='split or loss'): mean_win_rates(both, [('a', 'b')], ['hps'], ties='drop')
+
+
 def test_gains_by_hand():
     "Two prompts of two images. HPS: prompt means 2, 4 against 1, 1, its base scores 0, 2, 1, 1 with s.d. sqrt(2/3). CLIP: 0, 0 against 3, -1, its base scores 4, 2, -4, 2 with s.d. sqrt(12)."
     from balanceddpo.evaluation import mean_gains

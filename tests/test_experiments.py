@@ -65,3 +65,20 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     assert experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2) == model and (run/'metrics.jsonl').stat().st_mtime_ns == stamp
     log = experiments.training_log(model)
     assert log.step.tolist() == [1, 2, 3, 4] and log.refreshed.tolist() == [False, True, False, True]
+
+
+def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
+    scale = experiments.scale_of('smoke', prompts={'mine': str(tmp_path/'a.txt')})
+    assert scale.prompts == (('mine', str(tmp_path/'a.txt')),) and scale.prompts[:1] == scale.prompts and hash(scale)
+
+
+def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_path):
+    import shutil
+    from balanceddpo import icons, scorers, store
+    keys = lambda: [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]
+    before = keys(); assert keys() == before
+    other = shutil.copytree(store.asset('recogniser'), tmp_path/'recogniser'); (other/'more.txt').write_text('x')
+    real = store.asset; monkeypatch.setattr(icons, 'asset', lambda *parts: other if parts == ('recogniser',) else real(*parts))
+    assert not set(keys()) & set(before)
+    monkeypatch.undo(); assert keys() == before
+    monkeypatch.setattr(icons, 'CHECKS', 2); assert not set(keys()) & set(before)

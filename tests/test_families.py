@@ -282,3 +282,12 @@ def test_the_packaged_models_are_of_two_families():
     for name, family, width in (('icons', 'sd15', 128), ('icons-xl', 'sdxl', 256)):
         found = load_family(name, components=('text',), device='cpu')
         assert found.name == family and found.encode_prompts(['a fox'])['prompt_embeds'].shape == (1, 24, width)
+
+
+def test_the_class_and_the_settings_of_a_pipeline_are_part_of_what_it_is(folders, tmp_path):
+    "The embedding of the empty prompt, and so every guided image, depends on a setting of SDXL's model_index.json."
+    import json
+    folder = shutil.copytree(folders['sdxl'], tmp_path/'sdxl'); before = part_digests(folder, ('vae',)); index = json.loads((folder/'model_index.json').read_text())
+    def now(**changes): (folder/'model_index.json').write_text(json.dumps(index | changes)); return part_digests(folder, ('vae',))
+    assert now() == now(_diffusers_version='0.1', _name_or_path='elsewhere') == before == part_digests(folders['sdxl'], ('vae',))
+    assert {k for k, v in now(force_zeros_for_empty_prompt=not index.get('force_zeros_for_empty_prompt', True)).items() if v != before[k]} == {'pipeline'}

@@ -150,6 +150,16 @@ def test_round_trip_keeps_everything_also_further_ratings(tmp_path):
     assert list(read_pairs(path, limit=7)) == mine[:7] and list(read_pairs(path, limit=0)) == []
     assert pq.read_schema(path).names[:5] == ['caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1']
 
+def test_a_share_is_random_repeatable_and_part_of_a_larger_one(tmp_path):
+    path = write_pairs(some_pairs(200), tmp_path/'p.parquet'); every = [p.pair_id for p in read_pairs(path)]
+    ids = {s: [p.pair_id for p in read_pairs(path, share=s)] for s in (.1, .5, 1.)}
+    assert ids[1.] == every and ids[.5] == [p.pair_id for p in read_pairs(path, share=.5)] == [i for i in every if i in set(ids[.5])]
+    assert set(ids[.1]) < set(ids[.5]) and abs(len(ids[.5]) - 100) < 4*50**.5 and abs(len(ids[.1]) - 20) < 4*18**.5
+    numbers = [every.index(i) for i in ids[.5]]; assert 60 < sum(numbers)/len(numbers) < 140                      # from everywhere, not from the front
+    assert [p.pair_id for p in read_pairs(path, limit=3, share=.5)] == ids[.5][:3]
+    for wrong in (0, -1, 1.5, float('nan')): refused(read_pairs, path, share=wrong)
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = write_pairs(some_pairs(3), tmp_path/'pairs.parquet')
     def breaks(): yield from some_pairs(100); raise RuntimeError('the generator died')

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scipy.stats import ttest_ind
 from balanceddpo.evaluation import bootstrap_interval, compare, score_table, wilson
 from balanceddpo.ranking import (bradley_terry, differences_over_seeds, expected_rates, holm, over_seeds, prompt_points, rank_models, rates_by_quantile, sign_test, vote_dependence,
                                  win_chance, with_p_values)
@@ -74,7 +75,6 @@ def test_over_seeds_is_the_t_test():
 
 def test_two_pooled_groups_are_students_test():
     "For two groups of equal size, the pooled variance is that of Student's two-sample test."
-    from scipy.stats import ttest_ind
     rng = np.random.default_rng(1); x, y = rng.normal(size=(2, 5))
     frame = pd.DataFrame({'model': ['x']*5 + ['y']*5, 'scorer': 'hps', 'rate': np.r_[x, y]})
     rows = over_seeds(frame, ['model', 'scorer'], 'rate', pool=['scorer'])
@@ -92,6 +92,16 @@ def test_pools_are_separate_and_rows_keep_their_order():
     half = (rows.high - rows.low)/2
     assert half[0] == pytest.approx(half[1]) and half[2] == pytest.approx(10*half[0]) and rows.sd[1] == 0
 
+def test_a_difference_of_means_of_unequal_numbers_of_seeds():
+    "Ten seeds against two: the standard error is s sqrt(1/10 + 1/2), with s pooled over both, 10 degrees of freedom."
+    draw = np.random.default_rng(3); x, y = draw.normal(1, 1, 10), draw.normal(0, 1, 2)
+    frame = pd.DataFrame({'model': ['a']*10 + ['b']*2, 'scorer': 'k', 'rate': [*x, *y]})
+    row, = differences_over_seeds(frame, ['model', 'scorer'], 'rate', 'b').to_dict('records')
+    theirs = ttest_ind(x, y)
+    assert row['mean'] == pytest.approx(x.mean() - y.mean()) and row['p'] == pytest.approx(theirs.pvalue) and row['df'] == 10
+    assert (row['low'], row['high']) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
 def test_one_seed_has_no_interval_and_equal_seeds_no_doubt():
     one = over_seeds(pd.DataFrame({'m': ['a'], 'x': [3.]}), ['m'], 'x').iloc[0]
     assert one['mean'] == 3 and all(np.isnan(one[c]) for c in ('sd', 'low', 'high', 'p', 'survives'))
@@ -99,7 +109,6 @@ def test_one_seed_has_no_interval_and_equal_seeds_no_doubt():
     assert same['mean'].tolist() == [3, 0] and same[['low', 'high', 'p', 'survives']].isna().all(axis=None)                     # on a grid of few prompts seeds can coincide
 
 def test_differences_over_seeds_are_students_two_sample_tests():
-    from scipy.stats import ttest_ind
     rng = np.random.default_rng(2); x = rng.normal(size=(2, 4))
     frame = pd.DataFrame({'model': ['a']*4 + ['b']*4, 'scorer': 'hps', 'rate': x.ravel()})
     row, = differences_over_seeds(frame, ['model', 'scorer'], 'rate', 'a').itertuples()

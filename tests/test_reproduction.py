@@ -71,6 +71,16 @@ def test_what_is_done_is_skipped_until_something_changes(place, tmp_path):
     assert times(*go(force=True)) != first
 
 
+def test_what_was_changed_while_it_ran_is_not_taken_for_what_ran(place, monkeypatch):
+    import papermill
+    real = papermill.execute_notebook
+    def changing(path, *args, **kwargs):
+        real(path, *args, **kwargs); book = nbformat.read(path, 4); book.cells[0].source += ' changed'; nbformat.write(book, path)
+    job, = plan_jobs('table1', 'smoke')
+    with monkeypatch.context() as patch: patch.setattr(papermill, 'execute_notebook', changing); go()
+    assert job.note.exists() and not is_done(job)
+
+
 def test_another_package_makes_it_not_done(place, monkeypatch):
     job, = go(); assert is_done(job)
     monkeypatch.setattr(reproduction, 'package_key', lambda: 'another'); assert not is_done(job)
@@ -154,12 +164,21 @@ def test_results_bear_the_name_of_the_notebook(place):
     assert [p.relative_to(job.out).as_posix() for p in reproduction.results(job)] == ['more/table1-a.png', 'table1.csv', 'table1_wins.pdf']
     borne = {file: [n for n in ('table1', 'table10') if reproduction.bears_name(file, n)] for file in ('table1', 'table1.json', 'table10_a.png', 'a_table1.png')}
     assert borne == {'table1': ['table1'], 'table1.json': ['table1'], 'table10_a.png': ['table10'], 'a_table1.png': []}
+    assert [n for n in ('rivals', 'rivals_tuning') if reproduction.bears_name('rivals_tuning_a.csv', n, ('rivals', 'rivals_tuning'))] == ['rivals_tuning']
+    assert reproduction.bears_name('rivals_a.csv', 'rivals', ('rivals', 'rivals_tuning'))
 
 
 def test_the_picture_in_the_list_is_the_notebooks_own(place, tmp_path):
     def row(): return reproduction.index_row('table1', place/'table1.ipynb', tmp_path)
     (tmp_path/'table1.json').write_text('{}'); (tmp_path/'table10.png').touch(); assert '.png' not in row()
     (tmp_path/'table1_map.png').touch(); assert 'src="table1_map.png"' in row()
+
+
+def test_in_a_run_of_all_a_parameter_is_for_those_that_have_it(place):
+    write(place, 'table2', WRITE, settings="scale: str = 'icons'  # size\nout: str = 'x'  # results\nm: int = 1  # other")
+    for parameters in (['n=3', 'm=4'], {'n': 3, 'm': 4}):
+        assert [{k: v for k, v in j.parameters.items() if k in 'nm'} for j in plan_jobs('all', 'smoke', parameters=parameters)] == [{'n': 3}, {'m': 4}]
+    with pytest.raises(InputError, match="unknown parameter 'k': no notebook has it"): plan_jobs('all', 'smoke', parameters=['n=3', 'k=1'])
 
 
 def test_dry_run_lists_and_runs_nothing(place, capsys):
@@ -172,8 +191,13 @@ def test_dry_run_lists_and_runs_nothing(place, capsys):
 
 def test_every_repro_notebook_can_be_planned_at_every_scale():
     named = ['icon_world', 'rivals', 'rivals_tuning', 'votes']               # what the package brings along, and what takes hours, is made only when asked by name
-    for scale in reproduction.SCALES:
-        assert [j.name for j in plan_jobs('all', scale)] == [n for n in notebooks() if scale == 'smoke' or n not in named]
+    for scale in ('smoke', 'icons'): assert [j.name for j in plan_jobs('all', scale)] == [n for n in notebooks() if scale == 'smoke' or n not in named]
+    paths = ['model=folder', 'pairs=pairs.parquet', 'prompts=mine=a.txt']
+    large = {scale: [j.name for j in plan_jobs('all', scale, parameters=paths)] for scale in ('sd15', 'sdxl')}
+    assert {'table1', 'table3', 'figure04', 'seeds', 'paper_audit'} <= {*large['sd15']} and not {'table2', 'tuning', 'noise', 'rivals'} & {*large['sd15']}
+    assert {'table2', 'figure03', 'paper_audit'} <= {*large['sdxl']} and 'table1' not in large['sdxl']
+    for name, scale, says in (('table1', 'sd15', 'needs the paths of weights and data'), ('table1', 'sdxl', 'runs at smoke or icons or sd15, not'), ('tuning', 'sd15', 'runs at smoke or icons, not'), ('all', 'sd15', 'needs the paths')):
+        with pytest.raises(InputError, match=says): plan_jobs(name, scale)
     assert all([j.name for j in plan_jobs(n, 'icons')] == [n] for n in named) and 'table1' in notebooks()
     for path in notebooks().values():
         for p in notebook_parameters(path).values(): assert p['help'] and p['inferred_type_name'] != 'None', f'{path.stem}: parameter {p["name"]} needs a type and a comment'

@@ -86,6 +86,13 @@ def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
     read_scores(tmp_path/'t')
 
 
+def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
+    out = score_pairs(PAIRS[:25], RED, tmp_path/'t', 10, progress=False, key='k'); good = files(out); path = out/'scores-00001.parquet'
+    path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
+    with pytest.raises(InputError): read_scores(out)
+    assert len(read_scores(score_pairs(PAIRS[:25], RED, out, 10, progress=False, key='k'))) == 50 and files(out) == good
+
+
 def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
     out = score_pairs(PAIRS[:25], RED, tmp_path/'t', 10, progress=False)
     for scorers, options, says in (([FunctionScorer('red', 'other weights', red)], {}, 'scorers.red'), ([FunctionScorer('blue', 'key of red', red)], {}, 'columns'),

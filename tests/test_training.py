@@ -220,6 +220,33 @@ def test_a_run_goes_on_compiled_and_in_another_layout(made, tmp_path, traced):
     assert apart(tmp_path, begin(made(), tmp_path/'c')) < 1e-3
 
 
+@pytest.mark.parametrize('first', [True, False], ids=['channels_last', 'as they were'])
+def test_a_run_with_channels_last_goes_on_to_the_same_bits(made, tmp_path, first):
+    "A checkpoint keeps no layout, and a fused AdamW walks through weights and moments side by side: they must be laid out alike again."
+    changes = dict(optimizer='adamw', refresh_every=2, beta=50.)
+    if first: go(made(), tmp_path/'a', max_steps=4, channels_last=True, **changes)
+    else:                                                  # the same two steps in each layout, without a stop between them
+        run = begin(made(), tmp_path/'a', max_steps=4, **changes)
+        for _ in range(2): training.update(run); run.step += 1; training.refresh(run)
+        for model in (run.policy, run.reference.model): model.to(memory_format=torch.channels_last)
+        training.lay_out(run.optimizer)
+        for _ in range(2): training.update(run); run.step += 1; training.refresh(run)
+    for steps, layout in ((2, first), (4, True)): go(made(), tmp_path/'b', max_steps=steps, channels_last=layout, **changes)
+    kept = newest_checkpoint(tmp_path/'b'/'checkpoints').load('policy')
+    ours = newest_checkpoint(tmp_path/'a'/'checkpoints').load('policy') if first else {n: p.detach() for n, p in run.policy.named_parameters()}
+    for k in ours: assert torch.equal(ours[k], kept[k]), k
+
+
+def test_the_state_of_an_optimizer_is_laid_out_as_its_weights():
+    weight = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last).weight; optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward(); optimizer.step()
+    before = {k: v.clone() for k, v in optimizer.state[weight].items()}
+    optimizer.state[weight] = {k: v.contiguous() for k, v in optimizer.state[weight].items()}; assert optimizer.state[weight]['exp_avg'].stride() != weight.stride()
+    training.lay_out(optimizer)
+    assert optimizer.state[weight]['exp_avg'].stride() == optimizer.state[weight]['exp_avg_sq'].stride() == weight.stride()
+    for k, v in before.items(): assert torch.equal(v, optimizer.state[weight][k])
+
+
 # ---------------------------------------------------------------- the same pairs, noise and gradient, however the step is cut
 
 def gradients(run, size):
@@ -227,6 +254,22 @@ def gradients(run, size):
     for i in range(0, len(places), size): micro_step(run, places[i:i + size])
     found = torch.cat([p.grad.flatten() for p in run.parameters]); run.optimizer.zero_grad()
     return found
+
+
+def test_a_pair_visited_again_in_a_step_is_seen_otherwise(made, tmp_path):
+    "Three pairs and eight visits a step: every visit has noise, timestep and latents of its own, whatever the micro-batches; the first visit's are those of a pair alone."
+    run = begin(made(), tmp_path, batch_size=8); run.rows, run.labels = run.rows[:3], run.labels.iloc[:3]
+    seen, real = [], training.micro_batch
+    def spy(run, *places): seen.append(real(run, *places)); return seen[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, 'micro_batch', spy); training.update(run); run.optimizer.zero_grad()
+    ids, noisy = sum((b.pair_ids for b in seen), []), torch.cat([b.noisy for b in seen])[::2]
+    t, target = torch.cat([b.timesteps for b in seen])[::2], torch.cat([b.target for b in seen])[::2]
+    assert len(ids) == 8 and len(set(ids)) == 3 and len(t.unique()) > 3
+    for i in range(8):
+        for j in range(i): assert not torch.equal(target[i], target[j])
+    alone = [real(run, plan(3, 8, 0, 0)[[i]]) for i in range(8)]
+    for i in range(8): assert torch.equal(alone[i].noisy[0], noisy[i]) == (ids[i] not in ids[:i])
 
 
 def test_micro_batches_do_not_change_a_step(made, tmp_path):
@@ -261,7 +304,7 @@ def test_the_latents_are_sampled_afresh_or_are_the_mean(made, tmp_path):
         for r.step in (0, 1):
             b = micro_batch(r, np.arange(4)); a = r.family.alphas_cumprod[b.timesteps].view(-1, 1, 1, 1)
             x0[name, r.step] = (b.noisy - (1 - a).sqrt() * b.target) / a.sqrt()
-    expected = inputs.encoded.moments(run.rows[:4])[:, :, :4].flatten(0, 1) * run.family.vae.config.scaling_factor
+    expected = inputs.encoded.moments(run.rows[:4])[:, :, :4].flatten(0, 1) * run.family.vae_config['scaling_factor']
     for step in (0, 1): torch.testing.assert_close(x0['mean', step], expected, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(x0['sampled', 0], x0['sampled', 1], atol=1e-2)
 
@@ -316,11 +359,11 @@ from balanceddpo.consensus import read_labels
 from balanceddpo.encoding import EncodedPairs
 job = json.loads(sys.argv[1])
 real, kill_at, count = training.micro_step, job['kill_at'], 0
-def micro_step(run, places):
+def micro_step(run, *places):
     global count
     count += 1
     if count == kill_at: os.kill(os.getpid(), signal.SIGKILL)
-    return real(run, places)
+    return real(run, *places)
 training.micro_step = micro_step
 labels, label_config = read_labels(job['labels'])
 training.train(training.TrainConfig(**job['config'] | {{'lora_targets': tuple(job['config']['lora_targets'])}}), EncodedPairs.open(job['encoded']), labels, label_config, job['out'], progress=False)
@@ -596,3 +639,17 @@ def test_a_method_without_a_reference_keeps_none_and_resumes(made, tmp_path):
     (dict(method='dspo', beta=5000.), 'beta must be from 0 to 1 for dspo')])
 def test_what_does_not_fit_a_method_is_refused_with_the_reason(made, changes, reason):
     with pytest.raises(InputError, match=reason): settings(made(), **changes)
+
+
+def test_another_gpu_than_the_first_is_not_silently_the_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, 'pick_device', torch.device)
+    config = TrainConfig(model='none', device='cuda:1', tracker='none')
+    with pytest.raises(InputError, match='CUDA_VISIBLE_DEVICES=1'): training.open_accelerator(config, tmp_path)
+
+
+def test_blocks_can_be_compiled_only_where_there_are_some():
+    with pytest.raises(InputError, match='Linear names no blocks that repeat: set compiled to whole'): training.compile_models([torch.nn.Linear(1, 1)], 'blocks')
+
+
+def test_training_asks_for_no_autoencoder(made, tmp_path):
+    with pytest.raises(InputError, match='the vae of .* was not loaded'): begin(made(), tmp_path).family.vae
