@@ -1,6 +1,6 @@
 ## make table1   train DiffusionDPO and BalancedDPO in the icon world, generate, score, and save the paper's Table I
 ## make test     every test: notebooks, package, wheel
-## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores
+## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores, rows in runs/benchmarks
 ## They make the environment (.venv) first if it is not there. Options: PYTHON=python3.12  VENV=/elsewhere  SCALE=smoke  PIP_FLAGS=...
 
 PYTHON    ?= python3

@@ -4,7 +4,7 @@ Base model against BalancedDPO of Table I in the icon world (trained first if `r
 option: the share of prompts with the same winner, over four scorers, and how far a win rate moves. The interval of a win rate over 100 prompts is 10 points to each side."""
 from __future__ import annotations
 from dataclasses import replace
-from benchmarks.timing import SIZE, Log
+from benchmarks.timing import SIZE, Log, asked
 
 PROMPTS, IMAGES = {'tiny': (2, 2), 'cpu': (100, 5)}[SIZE]
 OPTIONS = {'denoiser in bf16': dict(draw=dict(dtype='bf16')), 'half the steps': dict(draw=dict(steps=6)), 'scorers in bf16': dict(judge=dict(dtype='bf16'))}
@@ -29,6 +29,7 @@ def agreement(exact, cheap, pair, scorers) -> dict:
 
 
 def main() -> None:
+    asked(__doc__)
     from balanceddpo import experiments
     log, scale = Log('agreement', prompts=PROMPTS, images=IMAGES), experiments.scale_of({'tiny': 'smoke', 'cpu': 'icons'}[SIZE])
     scale = replace(scale, prompts=scale.prompts[:1], n_prompts=PROMPTS, images_per_prompt=IMAGES)

@@ -10,7 +10,7 @@ import shutil, tempfile
 from pathlib import Path
 from balanceddpo.scorers import PAPER_SCORERS
 from benchmarks.labelling import features, load_four
-from benchmarks.timing import SIZE, Arm, Log, versus
+from benchmarks.timing import SIZE, Arm, Log, asked, versus
 
 PROMPTS, IMAGES, STEPS = {'tiny': (2, 2, 2), 'cpu': (6, 2, 5)}[SIZE]      # few steps and prompts, so that ten rounds fit; the shares of the work stay alike
 GUIDANCE, SCHEDULER = 3., 'dpm++'                                         # the icons scale's
@@ -118,7 +118,7 @@ def compare(log, folder, **options) -> list:
 
 
 def main() -> None:
-    log = Log('evaluation', prompts=PROMPTS, images=IMAGES, steps=STEPS, batch=BATCH)
+    asked(__doc__); log = Log('evaluation', prompts=PROMPTS, images=IMAGES, steps=STEPS, batch=BATCH)
     with tempfile.TemporaryDirectory() as folder: compare(log, folder)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json, os, resource, subprocess, sys, tempfile
 from itertools import product
 from pathlib import Path
-from benchmarks.timing import HERE, SIZE, Log
+from benchmarks.timing import HERE, SIZE, Log, asked
 
 PAIRS = {'tiny': (50, 100), 'cpu': (1_000, 10_000)}[SIZE]       # labelled; --full adds 100,000
 FULL = 100_000
@@ -138,8 +138,9 @@ def measure_starts(log) -> None:
 
 
 def main() -> None:
-    log = Log('memory' + '_full' * ('--full' in sys.argv), pixels=PIXELS, captions=CAPTIONS)             # `make bench` leaves the long run's rows
-    measure_starts(log); measure_training(log); measure_labelling(log, (*PAIRS, FULL) if '--full' in sys.argv else PAIRS)
+    full = asked(__doc__, full=f'label {FULL:,} pairs too').full
+    log = Log('memory' + '_full' * full, pixels=PIXELS, captions=CAPTIONS)                               # `make bench` leaves the long run's rows
+    measure_starts(log); measure_training(log); measure_labelling(log, (*PAIRS, FULL) if full else PAIRS)
 
 
 JOBS = {'training': training_peak, 'label': label_all, 'source': lambda folder, n: {'rows': write_source(Path(folder)/'pairs.parquet', int(n)).stat().st_size}}

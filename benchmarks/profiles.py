@@ -1,8 +1,8 @@
 """Where the time goes: a profile of ours for one row, kept in `profiles/`. `python -m benchmarks.profiles [step] [labelling] [evaluation]`."""
 from __future__ import annotations
-import cProfile, io, os, pstats, sys, tempfile
+import cProfile, io, pstats, tempfile
 from pathlib import Path
-from benchmarks.timing import HERE, SIZE, commit, machine
+from benchmarks.timing import HERE, SIZE, asked, commit, machine, out_folder
 from benchmarks.world import GEOMETRIES
 
 LINES = 30                      # of each profile
@@ -50,8 +50,8 @@ PARTS = {'step': step, 'labelling': labelling, 'evaluation': evaluation}
 
 
 def main() -> None:
-    out = Path(os.environ.get('BENCH_OUT') or HERE)/'profiles'; out.mkdir(parents=True, exist_ok=True)
-    for name in sys.argv[1:] or PARTS:
+    names = asked(__doc__, PARTS).names or PARTS; out = out_folder(HERE)/'profiles'; out.mkdir(parents=True, exist_ok=True)
+    for name in names:
         with tempfile.TemporaryDirectory() as folder: text = PARTS[name](Path(folder))
         (out/f'{name}.txt').write_text(f'commit {commit()}, size {SIZE}, {machine()}\n{text}', encoding='utf-8'); print(out/f'{name}.txt')
 

@@ -1,23 +1,22 @@
 """The table, from the raw rows and from nothing else. `python -m benchmarks.report` prints it; `--write` puts it into README.md between its two marks."""
 from __future__ import annotations
-import json, os, sys
+import json, os
 from pathlib import Path
 from statistics import median
+from benchmarks.timing import ENOUGH, HERE, asked
 
-HERE = Path(__file__).parent
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
-ROUNDS = 10                                                 # that a ratio should rest on
 QUIET = {'cpu': (0.9, 1.1), 'gpu': (0.97, 1.03)}            # where the median of the A/A control must lie, or the ratios beside it are noise
-FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (BENCH_PAIRS=500)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
+FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (--full)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
            'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'first step, compiled': 'options tried on the CPU (tried)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
 TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'H200': 'H200'}
 
 
 def read(folder=None) -> list:
-    "(header, rows) of every file of raw rows."
+    "(header, rows) of every file of raw rows; a file's name tells a long run from a short one."
     folder = Path(folder or os.environ.get('BENCH_OUT') or HERE/'rows')
-    files = [[json.loads(l) for l in p.read_text(encoding='utf-8').splitlines()] for p in sorted(folder.glob('*.jsonl'))]
-    return [(lines[0], lines[1:]) for lines in files if lines]
+    files = {p.stem: [json.loads(l) for l in p.read_text(encoding='utf-8').splitlines()] for p in sorted(folder.glob('*.jsonl'))}
+    return [(lines[0] | {'bench': name}, lines[1:]) for name, lines in files.items() if lines]
 
 
 def meets(goal: str, value: float) -> bool:
@@ -40,7 +39,7 @@ def summary(head, rows) -> dict:
     low, high = QUIET['gpu' if head['machine']['gpu'] else 'cpu']
     noisy = bool(control) and not low <= median(control) <= high
     goal = rows[0]['goal']; verdict = '' if not goal else 'met' if meets(goal, median(values)) else 'short'
-    if control and len(values) < ROUNDS: verdict = f'{verdict} ({len(values)} rounds only)'.strip()
+    if control and len(values) < ENOUGH: verdict = f'{verdict} ({len(values)} rounds only)'.strip()
     return dict(row=rows[0]['row'], what=rows[0]['what'], goal=goal, median=median(values), low=min(values), high=max(values), control=control, rounds=len(values),
                 verdict='A/A off: run again' if noisy else verdict)
 
@@ -102,6 +101,9 @@ def write(text, path=HERE/'README.md') -> None:
     with staged(path) as t: t.write_text(f'{before}{BEGIN}\n{text}\n{END}{after}', encoding='utf-8')
 
 
-if __name__ == '__main__':
-    print(text := report())
-    if '--write' in sys.argv: write(text)
+def main() -> None:
+    found = asked(__doc__, write='put the table into README.md'); print(text := report())
+    if found.write: write(text)
+
+
+if __name__ == '__main__': main()

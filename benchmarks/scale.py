@@ -1,14 +1,15 @@
 """Row 6: what grows with what. Labelling with the pairs and with the scorers, drawing and win rates with the prompts; and tower passes, counted.
 
 A line `fixed + each * n` is fitted through all sizes but the largest, and the largest is held against it: 1 is linear, more is worse. With `--full` the pairs go
-on to 100,000 and the prompts to 10,000. `scale.png` shows the points and the lines."""
+on to 100,000 and the prompts to 10,000. `scale.png` shows the points and the lines; `--draw` draws it again from the kept rows, without measuring."""
 from __future__ import annotations
-import os, sys, tempfile, time, warnings
+import json, os, sys, tempfile, time, warnings
 from pathlib import Path
 from benchmarks.memory import small_scorers, write_source
-from benchmarks.timing import BUDGET, HERE, SIZE, START, Log
+from benchmarks.timing import BUDGET, HERE, SIZE, START, Log, asked
 
 FULL = '--full' in sys.argv
+NAME = 'scale' + '_full' * FULL
 PAIRS = {'tiny': (20, 40, 80), 'cpu': (100, 300, 1_000, 3_000, 10_000)}[SIZE] + ((100_000,) if FULL else ())
 PROMPTS = {'tiny': (4, 8, 16), 'cpu': (50, 100, 200, 400)}[SIZE] + ((10_000,) if FULL else ())          # drawn and scored, one image each
 COMPARED = {'tiny': (10, 100, 1_000), 'cpu': (100, 1_000, 10_000, 100_000)}[SIZE]                         # prompts of score tables that are compared
@@ -107,6 +108,25 @@ def count_passes(log) -> None:
             value=found['image_passes'] / (found['images'] * found['towers']), **found)
 
 
+def round_ticks(low, high) -> list:
+    "1, 2 and 5 times powers of ten, from the last that is not above `low` to the first that is not below `high`."
+    from math import floor, log10
+    ticks = [float(f'{m}e{k}') for k in range(floor(log10(low)) - 1, floor(log10(high)) + 2) for m in (1, 2, 5)]
+    return ticks[max(n for n, t in enumerate(ticks) if t <= low):min(n for n, t in enumerate(ticks) if t >= high) + 1]
+
+
+def draw_panel(panel, name, points, fit) -> None:
+    "One question: what was measured, and the line, which is bent on logarithmic axes and so needs more than the measured sizes."
+    import numpy as np
+    sizes, took = [r['size'] for r in points], [r['seconds'] for r in points]
+    dense, ticks = np.geomspace(min(sizes), max(sizes), 200), round_ticks(min(took), max(took))
+    if fit: panel.plot(dense, fit['fixed'] + fit['each'] * dense, color='0.6', label='line through all but the largest')
+    panel.plot(sizes, took, 'o', label='measured')
+    panel.set(xscale='log', yscale='log', title=name.split(',')[0], ylabel='seconds', xlabel=name.split(' by ')[1])
+    panel.set_xticks(sizes, [f'{n:,}' for n in sizes]); panel.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    panel.minorticks_off(); panel.tick_params(labelsize=8); panel.title.set_fontsize(9); panel.legend(fontsize=7)
+
+
 def plot(rows, path) -> Path:
     "Points and lines, one panel a question, logarithmic axes."
     import matplotlib
@@ -115,19 +135,22 @@ def plot(rows, path) -> Path:
     points = [r for r in rows if 'point' in r]; names = list(dict.fromkeys(r['point'] for r in points))
     figure, panels = plt.subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, layout='constrained')
     for panel, name in zip(panels[0], names):
-        mine = [r for r in points if r['point'] == name]; sizes = [r['size'] for r in mine]
-        fit = next((r for r in rows if r.get('what', '').startswith(name + ':')), None)
-        if fit: panel.plot(sizes, [fit['fixed'] + fit['each'] * n for n in sizes], color='0.6', label='line through all but the largest')
-        panel.plot(sizes, [r['seconds'] for r in mine], 'o', label='measured')
-        panel.set(xscale='log', yscale='log', title=name, ylabel='seconds', xlabel=name.split(' by ')[1])
-        panel.title.set_fontsize(9); panel.legend(fontsize=7)
+        draw_panel(panel, name, [r for r in points if r['point'] == name], next((r for r in rows if r.get('what', '').startswith(name + ':')), None))
     figure.savefig(path, dpi=150); plt.close(figure)
     return Path(path)
 
 
+def draw_again() -> Path:
+    "`scale.png` from the rows that a measurement left, those of `--full` if that is asked for too."
+    folder = os.environ.get('BENCH_OUT')
+    _, *rows = (Path(folder or HERE/'rows')/f'{NAME}.jsonl').read_text(encoding='utf-8').splitlines()         # the first line tells of the machine
+    return plot([json.loads(row) for row in rows], Path(folder or HERE)/'scale.png')
+
+
 def main() -> None:
+    if asked(__doc__, full='100,000 pairs and 10,000 prompts too', draw='draw scale.png again from the kept rows; measure nothing').draw: return print(draw_again())
     warnings.simplefilter('ignore')                                            # random networks hardly tell images apart, and say so
-    log = Log('scale' + '_full' * ('--full' in sys.argv), pairs=PAIRS, prompts=PROMPTS)
+    log = Log(NAME, pairs=PAIRS, prompts=PROMPTS)
     count_passes(log)
     for part in (scorers, prompts, pairs):                                     # the longest last
         if time.perf_counter() - START > BUDGET: print(f'scale: out of time before {part.__name__}'); break

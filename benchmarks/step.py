@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from benchmarks.timing import BUDGET, SIZE, Arm, Log, versus
+from benchmarks.timing import BUDGET, SIZE, Arm, Log, asked, versus
 from benchmarks.world import GEOMETRIES, make_family, synthetic_pairs
 
 GRADIENT, LOSS, COSINE = 1e-5, 1e-4, 0.999      # gates: relative L2 error and loss difference in fp32, cosine in bf16
@@ -45,7 +45,7 @@ def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
     from balanceddpo.families import tokens
     from balanceddpo.pairs import transform_pair
     family, pairs = make_family(geometry, Path(folder)/'model', device), list(synthetic_pairs(n, geometry.pixels))
-    encoded = encode_pairs(pairs, family, EncodeConfig(resolution=geometry.pixels, storage='fp32', shard_size=n), out=Path(folder)/'encoded', progress=False)
+    encoded = encode_pairs(pairs, family, EncodeConfig(model='benchmark', resolution=geometry.pixels, storage='fp32', shard_size=n), out=Path(folder)/'encoded', progress=False)
     winners = torch.tensor([0 if p.label_0 else 1 for p in pairs])
     labels = pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1. - winners.float().numpy(), 'w1': winners.float().numpy()})
     pixels = torch.stack([transform_pair(p.images, geometry.pixels, p.pair_id) for p in pairs]).float() / 127.5 - 1
@@ -197,11 +197,15 @@ def lora_like(world, config, run):
 
 
 def injected(arm, places) -> dict:
-    "The random numbers that ours draws for these pairs at this step, in the rivals' order: latents [2n, ...], noise [n, ...], t [n]."
+    """The random numbers that ours draws for these pairs at this step, in the rivals' order: latents [2n, ...], noise [n, ...], t [n].
+
+    A pair that comes again in a step draws anew: then `places` must be the whole step, for a part of it does not tell."""
     import torch
     from balanceddpo.losses import draw_noise, draw_timesteps
+    from balanceddpo.training import visits_before
     world, seed = arm.world, arm.config.seed
-    ids, shape = [world.encoded.pair_ids[i] for i in places], world.family.latent_shape(world.geometry.pixels)
+    ids = [world.encoded.pair_ids[i] + f', visit {k + 1}' * bool(k) for i, k in zip(places, visits_before(places))]
+    shape = world.family.latent_shape(world.geometry.pixels)
     z = draw_noise(seed, arm.step, ids, (2, *shape), 'latents')
     z = torch.stack([x if w == 0 else x.flip(0) for x, w in zip(z, world.winners[places])])
     return {'latents': torch.cat(z.unbind(1)).to(arm.device), 'noise': draw_noise(seed, arm.step, ids, shape).to(arm.device),
@@ -211,9 +215,9 @@ def injected(arm, places) -> dict:
 def gradients(run, rival) -> tuple:
     "The gradients of the first step over the whole batch, ours and the rival's, each as one fp64 vector; then none are left."
     import torch
-    from balanceddpo.training import micro_step, plan
+    from balanceddpo.training import micro_step, plan, visits_before
     places = plan(len(run.rows), run.config.batch_size, run.config.seed, run.step)
-    micro_step(run, places); rival.micro_step(places, 1.)
+    micro_step(run, places, visits_before(places)); rival.micro_step(places, 1.)
     def taken(parameters):
         found = torch.cat([p.grad.detach().double().flatten() for p in parameters])
         for p in parameters: p.grad = None
@@ -254,7 +258,7 @@ def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goa
 
 def main() -> None:
     "Both modes."
-    geometry = GEOMETRIES[SIZE]
+    asked(__doc__); geometry = GEOMETRIES[SIZE]
     log = Log('step', geometry=geometry.name, batch=geometry.batch, pixels=geometry.pixels)
     for mode, until in (('full', SHARE * BUDGET), ('lora', BUDGET)):
         with tempfile.TemporaryDirectory() as folder: compare(log, make_world(geometry, folder), mode, folder, geometry.batch, until=until)

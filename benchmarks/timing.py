@@ -3,7 +3,7 @@
 A shared machine drifts. Each round runs every arm once in order and once in reverse, so a slow drift adds the same to all of them, and a ratio is taken within
 a round only. The control is the first arm once more under another name: how far its ratio is from 1 is how far any ratio here can be trusted."""
 from __future__ import annotations
-import json, os, platform, shutil, subprocess, time
+import argparse, json, os, platform, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,7 +14,8 @@ for name, value in dict(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TO
                          DIFFUSERS_VERBOSITY='error').items():
     os.environ.setdefault(name, value)                              # before a model library is imported
 SIZE = os.environ.get('BENCH_SIZE', 'cpu')                          # 'tiny' only shows that everything runs; its numbers mean nothing
-ROUNDS = int(os.environ.get('BENCH_ROUNDS', 12))                    # the protocol asks for 10 or more
+ENOUGH = 10                                                         # rounds that a ratio should rest on
+ROUNDS = int(os.environ.get('BENCH_ROUNDS', 12))
 WARMUPS = 3                                                         # runs of each arm that are not counted: allocator, thread pool, kernel choice
 BUDGET = float(os.environ.get('BENCH_SECONDS', 'inf'))              # for this process, from its start; what runs out of time reports fewer rounds
 START = time.perf_counter()                                         # set-up and gates take of the budget too
@@ -28,6 +29,28 @@ class Arm:
     work: Callable[[], object]
     before: Callable[[], object] = lambda: None
     scale: float = 1.
+
+
+def asked(about, names=(), **flags) -> argparse.Namespace:
+    """The command line: some of `names`, and flags (name -> what it does).
+
+    An unknown word ends with one line and exit code 2: not with a traceback, and before any rows are replaced."""
+    here = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser('python -m benchmarks' + f'.{here}' * (here != '__main__'), description=about, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    if names: parser.add_argument('names', nargs='*', metavar='NAME', help='of ' + ', '.join(names))
+    for flag, told in flags.items(): parser.add_argument(f'--{flag}', action='store_true', help=told)
+    found, unknown = parser.parse_known_args()
+    unknown += [n for n in getattr(found, 'names', ()) if n not in names]
+    if unknown: parser.exit(2, f'{parser.prog}: unknown {unknown[0]!r}: use {", ".join([*names, *(f"--{f}" for f in flags), "--help"])}\n')
+    return found
+
+
+def out_folder(kept) -> Path:
+    "`BENCH_OUT`, or the folder `kept` of this repository. What is smaller than a measurement must name a folder, so that it replaces nothing that is kept."
+    if not os.environ.get('BENCH_OUT') and (SIZE == 'tiny' or ROUNDS < ENOUGH):
+        raise SystemExit(f'size {SIZE}, {ROUNDS} rounds: too little to replace what is in {kept}: name another folder, BENCH_OUT=FOLDER')
+    return Path(os.environ.get('BENCH_OUT') or kept)
 
 
 def device_wait() -> None:
@@ -89,7 +112,7 @@ class Log:
     "Raw rows of one benchmark as JSON lines: the first says machine, versions, date and commit. Rows are written as they come."
     def __init__(self, bench: str, **notes):
         from balanceddpo.backends import versions
-        folder = Path(os.environ.get('BENCH_OUT') or HERE/'rows'); folder.mkdir(parents=True, exist_ok=True)
+        folder = out_folder(HERE/'rows'); folder.mkdir(parents=True, exist_ok=True)
         self.path, self.rows = folder/f'{bench}.jsonl', []
         head = {'bench': bench, 'size': SIZE, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': commit(), 'machine': machine(),
                 'versions': versions(), **notes}

@@ -1,10 +1,10 @@
-"""Row 4: the wall clock of a whole reproduction from nothing, and where it goes. `python -m benchmarks.wall table1` (or `all`); `make bench` shows the last result.
+"""Row 4: the wall clock of a whole reproduction from nothing, and where it goes. `python -m benchmarks.wall table1` (or `all`), by hand.
 
 Everything is made anew in a temporary folder, with what the package ships. Where the time goes is read from the kept stages: the times of first and last file."""
 from __future__ import annotations
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
-from benchmarks.timing import HERE, Log
+from benchmarks.timing import HERE, Log, asked
 
 GOALS = {'table1': '<= 12', 'all': '<= 120'}        # minutes
 SCALE = os.environ.get('SCALE', 'icons')
@@ -19,7 +19,7 @@ def stage_minutes(runs) -> dict:
     return found
 
 
-def main(what='table1') -> None:
+def measure(what) -> None:
     log = Log(f'wall_{what}', scale=SCALE)
     with tempfile.TemporaryDirectory() as folder:
         runs, began = Path(folder)/'runs', time.perf_counter()
@@ -29,4 +29,8 @@ def main(what='table1') -> None:
                 value=(time.perf_counter() - began) / 60, stages=stage_minutes(runs))
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+def main() -> None:
+    for what in asked(__doc__, GOALS).names or ['table1']: measure(what)
+
+
+if __name__ == '__main__': main()

@@ -8,8 +8,8 @@ import numpy as np, pytest, torch
 os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path: sys.path.insert(0, str(ROOT))
-agreement, evaluation, gpu, labelling, memory, report, scale, step, timing, world = (importlib.import_module(f'benchmarks.{n}') for n in (
-    'agreement', 'evaluation', 'gpu', 'labelling', 'memory', 'report', 'scale', 'step', 'timing', 'world'))
+agreement, evaluation, gpu, labelling, memory, profiles, report, scale, step, timing, together, tried, wall, world = (importlib.import_module(f'benchmarks.{n}') for n in (
+    'agreement', 'evaluation', 'gpu', 'labelling', 'memory', 'profiles', 'report', 'scale', 'step', 'timing', '__main__', 'tried', 'wall', 'world'))
 
 
 @pytest.fixture
@@ -36,9 +36,10 @@ def test_the_agreement_of_two_evaluations_by_hand():
 def tiny(tmp_path_factory): return step.make_world(world.TINY, tmp_path_factory.mktemp('world'), n=4)
 
 
-@pytest.mark.parametrize('mode, rival, micro', [('full', step.R1, 2), ('full', step.R1, 1), ('lora', step.R2, 2)])
-def test_a_public_step_has_our_gradient_and_our_losses(tiny, log, tmp_path, mode, rival, micro):
-    run = step.start_ours(tiny, step.train_config(tiny.geometry, mode, 2), tmp_path)
+@pytest.mark.parametrize('mode, rival, batch, micro', [('full', step.R1, 2, 2), ('full', step.R1, 2, 1), ('lora', step.R2, 2, 2), ('full', step.R1, 6, 6)])
+def test_a_public_step_has_our_gradient_and_our_losses(tiny, log, tmp_path, mode, rival, batch, micro):
+    "Of four pairs; six a step visit two of them again, with other noise."
+    run = step.start_ours(tiny, step.train_config(tiny.geometry, mode, batch), tmp_path)
     step.gate(log, 'test', run, rival(tiny, run.config, micro, step.injected, run=run))
     (_, gradient), (_, losses), (_, moved) = gates(log)
     assert gradient <= 1e-5 and losses <= 1e-4 and moved >= 1e-3
@@ -110,6 +111,24 @@ def test_many_scorers_on_one_network_cost_the_passes_of_one():
     assert (tower.image_passes, tower.text_passes) == (5, 2)
 
 
+@pytest.mark.parametrize('clip, variant, networks', [('H', '', 4), ('L', '@l14', 3)])
+def test_published_scorers_are_counted_with_the_networks_that_they_load(clip, variant, networks, monkeypatch):
+    "Four by default, three with clip@l14: as `load_scorers` asks for them, as they are measured, and as their FLOPs are counted."
+    from balanceddpo.scorers import PAPER_SCORERS, PUBLISHED, parse_scorer
+    def network(spec):
+        source, beside = PUBLISHED[spec.kind][spec.variant or next(iter(PUBLISHED[spec.kind]))]
+        return beside if spec.kind == 'aesthetic' else source
+    assert len({network(parse_scorer(k + variant * (k == 'clip'))) for k in PAPER_SCORERS}) == networks
+    assert len({id(s.tower) for s in gpu.real_scorers('cpu', torch.float32, clip, 'tiny', 'tiny')}) == networks
+    monkeypatch.setattr(gpu, 'clip_flops', {'H': (1e3, 1e6), 'L': (1., 1e9)}.get)
+    assert gpu.scorer_flops(clip) == {'H': 3 * 2e3 + 2 + 3e6, 'L': 2 * 2e3 + 2 + 2e6 + 1e9}[clip]
+
+
+def test_both_goals_of_labelling_are_one_share_of_the_peak():
+    shares = [share for what, *_, share in gpu.counted() if what.startswith('labelling')]
+    assert len(shares) == 2 and shares == pytest.approx([.49, .49], abs=.005)
+
+
 def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one():
     def count(g): return (world.meta_flops(partial(world.make_unet, g), lambda m: m(torch.empty(1, 4, g.pixels // 8, g.pixels // 8), torch.zeros(1, dtype=torch.long),
                                                                                     torch.empty(1, 77, g.unet['cross_attention_dim'])).sample),
@@ -139,10 +158,93 @@ def test_the_parts_for_the_gpu_do_their_work_on_tiny_networks(log, monkeypatch):
     gpu.sweep(log, **small, micros=(1, 2), batch=2, settings={'eager': {}, 'checkpointing': dict(gradient_checkpointing=True)})
     gpu.rivals(log, 'full', **small, batch=2, count=1, warmups=0); gpu.refresh(log, **small)
     gpu.sampling(log, **small, batches=(1, 2), steps=1, precision='fp32', rounds=1)
-    gpu.labelling(log, 'cpu', n=4, pixels=32, rounds=1, scorers=gpu.real_scorers('cpu', torch.float32, 'tiny', 'tiny'))
+    gpu.labelling(log, 'cpu', n=4, pixels=32, rounds=1, make=partial(gpu.real_scorers, large='tiny', huge='tiny'))
     assert {r['gate'].split(',')[0] for r in log.rows if 'gate' in r} == {'R1', 'R1 (DiffusionDPO)'}
     names = {r['what'] for r in log.rows if 'what' in r}
-    assert len(names) == 4 + 2 + 1 + 3 + 3 and all(math.isfinite(r['value']) and r['value'] > 0 for r in log.rows if 'what' in r)
+    assert len(names) == 4 + 2 + 1 + 3 + 5 and all(math.isfinite(r['value']) and r['value'] > 0 for r in log.rows if 'what' in r)
+
+
+# ---- what a run may replace
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    "A repository with published rows, in the place of this one; nothing names a folder."
+    monkeypatch.delenv('BENCH_OUT', raising=False)
+    for module in (timing, profiles, together): monkeypatch.setattr(module, 'HERE', tmp_path/'benchmarks')
+    monkeypatch.setattr(together, 'APART', tmp_path/'apart')
+    (tmp_path/'benchmarks/rows').mkdir(parents=True); (tmp_path/'benchmarks/rows/step.jsonl').write_text('published')
+    yield tmp_path
+    assert (tmp_path/'benchmarks/rows/step.jsonl').read_text() == 'published'
+
+
+@pytest.mark.parametrize('size, rounds', [('tiny', 12), ('cpu', 9)])
+def test_less_than_a_measurement_replaces_nothing(kept, monkeypatch, size, rounds):
+    monkeypatch.setattr(timing, 'SIZE', size); monkeypatch.setattr(timing, 'ROUNDS', rounds)
+    for start in (lambda: timing.Log('step'), lambda: timing.out_folder(kept)):
+        with pytest.raises(SystemExit, match='BENCH_OUT=FOLDER'): start()
+    monkeypatch.setenv('BENCH_OUT', str(kept/'mine')); timing.Log('step')
+    assert (kept/'mine/step.jsonl').exists()
+    monkeypatch.delenv('BENCH_OUT'); monkeypatch.setattr(timing, 'SIZE', 'cpu'); monkeypatch.setattr(timing, 'ROUNDS', 10); timing.Log('other')
+    assert (kept/'benchmarks/rows/other.jsonl').exists()
+
+
+@pytest.fixture
+def together_run(kept, monkeypatch):
+    "`python -m benchmarks` with some words, none of its benchmarks started: where the rows of each would go, and whether README was written."
+    def call(*words):
+        places, written = [], []
+        monkeypatch.setattr(sys, 'argv', ['__main__.py', *words]); monkeypatch.setattr(together, 'SIZE', 'cpu')
+        monkeypatch.setattr(together, 'run', lambda name, seconds, out: places.append((name, str(out))))
+        monkeypatch.setattr(report, 'report', lambda folder: str(folder)); monkeypatch.setattr(report, 'write', written.append)
+        together.main()
+        return places, written
+    return call
+
+
+def test_only_write_replaces_what_was_published(together_run, kept, monkeypatch):
+    apart = str(kept/'apart')
+    assert together_run() == ([(n, apart) for n in together.BUDGETS], [])
+    assert together_run('labelling', '--write') == ([('labelling', '')], ['None'])        # '' and None: rows/
+    monkeypatch.setenv('BENCH_OUT', 'mine')
+    assert together_run('scale') == ([('scale', 'mine')], [])
+    with pytest.raises(SystemExit, match='--write replaces'): together_run('--write')
+    assert not together.APART.is_relative_to(timing.HERE)
+
+
+def test_a_long_run_has_rows_of_its_own(log, monkeypatch):
+    "`make bench` labels fewer pairs than --full, and the rows of one are not those of the other."
+    monkeypatch.setattr(labelling, 'compare', lambda log, folder, n: log.add(n=n))
+    for words in ([], ['--full']): monkeypatch.setattr(sys, 'argv', ['labelling.py', *words]); labelling.main()
+    found = {p.name: [json.loads(l) for l in p.read_text().splitlines()] for p in log.path.parent.glob('labelling*')}
+    assert {name: (head['pairs'], row['n']) for name, (head, row) in found.items()} == {'labelling.jsonl': (20, 20), 'labelling_full.jsonl': (40, 40)}
+    assert [head['bench'] for head, _ in report.read(log.path.parent)] == ['labelling', 'labelling_full', 'test']
+
+
+def test_published_rows_are_of_the_size_that_their_name_says():
+    "Of full runs and of `make bench`; none is tiny."
+    for head, rows in report.read(ROOT/'benchmarks/rows'):
+        assert head['size'] == 'cpu' and (head['bench'] != 'labelling_full' or head['pairs'] == 500) and (head['bench'] != 'labelling' or head['pairs'] == 150)
+
+
+@pytest.mark.parametrize('module', [together, agreement, evaluation, gpu, labelling, memory, profiles, report, scale, step, tried, wall], ids=lambda m: m.__name__.split('.')[-1])
+def test_help_and_a_wrong_word_end_at_once(module, kept, monkeypatch, capsys):
+    file = Path(module.__file__).name; name = 'python -m benchmarks' + f'.{Path(file).stem}' * (module is not together)
+    monkeypatch.setattr(sys, 'argv', [file, 'nonsense'])
+    with pytest.raises(SystemExit) as end: module.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count('\n') == 1 and error.startswith(f"{name}: unknown 'nonsense': use ")
+    monkeypatch.setattr(sys, 'argv', [file, '--help'])
+    with pytest.raises(SystemExit) as end: module.main()
+    assert end.value.code == 0 and module.__doc__.strip()[:60] in capsys.readouterr().out
+    assert sorted(p.name for p in (kept/'benchmarks/rows').iterdir()) == ['step.jsonl']
+
+
+def test_the_page_names_every_command_and_what_make_bench_runs():
+    page, files = (ROOT/'benchmarks/README.md').read_text(), {p.stem for p in (ROOT/'benchmarks').glob('*.py') if "__name__ == '__main__'" in p.read_text()} - {'__main__'}
+    assert ', '.join(f'`{n}`' for n in together.BUDGETS) in page
+    by_hand = page.split('<!-- results -->')[0].split('By hand')[1]
+    assert {n for n in files - set(together.BUDGETS) if f'benchmarks.{n}' not in by_hand} == set()
+    assert {n for n in gpu.PARTS if f'`{n}`' not in page} == set()
 
 
 # ---- the table
@@ -164,7 +266,7 @@ def test_the_table_says_what_the_rows_say(files):
     assert {k: s['verdict'] for k, s in found.items()} == {'met': 'met', 'few': 'met (2 rounds only)', 'short': 'short', 'noisy': 'A/A off: run again', 'start': 'met'}
     assert '| 1 | met | >= 1.5 | 2 | 1 | 3 | 1 (0.99 to 1.2) | 12 | met |' in report.table(list(found.values())).splitlines()
     text = report.report(Path(os.environ['BENCH_OUT']))
-    assert 'gradients: 1e-07 (limit 1e-05), passed' in text and 'On an H200: not yet run.' in text and 'size tiny' in text and 'Not yet run: 2 (labelling)' in text and 'labelling of 500 pairs (BENCH_PAIRS=500), `reproduce table1`' in text
+    assert 'gradients: 1e-07 (limit 1e-05), passed' in text and 'On an H200: not yet run.' in text and 'size tiny' in text and 'Not yet run: 2 (labelling)' in text and 'labelling of 500 pairs (--full), `reproduce table1`' in text
 
 
 def test_the_table_goes_between_its_marks(tmp_path):
