@@ -183,8 +183,10 @@ def balanced_dpo_icons(**changes) -> TrainConfig:
     ) | changes)
 
 # %% ../nbs/45_presets.ipynb #4dccabd8
-ICON_RIVALS = {  # method -> (learning rate, beta): ours, the rate of DiffusionDPO and the beta that was published, until the tuning prompts say otherwise
-    method: (3e-5, loss.defaults['beta']) for method, loss in LOSSES.items() if method != 'dpo'}
+ICON_RIVALS = {  # method -> (learning rate, beta): chosen on the tuning prompts (nbs/repro/rivals_tuning.ipynb), seven tries each
+    'ipo': (1e-5, 1000.), 'hinge': (3e-5, 5000.), 'capo': (3e-5, 1000.), 'smpo': (1e-5, 50000.), 'inpo': (1e-5, 50000.), 'mapo': (1e-4, .1), 'dspo': (1e-4, 4e-5), 'dmpo': (3e-5, 50000.),
+    'kto': (1e-5, 200.), 'sft': (1e-4, 1.), 'dpo_safeguarded': (1e-4, 1000.),
+    'dmpo_safeguarded': (3e-5, 50000.), 'dspo_safeguarded': (1e-4, 4e-5)}           # ours: those of the loss that is guarded
 
 def icon_rival(method):
     "The preset of a row of `LOSSES` in the icon world, as a function `<method>_icons`."

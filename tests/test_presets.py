@@ -1,6 +1,7 @@
 """Presets: the paper's values, a source behind each, and settings that the command line can show and parse."""
 import inspect, re
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_every_loss_has_a_preset_in_the_icon_world_that_differs_from_diffusion_d
     for method, loss in LOSSES.items():
         if method == 'dpo': continue
         c = asdict(preset(f'{method}_icons')); assert {k for k in plain if plain[k] != c[k]} <= {'method', 'learning_rate', 'beta', 'noise'} and c['method'] == method and c['noise'] == loss.noise
+
+
+def test_the_rivals_settings_in_the_icon_world_are_those_that_the_search_chose():
+    "Of each loss the try with the largest gain on the tuning prompts, as the committed search has it; a guarded loss has the settings of the loss itself."
+    import pandas as pd
+    from balanceddpo.rivals import RIVALS
+    table = pd.read_csv(Path(__file__).parents[1]/'paper_figures/icons/rivals_tuning.csv')
+    parts = table.setting.str.extract(r'^(?P<name>.+), beta (?P<beta>\S+), rate (?P<rate>\S+)$')
+    best = parts.join(table.gain).sort_values('gain').groupby('name').last()
+    found = {RIVALS[n].recipe: (float(r.rate), float(r.beta)) for n, r in best.iterrows()}
+    found |= {f'{n}_safeguarded': found[n] for n in ('dmpo', 'dspo')}
+    assert found == presets.ICON_RIVALS and {*found, 'dpo'} == {*LOSSES} and (parts.groupby('name').size() == 7).all()
 
 
 @pytest.mark.parametrize('size', ['sd15', 'sdxl', 'icons'])
