@@ -331,8 +331,8 @@ def test_every_epoch_visits_every_pair_once(n, batch):
 def visited(monkeypatch, run_it):
     "Step -> pair ids of all micro-batches."
     seen, real = {}, training.micro_batch
-    def spy(run, places):
-        batch = real(run, places); seen.setdefault(run.step, []).extend(batch.pair_ids); return batch
+    def spy(run, *places):
+        batch = real(run, *places); seen.setdefault(run.step, []).extend(batch.pair_ids); return batch
     with monkeypatch.context() as patch:
         patch.setattr(training, 'micro_batch', spy); run_it()
     return seen
