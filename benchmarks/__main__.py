@@ -31,8 +31,9 @@ def main() -> None:
         left = LIMIT - (time.perf_counter() - began)
         if left < 20: print(f'{name}: no time is left'); continue
         run(name, min(BUDGETS[name], left / 1.3 - 25 if left < 1.3 * BUDGETS[name] + 30 else BUDGETS[name]), out)
-    from benchmarks.report import report, write
+    from benchmarks.report import published, report, write
     print(text := report(out or None))
+    if out: print(published(out))
     if found.write: write(text)
     print(f'{time.perf_counter() - began:.0f} seconds in all; rows in {out or HERE/"rows"}')
 

@@ -94,6 +94,12 @@ def report(folder=None) -> str:
     return '\n'.join(p for p in parts if p)
 
 
+def published(folder, rows=HERE/'rows') -> str:
+    "What is in `rows` of the benchmarks that have no rows in `folder`: the long ones, beside those just run."
+    here = {head['bench'] for head, _ in read(folder)}; others = [f for f in read(rows) if f[0]['bench'] not in here]
+    return f'Published, not measured now:\n\n{table(summaries(others))}\n{machines(others)}' if others else ''
+
+
 def write(text, path=HERE/'README.md') -> None:
     "Put `text` between the marks of a Markdown file."
     from balanceddpo.store import staged
