@@ -81,6 +81,15 @@ def test_clip_and_pickscore_equal_transformers(models, cases):
     close(load_scorer(f'pickscore={models/"pickscore"}@cosine', device='cpu').score(*cases), logits / scale, 2e-6)
 
 
+@pytest.mark.parametrize('kind', ['pickscore', 'hps'])
+def test_half_precision_does_not_round_the_scale(models, kind):
+    "In bf16 the logarithm of 100 is that of 98.9: a PickScore of 20.5 would be 0.23 too low."
+    towers = [load_scorer(f'{kind}={models/kind}', device='cpu', dtype=d).tower for d in ('fp32', 'bf16', 'fp16')]
+    assert towers[0].scale == towers[1].scale == towers[2].scale
+    raw = towers[0].scale; assert abs(torch.tensor(raw).log().bfloat16().float().exp().item() - raw) > 1e-3*raw           # the weights can tell
+    assert load_scorer(f'pickscore={models/"pickscore"}', device='cpu', dtype='bf16').scale == load_scorer(f'pickscore={models/"pickscore"}', device='cpu').scale
+
+
 def test_clip_view_equals_transformers_pixel_for_pixel(models):
     processor = CLIPImageProcessorPil.from_pretrained(models/'clip', do_normalize=False)
     for i, size in enumerate(SIZES + [(33, 47), (47, 33), (10, 9), (500, 40)]):
