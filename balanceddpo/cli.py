@@ -12,14 +12,14 @@ from typing import Annotated, Literal, Optional, get_type_hints
 from .store import InputError, asset, canonical, digest, read_json, runs_root, staged
 
 # %% auto #0
-__all__ = ['SHARED', 'VERBS', 'DRAWING', 'PARTS', 'option_comments', 'Verb', 'metavar', 'listed', 'flat_options',
-           'unpack_options', 'one_line', 'parse', 'preset_defaults', 'count_pairs', 'model_folder', 'parameter_count',
-           'amount', 'times', 'watched', 'show_plan', 'verb', 'PairOptions', 'LabelOptions', 'scorer_names',
-           'scorer_specs', 'voters', 'label', 'labels_file', 'label_plan', 'show_labels', 'EncodeOptions', 'encode',
-           'encode_plan', 'TrainOptions', 'train', 'train_plan', 'SampleOptions', 'sample', 'sample_plan',
-           'EvaluateOptions', 'named', 'distinct', 'Contestant', 'contestant', 'field_of', 'check_drawn', 'evaluate',
-           'evaluate_plan', 'write_results', 'ReproduceOptions', 'reproduce', 'IconsOptions', 'icons', 'about_part',
-           'export_icons', 'draw_pairs', 'overview', 'dispatch', 'check_place', 'main']
+__all__ = ['SHARED', 'VERBS', 'PARTS', 'option_comments', 'Verb', 'metavar', 'listed', 'flat_options', 'unpack_options',
+           'one_line', 'parse', 'preset_defaults', 'count_pairs', 'model_folder', 'parameter_count', 'amount', 'times',
+           'watched', 'show_plan', 'verb', 'PairOptions', 'LabelOptions', 'scorer_names', 'scorer_specs', 'voters',
+           'label', 'labels_file', 'label_plan', 'show_labels', 'EncodeOptions', 'encode', 'encode_plan',
+           'TrainOptions', 'train', 'train_plan', 'SampleOptions', 'sample', 'sample_plan', 'EvaluateOptions', 'named',
+           'distinct', 'Contestant', 'contestant', 'field_of', 'check_drawn', 'evaluate', 'evaluate_plan',
+           'write_results', 'ReproduceOptions', 'reproduce', 'IconsOptions', 'icons', 'about_part', 'export_icons',
+           'draw_pairs', 'overview', 'dispatch', 'check_place', 'main']
 
 # %% ../nbs/90_cli.ipynb #7ba168bb
 def option_comments(config) -> dict[str, str]:
@@ -192,14 +192,15 @@ def verb(name, does, options, **more):
 
 @dataclass(frozen=True)
 class PairOptions:
-    "Which pairs. Raises InputError for a share that makes no sense, before anything is loaded."
+    "Which pairs. Raises InputError for a share that makes no sense, before any is read."
     pairs: str  # Parquet file or folder, folder with metadata.jsonl, hub:owner/name, or icons
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.  # random share of the rows, the same ones for label and encode
     limit: Optional[int] = None  # only the first pairs, of that share
 
     def __post_init__(self):
-        if not 0 < self.share <= 1: raise InputError(f'--share must be above 0 and at most 1, not {self.share:g}')
+        from balanceddpo.pairs import check_share
+        check_share(self.share)
 
 @dataclass(frozen=True)
 class LabelOptions(PairOptions):
@@ -216,7 +217,7 @@ class LabelOptions(PairOptions):
 def scorer_names(texts, method='majority', scorer=None) -> list[str]:
     "The scorers to load: those given, 'icons' spelled out, or what a way of labelling needs."
     from balanceddpo.scorers import PAPER_SCORERS
-    if texts is None: texts = {'human': (), 'single': (scorer,), 'smoothed': (scorer,)}.get(method, PAPER_SCORERS)
+    if texts is None: texts = () if method == 'human' else (scorer,) if scorer else PAPER_SCORERS
     return [t for text in texts for t in ([f'icons:{k}' for k in PAPER_SCORERS] if text == 'icons' else [text])]
 
 def scorer_specs(texts, register=None) -> list:
@@ -232,13 +233,9 @@ def scorer_specs(texts, register=None) -> list:
 
 def voters(options, config):
     "The scorers to load, and the `LabelConfig` in which they vote. Raises InputError if the config and the scorers do not fit, before anything is loaded."
-    from balanceddpo.consensus import scorer_weights
+    from balanceddpo.consensus import check_voters
     specs = scorer_specs(scorer_names(options.scorers, config.method, config.scorer), options.register); names = tuple(s.name for s in specs)
-    if not names and config.method != 'human': raise InputError(f'method {config.method} needs scorers: name them with --scorers')
-    if config.method == 'given': raise InputError('labels of method given are made by other code: there is nothing to vote on')
-    if config.method == 'confidence' and len(names) < 3: raise InputError(f'method confidence needs three scorers or more, not {len(names)}: name them with --scorers')
-    if config.scorer and config.scorer not in names: raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
-    scorer_weights(config.weights, len(names)) if names else None
+    check_voters(config, names)
     return specs, replace(config, scorers=names or None)
 
 # %% ../nbs/90_cli.ipynb #1e928ba5
@@ -448,17 +445,16 @@ def contestant(name, source, config) -> Contestant:
 def field_of(options, config) -> tuple[list, list]:
     "The contestants and prompt sets of an evaluation. Raises InputError if there are too few of either."
     from balanceddpo.pairs import read_prompts
+    from balanceddpo.sampling import DRAWN_BY
     found = [contestant(n, s, config) for n, s in distinct([named(m, 'a model') for m in options.models], 'models').items()]
     if len(found) < 2: raise InputError('name two models or more, such as base=icons ours=work/model')
     sets = [read_prompts(s, n, limit=config.limit) for n, s in distinct([named(p, 'a prompt set') for p in options.prompts], 'prompt sets').items()]
     if not sets and any(c.config for c in found): raise InputError('name the prompts to draw for: --prompts FILE')
     if len(sets) > 1 and any(c.images for c in found): raise InputError('a folder of images has one prompt set: name one, or let all images be drawn')
     for c in found: check_drawn(c, sets)
-    unused = [f.name for f in fields(config) if f.name in (*DRAWING, *['limit']*(not sets)) and getattr(config, f.name) != f.default]
+    unused = [f.name for f in fields(config) if f.name in (*DRAWN_BY, 'batch_size', *['limit']*(not sets)) and getattr(config, f.name) != f.default]
     if unused and not any(c.config for c in found): raise InputError(f'all images are drawn already: --{unused[0].replace("_", "-")} has nothing to say')
     return found, sets
-
-DRAWING = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'batch_size', 'dtype', 'seed', 'safety_checker')   # what only drawing depends on
 
 def check_drawn(contestant, sets) -> None:
     "Raises InputError if a contestant's images were drawn for other prompts than those named."

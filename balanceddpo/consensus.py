@@ -14,8 +14,9 @@ __all__ = ['ROW_COLUMNS', 'LABELLERS', 'SMPO_LIMITS', 'votes', 'scorer_weights',
            'score_units', 'score_margin', 'Ballot', 'scorer_columns', 'pair_index', 'read_ballot', 'LabelConfig',
            'hard_weights', 'shared_weights', 'labeller', 'human_votes', 'standard_margin', 'majority_labels',
            'human_labels', 'single_labels', 'margin_weights', 'margin_labels', 'confidence_votes', 'confidence_weights',
-           'confidence_labels', 'smoothed_weights', 'smoothed_labels', 'label_pairs', 'drawn_scorer', 'label_weights',
-           'cohen_kappa', 'agreement', 'vote_splits', 'tie_report', 'equal_scores', 'write_labels', 'read_labels']
+           'confidence_labels', 'smoothed_weights', 'smoothed_labels', 'check_voters', 'label_pairs', 'drawn_scorer',
+           'label_weights', 'cohen_kappa', 'agreement', 'vote_splits', 'tie_report', 'equal_scores', 'write_labels',
+           'read_labels']
 
 # %% ../nbs/20_consensus.ipynb #a112093c
 def votes(scores):
@@ -202,13 +203,12 @@ def human_labels(ballot, config):
 
 # %% ../nbs/20_consensus.ipynb #1aa96b13
 def _column(ballot, config) -> int:
-    "The place of `config.scorer` among the scorers. Raises InputError if it did not score."
-    if config.scorer not in ballot.scorers: raise InputError(f'the scores have no scorer {config.scorer!r}; they have {", ".join(ballot.scorers)}')
+    "The place of `config.scorer` among the scorers."
     return ballot.scorers.index(config.scorer)
 
 @labeller('single')
 def single_labels(ballot, config):
-    "The vote of `config.scorer`. Raises InputError if it did not score."
+    "The vote of `config.scorer`."
     return hard_weights(votes(ballot.scores)[:, _column(ballot, config)])
 
 def _sum_labels(ballot, config):
@@ -296,15 +296,22 @@ def smoothed_labels(ballot, config):
     return smoothed_weights(ballot.scores[:, :, _column(ballot, config)], config.limits)
 
 # %% ../nbs/20_consensus.ipynb #178616f0
+def check_voters(config, names) -> None:
+    "Raises InputError if scorers of these names cannot make the labels of a `LabelConfig`: it needs no scores, so it can be asked before any is computed."
+    if config.method == 'given': raise InputError('labels of method given are made by other code: there is nothing to vote on')
+    if not names and config.method != 'human': raise InputError(f'method {config.method} needs scorers, and there are none')
+    if config.method == 'confidence' and len(names) < 3: raise InputError(f'method confidence needs at least three scorers, not {", ".join(names)}')
+    if config.scorer and config.scorer not in names: raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
+    if names: scorer_weights(config.weights, len(names))
+
+# %% ../nbs/20_consensus.ipynb #5e598027
 def label_pairs(table, config=LabelConfig()):
     """Label the pairs of a table of scores (from `score_pairs`): a DataFrame, one row a pair.
 
     Columns: pair_id; vote_<scorer> int8 each; human int8, the annotator's vote; s int8, 1 if image 0 wins, -1 if image 1 does, 0 undecided; w0, w1 float32, the weights of
     'image 0 wins' and 'image 1 wins' in the loss; margin float32, the mean score difference in standard deviations. Raises InputError for bad scores or settings."""
     import numpy as np, pandas as pd
-    if config.method == 'given': raise InputError('labels that are given are made by other code: there is nothing to vote on')
-    ballot = read_ballot(table, config.scorers); v = votes(ballot.scores)
-    if not ballot.scorers and config.method != 'human': raise InputError(f'method {config.method} needs scores; the table has only {", ".join(table.columns)}')
+    ballot = read_ballot(table, config.scorers); check_voters(config, ballot.scorers); v = votes(ballot.scores)
     w = LABELLERS[config.method](ballot, config)
     return pd.DataFrame({'pair_id': ballot.pair_ids.astype(str), **{f'vote_{name}': v[:, k] for k, name in enumerate(ballot.scorers)},
                          'human': human_votes(ballot.human), 's': np.sign(w[:, 0] - w[:, 1]).astype(np.int8), 'w0': w[:, 0], 'w1': w[:, 1],

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from .store import InputError, digest, locked, runs_root
 from .consensus import LabelConfig
+from .reproduction import OWN_SCALES
 
 # %% auto #0
 __all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'BASELINES', 'TABLE1_COMPARISONS', 'Scale', 'published_scale', 'scale_of',
@@ -63,7 +64,7 @@ def published_scale(name: str, model: str, pairs: str, prompts: dict, tuning: st
 def scale_of(name: str, **paths) -> Scale:
     "The scale of a name; `paths` (model, pairs, prompts, and any field of `Scale`) for the published models."
     given = {k: v for k, v in paths.items() if v}
-    if name not in ('smoke', 'icons'): return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
+    if name not in OWN_SCALES: return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
     if 'prompts' in given: given['prompts'] = tuple(given['prompts'].items())
     return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given)
 
@@ -72,7 +73,7 @@ def sdxl_scale_of(name: str, model: str = '', **paths) -> Scale:
 
     Raises `InputError` for a scale whose model is another."""
     if name == 'sd15': raise InputError("this is about the paper's second base model: use scale 'sdxl', or 'icons' or 'smoke'")
-    return scale_of(name, model=model or ('icons-xl' if name in ('smoke', 'icons') else ''), **paths)
+    return scale_of(name, model=model or ('icons-xl' if name in OWN_SCALES else ''), **paths)
 
 def only_set(scale: Scale, name: str) -> Scale:
     "The scale with the prompt set `name` alone. Raises `InputError` if it has none of that name."

@@ -15,8 +15,8 @@ from .store import InputError, asset, digest, file_digest, staged
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_ASPECT', 'REQUIRED', 'OPTIONAL', 'image_id', 'decode', 'Pair', 'make_pair', 'PairReport',
            'human_label', 'valid_text', 'check_columns', 'split_of', 'parquet_files', 'parquet_rows', 'inside',
-           'folder_rows', 'hub_rows', 'pair_rows', 'read_pairs', 'write_pairs', 'pairs_key', 'draw_view', 'cut_square',
-           'transform_pair', 'prompt_id', 'PromptSet', 'read_prompts']
+           'folder_rows', 'hub_rows', 'pair_rows', 'read_pairs', 'check_share', 'write_pairs', 'pairs_key', 'draw_view',
+           'cut_square', 'transform_pair', 'prompt_id', 'PromptSet', 'read_prompts']
 
 # %% ../nbs/00_pairs.ipynb #2daa8d7b
 def image_id(data: bytes) -> str:
@@ -282,8 +282,12 @@ def read_pairs(source, limit: int | None = None, report: PairReport | None = Non
 
     `source`: a Parquet file or folder with Pick-a-Pic v2's columns, a folder with metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'.
     `report` is filled as the pairs go by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of the rows is undecodable."""
-    if not 0 < share <= 1: raise InputError(f'the share of the rows must be above 0 and at most 1, not {share:g}')
+    check_share(share)
     return _pairs((row for n, row in enumerate(pair_rows(source, split)) if _drawn(n, share)), limit, PairReport() if report is None else report, keep_ties, max_bad)
+
+def check_share(share) -> None:
+    "Raises InputError for a share of the rows that makes no sense."
+    if not 0 < share <= 1: raise InputError(f'the share of the rows must be above 0 and at most 1, not {share:g}')
 
 def _drawn(row, share):
     "Whether a row belongs to a random share of all: a function of its number alone, so that nothing must be counted or decoded first."

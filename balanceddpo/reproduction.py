@@ -12,7 +12,7 @@ from pathlib import Path
 from .store import InputError, canonical, digest, file_digest, first_difference, locked, package_key, read_json, runs_root, staged, write_json
 
 # %% auto #0
-__all__ = ['SCALES', 'PACKAGED', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook',
+__all__ = ['SCALES', 'OWN_SCALES', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook',
            'notebook_parameters', 'parse_parameter', 'check_parameter', 'Job', 'chosen', 'plan_jobs', 'scales_of',
            'plan_job', 'bears_name', 'results', 'write_note', 'is_done', 'title_of', 'index_row', 'write_index',
            'environment', 'this_python', 'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings',
@@ -20,7 +20,7 @@ __all__ = ['SCALES', 'PACKAGED', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebo
 
 # %% ../nbs/75_reproduction.ipynb #b0a91008
 SCALES = ('smoke', 'icons', 'sd15', 'sdxl')
-PACKAGED = ('smoke', 'icons')              # scales that need nothing from elsewhere
+OWN_SCALES = ('smoke', 'icons')            # scales that need nothing from elsewhere
 PATHS = ('model', 'pairs', 'prompts')      # parameters for what the others need
 
 def notebooks_folder() -> Path:
@@ -145,7 +145,7 @@ def plan_job(name, path, known, scale, out, parameters) -> Job:
         given = dict(parameters) if isinstance(parameters, dict) else dict(parse_parameter(t, known) for t in parameters)
         values = {'scale': scale, 'out': str(out or Path('paper_figures')/scale)} | given
         for k, v in values.items(): check_parameter(k, v, known)
-        if scale not in PACKAGED and {*PATHS} <= {*known} and not all(values.get(p) for p in PATHS):
+        if scale not in OWN_SCALES and {*PATHS} <= {*known} and not all(values.get(p) for p in PATHS):
             raise InputError(f'scale {scale!r} needs the paths of weights and data: --parameters model=FOLDER pairs=FILE prompts=NAME=FILE,NAME=FILE')
     except InputError as e: raise InputError(f'{name}: {e}') from e
     return Job(name, Path(path), scale, canonical(values))

@@ -13,10 +13,10 @@ from .pairs import PromptSet, read_prompts
 from .store import InputError, content_digest, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest
 
 # %% auto #0
-__all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SAMPLING', 'SampleConfig', 'image_seed', 'initial_latents', 'make_scheduler',
-           'load_generator', 'load_lora', 'load_safety_checker', 'plan', 'draw_images', 'generate', 'image_file',
-           'ImageStore', 'sample_inputs', 'intact', 'write_index', 'missing_images', 'write_images', 'sample',
-           'open_images']
+__all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SAMPLING', 'DRAWN_BY', 'SampleConfig', 'image_seed', 'initial_latents',
+           'make_scheduler', 'load_generator', 'load_lora', 'load_safety_checker', 'plan', 'draw_images', 'generate',
+           'image_file', 'ImageStore', 'sample_inputs', 'intact', 'write_index', 'missing_images', 'write_images',
+           'sample', 'open_images']
 
 # %% ../nbs/50_sampling.ipynb #0fde6e1a
 @dataclass(frozen=True)
@@ -157,11 +157,12 @@ class ImageStore:
 # %% ../nbs/50_sampling.ipynb #a1c70667
 SAMPLING = 1            # part of every key: to be raised when the same settings draw other images
 
+DRAWN_BY = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')   # the settings that images depend on
+
 def sample_inputs(config, prompt_set) -> dict:
     "Everything the images depend on; not the batch size, nor the device, which change them by rounding only."
     model = part_digests(local_folder(config.model)) | ({'lora': content_digest(config.lora)} if config.lora else {})
-    return {'revision': SAMPLING, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in
-            ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')}}
+    return {'revision': SAMPLING, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in DRAWN_BY}}
 
 def intact(path, sha256=None) -> bool:
     "Whether an image file is there and whole: it has this hash, or, where none is known yet, every chunk of the PNG has its checksum."

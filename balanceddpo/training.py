@@ -22,12 +22,13 @@ from .store import InputError, digest, locked, open_stage, staged, verify_manife
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'TRAINING', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of',
-           'refreshes', 'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'visits_before', 'decided_pairs', 'Run',
-           'open_accelerator', 'trainable', 'compile_models', 'with_targets', 'make_optimizer', 'start', 'MicroBatch',
-           'to_device', 'weights_of', 'captions_of', 'micro_batch', 'predicted', 'inverted', 'outputs_of', 'micro_step',
-           'learning_rate', 'measured', 'append_row', 'keep_rows', 'skip_step', 'update', 'refresh', 'row_of', 'record',
-           'run_inputs', 'trained_state', 'save', 'lay_out', 'restore', 'stop_signal', 'stopping', 'base_name',
-           'described', 'model_card', 'publish', 'published', 'watched', 'alone', 'open_run', 'train']
+           'refreshes', 'compares_pairs', 'loss_of', 'epoch_order', 'plan', 'visits_before', 'visit_names',
+           'decided_pairs', 'Run', 'open_accelerator', 'trainable', 'compile_models', 'with_targets', 'make_optimizer',
+           'start', 'MicroBatch', 'to_device', 'weights_of', 'captions_of', 'micro_batch', 'predicted', 'inverted',
+           'outputs_of', 'micro_step', 'learning_rate', 'measured', 'append_row', 'keep_rows', 'skip_step', 'update',
+           'refresh', 'row_of', 'record', 'run_inputs', 'trained_state', 'save', 'lay_out', 'restore', 'stop_signal',
+           'stopping', 'base_name', 'described', 'model_card', 'publish', 'published', 'watched', 'alone', 'open_run',
+           'train']
 
 # %% ../nbs/40_training.ipynb #128fa684
 @dataclass(frozen=True)
@@ -152,6 +153,10 @@ def visits_before(places):
     order = np.argsort(places, kind='stable'); there = np.asarray(places)[order]
     found = np.empty(len(there), dtype=np.int64); found[order] = np.arange(len(there)) - np.searchsorted(there, there)
     return found
+
+def visit_names(pair_ids, before) -> list[str]:
+    "What names a visit in a draw of random numbers: the pair's id, and from its second visit in a step on the count (`before`, see `visits_before`)."
+    return [f'{p}, visit {k + 1}' if k else p for p, k in zip(pair_ids, before, strict=True)]
 
 # %% ../nbs/40_training.ipynb #7d1337f5
 def decided_pairs(pair_ids, labels):
@@ -300,7 +305,7 @@ def micro_batch(run, places, before=None) -> MicroBatch:
     "The pairs at `places` of the plan, with the noise, timesteps and captions of this step; `before`: how often the step has visited each already (0 by default)."
     c, family, rows = run.config, run.family, run.rows[places]
     pair_ids = [run.encoded.pair_ids[r] for r in rows]
-    visits = [f'{p}, visit {k + 1}' if k else p for p, k in zip(pair_ids, [0]*len(rows) if before is None else before)]
+    visits = visit_names(pair_ids, [0]*len(rows) if before is None else before)
     moments, conditioning = run.encoded.batch(rows)
     shape = family.latent_shape(c.resolution)
     def both(tensor): return to_device(tensor.repeat_interleave(2, 0), run)

@@ -202,9 +202,9 @@ def injected(arm, places) -> dict:
     A pair that comes again in a step draws anew: then `places` must be the whole step, for a part of it does not tell."""
     import torch
     from balanceddpo.losses import draw_noise, draw_timesteps
-    from balanceddpo.training import visits_before
+    from balanceddpo.training import visit_names, visits_before
     world, seed = arm.world, arm.config.seed
-    ids = [world.encoded.pair_ids[i] + f', visit {k + 1}' * bool(k) for i, k in zip(places, visits_before(places))]
+    ids = visit_names([world.encoded.pair_ids[i] for i in places], visits_before(places))
     shape = world.family.latent_shape(world.geometry.pixels)
     z = draw_noise(seed, arm.step, ids, (2, *shape), 'latents')
     z = torch.stack([x if w == 0 else x.flip(0) for x, w in zip(z, world.winners[places])])

@@ -276,9 +276,8 @@ def test_the_table_goes_between_its_marks(tmp_path):
 
 
 def test_beside_what_was_just_run_stands_what_was_published_of_the_rest_and_nothing_twice(tmp_path):
-    from benchmarks.report import published
     head = {'bench': 'x', 'date': 'd', 'commit': 'c', 'machine': {'gpu': None, 'cpu': 'a', 'cores': 2, 'threads': 2, 'load': 0}, 'versions': dict.fromkeys(('torch', 'diffusers', 'transformers'), '1'), 'size': 'cpu'}
     def keep(folder, name, what): (tmp_path/folder).mkdir(exist_ok=True); (tmp_path/folder/f'{name}.jsonl').write_text(json.dumps(head) + '\n' + json.dumps({'row': 1, 'what': what, 'goal': '', 'value': 3.}))
     keep('rows', 'step', 'old step'); keep('rows', 'wall_all', 'whole run'); keep('mine', 'step', 'new step')
-    text = published(tmp_path/'mine', tmp_path/'rows')
-    assert 'whole run' in text and 'wall_all: d' in text and 'step |' not in text and published(tmp_path/'rows', tmp_path/'rows') == ''
+    text = report.published(tmp_path/'mine', tmp_path/'rows')
+    assert 'whole run' in text and 'wall_all: d' in text and 'step |' not in text and report.published(tmp_path/'rows', tmp_path/'rows') == ''

@@ -190,7 +190,7 @@ def test_a_preset_gives_defaults_that_can_be_changed(monkeypatch):
     ('label --pairs {w}/pairs.parquet --method single --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"), ('label --pairs {w}/pairs.parquet --weights 1 2', '4 scorers vote but 2 weights'),
     ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt', 'holds no labels'), ('label --pairs {w}/pairs.parquet --method human --out {w}', 'is a folder'),
     ('label --pairs {w}/pairs.parquet --register {w}/none.py', 'no such file of scorers'), ('label --pairs {w}/pairs.parquet --method smoothed --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"),
-    ('label --pairs {w}/pairs.parquet --method given', 'made by other code'), ('label --pairs {w}/pairs.parquet --method confidence --scorers clip={w}/clip', 'needs three scorers'), ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
+    ('label --pairs {w}/pairs.parquet --method given', 'made by other code'), ('label --pairs {w}/pairs.parquet --method confidence --scorers clip={w}/clip', 'at least three scorers'), ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
     ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt/labels.parquet', 'prompts.txt is a file'),
     ('encode --pairs {w}/pairs.parquet --model {w}/clip', 'model_index.json'), ('encode --pairs {w}/pairs.parquet --preset none', "unknown preset 'none'"),
     ('train --labels {w}/none --encoded {w}/none --model {w}/model', 'none'), ('train --preset balanced_dpo_sd15 --labels {w}/pairs.parquet --encoded {w}/clip', 'not a table of labels'),

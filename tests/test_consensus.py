@@ -189,7 +189,7 @@ def test_the_label_table_has_the_documented_columns_and_types():
     (lambda t: t.assign(slot=.5), 'slot'),
     (lambda t: t.drop(columns='pair_id'), "no column 'pair_id'"),
     (lambda t: t.assign(pair_id=None), 'pair_id'),
-    (lambda t: t[['pair_id', 'slot']], 'needs scores'),
+    (lambda t: t[['pair_id', 'slot']], 'needs scorers, and there are none'),
 ], ids=['missing', 'doubled', 'slot2', 'half', 'no column', 'no id', 'no scorer'])
 def test_bad_tables_are_refused_by_name(spoil, match):
     with pytest.raises(InputError, match=match): label_pairs(spoil(make_table(make_scores(10))))
@@ -200,7 +200,9 @@ def test_bad_settings_are_refused():
     with pytest.raises(InputError, match='majority takes no scorer'): LabelConfig('majority', scorer='a')
     with pytest.raises(InputError, match='method smoothed needs a scorer'): LabelConfig('smoothed')
     with pytest.raises(InputError, match='limits'): LabelConfig(limits=(0., 1.))
-    with pytest.raises(InputError, match="no scorer 'z'; they have a, b, c, d"): label_pairs(table, LabelConfig('single', scorer='z'))
+    with pytest.raises(InputError, match="no scorer is called 'z': there are a, b, c, d"): label_pairs(table, LabelConfig('single', scorer='z'))
+    with pytest.raises(InputError, match='given are made by other code'): label_pairs(table, LabelConfig('given'))
+    with pytest.raises(InputError, match='at least three scorers, not a, b'): label_pairs(table, LabelConfig('confidence', scorers=('a', 'b')))
     with pytest.raises(InputError, match="no scorer 'z'"): label_pairs(table, LabelConfig(scorers=('a', 'z')))
     with pytest.raises(InputError, match='weights'): label_pairs(table, LabelConfig(weights=(1., 2.)))
 
