@@ -109,10 +109,12 @@ def plot_points(frame, x, y, name, xlow=None, xhigh=None, low=None, high=None, k
     with rc_context(style_settings()):
         colors, kinds = style_settings()['axes.prop_cycle'].by_key()['color'], sorted(frame[kind].unique()) if kind else []
         fig = Figure(figsize=(width, height)); top = .05 + .25*bool(title) + .17*bool(kinds)
-        inches = width - .59, height - .42 - top
-        ax = fig.add_axes([.52/width, .42/height, inches[0]/width, inches[1]/height])
+        ax = fig.add_axes([0, 0, 1, 1])
         ax.set(xlim=_limits(frame, (x, xlow, xhigh), [xlevel]), ylim=_limits(frame, (y, low, high), [level]), xlabel=xlabel, ylabel=ylabel)
         if logx: ax.set(xscale='log', xlim=(.8*frame[x].min(), 1.25*frame[x].max()))
+        left = .52 + .06*max(0, _longest_tick(ax.yaxis) - 4)                # numbers of more than four characters push the label out
+        inches = width - left - .07, height - .42 - top
+        ax.set_position([left/width, .42/height, inches[0]/width, inches[1]/height])
         _draw_lines(ax, level, xlevel, diagonal, inches)
         which = [kinds.index(v) for v in frame[kind]] if kind else [0]*len(frame)
         _draw_points(ax, frame, [x, y, xlow, xhigh, low, high], which)
@@ -120,6 +122,12 @@ def plot_points(frame, x, y, name, xlow=None, xhigh=None, low=None, high=None, k
         write_key(fig, kinds, colors, top - .08)
         write_title(fig, title_lines(title, width, 1))
     return fig
+
+def _longest_tick(axis) -> int:
+    "The number of characters of the longest number on an axis."
+    low, high = sorted(axis.get_view_interval())
+    places = [p for p in axis.get_majorticklocs() if low <= p <= high]
+    return max(map(len, axis.get_major_formatter().format_ticks(places)), default=0)
 
 # %% ../nbs/72_diagrams.ipynb #cf90b16d
 def _draw_lines(ax, level, xlevel, diagonal, inches):

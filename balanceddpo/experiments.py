@@ -9,14 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from .store import InputError, digest, locked, runs_root
 from .consensus import LabelConfig
-from .reproduction import OWN_SCALES
+from .reproduction import OWN_SCALES, environment, thread_settings
 
 # %% auto #0
 __all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'BASELINES', 'TABLE1_COMPARISONS', 'Scale', 'published_scale', 'scale_of',
            'sdxl_scale_of', 'only_set', 'voters', 'judges', 'once', 'pair_stream', 'data_key', 'pair_scores',
            'labels_of', 'Model', 'base_model', 'encoded_pairs', 'training_settings', 'steps_of', 'align',
            'align_labels', 'run_folder', 'training_log', 'merged_weights', 'distance_from_base', 'draw', 'score_models',
-           'scorer_names', 'model_of', 'table1_models', 'true_pictures', 'gallery', 'named_captions']
+           'scorer_names', 'side_by_side', 'model_of', 'table1_models', 'true_pictures', 'gallery', 'named_captions']
 
 # %% ../nbs/87_experiments.ipynb #e072a004
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def training_settings(scale: Scale, recipe: str, **changes):
     DiffusionDPO's settings. `changes` replace settings."""
     from balanceddpo.preference_losses import LOSSES
     from balanceddpo.presets import PRESETS, preset
-    settings = {'model': scale.model, **dict(scale.train), **changes}
+    settings = {'model': scale.model, 'device': scale.device, **dict(scale.train), **changes}
     if recipe != 'balanced_dpo' and 'refresh_every' not in changes: settings.pop('refresh_every', None)
     if f'{recipe}_{scale.preset}' not in PRESETS and recipe in LOSSES: recipe, settings = 'diffusion_dpo', {'method': recipe} | settings
     return preset(f'{recipe}_{scale.preset}', **settings)
@@ -226,6 +226,24 @@ def scorer_names(scale: Scale) -> tuple:
     "Names of the voters as columns of a score table."
     from balanceddpo.scorers import parse_scorer
     return tuple(parse_scorer(s).name for s in scale.scorers)
+
+# %% ../nbs/87_experiments.ipynb #14ab018a
+def side_by_side(work, jobs, workers: int = 1) -> list:
+    """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the results in the order of `jobs`. `work` must be a function of a module.
+
+    After the first that fails no other starts, and its error is raised when the running ones have ended."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+    from tqdm.auto import tqdm
+    bar = tqdm(total=len(jobs), desc='models', unit='model', disable=None)                           # None: on a terminal only
+    with bar, environment(**thread_settings(workers)):
+        if workers <= 1: return [(work(**job), bar.update())[0] for job in jobs]
+        with ProcessPoolExecutor(min(workers, len(jobs) or 1), get_context('spawn')) as pool:        # a fork of a process that has used CUDA, or threads, hangs
+            running = [pool.submit(work, **job) for job in jobs]
+            try:
+                for future in as_completed(running): future.result(); bar.update()
+            except BaseException: pool.shutdown(cancel_futures=True); raise
+            return [future.result() for future in running]
 
 # %% ../nbs/87_experiments.ipynb #ad29d4a0
 BASELINES = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from .consensus import LabelConfig, hard_weights, majority
-from .experiments import (Model, Scale, align, align_labels, base_model, draw, merged_weights, once, pair_stream, score_models, scorer_names,
-                                     training_settings)
+from .experiments import (Model, Scale, align, align_labels, base_model, distance_from_base, draw, merged_weights, once, pair_stream, score_models, scorer_names,
+                                     training_log, training_settings)
 from .groups import LOGIT_SCALES, capo_labels, draw_pairs, group_table, sum_labels
 from .rank_votes import rank_labels, votes_on
 from .store import InputError, digest, runs_root, staged
@@ -19,8 +19,8 @@ from .store import InputError, digest, runs_root, staged
 # %% auto #0
 __all__ = ['RIVALS', 'ELECTIONS', 'Groups', 'caption_file', 'draw_groups', 'group_pairs', 'image_bytes_of', 'align_groups',
            'average', 'frontier_rules', 'one_rules', 'sum_rules', 'single_rules', 'Rival', 'majority_rules',
-           'election_rules', 'rival_named', 'rival_changes', 'rival_settings', 'align_rival', 'passes_a_pair',
-           'passes_of_groups', 'steps_within']
+           'election_rules', 'rival_named', 'rival_changes', 'rival_settings', 'align_rival', 'try_rival',
+           'passes_a_pair', 'passes_of_groups', 'steps_within', 'seconds_a_pair']
 
 # %% ../nbs/88_rivals.ipynb #01136846
 @dataclass(frozen=True)
@@ -187,6 +187,13 @@ def align_rival(scale: Scale, name: str, groups: Groups | None = None, title: st
     models = [align_groups(scale, groups, title or name, rule, visits, rival.recipe, **shorter) for rule in rules]
     return average(models, title or name) if len(models) > 1 else models[0]
 
+# %% ../nbs/88_rivals.ipynb #67cbc0b4
+def try_rival(scale: Scale, name: str, groups: Groups | None = None, **changes) -> tuple:
+    "(Model, distance from the base model) of a rival, trained, with its images drawn and scored; what was made before is found. Arguments and errors as `align_rival`."
+    model = align_rival(scale, name, groups, **changes)
+    score_models(scale, [model])
+    return model, distance_from_base(scale, model)
+
 # %% ../nbs/88_rivals.ipynb #486ebd9e
 def passes_a_pair(settings) -> float:
     "Passes through the denoiser that training on one pair takes, in forward passes of one image. An inversion, shorter for a small timestep, is counted in the mean."
@@ -203,3 +210,10 @@ def steps_within(scale: Scale, name: str, passes: float, **changes) -> int:
     "The optimizer steps of a rival that take `passes`, at least 1."
     settings = rival_settings(scale, name, **changes)
     return max(1, round(passes/passes_a_pair(settings)/settings.batch_size))
+
+def seconds_a_pair(scale: Scale, name: str, groups: Groups | None = None, steps: int = 6) -> float:
+    "Median seconds of an optimizer step, a pair, of a rival that trains alone for `steps` steps, at least 2; the first is left out. Of SOUP's models the first is timed."
+    rival, settings = rival_named(name), dict(max_steps=steps, warmup_steps=0)
+    if not rival.rules: model = align_rival(scale, name, **settings)
+    else: model = align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **settings))
+    return float(training_log(model).seconds[1:].median()/rival_settings(scale, name).batch_size)

@@ -1,4 +1,4 @@
-"""The rows for an H200: SD1.5 and SDXL geometry with random weights, made on the device. `python -m benchmarks.gpu [NAME ...]` runs these parts, or all; without a GPU it
+"""The rows for a GPU, with goals for one H200: SD1.5 and SDXL geometry with random weights, made on the device. `python -m benchmarks.gpu [NAME ...]` runs these parts, or all; without a GPU it
 prints counts.
 
 Every rate is held against the useful work of a step with cached inputs (6.42 TFLOP a pair for SD1.5, whatever an arm wastes) and against an 8192^3 bf16 product
@@ -8,10 +8,10 @@ import tempfile, time
 from functools import partial
 from pathlib import Path
 from benchmarks.step import compare, gate, injected, make_world, our_step, start_ours, train_config, R1, R2
-from benchmarks.timing import ROUNDS, WARMUPS, Log, asked, device_wait
+from benchmarks.timing import BUDGET, ROUNDS, START, WARMUPS, Log, asked, device_wait
 from benchmarks.world import SD15, SDXL, RandomPairs, flops, make_family, per_pair, synthetic_pairs
 
-ROW = 'H200'                                            # in the place of a row's number
+ROW = 'GPU'                                             # in the place of a row's number
 PEAK = 790e12                                           # FLOP/s of an 8192^3 bf16 product assumed for one H200 until it is measured in the same run; the limits below are for it
 MICROS = (1, 4, 16, 32)                                 # pairs at once, of `STEP_PAIRS` an optimizer step
 STEP_PAIRS = 32
@@ -19,8 +19,8 @@ EAGER, COMPILED, XL_GOAL, SAMPLE_GOAL = '>= 43', '>= 55', '>= 5', '>= 4'
 # Four scorers, by the network of CLIP, and the pairs/s that we aim at. The default `clip` is a ViT-H/14 and Aesthetic sits on OpenAI's ViT-L/14, so nothing is shared;
 # `clip@l14` is that ViT-L/14. Both goals are the same share, 49 %, of what the counted FLOPs allow at `PEAK`.
 LABELLING = {'H': ('the default scorers, four networks', 157), 'L': ('clip@l14, three networks', 220)}
-SETTINGS = {'eager': {}, 'channels_last': dict(channels_last=True), 'blocks compiled': dict(compiled='blocks'), 'compiled': dict(compiled='whole'),
-            'compiled, channels_last': dict(compiled='whole', channels_last=True), 'checkpointing': dict(gradient_checkpointing=True)}
+SETTINGS = {'eager': {}, 'channels_last': dict(channels_last=True), 'checkpointing': dict(gradient_checkpointing=True),
+            'compiled, channels_last': dict(compiled='whole', channels_last=True), 'compiled': dict(compiled='whole'), 'blocks compiled': dict(compiled='blocks')}
 
 
 # ---- what can be counted without a GPU
@@ -104,8 +104,9 @@ def config_for(geometry, micro, device, precision='bf16', batch=STEP_PAIRS, **ch
 
 
 def one_setting(log, world, what, goal, micro, folder, matmul, flop, device='cuda', precision='bf16', batch=STEP_PAIRS, optimizer='adamw', **setting) -> float:
-    "Start a run with these settings and time its optimizer steps; an out-of-memory setting is kept as a note."
+    "Start a run with these settings and time its optimizer steps; a setting that does not fit into memory, or is reached after `BENCH_SECONDS`, is kept as a note."
     import gc, torch
+    if time.perf_counter() - START > BUDGET: log.add(row=ROW, note=f'{what}: left out, the time was up'); return 0.
     run = start_ours(world, config_for(world.geometry, micro, device, precision, batch, optimizer=optimizer, **setting), Path(folder)/'run')
     try: return keep(log, what, goal, timed(lambda: our_step(run), batch), flop, matmul, micro=micro)
     except torch.OutOfMemoryError: log.add(row=ROW, note=f'{what}: out of memory'); return 0.
@@ -126,17 +127,24 @@ def sweep(log, device='cuda', geometry=SD15, micros=MICROS, batch=STEP_PAIRS, pr
             if setting: measure(f'{geometry.name} step, {name}, micro-batch {best}', COMPILED if setting.get('compiled') else '', best, **setting)
 
 
-def rivals(log, mode, device='cuda', geometry=SD15, batch=STEP_PAIRS, precision='bf16', **options) -> None:
-    "Against R1 (full) or R2 (lora): the gate in fp32 with two pairs, then in bf16, then the clock; ours compiled with channels_last."
+def pairs_at_once() -> int:
+    "Pairs that a step of SD1.5 works on at once beside a rival's: 32 on a card of 100 GiB or more, for which the goals are, and 8 on a smaller one."
     import torch
+    return 32 if not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory > 100 * 2**30 else 8
+
+
+def rivals(log, mode, device='cuda', geometry=SD15, batch=None, precision='bf16', eager=False, **options) -> None:
+    "Against R1 (full) or R2 (lora): the gate in fp32 with two pairs, then in bf16, then the clock; ours compiled with channels_last, or `eager` as the rival is."
+    import torch
+    batch = batch or pairs_at_once()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(geometry, folder, device)
-        fast = dict(compiled='whole' if device == 'cuda' else 'no', channels_last=True)
+        fast = {} if eager else dict(compiled='whole' if device == 'cuda' else 'no', channels_last=True)
         run = start_ours(world, train_config(geometry, mode, 2, 'fp32', device, **fast), Path(folder)/'fp32')
         name, rival = ('R1', R1) if mode == 'full' else ('R2', R2)
         gate(log, f'{name}, fp32 on the device', run, rival(world, run.config, 2, injected, run=run), ROW); del run
-        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, changes=fast, how=', compiled, channels_last', **options)
+        compare(log, world, mode, folder, batch, precision, device, goals=(1.6, 3.), row=ROW, changes=fast, how='' if eager else ', compiled, channels_last', **options)
 
 
 def sdxl(log, device='cuda', geometry=SDXL, micros=(1, 2, 4), batch=8, precision='bf16') -> None:
@@ -259,7 +267,8 @@ def sampling(log, device='cuda', geometry=SD15, batches=(1, 4, 16, 32), steps=50
         keep(log, f'{geometry.name} sampling, compiled, channels_last, {best} images at once', SAMPLE_GOAL, timed(draw(best), best, rounds))
 
 
-PARTS = {'sweep': sweep, 'rivals_full': partial(rivals, mode='full'), 'rivals_lora': partial(rivals, mode='lora'), 'sdxl': sdxl,
+PARTS = {'sweep': sweep, 'rivals_full_eager': partial(rivals, mode='full', eager=True), 'rivals_lora_eager': partial(rivals, mode='lora', eager=True),
+         'rivals_full': partial(rivals, mode='full'), 'rivals_lora': partial(rivals, mode='lora'), 'sdxl': sdxl,
          'labelling': labelling, 'sampling': sampling, 'refresh': refresh}
 
 

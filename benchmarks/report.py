@@ -9,7 +9,7 @@ BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 QUIET = {'cpu': (0.9, 1.1), 'gpu': (0.97, 1.03)}            # where the median of the A/A control must lie, or the ratios beside it are noise
 FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (--full)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
            'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'first step, compiled': 'options tried on the CPU (tried)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
-TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'H200': 'H200'}
+TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'GPU': 'GPU'}
 
 
 def read(folder=None) -> list:
@@ -86,10 +86,10 @@ def counted(files) -> str:
 
 def report(folder=None) -> str:
     "All of it, in Markdown."
-    files = read(folder); lines = summaries(files); cpu = [s for s in lines if s['row'] != 'H200']; gpu = [s for s in lines if s['row'] == 'H200']
+    files = read(folder); lines = summaries(files); cpu = [s for s in lines if s['row'] != 'GPU']; gpu = [s for s in lines if s['row'] == 'GPU']
     done = [str(r.get('what') or f'{r.get("point", "")} of {r.get("size", "")}') for _, rows in files for r in rows]
-    missing = [f'{n} ({t})' for n, t in TITLES.items() if n != 'H200' and n not in {s['row'] for s in cpu}] + [told for words, told in FURTHER.items() if not any(words in d for d in done)]
-    parts = [table(cpu) if cpu else '', f'Not yet run: {", ".join(missing)}.\n' if missing else '', table(gpu) if gpu else 'On an H200: not yet run.\n', counted(files),
+    missing = [f'{n} ({t})' for n, t in TITLES.items() if n != 'GPU' and n not in {s['row'] for s in cpu}] + [told for words, told in FURTHER.items() if not any(words in d for d in done)]
+    parts = [table(cpu) if cpu else '', f'Not yet run: {", ".join(missing)}.\n' if missing else '', table(gpu) if gpu else 'On a GPU: not yet run.\n', counted(files),
              gates(files) and 'Numeric gates, before the clock:\n\n' + gates(files), stages(files) and 'Where the minutes go:\n\n' + stages(files), machines(files)]
     return '\n'.join(p for p in parts if p)
 
