@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from .consensus import LabelConfig, hard_weights, majority
-from .experiments import (Model, Scale, align, align_labels, base_model, distance_from_base, draw, merged_weights, once, pair_stream, score_models, scorer_names,
+from .experiments import (Model, Scale, align, align_labels, base_model, distance_from_base, draw, merged_weights, once, pair_stream, run_folder, score_models, scorer_names,
                                      training_log, training_settings)
 from .groups import LOGIT_SCALES, capo_labels, draw_pairs, group_table, sum_labels
 from .rank_votes import rank_labels, votes_on
@@ -212,8 +212,12 @@ def steps_within(scale: Scale, name: str, passes: float, **changes) -> int:
     return max(1, round(passes/passes_a_pair(settings)/settings.batch_size))
 
 def seconds_a_pair(scale: Scale, name: str, groups: Groups | None = None, steps: int = 6) -> float:
-    "Median seconds of an optimizer step, a pair, of a rival that trains alone for `steps` steps, at least 2; the first is left out. Of SOUP's models the first is timed."
-    rival, settings = rival_named(name), dict(max_steps=steps, warmup_steps=0)
-    if not rival.rules: model = align_rival(scale, name, **settings)
-    else: model = align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **settings))
-    return float(training_log(model).seconds[1:].median()/rival_settings(scale, name).batch_size)
+    """Median seconds of an optimizer step of a rival, a pair, in a run of `steps` steps, at least 2, that is made for the clock alone and not kept; the first step is left
+    out. Of a rival of several models (SOUP) the first is timed. Let nothing else run beside it."""
+    from shutil import rmtree
+    rival, own = rival_named(name), dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1)            # keep_checkpoints: a folder of its own
+    if not rival.rules: model = align_rival(scale, name, **own)
+    else: model = align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **own))
+    seconds = training_log(model).seconds[1:].median()
+    rmtree(run_folder(model))                                                                           # the next clock may be another machine's
+    return float(seconds/rival_settings(scale, name).batch_size)

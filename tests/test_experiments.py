@@ -82,3 +82,20 @@ def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_pat
     assert not set(keys()) & set(before)
     monkeypatch.undo(); assert keys() == before
     monkeypatch.setattr(icons, 'CHECKS', 2); assert not set(keys()) & set(before)
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives_in_the_same_order():
+    jobs = [dict(scale=experiments.ICONS, steps=k) for k in (50, 0, 7, 100)]
+    assert experiments.side_by_side(experiments.steps_of, jobs, 2) == experiments.side_by_side(experiments.steps_of, jobs) == [50, 0, 7, 100]
+    assert experiments.side_by_side(experiments.steps_of, [], 2) == []
+
+
+def test_an_error_side_by_side_is_the_error():
+    jobs = [dict(scale=TINY, name=n) for n in ('hpd', 'nowhere', 'pickapic')]
+    for workers in (1, 2):
+        with pytest.raises(InputError, match="has no prompt set 'nowhere'"): experiments.side_by_side(experiments.only_set, jobs, workers)
+
+
+def test_a_scale_says_on_which_device_its_models_are_trained():
+    assert experiments.training_settings(replace(TINY, device='cuda'), 'dpo').device == 'cuda' and experiments.training_settings(TINY, 'dpo').device == 'cpu'
+    assert experiments.training_settings(replace(TINY, train=(('device', 'mps'),)), 'dpo').device == 'mps'

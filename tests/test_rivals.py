@@ -158,3 +158,21 @@ def test_passes_are_those_that_training_makes(name, monkeypatch):
     rivals.align_rival(TINY, name, max_steps=1, seed=77)
     one, mean = {'random': (0, 0), 'inpo_code': (1, INVERSIONS['inpo_code'].passes()), 'smpo_code': (2, INVERSIONS['smpo_code'].passes())}[settings.noise]
     assert sum(made)/settings.batch_size == pytest.approx(rivals.passes_a_pair(settings) + 2*(one - mean))
+
+
+@pytest.mark.parametrize('name', ['DiffusionDPO', 'SOUP'])
+def test_the_pace_is_the_median_of_all_steps_but_the_first_and_its_run_is_not_kept(groups, monkeypatch, name):
+    import pandas as pd
+    from balanceddpo.store import runs_root
+    runs = lambda: {p.name for p in (runs_root()/'train').glob('*')}
+    rivals.align_rival(TINY, 'DiffusionDPO', max_steps=4, warmup_steps=0); kept = runs()
+    monkeypatch.setattr(rivals, 'training_log', lambda model: pd.DataFrame({'seconds': [90., 2., 40., 6.]}))
+    assert rivals.seconds_a_pair(TINY, name, groups, steps=4) == 6/8                      # a batch of 8 pairs
+    assert kept == runs() != set()
+
+
+def test_a_rival_that_is_tried_is_trained_drawn_and_measured():
+    model, distance = rivals.try_rival(TINY, 'DiffusionDPO', seed=3)
+    assert model == rivals.align_rival(TINY, 'DiffusionDPO', seed=3) and distance == experiments.distance_from_base(TINY, model) > 0
+    store = experiments.draw(TINY, model, dict(TINY.prompts)['hpd'])
+    assert len(store) == TINY.n_prompts*TINY.images_per_prompt
