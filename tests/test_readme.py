@@ -52,3 +52,19 @@ def test_counts_of_cells_and_the_rank():
     ahead, behind = re.search(r'by gain it is ahead of (\d+) and behind (\w+)\.', (ROOT/'paper_figures/icons/table3_finding.txt').read_text()).groups()
     assert f'By gain it is ahead of {WORDS[int(ahead)]} of its ten rivals' in README and f'and behind {behind}.' in README
     ranks = table('seeds_ranking')['rank']; assert f'BalancedDPO ranks {ranks["BalancedDPO"]} of {len(ranks)}' in README
+
+
+def test_the_rivals():
+    place = pd.read_csv(ROOT/'paper_figures/icons/rivals_summary.csv').query('budget == "equal pairs"').set_index('method')
+    span = lambda name, v: '{:.2f} [{:.2f}, {:.2f}]'.format(*(place.loc[name, f'{v}_{c}'] for c in ('mean', 'low', 'high')))
+    assert f'it gains {span("BalancedDPO", "mean")} in the mean of the four scorers' in README and f'it gains {span("BalancedDPO", "worst")}, a soft refresh {span("Soft refresh (TR-DPO)", "worst")}' in README
+    for name, says in (('CaPO', 'CaPO with'), ('MaPO', 'MaPO with'), ('SmPO-Diffusion', 'SmPO-Diffusion with'), ('DiffusionDPO', 'DiffusionDPO with'), ('Majority, no refresh', 'the majority without a refresh with')):
+        assert f'{says} {place.loc[name, "mean_mean"]:.2f}' in README
+    clear = pd.read_csv(ROOT/'paper_figures/icons/rivals_differences.csv').query('of == "mean" and p_holm < .05')
+    assert len(place) == 23 and not (clear['mean'] > 0).any()
+    behind = {b: set(t.model_a) for b, t in clear.groupby('budget')}
+    assert f'{len(behind["equal pairs"])} are behind beyond the seeds' in README and f'At equal compute {len(behind["equal compute"])} are behind' in README
+    assert {'CaPO', 'MaPO', 'SmPO-Diffusion'} <= behind['equal pairs'] and not {'DiffusionDPO', 'Majority, no refresh'} & behind['equal pairs']
+    better, worse = re.search(r'of 8 other labels (\d+) are better beyond the seeds \(Holm\) and (\d+) worse', (ROOT/'paper_figures/icons/votes_finding.txt').read_text()).groups()
+    assert better == '0' and f'none beats the plain majority of pairs, {WORDS[int(worse)]} are worse' in README
+    won, low, high = value('rivals', 'DiffusionDPO', 'BalancedDPO pickscore'); assert f'DiffusionDPO wins {won:.0f} % [{low:.0f}, {high:.0f}] over BalancedDPO' in README
