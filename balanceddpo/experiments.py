@@ -231,19 +231,20 @@ def scorer_names(scale: Scale) -> tuple:
 def side_by_side(work, jobs, workers: int = 1) -> list:
     """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the results in the order of `jobs`. `work` must be a function of a module.
 
-    After the first that fails no other starts, and its error is raised when the running ones have ended."""
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    After the first that fails no other starts, and its error is raised when the running ones have ended. Raises InputError for less than one worker."""
+    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from multiprocessing import get_context
     from tqdm.auto import tqdm
+    if workers < 1: raise InputError(f'workers must be at least 1, not {workers}')
     bar = tqdm(total=len(jobs), desc='models', unit='model', disable=None)                           # None: on a terminal only
     with bar, environment(**thread_settings(workers)):
-        if workers <= 1: return [(work(**job), bar.update())[0] for job in jobs]
+        if workers == 1: return [(work(**job), bar.update())[0] for job in jobs]
+        found, running, waiting = {}, {}, list(enumerate(jobs))[::-1]
         with ProcessPoolExecutor(min(workers, len(jobs) or 1), get_context('spawn')) as pool:        # a fork of a process that has used CUDA, or threads, hangs
-            running = [pool.submit(work, **job) for job in jobs]
-            try:
-                for future in as_completed(running): future.result(); bar.update()
-            except BaseException: pool.shutdown(cancel_futures=True); raise
-            return [future.result() for future in running]
+            while waiting or running:
+                while waiting and len(running) < workers: place, job = waiting.pop(); running[pool.submit(work, **job)] = place      # a pool that is told more starts more
+                for done in wait(running, return_when=FIRST_COMPLETED).done: found[running.pop(done)] = done.result(); bar.update()
+        return [found[place] for place in range(len(jobs))]
 
 # %% ../nbs/87_experiments.ipynb #ad29d4a0
 BASELINES = {

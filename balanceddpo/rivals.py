@@ -213,11 +213,15 @@ def steps_within(scale: Scale, name: str, passes: float, **changes) -> int:
 
 def seconds_a_pair(scale: Scale, name: str, groups: Groups | None = None, steps: int = 6) -> float:
     """Median seconds of an optimizer step of a rival, a pair, in a run of `steps` steps, at least 2, that is made for the clock alone and not kept; the first step is left
-    out. Of a rival of several models (SOUP) the first is timed. Let nothing else run beside it."""
+    out, and `steps` below the interval of a refresh leave the refresh out. Of a rival of several models (SOUP) the first is timed. Let nothing else run beside it."""
+    import time
     from shutil import rmtree
-    rival, own = rival_named(name), dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1)            # keep_checkpoints: a folder of its own
-    if not rival.rules: model = align_rival(scale, name, **own)
-    else: model = align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **own))
-    seconds = training_log(model).seconds[1:].median()
-    rmtree(run_folder(model))                                                                           # the next clock may be another machine's
+    rival, own, began = rival_named(name), dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1), time.time()            # keep_checkpoints: a folder of its own
+    def run():
+        if not rival.rules: return run_folder(align_rival(scale, name, **own))
+        return run_folder(align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **own)))
+    folder = run()
+    if (folder/'metrics.jsonl').stat().st_mtime < began: rmtree(folder); folder = run()                                      # left by a clock that was stopped
+    seconds = training_log(Model(name, str(folder/'model'))).seconds[1:].median()
+    rmtree(folder)                                                                                                           # the next clock may be another machine's
     return float(seconds/rival_settings(scale, name).batch_size)

@@ -317,13 +317,14 @@ def test_a_method_beside_a_preset_comes_with_its_own_beta_and_noise():
 
 
 def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
-    first, second = re.findall(r'```python\n(.*?)```', README, re.S)
+    rival, first, second = re.findall(r'```python\n(.*?)```', README, re.S)
     monkeypatch.chdir(tmp_path)
     small = {"'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'",
              'load_scorers()': f'load_scorers({scorer_texts(world)})', 'resolution=512': 'resolution=32', "_lora', model=base)": "_lora', model=base, resolution=32, max_steps=1, batch_size=2, precision='fp32', tracker='none')",
              'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)'}
     for old, new in small.items(): assert old in first; first = first.replace(old, new)
     exec(first, {}); assert 'win_rate' in capsys.readouterr().out
+    exec(rival.replace("scale_of('icons')", "scale_of('smoke')").replace('n_prompts=200, n_images=8', 'n_prompts=3, n_images=4'), scope := {}); assert scope['model'].name == 'CaPO'
     exec(second, scope := {})
     flat, striped = Image.new('RGB', (8, 8)), Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB')
     assert scope['sharpness']([flat, striped], ['', '']) == [0, 255]
@@ -332,4 +333,6 @@ def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
 def test_every_link_in_the_readme_leads_somewhere():
     root = Path(__file__).resolve().parents[1]
     links = [l for l in re.findall(r'\]\(([^)\s]+)\)', README) if not l.startswith('http') and not l.startswith('paper_figures')]
-    assert links and [l for l in links if not (root/l).exists()] == []
+    assert links and [l for l in links if not (root/l.partition('#')[0]).exists()] == []
+    headings = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', README, re.M)}
+    assert [l for l in links if l.startswith('#') and l[1:] not in headings] == []
