@@ -31,7 +31,7 @@ WRITES = {                                       # beside <name>.json and <name>
                     'paper_audit_rates': ('csv',), 'paper_audit_details': ('csv',)},
     'seeds': {'seeds_gains': TABLE, 'seeds': TABLE, 'seeds_sd': TABLE, 'seeds_differences': ('csv',) + FIGURE, 'seeds_ranking': ('csv',) + FIGURE},
     'rivals': {'rivals': TABLE, 'rivals_compute': TABLE, 'rivals_gains': ('csv',), 'rivals_summary': ('csv',), 'rivals_pareto': FIGURE, 'rivals_samples': FIGURE,
-               'rivals_differences': ('csv',) + FIGURE},
+               'rivals_differences': ('csv',) + FIGURE, 'rivals_scorers': TABLE, 'rivals_left_out': ('csv',)},
     'rivals_tuning': {'rivals_tuning': TABLE + FIGURE},
     'benchmarks': {'benchmarks': TABLE + FIGURE, 'benchmarks_samples': FIGURE, **{f'benchmarks_{k}': TABLE for k in ('differences', 'parts', 'published')}},
     'votes': {'votes': TABLE + FIGURE, 'votes_rules': TABLE},
