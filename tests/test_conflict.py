@@ -150,7 +150,7 @@ def test_a_probe_has_the_gradients_of_the_training_loop(made, tmp_path, mode):
     g = batch_gradients(probe, places)
     for name, config_of in {'a': LabelConfig('single', scorer='a'), 'd': LabelConfig('single', scorer='d'), SUM: LabelConfig('sum_losses'), CONSENSUS: LabelConfig()}.items():
         theirs = loops_own_gradient(config, encoded, label_pairs(scores, config_of), config_of, ids, probe, tmp_path/name)
-        assert theirs.norm() > 0 and torch.allclose(g[name], theirs, rtol=1e-3, atol=1e-6*float(theirs.abs().max()) + 1e-9), name
+        assert theirs.norm() > 0 and (g[name] - theirs).norm() < 3e-5*theirs.norm(), (name, float((g[name] - theirs).norm()/theirs.norm()))     # fp32, added in another order
     assert cosines(g).loc['a', 'b'] == pytest.approx(1, abs=1e-5)
 
 
