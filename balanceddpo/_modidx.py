@@ -509,6 +509,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'balanceddpo/families.py'),
                                       'balanceddpo.families.StableDiffusionXL.predict': ( 'families.html#stablediffusionxl.predict',
                                                                                           'balanceddpo/families.py'),
+                                      'balanceddpo.families.check_family': ('families.html#check_family', 'balanceddpo/families.py'),
                                       'balanceddpo.families.check_parts': ('families.html#check_parts', 'balanceddpo/families.py'),
                                       'balanceddpo.families.clip_output': ('families.html#clip_output', 'balanceddpo/families.py'),
                                       'balanceddpo.families.clip_pair': ('families.html#clip_pair', 'balanceddpo/families.py'),

@@ -330,6 +330,7 @@ class TrainOptions:
     labels: Path  # labels file, from balanceddpo label
     encoded: Path  # folder, from balanceddpo encode
     preset: Optional[str] = None  # settings with a name, any of which can be changed
+    family: Optional[str] = None  # family that the model has to be of: sd15, sd21, sdxl, sd3, flux; by default the one it is
     out: Optional[Path] = None  # folder of the run; by default under runs/train
     resume: bool = True  # go on from the newest checkpoint in the folder
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -339,14 +340,16 @@ def train(options, config):
     "Labels and encoded pairs to a model."
     from balanceddpo.consensus import read_labels
     from balanceddpo.encoding import EncodedPairs
-    from balanceddpo.families import local_folder
+    from balanceddpo.families import check_family, local_folder
     from balanceddpo.training import run_inputs, train as run_training
+    if options.family: check_family(config.model, options.family)
     (labels, label_config), encoded = read_labels(options.labels), EncodedPairs.open(options.encoded)
     if options.dry_run: return show_plan(train_plan(options, config, encoded, labels))
     out = options.out or runs_root()/'train'/digest(run_inputs(config, encoded, labels, label_config, local_folder(config.model)), config.max_steps)
     model = run_training(config, encoded, labels, label_config, out, resume=options.resume, progress=watched())
     print(f'metrics: {out/"metrics.jsonl"}\nmodel: {model}')
 
+# %% ../nbs/90_cli.ipynb #b57279eb
 def train_plan(options, config, encoded, labels) -> list[str]:
     "What `train` would do. Raises InputError if the labels and the encoded pairs do not fit."
     from balanceddpo.families import denoiser_of

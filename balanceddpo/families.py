@@ -17,8 +17,8 @@ __all__ = ['PACKAGED', 'LIBRARIES', 'ATTENTION', 'TEXT_ATTENTION', 'PIPELINE_NAM
            'load_part', 'part_config', 'prediction_of', 'Family', 'native_latents', 'AutoencoderLatents',
            'ScaledLatents', 'DiscreteNoise', 'FlowSchedule', 'FlowNoise', 'Conditioned', 'tokens', 'clip_output',
            'StableDiffusion', 'clip_pair', 'StableDiffusionXL', 't5_states', 'StableDiffusion3', 'pack', 'unpack',
-           'token_places', 'Flux', 'family_kind', 'lora_targets', 'load_family', 'part_group', 'plain_pipeline',
-           'copy_part', 'check_parts', 'save_folder', 'save_lora', 'save_pipeline', 'part_digests']
+           'token_places', 'Flux', 'family_kind', 'lora_targets', 'check_family', 'load_family', 'part_group',
+           'plain_pipeline', 'copy_part', 'check_parts', 'save_folder', 'save_lora', 'save_pipeline', 'part_digests']
 
 # %% ../nbs/36_families.ipynb #d1426806
 PACKAGED = {'icons': 'model', 'icons-xl': 'model-xl'}   # name of a packaged base model -> its folder among the assets
@@ -428,6 +428,13 @@ def family_kind(folder, index, scheduler_config):
 def lora_targets(folder) -> tuple[str, ...]:
     "The layers that a LoRA of this folder's denoiser adapts unless it is told others: the projections of its attention layers."
     return FAMILIES[pipeline_index(folder)['_class_name']][0].lora_targets
+
+def check_family(source, name) -> None:
+    "Raise InputError if the model `source` (as `local_folder` takes it) is not of the family `name`: 'sd15', 'sd21', 'sdxl', 'sd3' or 'flux'; or if there is no such family."
+    known = list(dict.fromkeys(n for _, names in FAMILIES.values() for n in names.values()))
+    if name not in known: raise InputError(f'unknown family {name!r}: use {", ".join(known)}')
+    folder = local_folder(source); _, found = family_kind(folder, pipeline_index(folder), read_json(folder/'scheduler'/'scheduler_config.json'))
+    if found != name: raise InputError(f'{source} is of the family {found}, not {name}')
 
 # %% ../nbs/36_families.ipynb #6172d55e
 COMPONENTS = ('text', 'vae', 'denoiser')

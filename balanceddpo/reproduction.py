@@ -193,7 +193,7 @@ def write_index(out, scale, place=None) -> Path:
     "Write README.md in `out`: a row for each notebook that has left its note `<name>.json` there, in the order of `notebooks`."
     out = Path(out)
     rows = [index_row(name, path, out) for name, path in notebooks(place).items() if (out/f'{name}.json').exists()]
-    head = (f'# Results at scale {scale}\n\nMade by `balanceddpo reproduce` at scale {scale}, each by the command under its name, and not edited. '
+    head = (f'# Results at scale {scale}\n\nMade by `balanceddpo reproduce` at scale {scale}, each by the command under its name, and not edited; models that were made elsewhere are named in `made_on` of the json beside. '
             'The time is that of the last run of a notebook, which finds what other notebooks have trained, drawn and scored before it.\n\n| | what | finding | time |\n| --- | --- | --- | ---: |\n')
     with staged(out/'README.md') as t: t.write_text(head + ''.join(rows), encoding='utf-8')
     return out/'README.md'

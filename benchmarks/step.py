@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from benchmarks.timing import BUDGET, SIZE, Arm, Log, asked, versus
 from benchmarks.world import GEOMETRIES, make_family, synthetic_pairs
 
-GRADIENT, LOSS, COSINE = {'cpu': 1e-5, 'cuda': 1e-4}, 1e-4, 0.999      # gates: relative L2 error and loss difference in fp32, cosine in bf16; a GPU adds in other orders (1.8e-5 on an H100)
+GRADIENT, LOSS, COSINE = {'cpu': 1e-5, 'cuda': 1e-4}, 1e-4, 0.999      # gates: relative L2 error and loss difference in fp32, cosine in bf16; on an H100 1.8e-5, presumably for its order of adding
 PAIRS = 8                                       # different pairs; the step visits them again and again
 RATE = {'full': 1e-5, 'lora': 2e-4}             # so that the third loss has left ln 2
 BETA = 500.                                     # the rounding of the errors, 1e-7, comes into the losses multiplied by it

@@ -336,3 +336,8 @@ def test_every_link_in_the_readme_leads_somewhere():
     assert links and [l for l in links if not (root/l.partition('#')[0]).exists()] == []
     headings = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', README, re.M)}
     assert [l for l in links if l.startswith('#') and l[1:] not in headings] == []
+
+
+def test_train_refuses_a_model_of_another_family_than_the_one_asked_for(world, tmp_path, capsys):
+    assert cli.main(['train', '--preset', 'balanced_dpo_icons', '--family', 'sdxl', '--labels', str(tmp_path/'a'), '--encoded', str(tmp_path/'b')]) == 2
+    assert 'icons is of the family sd15, not sdxl' in capsys.readouterr().err

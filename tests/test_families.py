@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from balanceddpo.families import (load_family, part_config, part_digests, parts_of, pipeline_index, plain_pipeline, save_pipeline)
+from balanceddpo.families import (check_family, load_family, part_config, part_digests, parts_of, pipeline_index, plain_pipeline, save_pipeline)
 from balanceddpo.store import InputError
 from tiny_models import KINDS, SIZE, tiny_folder, tiny_pipeline
 
@@ -291,3 +291,10 @@ def test_the_class_and_the_settings_of_a_pipeline_are_part_of_what_it_is(folders
     def now(**changes): (folder/'model_index.json').write_text(json.dumps(index | changes)); return part_digests(folder, ('vae',))
     assert now() == now(_diffusers_version='0.1', _name_or_path='elsewhere') == before == part_digests(folders['sdxl'], ('vae',))
     assert {k for k, v in now(force_zeros_for_empty_prompt=not index.get('force_zeros_for_empty_prompt', True)).items() if v != before[k]} == {'pipeline'}
+
+
+@pytest.mark.parametrize('kind', ['sd15', 'sd21', 'sdxl'])
+def test_a_family_that_is_asked_for_is_the_models_or_refused(folders, kind):
+    check_family(folders[kind], kind)
+    with pytest.raises(InputError, match=f'is of the family {kind}, not flux'): check_family(folders[kind], 'flux')
+    with pytest.raises(InputError, match="unknown family 'sd4': use sd15, sd21, sdxl, sd3, flux"): check_family(folders[kind], 'sd4')

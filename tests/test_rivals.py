@@ -176,3 +176,21 @@ def test_a_rival_that_is_tried_is_trained_drawn_and_measured():
     assert model == rivals.align_rival(TINY, 'DiffusionDPO', seed=3) and distance == experiments.distance_from_base(TINY, model) > 0
     store = experiments.draw(TINY, model, dict(TINY.prompts)['hpd'])
     assert len(store) == TINY.n_prompts*TINY.images_per_prompt
+
+
+def test_a_clock_that_was_stopped_is_set_again(monkeypatch):
+    import os
+    import pandas as pd
+    folder = experiments.run_folder(rivals.align_rival(TINY, 'DiffusionDPO', max_steps=3, warmup_steps=0, keep_checkpoints=1))
+    (folder/'stale').touch(); os.utime(folder/'metrics.jsonl', (0, 0)); stale = []
+    monkeypatch.setattr(rivals, 'training_log', lambda model: stale.append((experiments.run_folder(model)/'stale').exists()) or pd.DataFrame({'seconds': [1., 1., 1.]}))
+    rivals.seconds_a_pair(TINY, 'DiffusionDPO', steps=3)
+    assert stale == [False] and not folder.exists()
+
+
+def test_after_a_failure_side_by_side_starts_nothing_more():
+    from balanceddpo.store import runs_root
+    bad = replace(TINY, pairs='nowhere.parquet')
+    with pytest.raises(InputError, match='nowhere.parquet'): experiments.side_by_side(rivals.caption_file, [dict(scale=s, n=1) for s in (bad, bad, TINY, TINY)], 2)
+    assert not (runs_root()/'groups').exists()
+    with pytest.raises(InputError, match='at least 1, not 0'): experiments.side_by_side(rivals.caption_file, [], 0)
