@@ -33,6 +33,7 @@ $(VENV)/.hpsv2: $(VENV)/.installed
 
 table1: $(VENV)/.installed
 	$(VENV)/bin/balanceddpo reproduce table1 --scale $(SCALE)
+	@cat paper_figures/$(SCALE)/table1.md paper_figures/$(SCALE)/table1_gains.md
 
 bench: $(VENV)/.installed
 	$(RUN) -m benchmarks
