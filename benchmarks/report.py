@@ -1,4 +1,4 @@
-"""The table, from the raw rows and from nothing else. `python -m benchmarks.report` prints it; `--write` puts it into README.md between its two marks."""
+"""Tables from the raw rows and from nothing else. `python -m benchmarks.report` prints all of it; `--write` puts the rows that have a goal into README.md between its two marks."""
 from __future__ import annotations
 import json, os
 from pathlib import Path
@@ -9,7 +9,7 @@ BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 QUIET = {'cpu': (0.9, 1.1), 'gpu': (0.97, 1.03)}            # where the median of the A/A control must lie, or the ratios beside it are noise
 FURTHER = {'labelling 500 pairs': 'labelling of 500 pairs (--full)', 'reproduce table1': '`reproduce table1`', 'reproduce all': '`reproduce all`',         # beyond `make bench`
            'labelling 100,000 pairs': 'memory of labelling 100,000 pairs (--full)', 'first step, compiled': 'options tried on the CPU (tried)', 'by pairs of 100000': 'time of labelling 100,000 pairs (--full)'}
-TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 'GPU': 'GPU'}
+TITLES = {1: 'training step', 2: 'labelling', 3: 'evaluation', 4: 'wall clock', 5: 'memory and start-up', 6: 'scale', 7: 'the CPU at full speed', 'race': 'the race with the peers\' scripts', 'GPU': 'GPU'}
 
 
 def read(folder=None) -> list:
@@ -41,7 +41,7 @@ def summary(head, rows) -> dict:
     goal = rows[0]['goal']; verdict = '' if not goal else 'met' if meets(goal, median(values)) else 'short'
     if control and len(values) < ENOUGH: verdict = f'{verdict} ({len(values)} rounds only)'.strip()
     return dict(row=rows[0]['row'], what=rows[0]['what'], goal=goal, median=median(values), low=min(values), high=max(values), control=control, rounds=len(values),
-                verdict='A/A off: run again' if noisy else verdict)
+                verdict='a gate failed' if any(r.get('same_work') is False for r in rows) else 'A/A off: run again' if noisy else verdict)
 
 
 def number(v) -> str: return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
@@ -84,14 +84,44 @@ def counted(files) -> str:
             ''.join(f'| {r["counted"]} | {r["tflop"]:.2f} | {r["limit"]:.1f} | {goal(r)} |\n' for r in rows))
 
 
+def notes(files) -> str:
+    "What did not fit into memory, what bounds a rate, and the parts that were stopped or failed."
+    told = ((h['bench'], r.get('note') or r.get('outcome')) for h, rows in files for r in rows if 'note' in r or r.get('done') is False)
+    return ''.join(f'- {bench}: {what}\n' for bench, what in told)
+
+
 def report(folder=None) -> str:
     "All of it, in Markdown."
     files = read(folder); lines = summaries(files); cpu = [s for s in lines if s['row'] != 'GPU']; gpu = [s for s in lines if s['row'] == 'GPU']
     done = [str(r.get('what') or f'{r.get("point", "")} of {r.get("size", "")}') for _, rows in files for r in rows]
     missing = [f'{n} ({t})' for n, t in TITLES.items() if n != 'GPU' and n not in {s['row'] for s in cpu}] + [told for words, told in FURTHER.items() if not any(words in d for d in done)]
     parts = [table(cpu) if cpu else '', f'Not yet run: {", ".join(missing)}.\n' if missing else '', table(gpu) if gpu else 'On a GPU: not yet run.\n', counted(files),
-             gates(files) and 'Numeric gates, before the clock:\n\n' + gates(files), stages(files) and 'Where the minutes go:\n\n' + stages(files), machines(files)]
+             notes(files) and 'Beside the numbers:\n\n' + notes(files), gates(files) and 'Numeric gates, before the clock:\n\n' + gates(files), stages(files) and 'Where the minutes go:\n\n' + stages(files), machines(files)]
     return '\n'.join(p for p in parts if p)
+
+
+def brief(folder=None) -> str:
+    "The rows that have a goal, in Markdown, and where they were measured: what README.md shows."
+    files = read(folder)
+    head = '| row | measured | goal | median | |\n| --- | --- | --- | --- | --- |\n'
+    return head + ''.join(map(brief_row, summaries(files))) + '\n' + places(files)
+
+
+def brief_row(s) -> str:
+    "A line of the short table for one summary; nothing for a measurement without a goal."
+    if not s['goal']:
+        return ''
+    return f'| {s["row"]} | {s["what"]} | {s["goal"]} | {number(s["median"])} | {s["verdict"]} |\n'
+
+
+def places(files) -> str:
+    "A line a machine and commit: which benchmarks were measured there, and on which day."
+    found = {}
+    for h, _ in files:
+        m = h['machine']
+        place = f'{m["gpu"] or m["cpu"]}, {m["cores"]} cores, commit {h["commit"]}, torch {h["versions"]["torch"]}'
+        found.setdefault((h['date'][:10], place), []).append(h['bench'])
+    return ''.join(f'- {", ".join(names)}: {day}, {place}\n' for (day, place), names in sorted(found.items()))
 
 
 def published(folder, rows=HERE/'rows') -> str:
@@ -108,8 +138,8 @@ def write(text, path=HERE/'README.md') -> None:
 
 
 def main() -> None:
-    found = asked(__doc__, write='put the table into README.md'); print(text := report())
-    if found.write: write(text)
+    found = asked(__doc__, write='put the short table into README.md'); print(report())
+    if found.write: write(brief())
 
 
 if __name__ == '__main__': main()

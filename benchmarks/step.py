@@ -225,18 +225,19 @@ def gradients(run, rival) -> tuple:
     return taken(run.parameters), taken(rival.parameters)
 
 
-def gate(log, name, run, rival, row=1) -> None:
-    """Same work? Gradients of the first step, and the losses of three optimizer steps.
+def gate(log, name, run, rival, row=1, stop=True) -> bool:
+    """Same work? Gradients of the first step, and the losses of three optimizer steps; without `stop` one that fails is only kept. Returns whether all held.
 
     In bf16 the cosine of the gradients, which is kept and stops nothing: R1 takes policy and reference through different roundings, so it differs from itself in fp32."""
     import torch
     ours, theirs = gradients(run, rival)
     if run.config.precision != 'fp32':
         return log.gate(row, f'{name}, cosine of the first gradients', torch.nn.functional.cosine_similarity(ours, theirs, 0), COSINE, at_least=True, stop=False)
-    log.gate(row, f'{name}, relative error of the first gradient', (ours - theirs).norm() / theirs.norm(), GRADIENT[ours.device.type])
+    held = [log.gate(row, f'{name}, relative error of the first gradient', (ours - theirs).norm() / theirs.norm(), GRADIENT[ours.device.type], stop=stop)]
     losses = [(our_step(run), rival.update()) for _ in range(3)]
-    log.gate(row, f'{name}, difference of losses over three steps', max(abs(a - b) for a, b in losses), LOSS)
-    log.gate(row, f'{name}, the third loss has moved from ln 2 by', abs(losses[2][0] - math.log(2)), 10 * LOSS, at_least=True)
+    held.append(log.gate(row, f'{name}, difference of losses over three steps', max(abs(a - b) for a, b in losses), LOSS, stop=stop))
+    held.append(log.gate(row, f'{name}, the third loss has moved from ln 2 by', abs(losses[2][0] - math.log(2)), 10 * LOSS, at_least=True, stop=stop))
+    return all(held)
 
 
 def compare(log, world, mode, folder, batch, precision='fp32', device='cpu', goals=(1.5, 3.), row=1, changes=None, how='', **options) -> list:

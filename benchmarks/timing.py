@@ -31,8 +31,8 @@ class Arm:
     scale: float = 1.
 
 
-def asked(about, names=(), **flags) -> argparse.Namespace:
-    """The command line: some of `names`, and flags (name -> what it does).
+def asked(about, names=(), numbers=None, **flags) -> argparse.Namespace:
+    """The command line: some of `names`, `numbers` (name -> its default, what it is) and flags (name -> what it does).
 
     An unknown word ends with one line and exit code 2: not with a traceback, and before any rows are replaced."""
     here = Path(sys.argv[0]).stem
@@ -40,9 +40,10 @@ def asked(about, names=(), **flags) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     if names: parser.add_argument('names', nargs='*', metavar='NAME', help='of ' + ', '.join(names))
     for flag, told in flags.items(): parser.add_argument(f'--{flag}', action='store_true', help=told)
+    for number, (usual, told) in (numbers or {}).items(): parser.add_argument(f'--{number}', type=float, default=usual, metavar='N', help=f'{told} (default {usual:g})')
     found, unknown = parser.parse_known_args()
     unknown += [n for n in getattr(found, 'names', ()) if n not in names]
-    if unknown: parser.exit(2, f'{parser.prog}: unknown {unknown[0]!r}: use {", ".join([*names, *(f"--{f}" for f in flags), "--help"])}\n')
+    if unknown: parser.exit(2, f'{parser.prog}: unknown {unknown[0]!r}: use {", ".join([*names, *(f"--{f}" for f in [*(numbers or ()), *flags]), "--help"])}\n')
     return found
 
 
@@ -104,7 +105,8 @@ def machine() -> dict:
     import torch
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
     cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor())
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': round(os.getloadavg()[0], 2), 'system': platform.platform(),
+    from balanceddpo.numerics import numeric_path
+    return {'cpu': cpu, 'numerics': numeric_path(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': round(os.getloadavg()[0], 2), 'system': platform.platform(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
@@ -113,18 +115,19 @@ class Log:
     def __init__(self, bench: str, **notes):
         from balanceddpo.backends import versions
         folder = out_folder(HERE/'rows'); folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows = folder/f'{bench}.jsonl', []
+        self.path, self.rows, self.marks = folder/f'{bench}.jsonl', [], {}         # `marks`: columns that every further row gets
         head = {'bench': bench, 'size': SIZE, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': commit(), 'machine': machine(),
                 'versions': versions(), **notes}
         self.path.write_text(json.dumps(head) + '\n', encoding='utf-8')
 
     def add(self, **row) -> None:
-        self.rows.append(row)
+        row = self.marks | row; self.rows.append(row)
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
-    def gate(self, row, what: str, value: float, limit: float, at_least: bool = False, stop: bool = True) -> None:
-        "Keep the result of a numeric gate; `stop` if it does not hold, for then the times compare different work. `at_least`: the value must not be below the limit."
+    def gate(self, row, what: str, value: float, limit: float, at_least: bool = False, stop: bool = True) -> bool:
+        "Keep the result of a numeric gate, and return it; `stop` if it does not hold, for then the times compare different work. `at_least`: the value must not be below the limit."
         passed = bool(value >= limit if at_least else value <= limit)
         self.add(row=row, gate=what, value=float(value), limit=limit, passed=passed)
         print(f'gate, row {row}: {what}: {value:.3g} (limit {limit:g}) {"passed" if passed else "FAILED"}', flush=True)
         if stop and not passed: raise SystemExit(f'row {row}: the gate does not hold, so nothing is timed: {what} is {value:.3g}, the limit is {limit:g}')
+        return passed

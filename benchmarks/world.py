@@ -75,7 +75,7 @@ def make_family(g: Geometry, folder, device='cpu'):
         (part.config.save_pretrained if name == 'text_encoder' else part.save_config)(folder/name)
     tokenizer.save_pretrained(folder/'tokenizer'); scheduler = DDPMScheduler(**SCHEDULE); scheduler.save_config(folder/'scheduler')
     index = {'_class_name': 'StableDiffusionXLPipeline' if xl else 'StableDiffusionPipeline', 'vae': ['diffusers', 'AutoencoderKL'],
-             'unet': ['diffusers', 'UNet2DConditionModel'], 'text_encoder': ['transformers', 'CLIPTextModel'],
+             'unet': ['diffusers', 'UNet2DConditionModel'], **({} if xl else {'text_encoder': ['transformers', 'CLIPTextModel']}),
              'tokenizer': ['transformers', 'CLIPTokenizer'], 'scheduler': ['diffusers', 'DDPMScheduler']}
     (folder/'model_index.json').write_text(json.dumps(index))
     kind, name = (StableDiffusionXL, 'sdxl') if xl else (StableDiffusion, 'sd15')
