@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 from .backends import pick_dtype
 from .families import part_digests
+from .numerics import numeric_path
 from .pairs import transform_pair
 from .store import InputError, digest, file_digest, locked, open_stage, read_json, staged, write_json
 
@@ -37,7 +38,8 @@ ENCODING = 1            # part of every key: to be raised when the same settings
 def encode_inputs(family, config, pairs_key='') -> dict:
     "Everything that the latents and embeddings depend on: the content of the parts, the settings, the pairs."
     compute = {'images': str(family.image_dtype).removeprefix('torch.'), 'text': str(family.part('text_encoder').dtype).removeprefix('torch.')}
-    return {'revision': ENCODING, 'model': part_digests(family.folder, ('vae', 'text')), 'family': family.name, 'compute': compute, 'pairs': pairs_key,
+    numerics = numeric_path(family.device, 'fp32' if 'float32' in compute.values() else 'bf16')
+    return {'revision': ENCODING, 'numerics': numerics, 'model': part_digests(family.folder, ('vae', 'text')), 'family': family.name, 'compute': compute, 'pairs': pairs_key,
             **{k: getattr(config, k) for k in ('resolution', 'crop', 'flip', 'seed', 'storage', 'shard_size')}}
 
 # %% ../nbs/38_encoding.ipynb #d993785f

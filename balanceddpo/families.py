@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from .backends import ensure_torchvision, pick_device, pick_dtype
+from .numerics import at_full_speed
 from .losses import add_noise, log_snr, training_target
 from .store import InputError, asset, content_digest, digest, read_json, reason_of, staged, write_json
 
@@ -453,7 +454,7 @@ def load_family(source, dtype='fp32', device='auto', components=COMPONENTS) -> F
     for part in parts_of(index):
         if part_group(part, kind) not in components: continue
         family.parts[part] = load_part(folder, part, dtype)
-        if 'tokenizer' not in part: family.parts[part].to(device)
+        if 'tokenizer' not in part: at_full_speed(family.parts[part].to(device), device)
     return family
 
 def part_group(part, kind) -> str | None:

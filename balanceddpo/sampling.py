@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 from .families import load_family, load_part, local_folder, part_digests, plain_pipeline, prediction_of
+from .numerics import numeric_path
 from .pairs import PromptSet, read_prompts
 from .store import InputError, content_digest, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest
 
@@ -160,9 +161,10 @@ SAMPLING = 1            # part of every key: to be raised when the same settings
 DRAWN_BY = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')   # the settings that images depend on
 
 def sample_inputs(config, prompt_set) -> dict:
-    "Everything the images depend on; not the batch size, nor the device, which change them by rounding only."
+    "Everything the images depend on; not the batch size, nor which GPU, which change them by rounding only."
     model = part_digests(local_folder(config.model)) | ({'lora': content_digest(config.lora)} if config.lora else {})
-    return {'revision': SAMPLING, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in DRAWN_BY}}
+    numerics = numeric_path(config.device, config.dtype)
+    return {'revision': SAMPLING, 'numerics': numerics, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in DRAWN_BY}}
 
 def intact(path, sha256=None) -> bool:
     "Whether an image file is there and whole: it has this hash, or, where none is known yet, every chunk of the PNG has its checksum."

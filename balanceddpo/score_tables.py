@@ -6,13 +6,14 @@
 from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
+from .numerics import numeric_path
 from .store import InputError, locked, open_stage, staged, verify_manifest
 from .pairs import decode, prompt_id
 from .scorers import batches, score_items
 from .towers import ahead_in_threads
 
 # %% auto #0
-__all__ = ['score_shard', 'shard_path', 'score_pairs', 'read_scores']
+__all__ = ['score_shard', 'shard_path', 'numerics_of', 'score_pairs', 'read_scores']
 
 # %% ../nbs/15_score_tables.ipynb #2d48a2aa
 def score_shard(pairs: list, scorers, batch_size: int = 64):
@@ -47,6 +48,12 @@ def _write_shard(table, path):
 def shard_path(folder, n: int) -> Path: return Path(folder)/f'scores-{n:05d}.parquet'
 
 # %% ../nbs/15_score_tables.ipynb #48dbf40f
+def numerics_of(scorers) -> dict[str, str]:
+    "Name -> numeric path of the scorers that look through a tower."
+    towers = {s.name: s.tower for s in scorers if getattr(s, 'tower', None)}
+    return {name: numeric_path(t.device, t.dtype or 'fp32') for name, t in towers.items()}
+
+
 def score_pairs(pairs, scorers, out, shard_size: int = 1000, progress: bool = True, batch_size: int = 64,
                 worker: int = 0, workers: int = 1, key: str | None = None) -> Path:
     """Score a stream of pairs into the folder `out`, a Parquet file for each `shard_size` pairs; one shard at a time is in memory. Returns the folder.
@@ -60,7 +67,7 @@ def score_pairs(pairs, scorers, out, shard_size: int = 1000, progress: bool = Tr
         if key is not None and stage.intact: return stage.folder
         shards, total = _score_shards(pairs, scorers, stage.folder, shard_size, progress, batch_size, worker, workers)
         if shard_path(out, shards).exists(): raise InputError(f'{out} holds the scores of more than these {total} pairs: choose another folder, or delete it')
-        if all(shard_path(out, n).exists() for n in range(shards)): stage.finish(pairs=total, scorers=inputs['scorers'])
+        if all(shard_path(out, n).exists() for n in range(shards)): stage.finish(pairs=total, scorers=inputs['scorers'], numerics=numerics_of(scorers))
     return stage.folder
 
 def _score_shards(pairs, scorers, folder, shard_size, progress, batch_size, worker, workers):

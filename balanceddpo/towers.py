@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from .store import InputError, digest, file_digest, read_json, reason_of
 from .backends import ensure_torchvision, pick_device, pick_dtype
+from .numerics import at_full_speed, numeric_path
 
 # %% auto #0
 __all__ = ['PREPROCESSING', 'float_to_bytes', 'ImageBatch', 'as_batch', 'pad_to_square', 'crop_to_square', 'Tower', 'in_threads',
@@ -271,7 +272,7 @@ def transformers_tower(source, processor, view, key, device, dtype) -> Tower:
         if report['missing_keys']: raise ValueError(f'it lacks the weights {sorted(report["missing_keys"])[0]} ...')
         if crop != (size := model.config.vision_config.image_size): raise ValueError(f'the processor makes {crop} pixels, the model takes {size}')
     scale, length = model.logit_scale.exp().item(), model.config.text_config.max_position_embeddings      # the scale of the fp32 weight: bf16 has 98.9 for 100
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    model = at_full_speed(model.to(device, dtype), device).eval().requires_grad_(False)
     def encode_texts(prompts):
         tokens = tokenizer(prompts, padding='max_length', truncation=True, max_length=length, return_tensors='pt').to(device)
         return _features(model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
@@ -306,7 +307,7 @@ def open_clip_tower(source, architecture, view, key, device, dtype) -> Tower:
     model, tokenizer = open_clip_model(source, architecture)
     import open_clip
     scale, settings = model.logit_scale.exp().item(), open_clip.get_model_preprocess_cfg(model)
-    model = model.to(device, dtype).eval().requires_grad_(False)
+    model = at_full_speed(model.to(device, dtype), device).eval().requires_grad_(False)
     size = settings['size'] if isinstance(settings['size'], int) else max(settings['size'])
     if view == 'pad': look = normalised(lambda batch, i: batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size)), settings['mean'], settings['std'])
     else:
@@ -330,7 +331,7 @@ def load_tower(source, view='crop', beside=None, library=None, device='auto', dt
     path, towers = find_source(str(source).removeprefix('hf-hub:')), {} if towers is None else towers
     library, device = library or _library(source, path), pick_device(device)
     processor = find_source(beside or path) if library == 'transformers' else beside or 'ViT-H-14'
-    key = digest('tower', PREPROCESSING, library, view, dtype, source_digest(path), processor if library == 'open_clip' else source_digest(processor))
+    key = digest('tower', PREPROCESSING, numeric_path(device, dtype), library, view, dtype, source_digest(path), processor if library == 'open_clip' else source_digest(processor))
     if (key, str(device)) not in towers:
         build = open_clip_tower if library == 'open_clip' else transformers_tower
         towers[key, str(device)] = build(path, processor, view, key, device, pick_dtype(dtype))

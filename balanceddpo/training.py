@@ -15,6 +15,7 @@ from .checkpoints import checkpoints, newest_checkpoint, random_state, restore_r
 from .consensus import label_weights
 from .families import PACKAGED, check_parts, load_family, local_folder, lora_targets, part_digests, save_pipeline
 from .inversion import INVERSIONS, noise_by_inversion
+from .numerics import at_full_speed, numeric_path
 from .losses import draw_noise, draw_timesteps, draw_uniform, loss_report, merge_reports
 from .preference_losses import LOSSES, Outputs, choose_loss
 from .reference import NoReference, make_reference, refresh_due
@@ -262,7 +263,8 @@ def start(config, encoded, labels, label_config, out, family=None, accelerator=N
     if config.mode == 'full': check_parts(family.folder if family else local_folder(config.model))          # the result is a whole pipeline: a missing part is told now
     family = family or load_family(config.model, dtype, accelerator.device, components=('denoiser',))
     config = with_targets(config, family.folder)
-    model = trainable(family.model.to(accelerator.device), config)          # before the reference is copied from it
+    model = at_full_speed(family.model.to(accelerator.device), accelerator.device)
+    model = trainable(model, config)                       # before the reference is copied from it
     if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -441,7 +443,7 @@ def run_inputs(config, encoded, labels, label_config, folder) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     from pandas.util import hash_pandas_object
     table = {c: digest(hash_pandas_object(labels[c], index=False).to_numpy().tobytes()) for c in labels}
-    return {'revision': TRAINING, 'training': {k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE}, 'base': part_digests(folder, ('denoiser', 'scheduler')),
+    return {'revision': TRAINING, 'numerics': numeric_path(config.device, config.precision), 'training': {k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE}, 'base': part_digests(folder, ('denoiser', 'scheduler')),
             'pairs': encoded.key, 'labels': table, 'label_config': asdict(label_config)}
 
 # %% ../nbs/40_training.ipynb #c2c149a4
@@ -456,7 +458,7 @@ def save(run) -> None:
         write_checkpoint(run.out/'checkpoints', run.step, {
             'policy': trained_state(run), 'reference': run.reference.state_dict(), 'optimizer': run.optimizer.state_dict(), 'random': random_state(),
             'progress': {'step': run.step, 'bad_steps': run.bad_steps, 'window': run.window, 'scaler': scaler.state_dict() if scaler else {}}},
-            keep=run.config.keep_checkpoints, versions=versions())
+            keep=run.config.keep_checkpoints, versions=versions(), numerics=numeric_path(run.config.device, run.config.precision))
     run.accelerator.wait_for_everyone()
 
 # %% ../nbs/40_training.ipynb #304b5a54
@@ -577,7 +579,8 @@ def publish(run) -> Path:
         with staged(place) as folder:
             save_pipeline(run.family.folder, model, folder, adapter='default' if run.config.mode == 'lora' else None)
             (folder/'README.md').write_text(model_card(run), encoding='utf-8')
-            write_json(folder/'training.json', {'step': run.step, 'config': asdict(run.config) | {'model': base_name(run.config)}, 'label_config': asdict(run.label_config), 'pairs': run.counts, 'versions': versions()})
+            write_json(folder/'training.json', {'step': run.step, 'config': asdict(run.config) | {'model': base_name(run.config)}, 'label_config': asdict(run.label_config), 'pairs': run.counts, 'versions': versions(),
+                                                'numerics': numeric_path(run.config.device, run.config.precision)})
             write_manifest(folder, step=run.step)
     run.accelerator.wait_for_everyone()
     return place

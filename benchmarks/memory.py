@@ -15,7 +15,8 @@ PIXELS = 32                                                     # of the small J
 CAPTIONS = 1_000                                                # different captions among them
 STARTS = {'tiny': 3, 'cpu': 9}[SIZE]                            # runs of each start-up
 MIB = 2**20
-HEAPS = {'': {}, ', no holes in the heap': {'MALLOC_MMAP_THRESHOLD_': '65536'}}       # glibc keeps freed memory between what is in use: with pages of its own for each tensor it does not
+HEAPS = {'': {}, ', memory not kept': {'BALANCEDDPO_NUMERICS': 'plain'},
+         ', no holes in the heap': {'BALANCEDDPO_NUMERICS': 'plain', 'MALLOC_MMAP_THRESHOLD_': '65536'}}   # glibc keeps freed memory between what is in use: with pages of its own for each tensor it does not
 
 
 def child(*words, **settings) -> dict:

@@ -4,7 +4,6 @@ import os
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('MPLBACKEND', 'agg')
-os.environ.setdefault('MKL_CBWR', 'AUTO,STRICT')  # a policy and the copy that is its reference predict the same bits, wherever their weights lie in memory
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # the models of the tests are tiny, and two threads that wait for each other on a busy machine crawl
 
 import importlib, importlib.util, sys, types

@@ -1,0 +1,214 @@
+"""Row 7: the CPU at full speed. Each stage by the path that this machine takes, against torch as it is (`--numerics plain`), and its share of the core's peak.
+
+A process is on one path: kernels and the memory setting are chosen once. So every arm is a process of its own that
+has its stage ready and runs it when it is told; the arms take turns as in the other benchmarks. All work on one thread.
+FLOPs are counted, not estimated: products, convolutions and attention of one run. The peak is the best fp32 rate of one
+core here, of a large product by either kernel."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.timing import BUDGET, HERE, SIZE, Arm, Log, asked, versus
+
+ROW = 7
+TINY = SIZE == 'tiny'
+STEP_PAIRS = 4 if TINY else 32  # a training step, the icon world's own batch
+IMAGES = 4 if TINY else 16  # drawn at once
+PAIRS = 4 if TINY else 32  # labelled
+ENCODED = 2 if TINY else 8  # pictures of 256 pixels at once; from here on activations are above glibc's limit of 32 MiB
+GOALS = {'training step': '>= 1.3', 'sampling': '>= 1.3', 'labelling': '>= 1.3', 'encoding': '>= 2.3'}
+SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by the path taken
+
+
+# ---- the work of a stage
+
+
+def small_world():
+    "The icon world with a few pairs."
+    from balanceddpo import experiments
+
+    return replace(experiments.ICONS, n_pairs=max(PAIRS, STEP_PAIRS))
+
+
+def training_step(folder) -> Callable:
+    "An optimizer step of BalancedDPO in the icon world."
+    from balanceddpo import experiments
+    from balanceddpo.consensus import LabelConfig
+    from balanceddpo.training import start, update
+
+    world, labels = small_world(), LabelConfig('majority')
+    settings = experiments.training_settings(world, 'balanced_dpo', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS)
+    table, encoded = experiments.labels_of(world, labels), experiments.encoded_pairs(world)
+    run = start(settings, encoded, table, labels, Path(folder) / 'run')
+    return lambda: update(run)
+
+
+def sampling(folder) -> Callable:
+    "Images of the icon world drawn with guidance in four steps."
+    from balanceddpo.pairs import read_prompts
+    from balanceddpo.sampling import SampleConfig, generate, load_generator
+
+    prompts = read_prompts('icons:tuning', limit=IMAGES)
+    config = SampleConfig(
+        images_per_prompt=1, steps=4, guidance=3.0, scheduler='dpm++', batch_size=IMAGES, device='cpu'
+    )
+    family, pipeline = load_generator(config)
+    wanted = {(n, 0) for n in range(len(prompts))}
+    return lambda: list(generate(family, pipeline, prompts, config, wanted))
+
+
+def labelling(folder) -> Callable:
+    "Pairs of the icon world read, decoded and scored by its four scorers."
+    from balanceddpo import experiments
+    from balanceddpo.score_tables import score_pairs
+
+    world = small_world()
+    scorers, pairs = experiments.voters(world), list(experiments.pair_stream(world))
+
+    def score():
+        for scorer in scorers:
+            scorer.tower.forget()
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            score_pairs(pairs, scorers, Path(out) / 'scores', progress=False)
+
+    return score
+
+
+def encoding(folder) -> Callable:
+    "Pictures of 256 pixels through the autoencoder."
+    import torch
+
+    from balanceddpo.numerics import at_full_speed
+    from benchmarks.world import GEOMETRIES, make_family
+
+    geometry = GEOMETRIES[SIZE]
+    family = make_family(geometry, Path(folder) / 'model')
+    at_full_speed(family.vae)
+    shape = (ENCODED, 3, geometry.pixels, geometry.pixels)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return lambda: family.encode_images(pixels)
+
+
+STAGES = {'training step': training_step, 'sampling': sampling, 'labelling': labelling, 'encoding': encoding}
+
+
+# ---- an arm: a process with one stage on one path
+
+
+def serve(stage) -> None:
+    "The arm's side: say the path and the FLOPs of a run, then run the stage once for each line that comes."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from balanceddpo.numerics import numeric_path
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ['BALANCEDDPO_RUNS'] = folder
+        work = STAGES[stage](folder)
+        with FlopCounterMode(display=False) as counter:
+            work()
+        tell({'path': numeric_path(), 'flop': counter.get_total_flops()})
+        for _ in sys.stdin:
+            work()
+            tell('done')
+
+
+def tell(answer) -> None:
+    "A line to the parent, apart from whatever libraries print."
+    with os.fdopen(os.dup(int(os.environ['BENCH_ANSWERS'])), 'w') as answers:
+        answers.write(json.dumps(answer) + '\n')
+
+
+class Process:
+    "The parent's side of an arm."
+
+    def __init__(self, stage, numerics):
+        reading, writing = os.pipe()
+        env = {**os.environ, 'BALANCEDDPO_NUMERICS': numerics, 'BENCH_ANSWERS': str(writing), 'OMP_NUM_THREADS': '1'}
+        self.child = subprocess.Popen(
+            [sys.executable, '-m', 'benchmarks.numerics', '--serve', stage],
+            cwd=HERE.parent,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+            pass_fds=(writing,),
+            text=True,
+        )
+        os.close(writing)
+        self.answers = os.fdopen(reading)
+        self.facts = self.heard()
+
+    def heard(self):
+        "The next answer. Ends the benchmark if the process has died."
+        line = self.answers.readline()
+        if not line:
+            raise SystemExit(f'an arm ended with {self.child.wait()}: see above')
+        return json.loads(line)
+
+    def run(self) -> None:
+        "Run the stage once, and wait for it."
+        self.child.stdin.write('\n')
+        self.child.stdin.flush()
+        self.heard()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.stdin.close()
+        self.child.wait()
+        self.answers.close()
+
+
+# ---- what is measured
+
+
+def core_peak() -> float:
+    "GFLOP/s of one core: the best rate of three sizes by either kernel."
+    from balanceddpo.numerics import product_rates
+
+    return max(rate for width in (256, 512, 1024) for rate in product_rates(1024, width).values())
+
+
+def compare(log, stage, peak, until, forced=False) -> None:
+    """Time a stage on the path taken here and on torch's own, with `forced` on oneDNN's too; keep ratios, rates and shares of the peak.
+
+    peak: GFLOP/s of one core; until: seconds of this process at which it stops."""
+    names = {'auto': f'{stage} as this machine takes it', 'plain': f'{stage} by torch as it is'}
+    if forced:
+        names['onednn'] = f'{stage} by oneDNN'
+    with ExitStack() as stack:
+        arms = {n: stack.enter_context(Process(stage, n)) for n in names}
+        goals = {names[n]: GOALS[stage] if n == 'plain' else '' for n in names}
+        rounds = versus(log, ROW, goals, [Arm(names[n], a.run) for n, a in arms.items()], until=until)
+        flop, path = arms['plain'].facts['flop'], arms['auto'].facts['path']
+    for name, told in names.items():
+        for n, took in enumerate(rounds):
+            rate = flop / took[told] / 1e9
+            goal = SHARES.get(stage, '') if name == 'auto' else ''
+            log.add(row=ROW, what=f'{told}: GFLOP/s', goal='', round=n, value=rate, path=path)
+            log.add(row=ROW, what=f'{told}: share of the peak', goal=goal, round=n, value=rate / peak)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ['--serve']:  # an arm, started by `Process`
+        return serve(sys.argv[2])
+    found = asked(__doc__, list(STAGES), forced='time oneDNN too where this machine does not take it')
+    log, peak = Log('numerics'), core_peak()
+    log.add(row=ROW, what='fp32 peak of a core, GFLOP/s', goal='', round=0, value=peak)
+    wanted = found.names or list(STAGES)
+    for n, stage in enumerate(wanted, 1):
+        compare(log, stage, peak, BUDGET * n / len(wanted), found.forced)
+
+
+if __name__ == '__main__':
+    main()
