@@ -19,7 +19,7 @@ __all__ = ['SHARED', 'VERBS', 'PARTS', 'option_comments', 'Verb', 'metavar', 'li
            'TrainOptions', 'train', 'train_plan', 'SampleOptions', 'sample', 'sample_plan', 'EvaluateOptions', 'named',
            'distinct', 'Contestant', 'contestant', 'field_of', 'check_drawn', 'evaluate', 'evaluate_plan',
            'write_results', 'ReproduceOptions', 'reproduce', 'IconsOptions', 'icons', 'about_part', 'export_icons',
-           'draw_pairs', 'overview', 'dispatch', 'check_place', 'main']
+           'draw_pairs', 'overview', 'without_numerics', 'dispatch', 'check_place', 'main']
 
 # %% ../nbs/90_cli.ipynb #7ba168bb
 def option_comments(config) -> dict[str, str]:
@@ -513,23 +513,47 @@ def write_results(out, rates, scores, options, drawn) -> None:
 @dataclass(frozen=True)
 class ReproduceOptions:
     "What `balanceddpo reproduce` takes."
+
     name: str  # all, or a notebook
     scale: Literal['smoke', 'icons', 'sd15', 'sdxl'] = 'icons'  # size of the models and prompt sets
     out: Optional[Path] = None  # folder of tables and figures; by default paper_figures/<scale>
     parameters: tuple[str, ...] = ()  # NAME=VALUE for parameters of the notebook
+    from_scores: bool = False  # render it from what is kept in <out>/kept, without a model
     force: bool = False  # run it even if it is done
     workers: int = 1  # notebooks at a time, with their share of the cores each
     dry_run: bool = False  # list the notebooks and their parameters, and stop
 
-@verb('reproduce', 'Make a table or figure of the paper, or all of them.', ReproduceOptions, positional=('name',))
+# %% ../nbs/90_cli.ipynb #7a1c0e62
+@verb(
+    'reproduce',
+    'Make a table or figure of the paper, or all of them.',
+    ReproduceOptions,
+    positional=('name',),
+)
 def reproduce(options, _=None):
-    "Run repro notebooks."
-    from balanceddpo.reproduction import is_done, notebook_parameters, plan_jobs, reproduce as run_notebooks
-    if not options.dry_run: run_notebooks(options.name, options.scale, options.out, options.parameters, options.force, workers=options.workers); return
+    "Run repro notebooks, or render them from what they have kept."
+    from balanceddpo import reproduction
+
+    asked = dict(
+        name=options.name,
+        scale=options.scale,
+        out=options.out,
+        parameters=options.parameters,
+        from_scores=options.from_scores,
+    )
+    if not options.dry_run:
+        reproduction.reproduce(**asked, force=options.force, workers=options.workers)
+        return
     lines = []
-    for job in plan_jobs(options.name, options.scale, options.out, options.parameters):
-        lines.append(f'{job.name}: {"done" if is_done(job) else "to do"}; results in {job.out}, executed notebook {job.executed}')
-        for p in notebook_parameters(job.path).values(): lines.append(f'    {p["name"]} = {job.parameters.get(p["name"], p["default"])}  {p["help"]}'.rstrip())
+    for job in reproduction.plan_jobs(**asked):
+        state = 'done' if reproduction.is_done(job) else 'to do'
+        lines.append(f'{job.name}: {state}; results in {job.out}, executed notebook {job.executed}')
+        for p in reproduction.notebook_parameters(job.path).values():
+            value = job.parameters.get(p['name'], p['default'])
+            lines.append(f'    {p["name"]} = {value}  {p["help"]}'.rstrip())
+    if options.from_scores and options.name == 'all':
+        absent = reproduction.left_out(reproduction.notebooks(), options.scale, options.out)
+        lines += [f'{name}: left out, {why}' for name, why in absent.items()]
     show_plan(lines)
 
 # %% ../nbs/90_cli.ipynb #e358e773
@@ -590,7 +614,21 @@ Align text-to-image diffusion models with several scorers at once.
 
 {lines}
 
-Every verb takes --dry-run. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names a place.'''
+Every verb takes --dry-run. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names a place.
+--numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and onednn are the other choices.'''
+
+def without_numerics(argv) -> list[str]:
+    "The words without `--numerics VALUE`, which holds for any verb and goes into the environment, so that processes started from here have it too."
+    words = [part for word in argv for part in (word.split('=', 1) if word.startswith('--numerics=') else [word])]
+    if '--numerics' not in words:
+        return list(argv)
+    from balanceddpo.numerics import CHOICES, asked_numerics
+    at = words.index('--numerics')
+    if at + 1 == len(words):
+        raise InputError(f'--numerics needs a value: {", ".join(CHOICES)}')
+    os.environ['BALANCEDDPO_NUMERICS'] = words[at + 1]
+    asked_numerics()
+    return words[:at] + words[at + 2:]
 
 def dispatch(argv) -> None:
     "Run the verb that the words name. Raises InputError for an unknown one."
@@ -617,7 +655,7 @@ def main(argv=None) -> int:
     said = lambda text, code: print('balanceddpo:', ' '.join(str(text).split()), file=sys.stderr) or code
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false'); os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error'); os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
     if not watched(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-    try: dispatch(sys.argv[1:] if argv is None else list(argv))
+    try: dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
     except InputError as e: return said(e, 2)
     except NotebookError as e: return said(e, 1)
     except (PermissionError, NotADirectoryError, IsADirectoryError) as e: return said(f'{e.filename}: {e.strerror}', 2)

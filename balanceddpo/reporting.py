@@ -449,30 +449,73 @@ def image_grid(images, rows, columns, captions=None, truth=None, truth_name='tru
     return fig
 
 # %% ../nbs/70_reporting.ipynb #9b6a0a2f
-def write_provenance(folder, name, command='', parameters=None, seeds=(), inputs=(), outputs=(), seconds=None) -> Path:
-    """Write `folder`/`name`.json: how the files `outputs` were made from the files or folders `inputs`, with their hashes, the package's key, the versions and the time.
+def write_provenance(
+    folder,
+    name,
+    command='',
+    parameters=None,
+    seeds=(),
+    inputs=(),
+    outputs=(),
+    seconds=None,
+    kept=None,
+) -> Path:
+    """Write `folder`/`name`.json: how the files `outputs` were made from `inputs` (files, folders).
 
-    `parameters` is a dict or a dataclass. Raises InputError for an input or output that is not there."""
+    It has their hashes, the package's key, the versions and the time. `parameters`: a dict or
+    dataclass. `kept`: the study's `kept.Kept`, whose files are named with their hashes and how
+    they were made; of what is rendered from them, time and numerics stay those of the making.
+    Raises InputError for an input or output that is not there."""
     from datetime import datetime, timezone
     from balanceddpo.backends import versions
-    from balanceddpo.store import canonical, content_digest, package_key
-    note = {'command': command, 'package': package_key(), 'parameters': canonical(parameters or {}), 'seeds': list(seeds), 'versions': versions() | _figure_versions(),
-            'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'seconds': None if seconds is None else round(seconds, 1),
-            'inputs': {Path(p).name: content_digest(p) for p in inputs}, 'outputs': {Path(p).name: file_digest(p) for p in outputs}}
-    return write_json(Path(folder)/f'{name}.json', note)
+    from balanceddpo.numerics import numeric_path
+    from balanceddpo.store import canonical, content_digest, package_key, read_json
+
+    told, path = kept.provenance() if kept else {}, Path(folder) / f'{name}.json'
+    rendered = bool(kept and kept.from_scores)
+    note = {
+        'command': command,
+        'package': package_key(),
+        'parameters': canonical(parameters or {}),
+        'seeds': list(seeds),
+        'numerics': _numerics_of(told) if rendered else numeric_path(),
+        'versions': versions() | _figure_versions(),
+        'finished': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'seconds': None if seconds is None else round(seconds, 1),
+        'inputs': {Path(p).name: content_digest(p) for p in inputs},
+        'outputs': {Path(p).name: file_digest(p) for p in outputs},
+        'kept': told,
+    }
+    if rendered and path.exists():
+        note['seconds'] = read_json(path).get('seconds')
+    return write_json(path, note)
+
+# %% ../nbs/70_reporting.ipynb #7a1c0e61
+def _numerics_of(kept) -> str:
+    "Who multiplied the matrices that kept files, as `Kept.provenance` tells them, are made of."
+    return ' and '.join(sorted({str(file['made'].get('numerics')) for file in kept.values()}))
+
 
 def write_finding(folder, name, text) -> Path:
-    "Write the finding of a notebook, one sentence, to `folder`/`name`_finding.txt. Raises InputError for more than a line."
-    if len(str(text).splitlines()) != 1: raise InputError(f'the finding of {name} must be one line')
-    path = Path(folder)/f'{name}_finding.txt'
-    with staged(path) as t: t.write_text(f'{text}\n', encoding='utf-8')
+    """Write the finding of a notebook, one sentence, to `folder`/`name`_finding.txt.
+
+    Raises InputError for more than a line."""
+    if len(str(text).splitlines()) != 1:
+        raise InputError(f'the finding of {name} must be one line')
+    path = Path(folder) / f'{name}_finding.txt'
+    with staged(path) as t:
+        t.write_text(f'{text}\n', encoding='utf-8')
     return path
+
 
 def _figure_versions() -> dict:
     "Versions of what draws figures; None for what is not installed."
     from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in ('matplotlib', 'seaborn'):
-        try: found[package] = version(package)
-        except PackageNotFoundError: found[package] = None
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
     return found

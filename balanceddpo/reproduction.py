@@ -13,10 +13,11 @@ from .store import InputError, canonical, digest, file_digest, first_difference,
 
 # %% auto #0
 __all__ = ['SCALES', 'OWN_SCALES', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook',
-           'notebook_parameters', 'parse_parameter', 'check_parameter', 'Job', 'chosen', 'plan_jobs', 'scales_of',
-           'plan_job', 'bears_name', 'results', 'write_note', 'is_done', 'title_of', 'index_row', 'write_index',
-           'environment', 'this_python', 'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings',
-           'run_apart', 'run_told', 'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
+           'notebook_parameters', 'parse_parameter', 'check_parameter', 'Job', 'chosen', 'results_folder', 'left_out',
+           'scales_of', 'names_set', 'parameters_for', 'plan_jobs', 'plan_all', 'plan_job', 'bears_name', 'results',
+           'write_note', 'is_done', 'title_of', 'index_row', 'write_index', 'environment', 'this_python',
+           'NotebookError', 'failure', 'run_job', 'finish_job', 'thread_settings', 'run_apart', 'run_told',
+           'run_side_by_side', 'reproduce', 'between_markers', 'insert_table']
 
 # %% ../nbs/75_reproduction.ipynb #b0a91008
 SCALES = ('smoke', 'icons', 'sd15', 'sdxl')
@@ -85,69 +86,152 @@ def check_parameter(name, value, known) -> None:
 @dataclass(frozen=True)
 class Job:
     "A notebook to run."
+
     name: str
-    path: Path            # the notebook
+    path: Path  # the notebook
     scale: str
-    parameters: dict      # all that are injected, `scale` and `out` among them
+    parameters: dict  # all that are injected, `scale` and `out` among them
 
     @property
     def out(self) -> Path:
         "Folder of the results."
         return Path(self.parameters['out'])
+
+    @property
+    def from_scores(self) -> bool:
+        "Whether it is rendered from what was kept, and makes nothing."
+        return bool(self.parameters.get('from_scores'))
+
     @property
     def executed(self) -> Path:
         "The notebook with its outputs."
-        return runs_root()/'reproduce'/self.scale/f'{self.name}.ipynb'
+        folder = runs_root() / 'reproduce' / self.scale
+        return (folder / 'from_scores' if self.from_scores else folder) / f'{self.name}.ipynb'
+
     @property
     def note(self) -> Path:
         "What was run, and the hashes of what it wrote; written last."
         return self.executed.with_suffix('.json')
+
     @property
     def inputs(self) -> dict:
         "Everything the results depend on."
         cells = [[c.cell_type, c.source] for c in read_notebook(self.path).cells]
-        return canonical({'notebook': digest(cells), 'parameters': self.parameters, 'package': package_key()})
+        return canonical(
+            {'notebook': digest(cells), 'parameters': self.parameters, 'package': package_key()}
+        )
 
 # %% ../nbs/75_reproduction.ipynb #b271239c
 BY_NAME = ('icon_world', 'rivals', 'rivals_tuning', 'votes')  # run only when named
 
+
 def chosen(name, scale, names) -> list:
-    "Which of the notebooks `names` a run of `name` means: that one, or for 'all' every one that is not in `BY_NAME`."
-    return [n for n in names if n == name or (name == 'all' and (scale == 'smoke' or n not in BY_NAME))]
+    "Which of `names` a run of `name` means: that one, or for 'all' every one not in `BY_NAME`."
+    if name != 'all':
+        return [n for n in names if n == name]
+    return [n for n in names if scale == 'smoke' or n not in BY_NAME]
 
-# %% ../nbs/75_reproduction.ipynb #a8cda3c5
-def plan_jobs(name, scale='icons', out=None, parameters=(), place=None) -> list[Job]:
-    """The jobs of notebook `name`, or for 'all' of every notebook (see `chosen`) that runs at the scale, each checked; nothing is computed.
 
-    `out` defaults to paper_figures/<scale> in the current folder. `parameters` is a dict, or texts NAME=VALUE; in a run of all they go to the notebooks that have them. Raises
-    InputError for an unknown notebook, scale, parameter or value, a scale that the notebook has not or whose paths are not given, a notebook without its one tagged cell,
-    and one that lacks the parameters `scale` or `out`."""
-    if scale not in SCALES: raise InputError(f'unknown scale {scale!r}: use {", ".join(SCALES)}')
-    found = notebooks(place)
-    if name != 'all' and name not in found: raise InputError(f'there is no notebook {name!r}: use all, or one of {", ".join(found)}')
-    known = {n: notebook_parameters(found[n]) for n in chosen(name, scale, found)}
-    if name != 'all': return [plan_job(name, found[name], known[name], scale, out, parameters)]
-    known = {n: k for n, k in known.items() if scale in scales_of(k)}
-    asked = {p.partition('=')[0]: p for p in parameters}
-    if nowhere := [p for p in asked if not any(p in k for k in known.values())]: raise InputError(f'unknown parameter {nowhere[0]!r}: no notebook has it')
-    def meant(k): return {p: parameters[p] for p in asked if p in k} if isinstance(parameters, dict) else [text for p, text in asked.items() if p in k]
-    return [plan_job(n, found[n], k, scale, out, meant(k)) for n, k in known.items()]
+def results_folder(scale, out=None) -> Path:
+    "Where the results of a scale go: `out`, or paper_figures/<scale> in the current folder."
+    return Path(out or Path('paper_figures') / scale)
 
+
+def left_out(found, scale='icons', out=None) -> dict[str, str]:
+    "Name -> why, of the notebooks `found` that a rendering of all leaves out: nothing is kept."
+    kept, why = results_folder(scale, out) / 'kept', {}
+    for name, path in found.items():
+        if 'from_scores' not in notebook_parameters(path):
+            why[name] = 'it has no parameter from_scores'
+        elif not any(bears_name(file, name, found) for file in kept.glob(f'{name}_*')):
+            why[name] = f'nothing of it is in {kept}'
+    return why
+
+# %% ../nbs/75_reproduction.ipynb #7a1c0e55
 def scales_of(known) -> list[str]:
-    "The scales that a notebook can run at: those that the comment on its parameter `scale` names, or all if it names none."
+    "The scales of a notebook: those that the comment on its parameter `scale` names, or all."
     words = re.findall(r'\w+', known['scale']['help'] or '') if 'scale' in known else []
     return [s for s in SCALES if s in words] or list(SCALES)
 
-def plan_job(name, path, known, scale, out, parameters) -> Job:
+
+def names_set(parameters) -> list[str]:
+    "The names that parameters, a dict or texts NAME=VALUE, set."
+    return [p.partition('=')[0] for p in parameters]
+
+
+def parameters_for(known, parameters):
+    "Those of the parameters, a dict or texts NAME=VALUE, that a notebook has, in the same form."
+    if isinstance(parameters, dict):
+        return {p: v for p, v in parameters.items() if p in known}
+    return [p for p in parameters if p.partition('=')[0] in known]
+
+# %% ../nbs/75_reproduction.ipynb #a8cda3c5
+def plan_jobs(
+    name, scale='icons', out=None, parameters=(), place=None, from_scores=False
+) -> list[Job]:
+    """The jobs of notebook `name`, or for 'all' of every notebook that runs at the scale.
+
+    Each is checked, and nothing is computed. All is what `chosen` says, or to render `from_scores`
+    what `left_out` does not name. `out` defaults to paper_figures/<scale> in the current folder.
+    `parameters` is a dict, or texts NAME=VALUE; in a run of all they go to the notebooks that have
+    them. Raises InputError for an unknown notebook, scale, parameter or value, a scale that the
+    notebook has not or whose paths are not given, a notebook without its one tagged cell, and one
+    that lacks a parameter that it needs: `scale`, `out`, or `from_scores` if that is asked for."""
+    if scale not in SCALES:
+        raise InputError(f'unknown scale {scale!r}: use {", ".join(SCALES)}')
+    found = notebooks(place)
+    if name == 'all':
+        return plan_all(found, scale, out, parameters, from_scores)
+    if name not in found:
+        raise InputError(f'there is no notebook {name!r}: use all, or one of {", ".join(found)}')
+    known = notebook_parameters(found[name])
+    return [plan_job(name, found[name], known, scale, out, parameters, from_scores)]
+
+
+def plan_all(found, scale, out, parameters, from_scores) -> list[Job]:
+    "The jobs of a run of all of the notebooks `found`, or of a rendering; see `plan_jobs`."
+    absent = left_out(found, scale, out) if from_scores else {}
+    names = [n for n in found if n not in absent] if from_scores else chosen('all', scale, found)
+    known = {n: notebook_parameters(found[n]) for n in names}
+    if from_scores and not known:
+        kept = results_folder(scale, out) / 'kept'
+        raise InputError(f'nothing is kept in {kept}: run it without --from-scores first')
+    known = {n: k for n, k in known.items() if scale in scales_of(k)}
+    unknown = [p for p in names_set(parameters) if not any(p in k for k in known.values())]
+    if unknown:
+        raise InputError(f'unknown parameter {unknown[0]!r}: no notebook has it')
+    return [
+        plan_job(n, found[n], k, scale, out, parameters_for(k, parameters), from_scores)
+        for n, k in known.items()
+    ]
+
+# %% ../nbs/75_reproduction.ipynb #7a1c0e51
+def plan_job(name, path, known, scale, out, parameters, from_scores=False) -> Job:
     "One job of `plan_jobs`; `known` are the notebook's parameters."
     try:
-        if scale not in scales_of(known): raise InputError(f'it runs at {" or ".join(scales_of(known))}, not at scale {scale!r}')
-        given = dict(parameters) if isinstance(parameters, dict) else dict(parse_parameter(t, known) for t in parameters)
-        values = {'scale': scale, 'out': str(out or Path('paper_figures')/scale)} | given
-        for k, v in values.items(): check_parameter(k, v, known)
-        if scale not in OWN_SCALES and {*PATHS} <= {*known} and not all(values.get(p) for p in PATHS):
-            raise InputError(f'scale {scale!r} needs the paths of weights and data: --parameters model=FOLDER pairs=FILE prompts=NAME=FILE,NAME=FILE')
-    except InputError as e: raise InputError(f'{name}: {e}') from e
+        if scale not in scales_of(known):
+            raise InputError(f'it runs at {" or ".join(scales_of(known))}, not at scale {scale!r}')
+        if from_scores and 'from_scores' not in known:
+            raise InputError('it keeps no scores to render from: it has no parameter from_scores')
+        if isinstance(parameters, dict):
+            given = dict(parameters)
+        else:
+            given = dict(parse_parameter(text, known) for text in parameters)
+        values = {'scale': scale, 'out': str(results_folder(scale, out))}
+        values |= ({'from_scores': True} if from_scores else {}) | given
+        for k, v in values.items():
+            check_parameter(k, v, known)
+        if (
+            scale not in OWN_SCALES
+            and {*PATHS} <= {*known}
+            and not all(values.get(p) for p in PATHS)
+        ):
+            raise InputError(
+                f'scale {scale!r} needs the paths of weights and data: '
+                '--parameters model=FOLDER pairs=FILE prompts=NAME=FILE,NAME=FILE'
+            )
+    except InputError as e:
+        raise InputError(f'{name}: {e}') from e
     return Job(name, Path(path), scale, canonical(values))
 
 # %% ../nbs/75_reproduction.ipynb #5f5cd0dd
@@ -177,26 +261,58 @@ def is_done(job) -> bool:
 # %% ../nbs/75_reproduction.ipynb #dd23dce9
 def title_of(path) -> str:
     "The heading of a notebook: its first line that starts with `# `, or its name."
-    lines = (line for cell in read_notebook(path).cells if cell.cell_type == 'markdown' for line in cell.source.splitlines())
+    lines = (
+        line
+        for cell in read_notebook(path).cells
+        if cell.cell_type == 'markdown'
+        for line in cell.source.splitlines()
+    )
     return next((line[2:].strip() for line in lines if line.startswith('# ')), Path(path).stem)
+
 
 def index_row(name, path, out) -> str:
     "A row of the list of results."
-    picture = next((p.name for p in sorted(out.glob(f'{name}*.png')) if bears_name(p, name, notebooks(path.parent))), None)
-    finding, note = out/f'{name}_finding.txt', read_json(out/f'{name}.json')
+    picture = next(
+        (
+            p.name
+            for p in sorted(out.glob(f'{name}*.png'))
+            if bears_name(p, name, notebooks(path.parent))
+        ),
+        None,
+    )
+    finding, note = out / f'{name}_finding.txt', read_json(out / f'{name}.json')
     seconds = note.get('seconds') or 0
-    cells = [f'<img src="{picture}" width="180" alt="{name}">' if picture else '', f'**{title_of(path)}**<br>`{note.get("command", "")}`',
-             finding.read_text(encoding='utf-8').strip() if finding.exists() else '', f'{seconds/60:.1f} min']
+    cells = [
+        f'<img src="{picture}" width="180" alt="{name}">' if picture else '',
+        f'**{title_of(path)}**<br>`{note.get("command", "")}`',
+        finding.read_text(encoding='utf-8').strip() if finding.exists() else '',
+        f'{seconds / 60:.1f} min',
+    ]
     return f'| {" | ".join(c.replace("|", "&#124;") for c in cells)} |\n'
 
+# %% ../nbs/75_reproduction.ipynb #7a1c0e56
 def write_index(out, scale, place=None) -> Path:
-    "Write README.md in `out`: a row for each notebook that has left its note `<name>.json` there, in the order of `notebooks`."
+    """Write README.md in `out`: a row for each notebook that has left its note `<name>.json` there.
+
+    The rows have the order of `notebooks`."""
     out = Path(out)
-    rows = [index_row(name, path, out) for name, path in notebooks(place).items() if (out/f'{name}.json').exists()]
-    head = (f'# Results at scale {scale}\n\nMade by `balanceddpo reproduce` at scale {scale}, each by the command under its name, and not edited; models that were made elsewhere are named in `made_on` of the json beside. '
-            'The time is that of the last run of a notebook, which finds what other notebooks have trained, drawn and scored before it.\n\n| | what | finding | time |\n| --- | --- | --- | ---: |\n')
-    with staged(out/'README.md') as t: t.write_text(head + ''.join(rows), encoding='utf-8')
-    return out/'README.md'
+    rows = [
+        index_row(name, path, out)
+        for name, path in notebooks(place).items()
+        if (out / f'{name}.json').exists()
+    ]
+    head = (
+        f'# Results at scale {scale}\n\n'
+        f'Made by `balanceddpo reproduce` at scale {scale}, each by the command under its name, '
+        'and not edited; models that were made elsewhere are named in `made_on` of the json '
+        'beside. '
+        'The time is that of the last run of a notebook, which finds what other notebooks have '
+        'trained, drawn and scored before it, or renders what it kept itself.\n\n'
+        '| | what | finding | time |\n| --- | --- | --- | ---: |\n'
+    )
+    with staged(out / 'README.md') as t:
+        t.write_text(head + ''.join(rows), encoding='utf-8')
+    return out / 'README.md'
 
 # %% ../nbs/75_reproduction.ipynb #14630874
 @contextmanager
@@ -233,25 +349,45 @@ def failure(job, error) -> Exception:
 
 # %% ../nbs/75_reproduction.ipynb #d44a3410
 def run_job(job, progress=True) -> Path:
-    "Run a job's notebook in the current folder and note that it is done. Returns the executed notebook. Raises NotebookError or InputError if a cell fails."
+    """Run a job's notebook in the current folder and note that it is done.
+
+    Returns the executed notebook. Raises NotebookError or InputError if a cell fails."""
     from nbclient.exceptions import DeadKernelError
+
     pm, inputs, began = papermill(), job.inputs, time.perf_counter()
-    job.executed.parent.mkdir(parents=True, exist_ok=True); job.out.mkdir(parents=True, exist_ok=True)
+    job.executed.parent.mkdir(parents=True, exist_ok=True)
+    job.out.mkdir(parents=True, exist_ok=True)
     job.note.unlink(missing_ok=True)
-    try: pm.execute_notebook(str(job.path), str(job.executed), job.parameters, kernel_name='python3', language='python',
-                             progress_bar={'desc': job.name, 'disable': None} if progress else False)   # None: only on a terminal
-    except (pm.PapermillExecutionError, DeadKernelError) as e: raise failure(job, e) from None
+    bar = {'desc': job.name, 'disable': None} if progress else False  # None: only on a terminal
+    try:
+        pm.execute_notebook(
+            str(job.path),
+            str(job.executed),
+            job.parameters,
+            kernel_name='python3',
+            language='python',
+            progress_bar=bar,
+        )
+    except (pm.PapermillExecutionError, DeadKernelError) as e:
+        raise failure(job, e) from None
     write_note(job, inputs, time.perf_counter() - began)
     return job.executed
 
+# %% ../nbs/75_reproduction.ipynb #7a1c0e57
 def finish_job(job, force=False, progress=True) -> None:
-    "Run a job unless it is done, and say which."
-    with locked(runs_root()/'reproduce'/job.scale/'.locks'/job.name):
+    """Run a job unless it is done, and say which.
+
+    A run and a rendering of one notebook exclude each other: they write the same files."""
+    with locked(runs_root() / 'reproduce' / job.scale / '.locks' / job.name):
         skipped = not force and is_done(job)
         if not skipped:
-            if progress: print(f'{job.name}: running at scale {job.scale}', flush=True)
+            if progress:
+                begun = 'rendering from scores' if job.from_scores else 'running'
+                print(f'{job.name}: {begun} at scale {job.scale}', flush=True)
             run_job(job, progress)
-    if progress: print(f'{job.name}: {"was done before" if skipped else "done"}; {len(results(job))} files in {job.out}', flush=True)
+    if progress:
+        what = 'was done before' if skipped else 'done'
+        print(f'{job.name}: {what}; {len(results(job))} files in {job.out}', flush=True)
 
 # %% ../nbs/75_reproduction.ipynb #9c846dbd
 def thread_settings(workers) -> dict:
@@ -277,32 +413,65 @@ def run_told(text) -> int:
 
 # %% ../nbs/75_reproduction.ipynb #3418b2b6
 def run_side_by_side(jobs, workers, force=False, progress=True) -> None:
-    "Finish jobs, `workers` at a time. After the first that fails no other starts, and its error is raised when the running ones have ended."
+    """Finish jobs, `workers` at a time.
+
+    After the first that fails no other starts, and its error is raised when the running ones
+    have ended."""
     from concurrent.futures import ThreadPoolExecutor
     from threading import Event
+
     failed = Event()
+
     def run(job):
-        if failed.is_set(): return
-        try: run_apart(job, force, progress)
-        except BaseException: failed.set(); raise
+        if failed.is_set():
+            return
+        try:
+            run_apart(job, force, progress)
+        except BaseException:
+            failed.set()
+            raise
+
     with environment(**thread_settings(workers)), ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(run, job) for job in jobs]
         try:
-            for future in running: future.result()
-        except BaseException: failed.set(); raise
+            for future in running:
+                future.result()
+        except BaseException:
+            failed.set()
+            raise
 
-def reproduce(name, scale='icons', out=None, parameters=(), force=False, place=None, progress=True, workers=1) -> list[Job]:
-    """Run the repro notebook `name`, or 'all', at a scale, `workers` at a time; a notebook that is done is skipped unless `force`. Returns the jobs.
+# %% ../nbs/75_reproduction.ipynb #7a1c0e52
+def reproduce(
+    name,
+    scale='icons',
+    out=None,
+    parameters=(),
+    force=False,
+    place=None,
+    progress=True,
+    workers=1,
+    from_scores=False,
+) -> list[Job]:
+    """Run the repro notebook `name`, or 'all', at a scale, `workers` at a time.
 
-    Arguments and errors as in `plan_jobs` and `run_job`: everything is checked before the first notebook starts, and the first that fails ends the run."""
-    jobs = plan_jobs(name, scale, out, parameters, place)
+    Returns the jobs. A notebook that is done is skipped unless `force`. `from_scores`: render it
+    from what a run has kept in `out`/kept, without a model; 'all' leaves out those that have kept
+    nothing, and says so. Arguments and errors as in `plan_jobs` and `run_job`: everything is
+    checked before the first notebook starts, and the first that fails ends the run."""
+    jobs = plan_jobs(name, scale, out, parameters, place, from_scores)
+    if progress and name == 'all' and from_scores:
+        for left, why in left_out(notebooks(place), scale, out).items():
+            print(f'{left}: left out, {why}', flush=True)
     try:
-        if workers > 1 and len(jobs) > 1: run_side_by_side(jobs, workers, force, progress)
+        if workers > 1 and len(jobs) > 1:
+            run_side_by_side(jobs, workers, force, progress)
         else:
             with this_python():
-                for job in jobs: finish_job(job, force, progress)
+                for job in jobs:
+                    finish_job(job, force, progress)
     finally:
-        for folder in {job.out for job in jobs if job.out.exists()}: write_index(folder, scale, place)
+        for folder in {job.out for job in jobs if job.out.exists()}:
+            write_index(folder, scale, place)
     return jobs
 
 # %% ../nbs/75_reproduction.ipynb #3e81b78e

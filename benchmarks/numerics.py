@@ -4,6 +4,7 @@ A process is on one path: kernels and the memory setting are chosen once. So eve
 has its stage ready and runs it when it is told; the arms take turns as in the other benchmarks. All work on one thread.
 FLOPs are counted, not estimated: products, convolutions and attention of one run. The peak is the best fp32 rate of one
 core here, of a large product by either kernel."""
+
 from __future__ import annotations
 
 import json
@@ -23,8 +24,15 @@ TINY = SIZE == 'tiny'
 STEP_PAIRS = 4 if TINY else 32  # a training step, the icon world's own batch
 IMAGES = 4 if TINY else 16  # drawn at once
 PAIRS = 4 if TINY else 32  # labelled
-ENCODED = 2 if TINY else 8  # pictures of 256 pixels at once; from here on activations are above glibc's limit of 32 MiB
-GOALS = {'training step': '>= 1.3', 'sampling': '>= 1.3', 'labelling': '>= 1.3', 'encoding': '>= 2.3'}
+ENCODED = (
+    2 if TINY else 8
+)  # pictures of 256 pixels at once; from here on activations are above glibc's limit of 32 MiB
+GOALS = {
+    'training step': '>= 1.3',
+    'sampling': '>= 1.3',
+    'labelling': '>= 1.3',
+    'encoding': '>= 2.3',
+}
 SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by the path taken
 
 
@@ -45,7 +53,9 @@ def training_step(folder) -> Callable:
     from balanceddpo.training import start, update
 
     world, labels = small_world(), LabelConfig('majority')
-    settings = experiments.training_settings(world, 'balanced_dpo', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS)
+    settings = experiments.training_settings(
+        world, 'balanced_dpo', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS
+    )
     table, encoded = experiments.labels_of(world, labels), experiments.encoded_pairs(world)
     run = start(settings, encoded, table, labels, Path(folder) / 'run')
     return lambda: update(run)
@@ -58,7 +68,12 @@ def sampling(folder) -> Callable:
 
     prompts = read_prompts('icons:tuning', limit=IMAGES)
     config = SampleConfig(
-        images_per_prompt=1, steps=4, guidance=3.0, scheduler='dpm++', batch_size=IMAGES, device='cpu'
+        images_per_prompt=1,
+        steps=4,
+        guidance=3.0,
+        scheduler='dpm++',
+        batch_size=IMAGES,
+        device='cpu',
     )
     family, pipeline = load_generator(config)
     wanted = {(n, 0) for n in range(len(prompts))}
@@ -93,11 +108,18 @@ def encoding(folder) -> Callable:
     family = make_family(geometry, Path(folder) / 'model')
     at_full_speed(family.vae)
     shape = (ENCODED, 3, geometry.pixels, geometry.pixels)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return lambda: family.encode_images(pixels)
 
 
-STAGES = {'training step': training_step, 'sampling': sampling, 'labelling': labelling, 'encoding': encoding}
+STAGES = {
+    'training step': training_step,
+    'sampling': sampling,
+    'labelling': labelling,
+    'encoding': encoding,
+}
 
 
 # ---- an arm: a process with one stage on one path
@@ -133,7 +155,12 @@ class Process:
 
     def __init__(self, stage, numerics):
         reading, writing = os.pipe()
-        env = {**os.environ, 'BALANCEDDPO_NUMERICS': numerics, 'BENCH_ANSWERS': str(writing), 'OMP_NUM_THREADS': '1'}
+        env = {
+            **os.environ,
+            'BALANCEDDPO_NUMERICS': numerics,
+            'BENCH_ANSWERS': str(writing),
+            'OMP_NUM_THREADS': '1',
+        }
         self.child = subprocess.Popen(
             [sys.executable, '-m', 'benchmarks.numerics', '--serve', stage],
             cwd=HERE.parent,
@@ -189,20 +216,26 @@ def compare(log, stage, peak, until, forced=False) -> None:
     with ExitStack() as stack:
         arms = {n: stack.enter_context(Process(stage, n)) for n in names}
         goals = {names[n]: GOALS[stage] if n == 'plain' else '' for n in names}
-        rounds = versus(log, ROW, goals, [Arm(names[n], a.run) for n, a in arms.items()], until=until)
+        rounds = versus(
+            log, ROW, goals, [Arm(names[n], a.run) for n, a in arms.items()], until=until
+        )
         flop, path = arms['plain'].facts['flop'], arms['auto'].facts['path']
     for name, told in names.items():
         for n, took in enumerate(rounds):
             rate = flop / took[told] / 1e9
             goal = SHARES.get(stage, '') if name == 'auto' else ''
             log.add(row=ROW, what=f'{told}: GFLOP/s', goal='', round=n, value=rate, path=path)
-            log.add(row=ROW, what=f'{told}: share of the peak', goal=goal, round=n, value=rate / peak)
+            log.add(
+                row=ROW, what=f'{told}: share of the peak', goal=goal, round=n, value=rate / peak
+            )
 
 
 def main() -> None:
     if sys.argv[1:2] == ['--serve']:  # an arm, started by `Process`
         return serve(sys.argv[2])
-    found = asked(__doc__, list(STAGES), forced='time oneDNN too where this machine does not take it')
+    found = asked(
+        __doc__, list(STAGES), forced='time oneDNN too where this machine does not take it'
+    )
     log, peak = Log('numerics'), core_peak()
     log.add(row=ROW, what='fp32 peak of a core, GFLOP/s', goal='', round=0, value=peak)
     wanted = found.names or list(STAGES)

@@ -3,6 +3,7 @@
 Everything is made anew in a temporary folder, with what the package ships. Where the time goes is read from the kept stages: the
 times of first and last file. With `--against-plain` it is done a second time by torch as it is (`--numerics plain`), for the ratio;
 both on an idle machine, one after the other."""
+
 from __future__ import annotations
 
 import os
@@ -49,11 +50,26 @@ def measure(what, against_plain) -> None:
     "Keep the minutes of one reproduction, and with `against_plain` those by torch as it is and the ratio."
     log, name = Log(f'wall_{what}', scale=SCALE), f'`reproduce {what}` at scale {SCALE}'
     ours, stages = reproduced(what, os.environ.get('BALANCEDDPO_NUMERICS', 'auto'))
-    log.add(row=ROW, what=f'minutes of {name}', goal=GOALS[what], round=0, value=ours, stages=stages)
+    log.add(
+        row=ROW, what=f'minutes of {name}', goal=GOALS[what], round=0, value=ours, stages=stages
+    )
     if against_plain:
         plain, stages = reproduced(what, 'plain')
-        log.add(row=ROW, what=f'minutes of {name} by torch as it is', goal='', round=0, value=plain, stages=stages)
-        log.add(row=ROW, what=f'{name}, minutes over those by torch as it is', goal=RATIO, round=0, value=ours / plain)
+        log.add(
+            row=ROW,
+            what=f'minutes of {name} by torch as it is',
+            goal='',
+            round=0,
+            value=plain,
+            stages=stages,
+        )
+        log.add(
+            row=ROW,
+            what=f'{name}, minutes over those by torch as it is',
+            goal=RATIO,
+            round=0,
+            value=ours / plain,
+        )
 
 
 def main() -> None:

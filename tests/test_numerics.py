@@ -1,4 +1,5 @@
 """The numeric path: equal results by every way to multiply, named in every key, and switched off by one word."""
+
 import json
 import math
 import os
@@ -45,7 +46,13 @@ def convolutions(module):
 SMALL = replace(
     experiments.SMOKE,
     n_pairs=16,
-    train=(('max_steps', 4), ('batch_size', 8), ('micro_batch_size', 8), ('warmup_steps', 0), ('refresh_every', 2)),
+    train=(
+        ('max_steps', 4),
+        ('batch_size', 8),
+        ('micro_batch_size', 8),
+        ('warmup_steps', 0),
+        ('refresh_every', 2),
+    ),
 )
 
 
@@ -71,17 +78,23 @@ def test_losses_of_three_steps_agree(monkeypatch, tmp_path):
     assert plain[0] == fast[0] == LN2
     assert abs(plain[2] - LN2) > 1e-3  # the third loss has moved, so it can tell
     assert plain != fast  # another way was taken, and it rounds otherwise
-    assert plain == pytest.approx(fast, abs=1e-4)  # beta 2000 times the rounding of the errors, 1e-8
+    assert plain == pytest.approx(
+        fast, abs=1e-4
+    )  # beta 2000 times the rounding of the errors, 1e-8
 
 
 def test_images_agree(monkeypatch):
-    config = sampling.SampleConfig(images_per_prompt=4, steps=4, guidance=3.0, scheduler='dpm++', device='cpu')
+    config = sampling.SampleConfig(
+        images_per_prompt=4, steps=4, guidance=3.0, scheduler='dpm++', device='cpu'
+    )
     prompts = PromptSet(['a red apple', 'a fox'], ['0' * 16, '1' * 16], 'two')
 
     def draw():
         family, pipeline = sampling.load_generator(config)
         wanted = {(n, i) for n in range(2) for i in range(4)}
-        drawn = [image for *_, image in sampling.generate(family, pipeline, prompts, config, wanted)]
+        drawn = [
+            image for *_, image in sampling.generate(family, pipeline, prompts, config, wanted)
+        ]
         return convolutions(family.model), torch.stack([as_bytes(image) for image in drawn])
 
     (none, plain), (many, fast) = by_both(monkeypatch, draw)
@@ -95,7 +108,9 @@ def as_bytes(image):
 
 def test_scores_agree(monkeypatch):
     pairs = list(experiments.pair_stream(SMALL))
-    items = [(i, decode(image), p.caption) for p in pairs for i, image in zip(p.image_ids, p.images)]
+    items = [
+        (i, decode(image), p.caption) for p in pairs for i, image in zip(p.image_ids, p.images)
+    ]
 
     def score():
         scorers = load_scorers(SMALL.scorers, device='cpu')
@@ -113,7 +128,10 @@ def networks(scorers):
     found = {}
     for tower in {id(s.tower): s.tower for s in scorers}.values():
         encode = tower.encode_images
-        owners = [getattr(encode, '__self__', None), *(c.cell_contents for c in encode.__closure__ or ())]
+        owners = [
+            getattr(encode, '__self__', None),
+            *(c.cell_contents for c in encode.__closure__ or ()),
+        ]
         found |= {id(m): m for m in owners if isinstance(m, torch.nn.Module)}
     return found.values()
 
@@ -175,7 +193,9 @@ def test_loaded_weights_lie_at_multiples_of_64_bytes(tmp_path, kind):
 def test_the_loss_after_a_refresh_is_exactly_ln_2(path, tmp_path, mode):
     labels = LabelConfig('majority')
     table, encoded = experiments.labels_of(SMALL, labels), experiments.encoded_pairs(SMALL)
-    settings = experiments.training_settings(SMALL, 'balanced_dpo', mode=mode, refresh_every=1, max_steps=2)
+    settings = experiments.training_settings(
+        SMALL, 'balanced_dpo', mode=mode, refresh_every=1, max_steps=2
+    )
     training.train(settings, encoded, table, labels, tmp_path / 'run', progress=False)
     log = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['loss'] for line in log] == [LN2, LN2]
@@ -203,20 +223,32 @@ def test_the_path_is_part_of_every_key(monkeypatch, tmp_path):
 
     def inputs():
         return {
-            'train': training.run_inputs(settings, encoded, table, labels, family.folder)['numerics'],
-            'sample': sampling.sample_inputs(sampling.SampleConfig(device='cpu'), prompts)['numerics'],
-            'encode': encoding.encode_inputs(family, encoding.EncodeConfig(model='icons'))['numerics'],
+            'train': training.run_inputs(settings, encoded, table, labels, family.folder)[
+                'numerics'
+            ],
+            'sample': sampling.sample_inputs(sampling.SampleConfig(device='cpu'), prompts)[
+                'numerics'
+            ],
+            'encode': encoding.encode_inputs(family, encoding.EncodeConfig(model='icons'))[
+                'numerics'
+            ],
         }
 
-    assert by_both(monkeypatch, inputs) == [dict.fromkeys(('train', 'sample', 'encode'), p) for p in PATHS.values()]
-    plain, fast = by_both(monkeypatch, lambda: [s.key for s in load_scorers(SMALL.scorers, device='cpu')])
+    assert by_both(monkeypatch, inputs) == [
+        dict.fromkeys(('train', 'sample', 'encode'), p) for p in PATHS.values()
+    ]
+    plain, fast = by_both(
+        monkeypatch, lambda: [s.key for s in load_scorers(SMALL.scorers, device='cpu')]
+    )
     assert set(plain).isdisjoint(fast)
 
 
 def test_a_trained_model_and_its_checkpoint_name_the_path(path, tmp_path):
     labels = LabelConfig('majority')
     table, encoded = experiments.labels_of(SMALL, labels), experiments.encoded_pairs(SMALL)
-    settings = experiments.training_settings(SMALL, 'balanced_dpo', max_steps=1, refresh_every=0, checkpoint_every=1)
+    settings = experiments.training_settings(
+        SMALL, 'balanced_dpo', max_steps=1, refresh_every=0, checkpoint_every=1
+    )
     out = training.train(settings, encoded, table, labels, tmp_path / 'run', progress=False)
     assert json.loads((out / 'training.json').read_text())['numerics'] == path
     (manifest,) = (tmp_path / 'run' / 'checkpoints').glob('step-*/manifest.json')

@@ -1,10 +1,14 @@
-"Every reproduction notebook runs at its smallest scale and writes what it says; every table and figure of the paper has one."
-import re
+"Every reproduction notebook runs at its smallest scale, writes what it says, and is rendered again from what it kept; every table and figure of the paper has one."
+import re, shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from balanceddpo.reproduction import notebooks, read_notebook, reproduce, title_of
+from balanceddpo.reproduction import bears_name, notebook_parameters, notebooks, read_notebook, reproduce, results, title_of
+from balanceddpo.store import file_digest, read_json
+
+COMMITTED = Path(__file__).resolve().parents[1]/'paper_figures'/'icons'
 
 PAPER = {*(f'table{k}' for k in range(1, 7)), *(f'figure{k:02d}' for k in range(1, 12))}
 BEYOND = {'icon_world', 'tuning', 'seeds', 'refresh', 'agreement', 'conflict', 'noise', 'paper_audit', 'rivals', 'rivals_tuning', 'votes', 'benchmarks'}
@@ -56,12 +60,78 @@ def test_every_table_and_figure_of_the_paper_has_a_notebook_and_every_notebook_i
 
 
 # Two groups, so that two processes can run them; each process has a shared folder of its own.
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.xdist_group(f'repro{k % 2}')) for k, name in enumerate(sorted(WRITES))])
+IN_TWO_GROUPS = [pytest.param(name, marks=pytest.mark.xdist_group(f'repro{k % 2}')) for k, name in enumerate(sorted(WRITES))]
+
+
+@pytest.mark.parametrize('name', IN_TWO_GROUPS)
 def test_it_runs_at_smoke(name, shared):
     job, = reproduce(name, scale='smoke', out=shared/'figures', progress=False)
     files = [f'{stem}.{kind}' for stem, kinds in WRITES[name].items() for kind in kinds] + [f'{name}.json', f'{name}_finding.txt']
     missing = [f for f in files if not (job.out/f).is_file() or not (job.out/f).stat().st_size]
     assert not missing, sorted(p.name for p in job.out.glob(f'{name}*'))
+
+
+def without_torch(place, monkeypatch):
+    "Let nothing that starts from here import torch: so no model and no scorer can be loaded."
+    (place/'torch').mkdir(parents=True)
+    (place/'torch'/'__init__.py').write_text('raise AssertionError("a rendering loads no model")')
+    monkeypatch.setenv('PYTHONPATH', str(place))
+
+
+def rendered(name, scale, kept_in, place, monkeypatch):
+    "Render a notebook from what it kept under `kept_in`, in `place`, where it can make nothing: its job."
+    copied = [p for p in (kept_in/'kept').glob(f'{name}_*') if bears_name(p, name, notebooks())]
+    (place/'figures'/'kept').mkdir(parents=True)
+    for path in copied:
+        shutil.copy(path, place/'figures'/'kept')
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(place/'runs'))
+    without_torch(place/'nothing', monkeypatch)
+    job, = reproduce(name, scale, out=place/'figures', progress=False, from_scores=True)
+    assert [p.name for p in (place/'runs').iterdir()] == ['reproduce'], 'a rendering has made something'
+    return job
+
+
+def without_time(note): return {k: v for k, v in note.items() if k not in ('seconds', 'finished')}
+
+
+@pytest.mark.parametrize('name', IN_TWO_GROUPS)
+def test_it_is_rendered_again_from_what_it_kept(name, shared, tmp_path, monkeypatch):
+    ran, = reproduce(name, scale='smoke', out=shared/'figures', progress=False)              # done above
+    again = rendered(name, 'smoke', ran.out, tmp_path, monkeypatch)
+    first, second = ({p.relative_to(job.out).as_posix(): p for p in results(job)} for job in (ran, again))
+    assert first.keys() == second.keys()
+    note = f'{name}.json'
+    assert without_time(read_json(first[note])) == without_time(read_json(second[note]))
+    assert [f for f in first if f != note and first[f].read_bytes() != second[f].read_bytes()] == []
+
+
+@pytest.mark.parametrize('name', sorted(WRITES))
+def test_it_keeps_what_its_numbers_are_made_of(name):
+    known = notebook_parameters(notebooks()[name])
+    assert known['from_scores']['inferred_type_name'] == 'bool' and known['from_scores']['default'] == 'False'
+
+
+# The committed results: what is kept there is named in the note, and makes the files that lie beside it.
+KEEPING = [name for name in sorted(WRITES) if any(bears_name(p, name, WRITES) for p in (COMMITTED/'kept').glob(f'{name}_*'))]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return image.size, image.convert('RGBA').tobytes()
+
+
+@pytest.mark.parametrize('name', KEEPING)
+def test_the_committed_results_are_those_of_the_committed_scores(name, tmp_path, monkeypatch):
+    noted = {k: v['sha256'] for k, v in read_json(COMMITTED/f'{name}.json')['kept'].items()}
+    there = [p for p in (COMMITTED/'kept').glob(f'{name}_*') if bears_name(p, name, WRITES)]
+    assert {p.relative_to(COMMITTED).as_posix(): file_digest(p) for p in there} == noted
+    job = rendered(name, 'icons', COMMITTED, tmp_path, monkeypatch)
+    told = [p for p in COMMITTED.glob(f'{name}*') if bears_name(p, name, WRITES)]
+    texts = [p for p in told if p.suffix in ('.csv', '.md', '.tex', '.txt')]
+    pictures = [p for p in told if p.suffix == '.png']
+    other = [p.name for p in texts if (job.out/p.name).read_bytes() != p.read_bytes()]
+    other += [p.name for p in pictures if pixels(job.out/p.name) != pixels(p)]
+    assert texts and not other
 
 
 @pytest.mark.parametrize('name', sorted(WRITES))

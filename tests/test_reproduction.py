@@ -187,6 +187,97 @@ def test_dry_run_lists_and_runs_nothing(place, capsys):
     assert 'table1: to do' in said and 'n = 7  prompts a set' in said and not Path(os.environ['BALANCEDDPO_RUNS']).exists()
 
 
+# rendering from what was kept
+
+KEEPING = f'{SETTINGS}\nfrom_scores: bool = False  # render from out/kept'
+
+
+def keeping(name, made='[1, 2]'):
+    "The work of a notebook that keeps a value and writes it."
+    return (
+        'from pathlib import Path\nfrom balanceddpo.kept import Kept\n'
+        'kept = Kept(name, out, from_scores)\n'
+        f"value = kept.values('scores', lambda: {made})\n"
+        "(Path(out)/f'{name}.csv').write_text(str(value))"
+    )
+
+
+def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(place, tmp_path):
+    made = "(Path(out)/'made').open('a').write('once ') and [1, 2]"
+    write(place, 'table3', keeping('table3', made), settings=KEEPING)
+    (job,) = go('table3')
+    (rendering,) = go('table3', from_scores=True)
+    wrote, count = job.out / 'table3.csv', job.out / 'made'
+    assert wrote.read_text() == '[1, 2]' and count.read_text() == 'once '
+    assert rendering.executed == job.executed.parent / 'from_scores' / 'table3.ipynb'
+    assert rendering.inputs != job.inputs and is_done(job) and is_done(rendering)
+    assert times(*go('table3', from_scores=True)) == times(rendering)
+    for each in (job, rendering):
+        names = {p.name for p in reproduction.results(each)}
+        assert names == {'table3.csv', 'table3_scores.json'}
+    # what is kept is a result of the run, and what the rendering is made of
+    (job.out / 'kept' / 'table3_scores.json').write_text('{"made": {}, "values": [3]}')
+    assert not is_done(job) and not is_done(rendering)
+    go('table3', from_scores=True)
+    assert wrote.read_text() == '[3]' and not is_done(job)
+    go('table3')
+    assert wrote.read_text() == '[1, 2]' and count.read_text() == 'once once '
+
+
+def test_what_is_missing_is_told_with_the_command_that_makes_it(place, capfd):
+    write(place, 'table3', keeping('table3'), settings=KEEPING)
+    assert main(['reproduce', 'table3', '--scale', 'smoke', '--from-scores']) == 2
+    (error,) = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith('balanceddpo:')
+    ]
+    assert (
+        'paper_figures/smoke/kept/table3_scores.json is not there: '
+        'run `balanceddpo reproduce table3` without --from-scores' in error
+    )
+
+
+def test_a_notebook_that_keeps_nothing_is_refused_or_left_out_of_all_and_said(place, capsys):
+    assert main(['reproduce', 'table1', '--scale', 'smoke', '--from-scores']) == 2
+    assert (
+        capsys.readouterr().err == 'balanceddpo: table1: it keeps no scores to render from: '
+        'it has no parameter from_scores\n'
+    )
+    assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores']) == 2
+    assert 'nothing is kept in paper_figures/smoke/kept' in capsys.readouterr().err
+    for name in ('table3', 'table4'):
+        write(place, name, keeping(name), settings=KEEPING)
+    go('table3')
+    assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        'table1: left out, it has no parameter from_scores',
+        'table4: left out, nothing of it is in paper_figures/smoke/kept',
+        'table3: rendering from scores at scale smoke',
+        'table3: done; 2 files in paper_figures/smoke',
+    ]
+    assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores', '--dry-run']) == 0
+    said = capsys.readouterr().out
+    assert (
+        'table3: done' in said
+        and 'from_scores = True  render from out/kept' in said
+        and 'table4: left out' in said
+    )
+
+
+def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp_path):
+    for name in ('table3', 'votes', 'rivals', 'rivals_tuning'):
+        write(place, name, keeping(name), settings=KEEPING)
+    for name in ('table3', 'rivals_tuning'):
+        go(name, scale='icons')
+    assert [j.name for j in plan_jobs('all', 'icons', from_scores=True)] == [
+        'rivals_tuning',
+        'table3',
+    ]
+    assert set(reproduction.left_out(notebooks(), 'icons')) == {'table1', 'votes', 'rivals'}
+    jobs = go('all', scale='icons', from_scores=True, workers=2)
+    assert all(map(is_done, jobs)) and [j.from_scores for j in jobs] == [True, True]
+
+
 # the package's own notebooks
 
 def test_every_repro_notebook_can_be_planned_at_every_scale():
