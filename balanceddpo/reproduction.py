@@ -213,6 +213,8 @@ def plan_job(name, path, known, scale, out, parameters, from_scores=False) -> Jo
             raise InputError(f'it runs at {" or ".join(scales_of(known))}, not at scale {scale!r}')
         if from_scores and 'from_scores' not in known:
             raise InputError('it keeps no scores to render from: it has no parameter from_scores')
+        if from_scores and (other := sorted({*names_set(parameters)} - {*PATHS, 'from_scores'})):
+            raise InputError(f'a rendering shows what was kept, made with its own {other[0]}: leave it out')
         if isinstance(parameters, dict):
             given = dict(parameters)
         else:

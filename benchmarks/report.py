@@ -103,7 +103,7 @@ def report(folder=None) -> str:
 def brief(folder=None) -> str:
     "The rows that have a goal, in Markdown, and where they were measured: what README.md shows."
     files = read(folder)
-    head = '| row | measured | goal | median | |\n| --- | --- | --- | --- | --- |\n'
+    head = '| measured | median | goal |\n| --- | --- | --- |\n'
     return head + ''.join(map(brief_row, summaries(files))) + '\n' + places(files)
 
 
@@ -111,7 +111,7 @@ def brief_row(s) -> str:
     "A line of the short table for one summary; nothing for a measurement without a goal."
     if not s['goal']:
         return ''
-    return f'| {s["row"]} | {s["what"]} | {s["goal"]} | {number(s["median"])} | {s["verdict"]} |\n'
+    return f'| {s["what"]} | {number(s["median"])} | {s["goal"]} {s["verdict"]} |\n'
 
 
 def places(files) -> str:

@@ -224,6 +224,13 @@ def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(plac
     assert wrote.read_text() == '[1, 2]' and count.read_text() == 'once once '
 
 
+def test_a_rendering_takes_no_value_that_the_run_was_made_with(place):
+    write(place, 'table3', keeping('table3'), settings=KEEPING)
+    go('table3')
+    with pytest.raises(InputError, match='table3: a rendering shows what was kept, made with its own n: leave it out'):
+        go('table3', from_scores=True, parameters=['n=1'])
+
+
 def test_what_is_missing_is_told_with_the_command_that_makes_it(place, capfd):
     write(place, 'table3', keeping('table3'), settings=KEEPING)
     assert main(['reproduce', 'table3', '--scale', 'smoke', '--from-scores']) == 2
