@@ -36,7 +36,9 @@ IMAGES = 16  # torch leaves 1x1 convolutions of fewer images to the BLAS
 FEWEST_ROWS = 256  # below this a convolution is slower than the BLAS
 
 
-def linear_as_convolution(x, weight, bias=None):
+def linear_as_convolution(
+    x: 'torch.Tensor', weight: 'torch.Tensor', bias: 'torch.Tensor | None' = None
+) -> 'torch.Tensor':
     """`torch.nn.functional.linear` by oneDNN's convolution.
 
     x: float [..., c], its leading dimensions a multiple of 16 together; weight: [n, c]; bias: [n] or None.
@@ -48,8 +50,8 @@ def linear_as_convolution(x, weight, bias=None):
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 # %% ../nbs/002_numerics.ipynb #a1d0c009
-def suits_convolution(x) -> bool:
-    "Whether a linear layer's input is worth a convolution: fp32 on the CPU, enough rows, and not about to be cast by autocast."
+def suits_convolution(x: 'torch.Tensor') -> bool:
+    "Whether a linear layer's input [..., c] is worth a convolution: fp32 on the CPU, enough rows, no autocast."
     import torch
 
     rows = x.shape[:-1].numel()
@@ -73,7 +75,7 @@ def convolution_linear() -> type:
     return ConvolutionLinear
 
 # %% ../nbs/002_numerics.ipynb #a1d0c011
-def product_rates(rows=1024, width=256, repeats=12) -> dict[str, float]:
+def product_rates(rows: int = 1024, width: int = 256, repeats: int = 12) -> dict[str, float]:
     "GFLOP/s of an fp32 product [rows, width] x [width, width] on one core by 'blas' and by 'onednn', by the thread's own clock; about 40 ms."
     import torch
 
@@ -93,7 +95,7 @@ def product_rates(rows=1024, width=256, repeats=12) -> dict[str, float]:
     return {name: 2 * rows * width**2 / seconds / 1e9 for name, seconds in best.items()}
 
 
-def faster_path(rates) -> str:
+def faster_path(rates: dict[str, float]) -> str:
     "'onednn' where the BLAS is below `SLOW` of it, else 'torch'."
     return 'onednn' if rates['blas'] < SLOW * rates['onednn'] else 'torch'
 
@@ -166,7 +168,7 @@ def keep_memory() -> bool:
 ALIGNMENT = 64  # bytes; where torch puts what it allocates itself
 
 
-def align_weights(module):
+def align_weights(module: 'torch.nn.Module') -> 'torch.nn.Module':
     "Move the CPU weights of a module that do not begin at a multiple of 64 bytes to a place of their own, in place. Returns the module."
     import torch
 
@@ -177,7 +179,7 @@ def align_weights(module):
     return module
 
 # %% ../nbs/002_numerics.ipynb #a1d0c021
-def at_full_speed(module, device='cpu'):
+def at_full_speed(module: 'torch.nn.Module', device='cpu') -> 'torch.nn.Module':
     """Make a network ready to run: its weights aligned, memory kept, and its linear layers on the numeric path of this machine, all in place. Returns it.
 
     Names and weights stay as they are, so saving, loading and adapters work as before. Elsewhere than on the CPU nothing happens."""

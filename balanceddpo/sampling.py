@@ -161,7 +161,7 @@ SAMPLING = 1            # part of every key: to be raised when the same settings
 DRAWN_BY = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')   # the settings that images depend on
 
 def sample_inputs(config, prompt_set) -> dict:
-    "Everything the images depend on; not the batch size, nor which GPU, which change them by rounding only."
+    "Everything the images depend on, the numeric path of a CPU too; not the batch size, nor CPU or GPU, which change them by rounding only."
     model = part_digests(local_folder(config.model)) | ({'lora': content_digest(config.lora)} if config.lora else {})
     numerics = numeric_path(config.device, config.dtype)
     return {'revision': SAMPLING, 'numerics': numerics, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in DRAWN_BY}}
