@@ -16,256 +16,623 @@ __all__ = ['TABLES', 'REPORTED', 'HEAD_NORM', 'HEAD_WIDTH', 'fitting_sizes', 'pr
 
 # %% ../nbs/66_audit.ipynb #a3a96e32
 def fitting_sizes(percents, most, digits=2) -> list:
-    "All n up to `most` for which every one of `percents` is a whole number of wins out of n, rounded or cut off after `digits` decimals."
+    """All n up to `most` for which every one of `percents` is a whole number of wins out of n,
+    rounded or cut off after `digits` decimals."""
     return [n for n in range(1, most + 1) if all(fits(p, n, digits) for p in percents)]
+
 
 def printable(n, digits=2) -> set:
     "What wins out of `n` can print as, in units of the last digit: rounded, and cut off."
     from math import floor
-    unit = 100*10**digits
-    return {floor(unit*k/n + shift) for k in range(n + 1) for shift in (.5, 1e-9)}
+
+    unit = 100 * 10**digits
+    return {floor(unit * k / n + shift) for k in range(n + 1) for shift in (0.5, 1e-9)}
+
 
 def fit_chance(n, cells, digits=2) -> float:
     "The chance that `cells` percentages drawn from all that can be printed fit `n`."
-    return (len(printable(n, digits))/(100*10**digits + 1))**cells
+    return (len(printable(n, digits)) / (100 * 10**digits + 1)) ** cells
 
 # %% ../nbs/66_audit.ipynb #497bcb01
 def recovered(table):
-    """The printed win rates of a `PaperTable` (or a name of `PAPER`) with what they stand for: DataFrame, one row a number.
+    """The printed win rates of a `PaperTable` (or a name of `PAPER`) with what they stand for:
+    DataFrame, one row a number.
 
-    Columns of `PaperTable.frame` and wins, rounded, cut_off (whether that is how wins/prompts is printed as value; neither: no number of wins fits), low, high (percent, Wilson)."""
+    Columns of `PaperTable.frame` and wins, rounded, cut_off (whether that is how wins/prompts is
+    printed as value; neither: no number of wins fits), low, high (percent, Wilson)."""
     from math import floor
     from balanceddpo.evaluation import wilson
+
     frame = (PAPER[table] if isinstance(table, str) else table).frame()
-    wins = [round(v*n/100) for v, n in zip(frame['value'], frame['prompts'])]
-    how = {name: [floor(1e4*k/n + shift) == round(100*v) for k, n, v in zip(wins, frame['prompts'], frame['value'])] for name, shift in (('rounded', .5), ('cut_off', 1e-9))}
+    wins = [round(v * n / 100) for v, n in zip(frame['value'], frame['prompts'])]
+    how = {
+        name: [
+            floor(1e4 * k / n + shift) == round(100 * v)
+            for k, n, v in zip(wins, frame['prompts'], frame['value'])
+        ]
+        for name, shift in (('rounded', 0.5), ('cut_off', 1e-9))
+    }
     ends = [wilson(k, n) for k, n in zip(wins, frame['prompts'])]
-    return frame.assign(wins=wins, **how, low=[100*low for low, _ in ends], high=[100*high for _, high in ends])
+    return frame.assign(
+        wins=wins, **how, low=[100 * low for low, _ in ends], high=[100 * high for _, high in ends]
+    )
 
 # %% ../nbs/66_audit.ipynb #08d5d658
 TABLES = ('table1', 'table2', 'table3', 'table4')
 
+
 def paper_rates():
-    "All distinct win rates of Tables I to IV: the columns of `recovered`, table, p (sign test against 50 %) and p_holm (over all rows)."
+    """All distinct win rates of Tables I to IV: the columns of `recovered`, table, p (sign test
+    against 50 %) and p_holm (over all rows)."""
     import pandas as pd
     from balanceddpo.ranking import holm, sign_test
-    rates = pd.concat([recovered(name).assign(table=PAPER[name].number) for name in TABLES], ignore_index=True)
-    rates = rates[~rates.assign(xl=rates['table'] == 'II').duplicated(['xl', 'model_a', 'model_b', 'prompt_set', 'scorer'])].reset_index(drop=True)   # Table II: other models of the same names
-    rates = rates[['table', 'model_a', 'model_b', 'prompt_set', 'scorer', 'value', 'prompts', 'wins', 'rounded', 'cut_off', 'low', 'high']]
+
+    rates = pd.concat(
+        [recovered(name).assign(table=PAPER[name].number) for name in TABLES], ignore_index=True
+    )
+    # Table II: other models of the same names
+    rates = rates[
+        ~rates.assign(xl=rates['table'] == 'II').duplicated(
+            ['xl', 'model_a', 'model_b', 'prompt_set', 'scorer']
+        )
+    ].reset_index(drop=True)
+    rates = rates[
+        [
+            'table',
+            'model_a',
+            'model_b',
+            'prompt_set',
+            'scorer',
+            'value',
+            'prompts',
+            'wins',
+            'rounded',
+            'cut_off',
+            'low',
+            'high',
+        ]
+    ]
     p = sign_test(rates['wins'], rates['prompts'] - rates['wins'])
     return rates.assign(p=p, p_holm=holm(p))
 
 # %% ../nbs/66_audit.ipynb #80449a2a
 def discordant_prompts(a, b, n) -> tuple:
-    "The fewest, the expected (if the two were independent) and the most prompts of `n` at which exactly one of two models wins, if they win `a` and `b`."
-    apart = abs(a - b); most = apart + 2*min(a, b, n - a, n - b)
-    expected = (a*(n - b) + b*(n - a))/n
-    return apart, apart + 2*round(max(0, expected - apart)/2), most                # the same parity as a - b
+    """The fewest, the expected (if the two were independent) and the most prompts of `n` at which
+    exactly one of two models wins, if they win `a` and `b`."""
+    apart = abs(a - b)
+    most = apart + 2 * min(a, b, n - a, n - b)
+    expected = (a * (n - b) + b * (n - a)) / n
+    return apart, apart + 2 * round(max(0, expected - apart) / 2), most  # the same parity as a - b
+
 
 def difference_p(a, b, n) -> tuple:
-    "McNemar's exact p-value of `a` against `b` wins over the same `n` prompts, for the fewest, the expected and the most discordant prompts."
+    """McNemar's exact p-value of `a` against `b` wins over the same `n` prompts, for the fewest,
+    the expected and the most discordant prompts."""
     from balanceddpo.ranking import sign_test
+
     apart = abs(a - b)
-    return tuple(float(sign_test((d + apart)//2, (d - apart)//2)) for d in discordant_prompts(a, b, n))
+    return tuple(
+        float(sign_test((d + apart) // 2, (d - apart) // 2)) for d in discordant_prompts(a, b, n)
+    )
 
 # %% ../nbs/66_audit.ipynb #d6cd358c
 def rate_differences(rates, first, others):
-    """The win rate of `first` minus that of each of `others` against the same opponent: DataFrame, one row a difference.
+    """The win rate of `first` minus that of each of `others` against the same opponent: DataFrame,
+    one row a difference.
 
-    rates: columns of `recovered`. Columns model_a, model_b (whose win rates), opponent, prompt_set, scorer, prompts, wins_a, wins_b, rate_a, rate_b, difference and half_width (95 %,
+    rates: columns of `recovered`. Columns model_a, model_b (whose win rates), opponent,
+    prompt_set, scorer, prompts, wins_a, wins_b, rate_a, rate_b, difference and half_width (95 %,
     as if the two were independent), in points."""
     key = ['model_b', 'prompt_set', 'scorer', 'prompts']
-    a, b = (rates[rates['model_a'].isin(names)][['model_a', *key, 'wins', 'value']] for names in ([first], others))
-    both = b.merge(a, on=key, suffixes=('_of_b', '_of_a')).rename(columns={'model_b': 'opponent'}).rename(columns={
-        'model_a_of_a': 'model_a', 'model_a_of_b': 'model_b', 'wins_of_a': 'wins_a', 'wins_of_b': 'wins_b', 'value_of_a': 'rate_a', 'value_of_b': 'rate_b'})
-    half = 1.96*((both['rate_a']*(100 - both['rate_a']) + both['rate_b']*(100 - both['rate_b']))/both['prompts'])**.5
-    columns = ['model_a', 'model_b', 'opponent', 'prompt_set', 'scorer', 'prompts', 'wins_a', 'wins_b', 'rate_a', 'rate_b']
+    a, b = (
+        rates[rates['model_a'].isin(names)][['model_a', *key, 'wins', 'value']]
+        for names in ([first], others)
+    )
+    both = (
+        b.merge(a, on=key, suffixes=('_of_b', '_of_a'))
+        .rename(columns={'model_b': 'opponent'})
+        .rename(
+            columns={
+                'model_a_of_a': 'model_a',
+                'model_a_of_b': 'model_b',
+                'wins_of_a': 'wins_a',
+                'wins_of_b': 'wins_b',
+                'value_of_a': 'rate_a',
+                'value_of_b': 'rate_b',
+            }
+        )
+    )
+    half = (
+        1.96
+        * (
+            (both['rate_a'] * (100 - both['rate_a']) + both['rate_b'] * (100 - both['rate_b']))
+            / both['prompts']
+        )
+        ** 0.5
+    )
+    columns = [
+        'model_a',
+        'model_b',
+        'opponent',
+        'prompt_set',
+        'scorer',
+        'prompts',
+        'wins_a',
+        'wins_b',
+        'rate_a',
+        'rate_b',
+    ]
     return both[columns].assign(difference=both['rate_a'] - both['rate_b'], half_width=half)
 
 # %% ../nbs/66_audit.ipynb #fe6171c3
 _ABLATED = ('without reference update', 'without several metrics')
 
-def paper_differences(level=.05):
-    """The differences that Tables I to IV are read for: columns of `rate_differences`, table, and of McNemar's test p_least, p_middle, p_most (fewest, expected, most discordant
-    prompts), each corrected by Holm over all rows; verdict: 'holds' however the prompts pair up, 'open' (depends on it), 'noise' (cannot be significant), 'no count'
-    (a printed rate fits no number of wins: p is NaN)."""
+
+def paper_differences(level=0.05):
+    """The differences that Tables I to IV are read for: columns of `rate_differences`, table, and
+    of McNemar's test p_least, p_middle, p_most (fewest, expected, most discordant prompts), each
+    corrected by Holm over all rows; verdict: 'holds' however the prompts pair up, 'open'
+    (depends on it), 'noise' (cannot be significant), 'no count' (a printed rate fits no number
+    of wins: p is NaN)."""
     import pandas as pd
     from balanceddpo.ranking import holm
+
     rates = {name: recovered(name) for name in TABLES}
     sources = tuple(row[0] for row in PAPER['table3'].rows if row[0] != 'BalancedDPO')
-    wanted = [('table1', 'BalancedDPO', ('DiffusionDPO',)), ('table2', 'BalancedDPO', ('DiffusionDPO',)), ('table3', 'BalancedDPO', sources), ('table4', 'BalancedDPO', _ABLATED),
-              *(('table4', model, ('DiffusionDPO',)) for model in _ABLATED)]
-    found = pd.concat([rate_differences(rates[name], first, others).assign(table=PAPER[name].number) for name, first, others in wanted], ignore_index=True)
-    unfit = {row[:4] for t in rates.values() for row in t[~(t['rounded'] | t['cut_off'])][['model_a', 'model_b', 'prompt_set', 'scorer']].itertuples(index=False, name=None)}
-    counts = [not {(r.model_a, r.opponent, r.prompt_set, r.scorer), (r.model_b, r.opponent, r.prompt_set, r.scorer)} & unfit for r in found.itertuples()]
-    p = pd.DataFrame([difference_p(*row) for row in found[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)], columns=['p_least', 'p_middle', 'p_most'])
+    wanted = [
+        ('table1', 'BalancedDPO', ('DiffusionDPO',)),
+        ('table2', 'BalancedDPO', ('DiffusionDPO',)),
+        ('table3', 'BalancedDPO', sources),
+        ('table4', 'BalancedDPO', _ABLATED),
+        *(('table4', model, ('DiffusionDPO',)) for model in _ABLATED),
+    ]
+    found = pd.concat(
+        [
+            rate_differences(rates[name], first, others).assign(table=PAPER[name].number)
+            for name, first, others in wanted
+        ],
+        ignore_index=True,
+    )
+    unfit = {
+        row[:4]
+        for t in rates.values()
+        for row in t[~(t['rounded'] | t['cut_off'])][
+            ['model_a', 'model_b', 'prompt_set', 'scorer']
+        ].itertuples(index=False, name=None)
+    }
+    counts = [
+        not {
+            (r.model_a, r.opponent, r.prompt_set, r.scorer),
+            (r.model_b, r.opponent, r.prompt_set, r.scorer),
+        }
+        & unfit
+        for r in found.itertuples()
+    ]
+    p = pd.DataFrame(
+        [
+            difference_p(*row)
+            for row in found[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)
+        ],
+        columns=['p_least', 'p_middle', 'p_most'],
+    )
     p = p.where(pd.Series(counts), axis=0).apply(holm)
-    verdict = p.apply(lambda r: 'no count' if r.isna().any() else 'holds' if r['p_most'] < level else 'open' if r['p_least'] < level else 'noise', axis=1)
+    verdict = p.apply(
+        lambda r: (
+            'no count'
+            if r.isna().any()
+            else 'holds'
+            if r['p_most'] < level
+            else 'open'
+            if r['p_least'] < level
+            else 'noise'
+        ),
+        axis=1,
+    )
     return found.join(p).assign(verdict=verdict)
 
 # %% ../nbs/66_audit.ipynb #6fd8c049
 def average_gains():
-    """The abstract's numbers: for each prompt set, the mean over the scorers of BalancedDPO's win rate minus DiffusionDPO's, both against SD1.5, in points.
+    """The abstract's numbers: for each prompt set, the mean over the scorers of BalancedDPO's win
+    rate minus DiffusionDPO's, both against SD1.5, in points.
 
-    Columns prompt_set, printed, gain, and the half-width of its 95 % interval: half_width (prompts and scorers independent), widest (scorers that vary together, wins that pair at worst)."""
+    Columns prompt_set, printed, gain, and the half-width of its 95 % interval: half_width
+    (prompts and scorers independent), widest (scorers that vary together, wins that pair at
+    worst)."""
     import pandas as pd
+
     rows = []
     found = rate_differences(recovered('table1'), 'BalancedDPO', ['DiffusionDPO'])
     for name, printed in zip(PROMPT_SETS, (15, 7.1, 10.3)):
         here = found[found['prompt_set'] == name]
-        apart = [discordant_prompts(a, b, n) + (n,) for a, b, n in here[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)]
-        middle, worst = ([100*((d/n - (least/n)**2)/n)**.5 for least, d, n in cases] for cases in ([(x[0], x[1], x[3]) for x in apart], [(x[0], x[2], x[3]) for x in apart]))
-        rows.append((name, printed, here['difference'].mean(), 1.96*sum(s*s for s in middle)**.5/len(middle), 1.96*sum(worst)/len(worst)))
+        apart = [
+            discordant_prompts(a, b, n) + (n,)
+            for a, b, n in here[['wins_a', 'wins_b', 'prompts']].itertuples(index=False)
+        ]
+        middle, worst = (
+            [100 * ((d / n - (least / n) ** 2) / n) ** 0.5 for least, d, n in cases]
+            for cases in ([(x[0], x[1], x[3]) for x in apart], [(x[0], x[2], x[3]) for x in apart])
+        )
+        rows.append(
+            (
+                name,
+                printed,
+                here['difference'].mean(),
+                1.96 * sum(s * s for s in middle) ** 0.5 / len(middle),
+                1.96 * sum(worst) / len(worst),
+            )
+        )
     return pd.DataFrame(rows, columns=['prompt_set', 'printed', 'gain', 'half_width', 'widest'])
 
 # %% ../nbs/66_audit.ipynb #e7a754b7
 def statements():
     "What the paper says in words about its tables: DataFrame where, statement, computed, holds."
     import pandas as pd
+
     t1, t2, t3 = (lambda *row, name=name: PAPER[name].rows[row] for name in TABLES[:3])
     gain = [a - b for a, b in zip(t1('BalancedDPO', 'SD1.5'), t1('DiffusionDPO', 'SD1.5'))]
-    said = [('Introduction', f'{scorer}: {printed} points above DiffusionDPO on Pick-a-Pic', f'{gain[at]:.2f}', abs(gain[at] - printed) <= .051)
-            for at, scorer, printed in ((0, 'HPS', 14.5), (1, 'CLIP', 20.2), (3, 'Aesthetic', 16.6))]
-    said += [('Abstract', f'{g.printed:g} points above DiffusionDPO on average, {g.prompt_set}', f'{g.gain:.2f}', abs(g.gain - g.printed) < .1) for g in average_gains().itertuples()]
-    return pd.DataFrame(said + _said_of_tables(t1, t2, t3), columns=['where', 'statement', 'computed', 'holds'])
+    said = [
+        (
+            'Introduction',
+            f'{scorer}: {printed} points above DiffusionDPO on Pick-a-Pic',
+            f'{gain[at]:.2f}',
+            abs(gain[at] - printed) <= 0.051,
+        )
+        for at, scorer, printed in ((0, 'HPS', 14.5), (1, 'CLIP', 20.2), (3, 'Aesthetic', 16.6))
+    ]
+    said += [
+        (
+            'Abstract',
+            f'{g.printed:g} points above DiffusionDPO on average, {g.prompt_set}',
+            f'{g.gain:.2f}',
+            abs(g.gain - g.printed) < 0.1,
+        )
+        for g in average_gains().itertuples()
+    ]
+    return pd.DataFrame(
+        said + _said_of_tables(t1, t2, t3), columns=['where', 'statement', 'computed', 'holds']
+    )
+
 
 def _said_of_tables(t1, t2, t3) -> list:
     "The captions' and the text's statements about several numbers at once."
-    def count(where, statement, tests, enough=1.): return where, statement, f'{sum(tests)} of {len(tests)}', sum(tests) >= enough*len(tests)
-    ours, others = t3('BalancedDPO'), [v for k, v in PAPER['table3'].rows.items() if k != ('BalancedDPO',)]
-    plain, parts = PAPER['table4'].rows[('DiffusionDPO', False, False)], [v for k, v in PAPER['table4'].rows.items() if k[0] in _ABLATED]
-    single = [sum(t3(k))/8 for k in ('HPS', 'CLIP', 'PickScore', 'Aesthetic')]
-    return [count('Table II, caption', 'on HPD DiffusionDPO leads in HPS', [t2('DiffusionDPO', 'SDXL')[8] > t2('BalancedDPO', 'SDXL')[8]]),
-            count('IV-B', 'DiffusionDPO is consistently preferred to SDXL', [v > 50 for v in t2('DiffusionDPO', 'SDXL')]),
-            count('IV-B', 'BalancedDPO is preferred to SDXL and DiffusionDPO across nearly all (80 %)', [v > 50 for v in t2('BalancedDPO', 'SDXL') + t2('BalancedDPO', 'DiffusionDPO')], .8),
-            count('Table III, caption', 'BalancedDPO consistently outperforms every other label source', [a > b for row in others for a, b in zip(ours, row)]),
-            count('Table IV, caption', 'both ablated versions still outperform DiffusionDPO', [a > b for row in parts for a, b in zip(row, plain)]),
-            count('IX-A', 'Vanilla is better than single metrics (mean of the row)', [sum(t3('Vanilla'))/8 > mean for mean in single])]
+
+    def count(where, statement, tests, enough=1.0):
+        return where, statement, f'{sum(tests)} of {len(tests)}', sum(tests) >= enough * len(tests)
+
+    ours, others = (
+        t3('BalancedDPO'),
+        [v for k, v in PAPER['table3'].rows.items() if k != ('BalancedDPO',)],
+    )
+    plain, parts = (
+        PAPER['table4'].rows[('DiffusionDPO', False, False)],
+        [v for k, v in PAPER['table4'].rows.items() if k[0] in _ABLATED],
+    )
+    single = [sum(t3(k)) / 8 for k in ('HPS', 'CLIP', 'PickScore', 'Aesthetic')]
+    return [
+        count(
+            'Table II, caption',
+            'on HPD DiffusionDPO leads in HPS',
+            [t2('DiffusionDPO', 'SDXL')[8] > t2('BalancedDPO', 'SDXL')[8]],
+        ),
+        count(
+            'IV-B',
+            'DiffusionDPO is consistently preferred to SDXL',
+            [v > 50 for v in t2('DiffusionDPO', 'SDXL')],
+        ),
+        count(
+            'IV-B',
+            'BalancedDPO is preferred to SDXL and DiffusionDPO across nearly all (80 %)',
+            [v > 50 for v in t2('BalancedDPO', 'SDXL') + t2('BalancedDPO', 'DiffusionDPO')],
+            0.8,
+        ),
+        count(
+            'Table III, caption',
+            'BalancedDPO consistently outperforms every other label source',
+            [a > b for row in others for a, b in zip(ours, row)],
+        ),
+        count(
+            'Table IV, caption',
+            'both ablated versions still outperform DiffusionDPO',
+            [a > b for row in parts for a, b in zip(row, plain)],
+        ),
+        count(
+            'IX-A',
+            'Vanilla is better than single metrics (mean of the row)',
+            [sum(t3('Vanilla')) / 8 > mean for mean in single],
+        ),
+    ]
 
 # %% ../nbs/66_audit.ipynb #d8722a32
 def triples():
-    """Each model of Tables I to III against base and DiffusionDPO: DataFrame table, model, prompt_set, scorer, over_base, dpo_over_base, over_dpo (percent, printed), circle (the sum of
-    the three chances around the circle), expected (percent over DiffusionDPO by Bradley-Terry), apart (printed minus expected, points)."""
+    """Each model of Tables I to III against base and DiffusionDPO: DataFrame table, model,
+    prompt_set, scorer, over_base, dpo_over_base, over_dpo (percent, printed), circle (the sum of
+    the three chances around the circle), expected (percent over DiffusionDPO by Bradley-Terry),
+    apart (printed minus expected, points)."""
     import pandas as pd
     from math import log
     from balanceddpo.ranking import win_chance
-    odds, found = (lambda v: log(v/(100 - v))), []
+
+    odds, found = (lambda v: log(v / (100 - v))), []
     for name, base in (('table1', 'SD1.5'), ('table2', 'SDXL'), ('table3', 'SD1.5')):
-        cells = PAPER[name].frame().set_index(['model_a', 'model_b', 'prompt_set', 'scorer'])['value']
-        dpo = PAPER['table2' if base == 'SDXL' else 'table1'].frame().set_index(['model_a', 'model_b', 'prompt_set', 'scorer'])['value']
+        cells = (
+            PAPER[name].frame().set_index(['model_a', 'model_b', 'prompt_set', 'scorer'])['value']
+        )
+        dpo = (
+            PAPER['table2' if base == 'SDXL' else 'table1']
+            .frame()
+            .set_index(['model_a', 'model_b', 'prompt_set', 'scorer'])['value']
+        )
         for model, against, where, scorer in cells.index:
-            if model == 'DiffusionDPO' or against != base or (name == 'table3' and model == 'BalancedDPO'): continue
-            a, b, c = cells[model, base, where, scorer], dpo['DiffusionDPO', base, where, scorer], cells[model, 'DiffusionDPO', where, scorer]
-            expected = 100*win_chance(odds(a) - odds(b))
-            found.append((PAPER[name].number, model, where, scorer, a, b, c, (c + b + 100 - a)/100, expected, c - expected))
-    return pd.DataFrame(found, columns=['table', 'model', 'prompt_set', 'scorer', 'over_base', 'dpo_over_base', 'over_dpo', 'circle', 'expected', 'apart'])
+            if (
+                model == 'DiffusionDPO'
+                or against != base
+                or (name == 'table3' and model == 'BalancedDPO')
+            ):
+                continue
+            a, b, c = (
+                cells[model, base, where, scorer],
+                dpo['DiffusionDPO', base, where, scorer],
+                cells[model, 'DiffusionDPO', where, scorer],
+            )
+            expected = 100 * win_chance(odds(a) - odds(b))
+            found.append(
+                (
+                    PAPER[name].number,
+                    model,
+                    where,
+                    scorer,
+                    a,
+                    b,
+                    c,
+                    (c + b + 100 - a) / 100,
+                    expected,
+                    c - expected,
+                )
+            )
+    return pd.DataFrame(
+        found,
+        columns=[
+            'table',
+            'model',
+            'prompt_set',
+            'scorer',
+            'over_base',
+            'dpo_over_base',
+            'over_dpo',
+            'circle',
+            'expected',
+            'apart',
+        ],
+    )
 
 # %% ../nbs/66_audit.ipynb #262f63eb
-def adam_bound(beta1=.9, beta2=.999) -> float:
-    "The largest step of Adam, in learning rates, that any gradients can bring about (Cauchy-Schwarz; see the notebook). The bias correction only makes it smaller."
-    return (1 - beta1)/((1 - beta2)*(1 - beta1**2/beta2))**.5
+def adam_bound(beta1=0.9, beta2=0.999) -> float:
+    """The largest step of Adam, in learning rates, that any gradients can bring about
+    (Cauchy-Schwarz; see the notebook). The bias correction only makes it smaller."""
+    return (1 - beta1) / ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5
 
-def adam_path(gradients, rate, beta1=.9, beta2=.999, eps=0.):
-    "Positions float64 [t] of a weight that starts at 0 under Adam without weight decay, for the gradients [t]. Source: D. P. Kingma and J. Ba, ICLR 2015, Algorithm 1."
+
+def adam_path(gradients, rate, beta1=0.9, beta2=0.999, eps=0.0):
+    """Positions float64 [t] of a weight that starts at 0 under Adam without weight decay, for the
+    gradients [t]. Source: D. P. Kingma and J. Ba, ICLR 2015, Algorithm 1."""
     import numpy as np
-    m = v = at = 0.; path = []
+
+    m = v = at = 0.0
+    path = []
     for t, g in enumerate(gradients, 1):
-        m, v = beta1*m + (1 - beta1)*g, beta2*v + (1 - beta2)*g*g
-        at -= rate*(m/(1 - beta1**t))/((v/(1 - beta2**t))**.5 + eps) if v else 0.
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        at -= rate * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps) if v else 0.0
         path.append(at)
     return np.array(path)
 
 # %% ../nbs/66_audit.ipynb #4725603d
 def learning_rates():
-    "Readings of the paper's learning rate: DataFrame reading, rate, steps, moved (the most a weight moves under a steady gradient), bound (under any gradients)."
+    """Readings of the paper's learning rate: DataFrame reading, rate, steps, moved (the most a
+    weight moves under a steady gradient), bound (under any gradients)."""
     import pandas as pd
     from balanceddpo.presets import preset, scaled_rate
+
     theirs, ours = preset('diffusion_dpo_sd15'), preset('balanced_dpo_sd15')
-    rates = [('as printed', 1e-8, ours.max_steps), ('times the batch of 128 (--scale_lr)', scaled_rate(1e-8, 128), ours.max_steps),
-             ("DiffusionDPO's paper at beta 2000", 2.048e-8, theirs.max_steps), ("DiffusionDPO's launcher (--scale_lr, 2048)", theirs.learning_rate, theirs.max_steps)]
-    return pd.DataFrame([(name, rate, steps, rate*steps, rate*steps*adam_bound()) for name, rate, steps in rates], columns=['reading', 'rate', 'steps', 'moved', 'bound'])
+    rates = [
+        ('as printed', 1e-8, ours.max_steps),
+        ('times the batch of 128 (--scale_lr)', scaled_rate(1e-8, 128), ours.max_steps),
+        ("DiffusionDPO's paper at beta 2000", 2.048e-8, theirs.max_steps),
+        ("DiffusionDPO's launcher (--scale_lr, 2048)", theirs.learning_rate, theirs.max_steps),
+    ]
+    return pd.DataFrame(
+        [
+            (name, rate, steps, rate * steps, rate * steps * adam_bound())
+            for name, rate, steps in rates
+        ],
+        columns=['reading', 'rate', 'steps', 'moved', 'bound'],
+    )
 
 # %% ../nbs/66_audit.ipynb #51349499
-def error_gap(beta, sure=.9) -> float:
-    "How much lower than in the reference the winner's error must be, against the loser's, for the policy to be `sure` of a pair; in the units of the error that `beta` belongs to."
+def error_gap(beta, sure=0.9) -> float:
+    """How much lower than in the reference the winner's error must be, against the loser's, for the
+    policy to be `sure` of a pair; in the units of the error that `beta` belongs to."""
     from math import log
-    return 2*log(sure/(1 - sure))/beta
+
+    return 2 * log(sure / (1 - sure)) / beta
 
 # %% ../nbs/66_audit.ipynb #af8a37ec
-def tie_readings(p=.5, K=4):
-    "Chances of s = 1, 0, -1 with `K` independent voters who choose image 0 with probability `p`, by the two readings of Eq. 7: DataFrame, reading and the columns 1, 0, -1."
+def tie_readings(p=0.5, K=4):
+    """Chances of s = 1, 0, -1 with `K` independent voters who choose image 0 with probability `p`,
+    by the two readings of Eq. 7: DataFrame, reading and the columns 1, 0, -1."""
     import numpy as np, pandas as pd
     from itertools import product
     from balanceddpo.consensus import majority
+
     ballots = np.array(list(product([1, -1], repeat=K)))
-    chance = np.prod(np.where(ballots > 0, p, 1 - p), axis=1); s = majority(ballots)
+    chance = np.prod(np.where(ballots > 0, p, 1 - p), axis=1)
+    s = majority(ballots)
     readings = {'Eq. 7: sign(0) = 0': s, "the text: 'otherwise' -1": np.where(s > 0, 1, -1)}
-    return pd.DataFrame([{'reading': name, **{v: chance[x == v].sum() for v in (1, 0, -1)}} for name, x in readings.items()])
+    return pd.DataFrame(
+        [
+            {'reading': name, **{v: chance[x == v].sum() for v in (1, 0, -1)}}
+            for name, x in readings.items()
+        ]
+    )
 
 # %% ../nbs/66_audit.ipynb #30ca047a
 def gradient_factors(logits):
-    "The factor of the gradient in Eq. 9, for s = 1 and -1 at `logits` x: DataFrame s, x, loss, derivative (numerical, of Eq. 8), corrected (-s sigmoid(-s x)), printed (-s sigmoid(-x))."
+    """The factor of the gradient in Eq. 9, for s = 1 and -1 at `logits` x: DataFrame s, x, loss,
+    derivative (numerical, of Eq. 8), corrected (-s sigmoid(-s x)), printed (-s sigmoid(-x))."""
     import numpy as np, pandas as pd
-    s, x = (v.ravel() for v in np.meshgrid([1., -1.], np.asarray(logits, 'float64'), indexing='ij'))
-    loss, sigmoid, h = (lambda z: np.log1p(np.exp(-s*z))), (lambda z: 1/(1 + np.exp(-z))), 1e-5
-    return pd.DataFrame({'s': s.astype(int), 'x': x, 'loss': loss(x), 'derivative': (loss(x + h) - loss(x - h))/(2*h), 'corrected': -s*sigmoid(-s*x), 'printed': -s*sigmoid(-x)})
+
+    s, x = (
+        v.ravel() for v in np.meshgrid([1.0, -1.0], np.asarray(logits, 'float64'), indexing='ij')
+    )
+    loss, sigmoid, h = (lambda z: np.log1p(np.exp(-s * z))), (lambda z: 1 / (1 + np.exp(-z))), 1e-5
+    return pd.DataFrame(
+        {
+            's': s.astype(int),
+            'x': x,
+            'loss': loss(x),
+            'derivative': (loss(x + h) - loss(x - h)) / (2 * h),
+            'corrected': -s * sigmoid(-s * x),
+            'printed': -s * sigmoid(-x),
+        }
+    )
 
 # %% ../nbs/66_audit.ipynb #0ba6ca31
-REPORTED = (('hps', .2695, 'HPS v2.0, SD1.4; the README of HPSv2'), ('hps', .2361, 'HPS v2.1, SD1.5; SmPO-Diffusion'), ('pickscore', .2053, 'SD1.5; SPO'),
-            ('pickscore', .2083, 'SD1.5; SmPO-Diffusion'), ('aesthetic', 5.365, 'SD1.5; SPO'), ('aesthetic', 5.390, 'SD1.5; SmPO-Diffusion'))
+REPORTED = (
+    ('hps', 0.2695, 'HPS v2.0, SD1.4; the README of HPSv2'),
+    ('hps', 0.2361, 'HPS v2.1, SD1.5; SmPO-Diffusion'),
+    ('pickscore', 0.2053, 'SD1.5; SPO'),
+    ('pickscore', 0.2083, 'SD1.5; SmPO-Diffusion'),
+    ('aesthetic', 5.365, 'SD1.5; SPO'),
+    ('aesthetic', 5.390, 'SD1.5; SmPO-Diffusion'),
+)
+
 
 def beside_reported():
-    "`REPORTED` beside Table VI: DataFrame scorer, source, reported, paper, sd, apart (reported minus the paper's, in its standard deviations), inside (within its smallest and largest)."
+    """`REPORTED` beside Table VI: DataFrame scorer, source, reported, paper, sd, apart (reported
+    minus the paper's, in its standard deviations), inside (within its smallest and largest)."""
     import pandas as pd
-    stats = {statistic: dict(zip(SCORERS, PAPER['table6'].rows[(statistic,)])) for statistic in ('mean', 'min', 'max', 'std')}
-    return pd.DataFrame([(k, source, value, stats['mean'][k], stats['std'][k], (value - stats['mean'][k])/stats['std'][k], stats['min'][k] <= value <= stats['max'][k])
-                         for k, value, source in REPORTED], columns=['scorer', 'source', 'reported', 'paper', 'sd', 'apart', 'inside'])
+
+    stats = {
+        statistic: dict(zip(SCORERS, PAPER['table6'].rows[(statistic,)]))
+        for statistic in ('mean', 'min', 'max', 'std')
+    }
+    return pd.DataFrame(
+        [
+            (
+                k,
+                source,
+                value,
+                stats['mean'][k],
+                stats['std'][k],
+                (value - stats['mean'][k]) / stats['std'][k],
+                stats['min'][k] <= value <= stats['max'][k],
+            )
+            for k, value, source in REPORTED
+        ],
+        columns=['scorer', 'source', 'reported', 'paper', 'sd', 'apart', 'inside'],
+    )
 
 # %% ../nbs/66_audit.ipynb #f517d7db
 def implied_spread(first='BalancedDPO', second='SD1.5', prompt_set='pickapic'):
-    """The spread over prompts of the score difference of two models that Table V (means) and Table I (win rates) imply, if it is normal: DataFrame, one row a scorer.
+    """The spread over prompts of the score difference of two models that Table V (means) and Table
+    I (win rates) imply, if it is normal: DataFrame, one row a scorer.
 
-    Columns scorer, difference, rate, spread, low, high (as the printed digits allow), sd (Table VI), share = spread/sd. NaN where difference and win rate point to different models."""
+    Columns scorer, difference, rate, spread, low, high (as the printed digits allow), sd (Table
+    VI), share = spread/sd. NaN where difference and win rate point to different models."""
     import pandas as pd
     from statistics import NormalDist
-    at = 4*PROMPT_SETS.index(prompt_set); wins = PAPER['table1'].rows[(first, second)][at:at + 4]
+
+    at = 4 * PROMPT_SETS.index(prompt_set)
+    wins = PAPER['table1'].rows[(first, second)][at : at + 4]
     rows = []
-    for k, a, b, rate, sd in zip(SCORERS, PAPER['table5'].rows[(first,)], PAPER['table5'].rows[(second,)], wins, PAPER['table6'].rows[('std',)]):
-        z = NormalDist().inv_cdf(rate/100); spread, low, high = ((a - b + e)/z if (a - b + e)/z > 0 else float('nan') for e in (0, -1e-4, 1e-4))
-        rows.append((k, a - b, rate, spread, low, high, sd, spread/sd))
-    return pd.DataFrame(rows, columns=['scorer', 'difference', 'rate', 'spread', 'low', 'high', 'sd', 'share'])
+    for k, a, b, rate, sd in zip(
+        SCORERS,
+        PAPER['table5'].rows[(first,)],
+        PAPER['table5'].rows[(second,)],
+        wins,
+        PAPER['table6'].rows[('std',)],
+    ):
+        z = NormalDist().inv_cdf(rate / 100)
+        spread, low, high = (
+            (a - b + e) / z if (a - b + e) / z > 0 else float('nan') for e in (0, -1e-4, 1e-4)
+        )
+        rows.append((k, a - b, rate, spread, low, high, sd, spread / sd))
+    return pd.DataFrame(
+        rows, columns=['scorer', 'difference', 'rate', 'spread', 'low', 'high', 'sd', 'share']
+    )
 
 # %% ../nbs/66_audit.ipynb #f2f660a5
-HEAD_NORM, HEAD_WIDTH = 17.996, 768              # of the published aesthetic head (sac+logos+ava1-l14-linearMSE), its matrices multiplied
+# of the published aesthetic head (sac+logos+ava1-l14-linearMSE), its matrices multiplied
+HEAD_NORM, HEAD_WIDTH = 17.996, 768
+
 
 def embedding_cosine(sd, norm=HEAD_NORM, width=HEAD_WIDTH) -> float:
-    "The mean cosine of image embeddings at which a linear head of this norm has the standard deviation `sd`, if they scatter alike in all directions (an assumption)."
-    return 1 - width*(sd/norm)**2
+    """The mean cosine of image embeddings at which a linear head of this norm has the standard
+    deviation `sd`, if they scatter alike in all directions (an assumption)."""
+    return 1 - width * (sd / norm) ** 2
 
 # %% ../nbs/66_audit.ipynb #e5eebc3c
 def divided_view(view, factor=255):
-    "A tower's `view` for images whose pixels were divided by `factor` once too often: `(batch, i) -> normalised pixels`."
+    """A tower's `view` for images whose pixels were divided by `factor` once too often: `(batch, i)
+    -> normalised pixels`."""
     from PIL import Image
     from balanceddpo.towers import ImageBatch
+
     def divided(batch, i):
         black = view(ImageBatch([Image.new('RGB', batch[i].size)]), 0)
-        return black + (view(batch, i) - black)/factor
+        return black + (view(batch, i) - black) / factor
+
     return divided
 
-def rescaled_twice(pairs, scorers=('icons:hps', 'icons:clip', 'icons:pickscore', 'icons:aesthetic'), factor=255):
-    """What dividing the pixels by `factor` once more does to scorers: DataFrame, one row a scorer. `pairs`: `Pair`s; both images of each are scored with its caption.
 
-    Columns scorer; mean, sd over all images; mean_twice, sd_twice; left, the share of the sd that is left; left_in_pairs, that of the difference of a pair's images; agreement, the
-    share of pairs with the same vote. It shows a mechanism in the world of `scorers`, and nothing about the paper."""
+def rescaled_twice(
+    pairs, scorers=('icons:hps', 'icons:clip', 'icons:pickscore', 'icons:aesthetic'), factor=255
+):
+    """What dividing the pixels by `factor` once more does to scorers: DataFrame, one row a scorer.
+    `pairs`: `Pair`s; both images of each are scored with its caption.
+
+    Columns scorer; mean, sd over all images; mean_twice, sd_twice; left, the share of the sd
+    that is left; left_in_pairs, that of the difference of a pair's images; agreement, the share
+    of pairs with the same vote. It shows a mechanism in the world of `scorers`, and nothing
+    about the paper."""
     import numpy as np, pandas as pd
     from balanceddpo.pairs import decode
     from balanceddpo.scorers import load_scorers
     from balanceddpo.towers import ImageBatch
-    pairs = list(pairs); batch, prompts = ImageBatch([decode(i) for p in pairs for i in p.images]), [p.caption for p in pairs for _ in p.images]
+
+    pairs = list(pairs)
+    batch, prompts = (
+        ImageBatch([decode(i) for p in pairs for i in p.images]),
+        [p.caption for p in pairs for _ in p.images],
+    )
     right, twice = (load_scorers(scorers, device='cpu') for _ in range(2))
-    for tower in {s.tower for s in twice}: tower.view = divided_view(tower.view, factor)
+    for tower in {s.tower for s in twice}:
+        tower.view = divided_view(tower.view, factor)
     rows = []
     for a, b in zip(right, twice):
-        x, y = (np.asarray(s.measure(batch, prompts), 'float64').reshape(-1, 2) for s in (a, b)); dx, dy = x[:, 0] - x[:, 1], y[:, 0] - y[:, 1]
-        rows.append((a.name, x.mean(), x.std(ddof=1), y.mean(), y.std(ddof=1), y.std()/x.std(), dy.std()/dx.std(), ((dx >= 0) == (dy >= 0)).mean()))
-    return pd.DataFrame(rows, columns=['scorer', 'mean', 'sd', 'mean_twice', 'sd_twice', 'left', 'left_in_pairs', 'agreement'])
+        x, y = (np.asarray(s.measure(batch, prompts), 'float64').reshape(-1, 2) for s in (a, b))
+        dx, dy = x[:, 0] - x[:, 1], y[:, 0] - y[:, 1]
+        rows.append(
+            (
+                a.name,
+                x.mean(),
+                x.std(ddof=1),
+                y.mean(),
+                y.std(ddof=1),
+                y.std() / x.std(),
+                dy.std() / dx.std(),
+                ((dx >= 0) == (dy >= 0)).mean(),
+            )
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            'scorer',
+            'mean',
+            'sd',
+            'mean_twice',
+            'sd_twice',
+            'left',
+            'left_in_pairs',
+            'agreement',
+        ],
+    )

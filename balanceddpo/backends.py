@@ -10,62 +10,115 @@ from .store import InputError
 __all__ = ['PACKAGES', 'ensure_torchvision', 'pick_device', 'pick_dtype', 'versions']
 
 # %% ../nbs/001_backends.ipynb #352eec20
-_DECLARED = []                                   # the declaration lives as long as this list holds it
+_DECLARED = []  # the declaration lives as long as this list holds it
+
 
 def _declare_operators():
-    "Tell torch the signatures of the two operators whose fake kernels torchvision registers without asking whether they exist."
+    """Tell torch the signatures of the two operators whose fake kernels torchvision registers
+    without asking whether they exist."""
     import torch
-    library = torch.library.Library('torchvision', 'FRAGMENT'); _DECLARED.append(library)
-    for name in ('nms', 'qnms'): library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    _DECLARED.append(library)
+    for name in ('nms', 'qnms'):
+        library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
 # %% ../nbs/001_backends.ipynb #770965aa
 def ensure_torchvision():
-    """Import torchvision, also where its compiled half does not fit the installed torch, and return it; None if it is not installed.
+    """Import torchvision, also where its compiled half does not fit the installed torch, and return
+    it; None if it is not installed.
 
-    Call it before the first import of diffusers, transformers, peft, open_clip or timm. Any other failure of the import is raised as it is."""
+    Call it before the first import of diffusers, transformers, peft, open_clip or timm. Any
+    other failure of the import is raised as it is."""
     import sys
-    if 'torchvision' in sys.modules: return sys.modules['torchvision']
-    try: import torchvision
+
+    if 'torchvision' in sys.modules:
+        return sys.modules['torchvision']
+    try:
+        import torchvision
     except ModuleNotFoundError as e:
-        if e.name != 'torchvision': raise
+        if e.name != 'torchvision':
+            raise
         return None
     except RuntimeError as e:
-        if _DECLARED or 'torchvision::nms does not exist' not in str(e): raise
+        if _DECLARED or 'torchvision::nms does not exist' not in str(e):
+            raise
         _declare_operators()
-        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']: del sys.modules[name]   # half-imported
+        # half-imported
+        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']:
+            del sys.modules[name]
         import torchvision
     return torchvision
 
 # %% ../nbs/001_backends.ipynb #3d807fe4
 def pick_device(name='auto') -> 'torch.device':
-    "The torch device called `name`; 'auto' is CUDA, or MPS, or the CPU, in that order. Raises InputError if it is unknown or not there."
+    """The torch device called `name`; 'auto' is CUDA, or MPS, or the CPU, in that order. Raises
+    InputError if it is unknown or not there."""
     import torch
+
     if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: device = torch.device(name)
-    except RuntimeError: raise InputError(f'unknown device {str(name)!r}: use auto, cpu, cuda, cuda:N or mps') from None
-    there = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(torch.backends.mps.is_available())}.get(device.type, 0)
-    if (device.index or 0) >= there: raise InputError(f'device {str(name)!r} is not available on this machine: use auto or cpu')
+        name = (
+            'cuda'
+            if torch.cuda.is_available()
+            else 'mps'
+            if torch.backends.mps.is_available()
+            else 'cpu'
+        )
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f'unknown device {str(name)!r}: use auto, cpu, cuda, cuda:N or mps'
+        ) from None
+    there = {
+        'cpu': 1,
+        'cuda': torch.cuda.device_count(),
+        'mps': int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
+    if (device.index or 0) >= there:
+        raise InputError(f'device {str(name)!r} is not available on this machine: use auto or cpu')
     return device
 
 # %% ../nbs/001_backends.ipynb #934b490a
 def pick_dtype(name) -> 'torch.dtype':
     "The torch dtype for 'fp32', 'bf16' or 'fp16'. Raises InputError for any other name."
     import torch
+
     dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-    if name not in dtypes: raise InputError(f'unknown precision {name!r}: use fp32, bf16 or fp16')
+    if name not in dtypes:
+        raise InputError(f'unknown precision {name!r}: use fp32, bf16 or fp16')
     return dtypes[name]
 
 # %% ../nbs/001_backends.ipynb #89f1f39b
-PACKAGES = ('balanceddpo', 'torch', 'torchvision', 'diffusers', 'transformers', 'tokenizers', 'accelerate', 'peft', 'open_clip_torch',
-            'safetensors', 'datasets', 'pyarrow', 'pandas', 'numpy', 'pillow')
+PACKAGES = (
+    'balanceddpo',
+    'torch',
+    'torchvision',
+    'diffusers',
+    'transformers',
+    'tokenizers',
+    'accelerate',
+    'peft',
+    'open_clip_torch',
+    'safetensors',
+    'datasets',
+    'pyarrow',
+    'pandas',
+    'numpy',
+    'pillow',
+)
+
 
 def versions() -> dict:
-    "Name -> version of Python and of the packages that shape a result; one that is not installed is None."
+    """Name -> version of Python and of the packages that shape a result; one that is not installed
+    is None."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
+
     found = {'python': platform.python_version()}
     for name in PACKAGES:
-        try: found[name] = version(name).split('+')[0]
-        except PackageNotFoundError: found[name] = None
+        try:
+            found[name] = version(name).split('+')[0]
+        except PackageNotFoundError:
+            found[name] = None
     return found

@@ -15,134 +15,208 @@ __all__ = ['pack', 'unpack', 'save_state', 'load_state', 'random_state', 'restor
 
 # %% ../nbs/39_checkpoints.ipynb #c1ac8ee0
 def pack(value, tensors, name='') -> dict:
-    """The shape of `value` as JSON; every tensor in it goes into the dict `tensors` under a dotted name.
+    """The shape of `value` as JSON; every tensor in it goes into the dict `tensors` under a dotted
+    name.
 
-    Takes dicts with string or integer keys, lists, tuples, numbers, text and None. Raises TypeError for anything else."""
+    Takes dicts with string or integer keys, lists, tuples, numbers, text and None. Raises
+    TypeError for anything else."""
     import torch
+
     within = lambda key: f'{name}.{key}' if name else str(key)
     if isinstance(value, torch.Tensor):
-        if name in tensors: raise TypeError(f'two tensors would be called {name!r}')
+        if name in tensors:
+            raise TypeError(f'two tensors would be called {name!r}')
         tensors[name] = value
         return {'tensor': name}
     if isinstance(value, dict):
-        if bad := [k for k in value if type(k) not in (str, int)]: raise TypeError(f'a state takes text and integers as keys, not {bad[0]!r}')
+        if bad := [k for k in value if type(k) not in (str, int)]:
+            raise TypeError(f'a state takes text and integers as keys, not {bad[0]!r}')
         return {'dict': [[k, pack(v, tensors, within(k))] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {'tuple' if isinstance(value, tuple) else 'list': [pack(v, tensors, within(i)) for i, v in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)): return {'value': value}
-    raise TypeError(f'a state takes tensors and plain values, not {type(value).__name__} at {name!r}')
+        return {
+            'tuple' if isinstance(value, tuple) else 'list': [
+                pack(v, tensors, within(i)) for i, v in enumerate(value)
+            ]
+        }
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {'value': value}
+    raise TypeError(
+        f'a state takes tensors and plain values, not {type(value).__name__} at {name!r}'
+    )
 
 # %% ../nbs/39_checkpoints.ipynb #621f8ff6
 def unpack(shape, tensors):
     "The value that `pack` took apart."
-    (kind, held), = shape.items()
-    if kind == 'tensor': return tensors[held]
-    if kind == 'value': return held
-    if kind == 'dict': return {k: unpack(v, tensors) for k, v in held}
+    ((kind, held),) = shape.items()
+    if kind == 'tensor':
+        return tensors[held]
+    if kind == 'value':
+        return held
+    if kind == 'dict':
+        return {k: unpack(v, tensors) for k, v in held}
     return (list if kind == 'list' else tuple)(unpack(v, tensors) for v in held)
 
 # %% ../nbs/39_checkpoints.ipynb #3b8dcc39
 def save_state(state, path) -> Path:
-    "Write a nested state of tensors and plain values to one safetensors file. Raises OSError naming the file and the bytes needed."
+    """Write a nested state of tensors and plain values to one safetensors file. Raises OSError
+    naming the file and the bytes needed."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    tensors = {}; shape = pack(state, tensors)
+
+    tensors = {}
+    shape = pack(state, tensors)
     tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-    try: save_file(tensors, path, metadata={'structure': json.dumps(shape)})
+    try:
+        save_file(tensors, path, metadata={'structure': json.dumps(shape)})
     except SafetensorError as e:
         needed = sum(t.nbytes for t in tensors.values())
-        raise OSError(f'cannot write {path}: {needed} bytes are needed, {shutil.disk_usage(Path(path).parent).free} are free there ({e})') from e
+        raise OSError(
+            f'cannot write {path}: {needed} bytes are needed,'
+            f' {shutil.disk_usage(Path(path).parent).free} are free there ({e})'
+        ) from e
     return Path(path)
 
+
 def load_state(path):
-    "Read what `save_state` wrote; all tensors on the CPU. Raises InputError naming the file if it is not whole."
+    """Read what `save_state` wrote; all tensors on the CPU. Raises InputError naming the file if it
+    is not whole."""
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, 'pt') as f:
             shape = json.loads((f.metadata() or {})['structure'])
             return unpack(shape, {k: f.get_tensor(k) for k in f.keys()})
-    except (SafetensorError, OSError, KeyError, ValueError) as e: raise InputError(f'{path} is not a state of ours, or is damaged: {e}') from e
+    except (SafetensorError, OSError, KeyError, ValueError) as e:
+        raise InputError(f'{path} is not a state of ours, or is damaged: {e}') from e
 
 # %% ../nbs/39_checkpoints.ipynb #768e6999
 def random_state() -> dict:
     "The state of Python's and torch's random streams, on the CPU and every CUDA device."
     import random, torch
-    return {'python': random.getstate(), 'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+    return {
+        'python': random.getstate(),
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
 
 def restore_random_state(state) -> None:
-    """Put the streams back where `random_state` found them. Those of CUDA devices stay as they are, with a warning, if there are other devices now: training draws what
-    it needs by pair and step, not from streams. Raises InputError if a stream is missing or damaged."""
+    """Put the streams back where `random_state` found them. Those of CUDA devices stay as they are,
+    with a warning, if there are other devices now: training draws what it needs by pair and
+    step, not from streams. Raises InputError if a stream is missing or damaged."""
     import random, torch, warnings
+
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        random.setstate(state['python']); torch.set_rng_state(state['torch'])
-        if len(state['cuda']) != devices: warnings.warn(f'the checkpoint has the random streams of {len(state["cuda"])} CUDA devices, and here are {devices}: they are not restored')
-        elif devices: torch.cuda.set_rng_state_all(state['cuda'])
-    except (KeyError, TypeError, RuntimeError, ValueError) as e: raise InputError(f'the random streams in the checkpoint are not usable: {e}') from e
+        random.setstate(state['python'])
+        torch.set_rng_state(state['torch'])
+        if len(state['cuda']) != devices:
+            warnings.warn(
+                f'the checkpoint has the random streams of {len(state["cuda"])} CUDA devices, and'
+                f' here are {devices}: they are not restored'
+            )
+        elif devices:
+            torch.cuda.set_rng_state_all(state['cuda'])
+    except (KeyError, TypeError, RuntimeError, ValueError) as e:
+        raise InputError(f'the random streams in the checkpoint are not usable: {e}') from e
 
 # %% ../nbs/39_checkpoints.ipynb #e1424624
 @dataclass(frozen=True)
 class Checkpoint:
-    "A whole checkpoint on the disk: the number of finished optimizer steps, and where its parts are."
+    """A whole checkpoint on the disk: the number of finished optimizer steps, and where its parts
+    are."""
+
     folder: Path
     step: int
 
     def load(self, part):
         "The state of one part, on the CPU. Raises InputError if this checkpoint has no such part."
-        return load_state(self.folder/f'{part}.safetensors')
+        return load_state(self.folder / f'{part}.safetensors')
 
 # %% ../nbs/39_checkpoints.ipynb #613c0d81
 def checkpoints(folder) -> list[Checkpoint]:
     "All checkpoints in `folder`, oldest first; their content is not verified."
-    found = [Checkpoint(p, int(p.name[5:])) for p in Path(folder).glob('step-*') if re.fullmatch(r'step-\d{8,}', p.name)]
+    found = [
+        Checkpoint(p, int(p.name[5:]))
+        for p in Path(folder).glob('step-*')
+        if re.fullmatch(r'step-\d{8,}', p.name)
+    ]
     return sorted(found, key=lambda c: c.step)
 
+
 def retain(folder, keep) -> None:
-    "Remove all but the newest `keep` checkpoints of `folder` (0: all); each leaves the list in one rename, so none is ever half there."
+    """Remove all but the newest `keep` checkpoints of `folder` (0: all); each leaves the list in
+    one rename, so none is ever half there."""
     found = checkpoints(folder)
-    for old in found[:max(0, len(found) - keep)]:
+    for old in found[: max(0, len(found) - keep)]:
         gone = old.folder.with_name(f'{old.folder.name}.discarded')
-        os.replace(old.folder, gone); shutil.rmtree(gone)
+        os.replace(old.folder, gone)
+        shutil.rmtree(gone)
 
 # %% ../nbs/39_checkpoints.ipynb #6d984ad7
 def write_checkpoint(folder, step, parts, keep=2, **facts) -> Checkpoint:
-    """Write the states in `parts` (a dict name -> nested state) as the checkpoint of `step`; then remove all but the newest `keep`.
+    """Write the states in `parts` (a dict name -> nested state) as the checkpoint of `step`; then
+    remove all but the newest `keep`.
 
-    `facts` are kept in its manifest. Raises InputError for keep < 1, OSError if the disk is full; then the checkpoints from before are untouched."""
-    if keep < 1: raise InputError(f'keep_checkpoints must be 1 or more, not {keep}')
-    place = Path(folder)/f'step-{step:08d}'
+    `facts` are kept in its manifest. Raises InputError for keep < 1, OSError if the disk is
+    full; then the checkpoints from before are untouched."""
+    if keep < 1:
+        raise InputError(f'keep_checkpoints must be 1 or more, not {keep}')
+    place = Path(folder) / f'step-{step:08d}'
     with staged(place) as temporary:
         temporary.mkdir()
-        for name, state in parts.items(): save_state(state, temporary/f'{name}.safetensors')
+        for name, state in parts.items():
+            save_state(state, temporary / f'{name}.safetensors')
         write_manifest(temporary, step=step, **facts)
     retain(folder, keep)
     return Checkpoint(place, step)
 
 # %% ../nbs/39_checkpoints.ipynb #b8fab4cd
 def sweep(folder) -> None:
-    "Clear what a killed process left in `folder`: temporary names and checkpoints on their way out."
-    if not Path(folder).is_dir(): return
+    """Clear what a killed process left in `folder`: temporary names and checkpoints on their way
+    out."""
+    if not Path(folder).is_dir():
+        return
     for p in Path(folder).glob('step-*.*'):
-        if p.name.endswith('.discarded'): shutil.rmtree(p, ignore_errors=True)
-        else: tidy(p.with_name(p.name.split('.')[0]))
+        if p.name.endswith('.discarded'):
+            shutil.rmtree(p, ignore_errors=True)
+        else:
+            tidy(p.with_name(p.name.split('.')[0]))
+
 
 def set_aside(checkpoint) -> None:
     "Rename a damaged checkpoint to `<name>.damaged`, in place of an older one of that name."
     aside = checkpoint.folder.with_name(f'{checkpoint.folder.name}.damaged')
-    if aside.exists(): shutil.rmtree(aside)
+    if aside.exists():
+        shutil.rmtree(aside)
     os.replace(checkpoint.folder, aside)
 
 # %% ../nbs/39_checkpoints.ipynb #00ad5f14
 def newest_checkpoint(folder) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`; None if there is none at all. Warns, naming the file, for each damaged one that is newer.
+    """The newest whole checkpoint in `folder`; None if there is none at all. Warns, naming the
+    file, for each damaged one that is newer.
 
-    Raises InputError if there are checkpoints but every one is damaged; they are left as they are."""
-    sweep(folder); damaged, reasons = [], []
+    Raises InputError if there are checkpoints but every one is damaged; they are left as they
+    are."""
+    sweep(folder)
+    damaged, reasons = [], []
     for c in reversed(checkpoints(folder)):
-        try: verify_manifest(c.folder)
-        except InputError as e: damaged.append(c); reasons.append(str(e)); continue
+        try:
+            verify_manifest(c.folder)
+        except InputError as e:
+            damaged.append(c)
+            reasons.append(str(e))
+            continue
         for bad, reason in zip(damaged, reasons):
-            set_aside(bad); warnings.warn(f'checkpoint of step {bad.step} not used: {reason}; going on from step {c.step}', stacklevel=2)
+            set_aside(bad)
+            warnings.warn(
+                f'checkpoint of step {bad.step} not used: {reason}; going on from step {c.step}',
+                stacklevel=2,
+            )
         return c
-    if damaged: raise InputError(f'no checkpoint in {folder} is whole ({reasons[0]}): delete that folder to start over')
+    if damaged:
+        raise InputError(
+            f'no checkpoint in {folder} is whole ({reasons[0]}): delete that folder to start over'
+        )
     return None

@@ -23,24 +23,38 @@ __all__ = ['SHARED', 'VERBS', 'PARTS', 'option_comments', 'Verb', 'metavar', 'li
 
 # %% ../nbs/90_cli.ipynb #7ba168bb
 def option_comments(config) -> dict[str, str]:
-    "Field name -> the comment behind it in the source of a dataclass or its parents; none for a class without source (one made in a notebook)."
+    """Field name -> the comment behind it, or on the lines above it, in the source of a dataclass
+    or its parents; none for a class without source (one made in a notebook)."""
     import inspect
+
     found = {}
     for cls in reversed(config.__mro__[:-1]):
-        try: found |= dict(re.findall(r'^[ \t]+(\w+)[ \t]*:[^\n]*?[ \t]#[ \t]+(.*)$', inspect.getsource(cls), re.M))
-        except (OSError, TypeError): pass
-    return found
+        try:
+            source = inspect.getsource(cls)
+        except (OSError, TypeError):
+            continue
+        above = []
+        for line in source.splitlines():
+            if comment := re.match(r'\s+#\s+(.*)', line):
+                above.append(comment[1])
+                continue
+            if named := re.match(r'\s+(\w+)\s*:[^#]*(?:#\s+(.*))?$', line):
+                found[named[1]] = named[2] or ' '.join(above)
+            above = []
+    return {name: comment for name, comment in found.items() if comment}
+
 
 @dataclass(frozen=True)
 class Verb:
     "One verb of the command line."
+
     name: str
-    does: str                            # in a line
-    options: type                        # dataclass of its own options
-    run: Callable                        # function (options, settings of the stage or None)
-    stage: str = ''                      # module.Class of the stage's settings
-    hidden: tuple[str, ...] = ()         # fields of the stage that are no options here
-    positional: tuple[str, ...] = ()     # fields that are given without their names
+    does: str  # in a line
+    options: type  # dataclass of its own options
+    run: Callable  # function (options, settings of the stage or None)
+    stage: str = ''  # module.Class of the stage's settings
+    hidden: tuple[str, ...] = ()  # fields of the stage that are no options here
+    positional: tuple[str, ...] = ()  # fields that are given without their names
 
     @property
     def settings(self) -> type | None:
@@ -50,133 +64,227 @@ class Verb:
 
 # %% ../nbs/90_cli.ipynb #051c7d14
 def metavar(kind) -> str | None:
-    "How help writes the value of a setting that is optional or a list: `X` or `X ...`; None leaves it to tyro."
+    """How help writes the value of a setting that is optional or a list: `X` or `X ...`; None
+    leaves it to tyro."""
     from typing import get_args, get_origin
+
     inner = [a for a in get_args(kind) if a is not type(None)]
-    if type(None) in get_args(kind) and len(inner) == 1: return metavar(inner[0]) or inner[0].__name__.upper()
+    if type(None) in get_args(kind) and len(inner) == 1:
+        return metavar(inner[0]) or inner[0].__name__.upper()
     return f'{inner[0].__name__.upper()} ...' if get_origin(kind) is tuple else None
+
 
 def listed(verb, option) -> str:
     "The names that an option takes, as its help adds them."
     from balanceddpo.reproduction import BY_NAME, notebooks
-    places = {'method': 'preference_losses.LOSSES', 'noise': 'inversion.INVERSIONS', 'preset': 'presets.PRESETS'} if verb.name in ('train', 'encode') else {}
-    if (verb.name, option) == ('reproduce', 'name'): return f': {", ".join(notebooks())}; all leaves out {", ".join(BY_NAME)}'
-    if option not in places: return ''
+
+    places = (
+        {
+            'method': 'preference_losses.LOSSES',
+            'noise': 'inversion.INVERSIONS',
+            'preset': 'presets.PRESETS',
+        }
+        if verb.name in ('train', 'encode')
+        else {}
+    )
+    if (verb.name, option) == ('reproduce', 'name'):
+        return f': {", ".join(notebooks())}; all leaves out {", ".join(BY_NAME)}'
+    if option not in places:
+        return ''
     module, _, table = places[option].partition('.')
     return f': {", ".join(getattr(importlib.import_module(f"balanceddpo.{module}"), table))}'
 
+
 def flat_options(verb, defaults=None) -> type:
-    "One dataclass with all options of a verb, types and help in the form tyro reads; `defaults` replaces defaults of the stage's settings."
+    """One dataclass with all options of a verb, types and help in the form tyro reads; `defaults`
+    replaces defaults of the stage's settings."""
     import tyro
+
     columns, stage = {}, verb.settings
     for config in filter(None, (verb.options, stage)):
         types, comments = get_type_hints(config), option_comments(config)
         for f in fields(config):
-            if config is stage and f.name in verb.hidden: continue
+            if config is stage and f.name in verb.hidden:
+                continue
             default = (defaults or {}).get(f.name, f.default) if config is stage else f.default
             unset = {'help_behavior_hint': ''} if default in (None, ()) else {}
             shown = f.name.upper() if f.name in verb.positional else metavar(types[f.name])
-            notes = [tyro.conf.arg(help=comments.get(f.name, '') + listed(verb, f.name), metavar=shown, **unset)] + [tyro.conf.Positional] * (f.name in verb.positional)
-            columns[f.name] = (f.name, Annotated[(types[f.name], *notes)], field(**{} if default is MISSING else {'default': default}))
+            notes = [
+                tyro.conf.arg(
+                    help=comments.get(f.name, '') + listed(verb, f.name), metavar=shown, **unset
+                )
+            ] + [tyro.conf.Positional] * (f.name in verb.positional)
+            columns[f.name] = (
+                f.name,
+                Annotated[(types[f.name], *notes)],
+                field(**{} if default is MISSING else {'default': default}),
+            )
     return make_dataclass(verb.name, columns.values(), kw_only=True)
 
+
 def unpack_options(verb, flat) -> tuple:
-    "The verb's options and the stage's settings (or None) from the flat options. Raises InputError as the dataclasses do."
-    given = lambda config: {f.name: getattr(flat, f.name) for f in fields(config) if hasattr(flat, f.name)}
-    return verb.options(**given(verb.options)), verb.settings and verb.settings(**given(verb.settings))
+    """The verb's options and the stage's settings (or None) from the flat options. Raises
+    InputError as the dataclasses do."""
+    given = lambda config: {
+        f.name: getattr(flat, f.name) for f in fields(config) if hasattr(flat, f.name)
+    }
+    return verb.options(**given(verb.options)), verb.settings and verb.settings(
+        **given(verb.settings)
+    )
 
 # %% ../nbs/90_cli.ipynb #270ccadb
 def one_line(text) -> str:
-    "What an error of tyro's says, in one line: without the frame, the help of the argument and the advice to ask for help."
-    framed = '╭' in text                                                     # or drawn in ASCII, with the title as a block of its own
-    lines = [re.sub(r'^[│|]|[│|]$', '', l.strip()).strip() for l in text.splitlines() if not l.startswith(('╭', '╰'))]
-    blocks = re.split(r'\n[─-]{8,}\n', '\n'.join(l for l in lines if l))[not framed:]
+    """What an error of tyro's says, in one line: without the frame, the help of the argument and
+    the advice to ask for help."""
+    framed = '╭' in text  # or drawn in ASCII, with the title as a block of its own
+    lines = [
+        re.sub(r'^[│|]|[│|]$', '', l.strip()).strip()
+        for l in text.splitlines()
+        if not l.startswith(('╭', '╰'))
+    ]
+    blocks = re.split(r'\n[─-]{8,}\n', '\n'.join(l for l in lines if l))[not framed :]
     kept = [b.split('\n') for b in blocks if not re.match('Argument helptext|For full helptext', b)]
-    kept = [' '.join(l for l in b if i == 0 or l is b[0] or l.startswith('--')) for i, b in enumerate(kept)]
+    kept = [
+        ' '.join(l for l in b if i == 0 or l is b[0] or l.startswith('--'))
+        for i, b in enumerate(kept)
+    ]
     return '; '.join(kept).strip() or 'the options cannot be read'
 
+
 def parse(verb, argv):
-    "(options, settings) of a verb from the words after it. Raises InputError for options that cannot be read; for --help it prints the help and raises SystemExit(0)."
+    """(options, settings) of a verb from the words after it. Raises InputError for options that
+    cannot be read; for --help it prints the help and raises SystemExit(0)."""
     import io, tyro
     from contextlib import nullcontext, redirect_stderr
     from balanceddpo.reproduction import environment
+
     asks, said = {'-h', '--help'} & set(argv), io.StringIO()
     try:
-        with redirect_stderr(said), nullcontext() if asks else environment(COLUMNS='100000'):          # no line is broken, so no path is
-            flat = tyro.cli(flat_options(verb, preset_defaults(verb, argv)), prog=f'balanceddpo {verb.name}', description=verb.does, args=argv)
+        # no line is broken, so no path is
+        with redirect_stderr(said), nullcontext() if asks else environment(COLUMNS='100000'):
+            flat = tyro.cli(
+                flat_options(verb, preset_defaults(verb, argv)),
+                prog=f'balanceddpo {verb.name}',
+                description=verb.does,
+                args=argv,
+            )
     except SystemExit as e:
-        if not e.code: raise
-        raise InputError(f'{one_line(said.getvalue())} (see balanceddpo {verb.name} --help)') from None
+        if not e.code:
+            raise
+        raise InputError(
+            f'{one_line(said.getvalue())} (see balanceddpo {verb.name} --help)'
+        ) from None
     return unpack_options(verb, flat)
 
 # %% ../nbs/90_cli.ipynb #c4d4ce08
 def preset_defaults(verb, argv) -> dict:
-    """The values of the preset that the words name (`--preset NAME` or `--preset=NAME`), as far as the verb's stage has such fields; another `--method` has its own.
+    """The values of the preset that the words name (`--preset NAME` or `--preset=NAME`), as far as
+    the verb's stage has such fields; another `--method` has its own.
 
     Raises InputError for an unknown preset."""
-    if not any(f.name == 'preset' for f in fields(verb.options)): return {}
-    words = [w for a in argv for w in (a.split('=', 1) if a.startswith(('--preset=', '--method=')) else [a])]
-    def said(option): return next((b for a, b in zip(words, words[1:]) if a == option), None)
-    if said('--preset') is None: return {}
+    if not any(f.name == 'preset' for f in fields(verb.options)):
+        return {}
+    words = [
+        w
+        for a in argv
+        for w in (a.split('=', 1) if a.startswith(('--preset=', '--method=')) else [a])
+    ]
+
+    def said(option):
+        return next((b for a, b in zip(words, words[1:]) if a == option), None)
+
+    if said('--preset') is None:
+        return {}
     from balanceddpo.presets import preset, settings_of_method
+
     chosen = preset(said('--preset'))
     values = asdict(chosen) | settings_of_method(chosen, said('--method'))
-    return {f.name: values[f.name] for f in fields(verb.settings) if f.name in values and f.name in SHARED.get(verb.name, (f.name,))}
+    return {
+        f.name: values[f.name]
+        for f in fields(verb.settings)
+        if f.name in values and f.name in SHARED.get(verb.name, (f.name,))
+    }
 
-SHARED = {'encode': ('model', 'resolution')}     # what a training preset says about encoding; to training it says all
+
+# what a training preset says about encoding; to training it says all
+SHARED = {'encode': ('model', 'resolution')}
 
 # %% ../nbs/90_cli.ipynb #743afa8d
-def count_pairs(source, split='train', limit=None, share=1.) -> int | None:
-    """Rows of a source of pairs, at most `limit` of a `share` (to a few rows), without reading an image; None for a dataset on the Hub. Raises InputError for a source that is
-    not there."""
+def count_pairs(source, split='train', limit=None, share=1.0) -> int | None:
+    """Rows of a source of pairs, at most `limit` of a `share` (to a few rows), without reading an
+    image; None for a dataset on the Hub. Raises InputError for a source that is not there."""
     from balanceddpo.pairs import pair_rows, parquet_files
-    if str(source).startswith('hub:'): return limit
+
+    if str(source).startswith('hub:'):
+        return limit
     path = asset('pairs') if str(source) == 'icons' else Path(source).expanduser()
-    next(iter(pair_rows(source, split)), None)                                # the source's own complaints
-    table = next((m for m in (path/'metadata.jsonl', path/split/'metadata.jsonl') if m.is_file()), None)
-    if table: n = sum(1 for line in table.open('rb') if line.strip())
+    next(iter(pair_rows(source, split)), None)  # the source's own complaints
+    table = next(
+        (m for m in (path / 'metadata.jsonl', path / split / 'metadata.jsonl') if m.is_file()), None
+    )
+    if table:
+        n = sum(1 for line in table.open('rb') if line.strip())
     else:
         import pyarrow.parquet as pq
+
         n = sum(pq.read_metadata(f).num_rows for f in parquet_files(path, split))
-    n = round(n*share)
+    n = round(n * share)
     return n if limit is None else min(n, limit)
+
 
 def model_folder(model) -> Path | None:
     "The folder of a model that is on this machine already; None for one that would be downloaded."
     from balanceddpo.families import PACKAGED, local_folder
-    if model in PACKAGED or Path(model).is_dir(): return local_folder(model)
+
+    if model in PACKAGED or Path(model).is_dir():
+        return local_folder(model)
     from huggingface_hub import try_to_load_from_cache
-    try: found = try_to_load_from_cache(model, 'model_index.json')
-    except ValueError: return None
+
+    try:
+        found = try_to_load_from_cache(model, 'model_index.json')
+    except ValueError:
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
+
 def parameter_count(folder) -> int:
-    "Parameters in the safetensors files of a folder, from their heads; variants in half precision and copies without EMA are left out."
+    """Parameters in the safetensors files of a folder, from their heads; variants in half precision
+    and copies without EMA are left out."""
     import json, math
+
     total = 0
     for path in Path(folder).glob('*.safetensors'):
-        if re.search(r'\.(fp16|bf16|non_ema)\b', path.name): continue
-        with open(path, 'rb') as f: head = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+        if re.search(r'\.(fp16|bf16|non_ema)\b', path.name):
+            continue
+        with open(path, 'rb') as f:
+            head = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
         total += sum(math.prod(t['shape']) for name, t in head.items() if name != '__metadata__')
     return total
 
 # %% ../nbs/90_cli.ipynb #05975ddb
 def amount(n, unit='') -> str:
     "A count with spaces between thousands, or 'an unknown number of'; bytes in a unit that fits."
-    if n is None: return f'an unknown number of {unit}'.strip()
-    if unit != 'bytes': return f'{n:,} {unit}'.replace(',', ' ').strip()
+    if n is None:
+        return f'an unknown number of {unit}'.strip()
+    if unit != 'bytes':
+        return f'{n:,} {unit}'.replace(',', ' ').strip()
     for name, size in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
-        if n >= size: return f'{n/size:.3g} {name}'
+        if n >= size:
+            return f'{n / size:.3g} {name}'
     return f'{n} bytes'
+
 
 def times(n, *factors):
     "A product of which the first factor may be unknown (None)."
-    for f in factors: n = None if n is None else n * f
+    for f in factors:
+        n = None if n is None else n * f
     return n
+
 
 def watched() -> bool:
     "Whether a person sees stderr: only then are there progress bars."
     return sys.stderr.isatty()
+
 
 def show_plan(lines) -> None:
     "Print the lines of a dry run."
@@ -185,28 +293,40 @@ def show_plan(lines) -> None:
 # %% ../nbs/90_cli.ipynb #8fe0d2ec
 VERBS = {}
 
+
 def verb(name, does, options, **more):
     "Register the function `(options, settings)` as a verb."
-    def register(function): VERBS[name] = Verb(name, does, options, function, **more); return function
+
+    def register(function):
+        VERBS[name] = Verb(name, does, options, function, **more)
+        return function
+
     return register
+
 
 @dataclass(frozen=True)
 class PairOptions:
     "Which pairs. Raises InputError for a share that makes no sense, before any is read."
+
     pairs: str  # Parquet file or folder, folder with metadata.jsonl, hub:owner/name, or icons
     split: str = 'train'  # split of a dataset or folder
-    share: float = 1.  # random share of the rows, the same ones for label and encode
+    share: float = 1.0  # random share of the rows, the same ones for label and encode
     limit: Optional[int] = None  # only the first pairs, of that share
 
     def __post_init__(self):
         from balanceddpo.pairs import check_share
+
         check_share(self.share)
+
 
 @dataclass(frozen=True)
 class LabelOptions(PairOptions):
     "What `balanceddpo label` takes beside `LabelConfig`."
+
     out: Optional[Path] = None  # labels file to write; by default under runs/labels
-    scorers: Optional[tuple[str, ...]] = None  # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four; by default what the method needs
+    # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four; by default what
+    # the method needs
+    scorers: Optional[tuple[str, ...]] = None
     device: str = 'auto'  # auto, cpu, cuda, cuda:N, mps
     dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     batch_size: int = 64  # images at once
@@ -217,74 +337,147 @@ class LabelOptions(PairOptions):
 def scorer_names(texts, method='majority', scorer=None) -> list[str]:
     "The scorers to load: those given, 'icons' spelled out, or what a way of labelling needs."
     from balanceddpo.scorers import PAPER_SCORERS
-    if texts is None: texts = () if method == 'human' else (scorer,) if scorer else PAPER_SCORERS
-    return [t for text in texts for t in ([f'icons:{k}' for k in PAPER_SCORERS] if text == 'icons' else [text])]
+
+    if texts is None:
+        texts = () if method == 'human' else (scorer,) if scorer else PAPER_SCORERS
+    return [
+        t
+        for text in texts
+        for t in ([f'icons:{k}' for k in PAPER_SCORERS] if text == 'icons' else [text])
+    ]
+
 
 def scorer_specs(texts, register=None) -> list:
-    "The `ScorerSpec`s of texts, after running the user's file. Raises InputError if the file fails, a text names no scorer, or a name comes twice."
+    """The `ScorerSpec`s of texts, after running the user's file. Raises InputError if the file
+    fails, a text names no scorer, or a name comes twice."""
     from balanceddpo.scorers import parse_scorer
+
     if register:
         import runpy
-        if not Path(register).is_file(): raise InputError(f'{register}: no such file of scorers')
+
+        if not Path(register).is_file():
+            raise InputError(f'{register}: no such file of scorers')
         runpy.run_path(str(register))
-    specs = [parse_scorer(t) for t in texts]; names = [s.name for s in specs]
-    if twice := [n for n in names if names.count(n) > 1]: raise InputError(f'two scorers are called {twice[0]!r}: write NAME:{twice[0]}=... for one of them')
+    specs = [parse_scorer(t) for t in texts]
+    names = [s.name for s in specs]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(
+            f'two scorers are called {twice[0]!r}: write NAME:{twice[0]}=... for one of them'
+        )
     return specs
 
+
 def voters(options, config):
-    "The scorers to load, and the `LabelConfig` in which they vote. Raises InputError if the config and the scorers do not fit, before anything is loaded."
+    """The scorers to load, and the `LabelConfig` in which they vote. Raises InputError if the
+    config and the scorers do not fit, before anything is loaded."""
     from balanceddpo.consensus import check_voters
-    specs = scorer_specs(scorer_names(options.scorers, config.method, config.scorer), options.register); names = tuple(s.name for s in specs)
+
+    specs = scorer_specs(
+        scorer_names(options.scorers, config.method, config.scorer), options.register
+    )
+    names = tuple(s.name for s in specs)
     check_voters(config, names)
     return specs, replace(config, scorers=names or None)
 
 # %% ../nbs/90_cli.ipynb #1e928ba5
-@verb('label', 'Score every image of every pair, let the scorers vote, and write one label a pair.', LabelOptions, stage='consensus.LabelConfig', hidden=('scorers',))
+@verb(
+    'label',
+    'Score every image of every pair, let the scorers vote, and write one label a pair.',
+    LabelOptions,
+    stage='consensus.LabelConfig',
+    hidden=('scorers',),
+)
 def label(options, config):
     "Pairs to labels."
     from balanceddpo.consensus import label_pairs, write_labels
     from balanceddpo.pairs import PairReport, pairs_key, read_pairs
     from balanceddpo.score_tables import read_scores, score_pairs
     from balanceddpo.scorers import load_scorers
-    specs, config = voters(options, config); out = labels_file(options, config)
-    if options.dry_run: return show_plan(label_plan(options, config, out))
-    key, report = digest(pairs_key(options.pairs, options.split), options.limit, options.share), PairReport()
+
+    specs, config = voters(options, config)
+    out = labels_file(options, config)
+    if options.dry_run:
+        return show_plan(label_plan(options, config, out))
+    key, report = (
+        digest(pairs_key(options.pairs, options.split), options.limit, options.share),
+        PairReport(),
+    )
     scorers = load_scorers(specs, options.device, options.dtype, options.batch_size)
-    place = runs_root()/'pair_scores'/digest([[s.name, s.key] for s in scorers], key)
+    place = runs_root() / 'pair_scores' / digest([[s.name, s.key] for s in scorers], key)
     pairs = read_pairs(options.pairs, options.limit, report, options.split, share=options.share)
-    labels = label_pairs(read_scores(score_pairs(pairs, scorers, place, progress=watched(), batch_size=options.batch_size, key=key)), config)
-    if report.rows: print(report)
-    if report.reasons: print('what could not be decoded:', report.save(out.with_name(out.name + '.quarantine.jsonl')))
-    write_labels(out, labels, config); show_labels(labels, config, out)
+    labels = label_pairs(
+        read_scores(
+            score_pairs(
+                pairs, scorers, place, progress=watched(), batch_size=options.batch_size, key=key
+            )
+        ),
+        config,
+    )
+    if report.rows:
+        print(report)
+    if report.reasons:
+        print(
+            'what could not be decoded:', report.save(out.with_name(out.name + '.quarantine.jsonl'))
+        )
+    write_labels(out, labels, config)
+    show_labels(labels, config, out)
+
 
 def labels_file(options, config) -> Path:
     "Where the labels go. Raises InputError rather than overwrite a file that holds something else."
     from balanceddpo.consensus import read_labels
-    out = options.out or runs_root()/'labels'/f'{digest(canonical(options) | {"out": None, "dry_run": False}, canonical(config))}.parquet'
-    if out.is_dir(): raise InputError(f'{out} is a folder: --out names the labels file to write')
+
+    asked = canonical(options) | {'out': None, 'dry_run': False}
+    out = options.out or runs_root() / 'labels' / f'{digest(asked, canonical(config))}.parquet'
+    if out.is_dir():
+        raise InputError(f'{out} is a folder: --out names the labels file to write')
     if out.exists():
-        try: read_labels(out)
-        except InputError: raise InputError(f'{out} is there and holds no labels: it is not overwritten, choose another name') from None
+        try:
+            read_labels(out)
+        except InputError:
+            raise InputError(
+                f'{out} is there and holds no labels: it is not overwritten, choose another name'
+            ) from None
     return out
 
 # %% ../nbs/90_cli.ipynb #4d7ae022
 def label_plan(options, config, out) -> list[str]:
     "What `label` would do."
-    n, k = count_pairs(options.pairs, options.split, options.limit, options.share), len(config.scorers or ())
-    return [f'read {amount(n, "pairs")} from {options.pairs}',
-            f'score {amount(times(n, 2), "images")} with {", ".join(config.scorers or ["no scorer"])}',
-            f'at most {amount(times(n, 2, k), "image passes")} and {amount(times(n, k), "text passes")}: a repeated image or caption, or an encoder that two scorers share, costs none',
-            f'keep about {amount(times(n, 2 * (60 + 4 * k)), "bytes")} of scores under {runs_root()/"pair_scores"} (estimate)',
-            f'label by {config.method} (ties: {config.ties}) and write {out}']
+    n, k = (
+        count_pairs(options.pairs, options.split, options.limit, options.share),
+        len(config.scorers or ()),
+    )
+    return [
+        f'read {amount(n, "pairs")} from {options.pairs}',
+        f'score {amount(times(n, 2), "images")} with {", ".join(config.scorers or ["no scorer"])}',
+        (
+            f'at most {amount(times(n, 2, k), "image passes")} and'
+            f' {amount(times(n, k), "text passes")}: a repeated image or caption, or an encoder'
+            ' that two scorers share, costs none'
+        ),
+        (
+            f'keep about {amount(times(n, 2 * (60 + 4 * k)), "bytes")} of scores under'
+            f' {runs_root() / "pair_scores"} (estimate)'
+        ),
+        f'label by {config.method} (ties: {config.ties}) and write {out}',
+    ]
+
 
 def show_labels(labels, config, out) -> None:
     "Print how the votes went."
     from balanceddpo.consensus import agreement, tie_report
+
     votes = [c for c in labels if c.startswith('vote_')]
-    print(f'{len(labels)} pairs labelled by {config.method}: {int((labels.s > 0).sum())} for image 0, {int((labels.s < 0).sum())} for image 1, {int((labels.s == 0).sum())} undecided')
+    print(
+        f'{len(labels)} pairs labelled by {config.method}: {int((labels.s > 0).sum())} for image 0,'
+        f' {int((labels.s < 0).sum())} for image 1, {int((labels.s == 0).sum())} undecided'
+    )
     if votes and config.weights is None:
         t = tie_report(labels)
-        print(f'ties among the votes: {t["ties"]} of {t["voted"]} ({100*t["tie_rate"]:.1f} %; {100*t["independent_tie_rate"]:.1f} % if all tossed coins)')
+        print(
+            f'ties among the votes: {t["ties"]} of {t["voted"]} ({100 * t["tie_rate"]:.1f} %;'
+            f' {100 * t["independent_tie_rate"]:.1f} % if all tossed coins)'
+        )
         print(agreement(labels).to_string(index=False, float_format='%.2f'))
     print(f'labels: {out}')
 
@@ -292,62 +485,124 @@ def show_labels(labels, config, out) -> None:
 @dataclass(frozen=True)
 class EncodeOptions(PairOptions):
     "What `balanceddpo encode` takes beside `EncodeConfig`."
+
     preset: Optional[str] = None  # training preset whose model and resolution are used
     out: Optional[Path] = None  # folder to write; by default under runs/encode
     device: str = 'auto'  # auto, cpu, cuda, cuda:N, mps
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
-@verb('encode', 'Turn the images of pairs into latents and their captions into embeddings, once.', EncodeOptions, stage='encoding.EncodeConfig')
+
+@verb(
+    'encode',
+    'Turn the images of pairs into latents and their captions into embeddings, once.',
+    EncodeOptions,
+    stage='encoding.EncodeConfig',
+)
 def encode(options, config):
     "Pairs to latents and embeddings."
-    if options.dry_run: return show_plan(encode_plan(options, config))
+    if options.dry_run:
+        return show_plan(encode_plan(options, config))
     from balanceddpo.encoding import encode_pairs
     from balanceddpo.families import load_family
     from balanceddpo.pairs import PairReport, pairs_key, read_pairs
-    key, report = digest(pairs_key(options.pairs, options.split), options.limit, options.share), PairReport()
+
+    key, report = (
+        digest(pairs_key(options.pairs, options.split), options.limit, options.share),
+        PairReport(),
+    )
     family = load_family(config.model, config.dtype, options.device, components=('text', 'vae'))
-    encoded = encode_pairs(read_pairs(options.pairs, options.limit, report, options.split, share=options.share), family, config, options.out, key, watched())
-    if report.rows: print(report)
-    print(f'{len(encoded)} pairs, {len(encoded.captions)} captions at {encoded.resolution} pixels\nencoded: {encoded.folder}')
+    encoded = encode_pairs(
+        read_pairs(options.pairs, options.limit, report, options.split, share=options.share),
+        family,
+        config,
+        options.out,
+        key,
+        watched(),
+    )
+    if report.rows:
+        print(report)
+    print(
+        f'{len(encoded)} pairs, {len(encoded.captions)} captions at {encoded.resolution}'
+        f' pixels\nencoded: {encoded.folder}'
+    )
+
 
 def encode_plan(options, config) -> list[str]:
     "What `encode` would do."
-    n, folder = count_pairs(options.pairs, options.split, options.limit, options.share), model_folder(config.model)
-    lines = [f'encode {amount(n, "pairs")} from {options.pairs} with {config.model} at {config.resolution} pixels',
-             f'{amount(times(n, 2), "passes")} through the autoencoder, at most {amount(times(n, 1), "passes")} through the text encoder and one for the empty caption',
-             f'write to {options.out or runs_root()/"encode"}']
-    if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
-    vae, width = read_json(folder/'vae'/'config.json'), {'fp32': 4, 'fp16': 2}[config.storage]
-    side = config.resolution // 2**(len(vae['block_out_channels']) - 1)
+    n, folder = (
+        count_pairs(options.pairs, options.split, options.limit, options.share),
+        model_folder(config.model),
+    )
+    lines = [
+        (
+            f'encode {amount(n, "pairs")} from {options.pairs} with {config.model} at'
+            f' {config.resolution} pixels'
+        ),
+        (
+            f'{amount(times(n, 2), "passes")} through the autoencoder, at most'
+            f' {amount(times(n, 1), "passes")} through the text encoder and one for the empty'
+            ' caption'
+        ),
+        f'write to {options.out or runs_root() / "encode"}',
+    ]
+    if folder is None:
+        return lines + [f'{config.model} is not on this machine: it would be downloaded']
+    vae, width = read_json(folder / 'vae' / 'config.json'), {'fp32': 4, 'fp16': 2}[config.storage]
+    side = config.resolution // 2 ** (len(vae['block_out_channels']) - 1)
     texts = [read_json(p) for p in sorted(folder.glob('text_encoder*/config.json'))]
-    words = max(t.get('max_position_embeddings', 512) for t in texts) * sum(t.get('hidden_size') or t['d_model'] for t in texts)      # T5: at most 512 tokens
-    return lines + [f'{amount(times(n, 4 * vae["latent_channels"] * side**2 * width), "bytes")} of latents, at most {amount(times(n, words * width), "bytes")} of embeddings']
+    # T5: at most 512 tokens
+    words = max(t.get('max_position_embeddings', 512) for t in texts) * sum(
+        t.get('hidden_size') or t['d_model'] for t in texts
+    )
+    return lines + [
+        f'{amount(times(n, 4 * vae["latent_channels"] * side**2 * width), "bytes")} of latents, at'
+        f' most {amount(times(n, words * width), "bytes")} of embeddings'
+    ]
 
 # %% ../nbs/90_cli.ipynb #6c73f1bb
 @dataclass(frozen=True)
 class TrainOptions:
     "What `balanceddpo train` takes beside `TrainConfig`."
+
     labels: Path  # labels file, from balanceddpo label
     encoded: Path  # folder, from balanceddpo encode
     preset: Optional[str] = None  # settings with a name, any of which can be changed
-    family: Optional[str] = None  # family that the model has to be of: sd15, sd21, sdxl, sd3, flux; by default the one it is
+    # family that the model has to be of: sd15, sd21, sdxl, sd3, flux; by default the one it is
+    family: Optional[str] = None
     out: Optional[Path] = None  # folder of the run; by default under runs/train
     resume: bool = True  # go on from the newest checkpoint in the folder
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
-@verb('train', 'Train the denoiser on labelled pairs; the result is a diffusers folder or a LoRA file.', TrainOptions, stage='training.TrainConfig')
+
+@verb(
+    'train',
+    'Train the denoiser on labelled pairs; the result is a diffusers folder or a LoRA file.',
+    TrainOptions,
+    stage='training.TrainConfig',
+)
 def train(options, config):
     "Labels and encoded pairs to a model."
     from balanceddpo.consensus import read_labels
     from balanceddpo.encoding import EncodedPairs
     from balanceddpo.families import check_family, local_folder
     from balanceddpo.training import run_inputs, train as run_training
-    if options.family: check_family(config.model, options.family)
-    (labels, label_config), encoded = read_labels(options.labels), EncodedPairs.open(options.encoded)
-    if options.dry_run: return show_plan(train_plan(options, config, encoded, labels))
-    out = options.out or runs_root()/'train'/digest(run_inputs(config, encoded, labels, label_config, local_folder(config.model)), config.max_steps)
-    model = run_training(config, encoded, labels, label_config, out, resume=options.resume, progress=watched())
-    print(f'metrics: {out/"metrics.jsonl"}\nmodel: {model}')
+
+    if options.family:
+        check_family(config.model, options.family)
+    (labels, label_config), encoded = (
+        read_labels(options.labels),
+        EncodedPairs.open(options.encoded),
+    )
+    if options.dry_run:
+        return show_plan(train_plan(options, config, encoded, labels))
+    out = options.out or runs_root() / 'train' / digest(
+        run_inputs(config, encoded, labels, label_config, local_folder(config.model)),
+        config.max_steps,
+    )
+    model = run_training(
+        config, encoded, labels, label_config, out, resume=options.resume, progress=watched()
+    )
+    print(f'metrics: {out / "metrics.jsonl"}\nmodel: {model}')
 
 # %% ../nbs/90_cli.ipynb #b57279eb
 def train_plan(options, config, encoded, labels) -> list[str]:
@@ -356,117 +611,250 @@ def train_plan(options, config, encoded, labels) -> list[str]:
     from balanceddpo.inversion import INVERSIONS
     from balanceddpo.preference_losses import LOSSES
     from balanceddpo.training import decided_pairs
-    if encoded.resolution != config.resolution: raise InputError(f'the pairs were encoded at {encoded.resolution} pixels, the run wants {config.resolution}: set --resolution')
-    counts, folder, visits = decided_pairs(encoded.pair_ids, labels)[2], model_folder(config.model), config.max_steps * config.batch_size
-    lines = [f'train {config.model} ({config.mode}) on ' + ', '.join(f'{n} pairs {what}' for what, n in counts.items()),
-             f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs: {amount(visits, "visits")}, {visits/counts["trained on"]:.3g} epochs',
-             f'{amount(2*visits, "passes")} forward and backward through the policy, {amount(2*visits*LOSSES[config.method].needs_reference, "passes")} forward through the reference',
-             f'{config.max_steps//config.refresh_every if config.refresh_every else 0} refreshes of the reference' + ', and one whenever the policy is too far from it'*(config.refresh_drift > 0), f'write to {options.out or runs_root()/"train"}']
-    if config.noise != 'random': lines.insert(-1, f'about {amount(round(2*visits*INVERSIONS[config.noise].passes()), "passes")} forward for the inversion')
-    if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
-    n = parameter_count(folder/denoiser_of(folder))
-    if config.mode == 'lora': return lines + [f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is trained and kept']
-    each = 4 * n * (1 + LOSSES[config.method].needs_reference + 2*(config.optimizer == 'adamw'))               # policy, reference, and with AdamW two moments
-    lines.append(f'at least {amount(each + 4*n, "bytes")} of memory for weights, gradients and optimizer, and what {config.micro_batch_size} pairs need on top (estimate)')
-    return lines + [f'all {amount(n, "parameters")} are trained; {config.keep_checkpoints} checkpoints of about {amount(each, "bytes")}, and one more while it is written (estimate)']
+
+    if encoded.resolution != config.resolution:
+        raise InputError(
+            f'the pairs were encoded at {encoded.resolution} pixels, the run wants'
+            f' {config.resolution}: set --resolution'
+        )
+    counts, folder, visits = (
+        decided_pairs(encoded.pair_ids, labels)[2],
+        model_folder(config.model),
+        config.max_steps * config.batch_size,
+    )
+    lines = [
+        f'train {config.model} ({config.mode}) on '
+        + ', '.join(f'{n} pairs {what}' for what, n in counts.items()),
+        (
+            f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs:'
+            f' {amount(visits, "visits")}, {visits / counts["trained on"]:.3g} epochs'
+        ),
+        (
+            f'{amount(2 * visits, "passes")} forward and backward through the policy,'
+            f' {amount(2 * visits * LOSSES[config.method].needs_reference, "passes")} forward'
+            ' through the reference'
+        ),
+        f'{config.max_steps // config.refresh_every if config.refresh_every else 0} refreshes of'
+        ' the reference'
+        + ', and one whenever the policy is too far from it'
+        * (config.refresh_drift > 0),
+        f'write to {options.out or runs_root() / "train"}',
+    ]
+    if config.noise != 'random':
+        lines.insert(
+            -1,
+            f'about {amount(round(2 * visits * INVERSIONS[config.noise].passes()), "passes")}'
+            ' forward for the inversion',
+        )
+    if folder is None:
+        return lines + [f'{config.model} is not on this machine: it would be downloaded']
+    n = parameter_count(folder / denoiser_of(folder))
+    if config.mode == 'lora':
+        return lines + [
+            f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is'
+            ' trained and kept'
+        ]
+    # policy, reference, and with AdamW two moments
+    each = 4 * n * (1 + LOSSES[config.method].needs_reference + 2 * (config.optimizer == 'adamw'))
+    lines.append(
+        f'at least {amount(each + 4 * n, "bytes")} of memory for weights, gradients and optimizer,'
+        f' and what {config.micro_batch_size} pairs need on top (estimate)'
+    )
+    return lines + [
+        f'all {amount(n, "parameters")} are trained; {config.keep_checkpoints} checkpoints of about'
+        f' {amount(each, "bytes")}, and one more while it is written (estimate)'
+    ]
 
 # %% ../nbs/90_cli.ipynb #db56349f
 @dataclass(frozen=True)
 class SampleOptions:
     "What `balanceddpo sample` takes beside `SampleConfig`."
+
     out: Optional[Path] = None  # folder of the images; by default under runs/sample
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
-@verb('sample', 'Draw images for a set of prompts with one model.', SampleOptions, stage='sampling.SampleConfig')
+
+@verb(
+    'sample',
+    'Draw images for a set of prompts with one model.',
+    SampleOptions,
+    stage='sampling.SampleConfig',
+)
 def sample(options, config):
     "Prompts to images."
     from balanceddpo.pairs import read_prompts
     from balanceddpo.sampling import sample as draw
+
     prompt_set = read_prompts(config.prompts, limit=config.limit)
-    if options.dry_run: return show_plan([*sample_plan(config, prompt_set), f'write to {options.out or runs_root()/"sample"}'])
+    if options.dry_run:
+        return show_plan(
+            [*sample_plan(config, prompt_set), f'write to {options.out or runs_root() / "sample"}']
+        )
     store = draw(config, prompt_set, options.out, watched())
     print(f'{len(store)} images for {len(prompt_set)} prompts\nimages: {store.folder}')
+
 
 def sample_plan(config, prompt_set) -> list[str]:
     "What drawing the images of a prompt set would take."
     from balanceddpo.families import native_latents
+
     n, folder = len(prompt_set) * config.images_per_prompt, model_folder(config.model)
     passes = n * config.steps * (2 if config.guidance > 1 else 1)
-    lines = [f'draw {amount(n, "images")} ({len(prompt_set)} prompts of {prompt_set.name} x {config.images_per_prompt}) with {config.model}{f" + {config.lora}" if config.lora else ""}; those already there cost nothing',
-             f'about {amount(passes, "passes")} through the denoiser ({config.steps} steps of {config.scheduler}, guidance {config.guidance:g})']
-    if folder is None: return lines + [f'{config.model} is not on this machine: it would be downloaded']
-    side = config.resolution or native_latents(folder) * 2**(len(read_json(folder/'vae'/'config.json')['block_out_channels']) - 1)
+    lines = [
+        (
+            f'draw {amount(n, "images")} ({len(prompt_set)} prompts of {prompt_set.name} x'
+            f' {config.images_per_prompt}) with'
+            f' {config.model}{f" + {config.lora}" if config.lora else ""}; those already there cost'
+            ' nothing'
+        ),
+        (
+            f'about {amount(passes, "passes")} through the denoiser ({config.steps} steps of'
+            f' {config.scheduler}, guidance {config.guidance:g})'
+        ),
+    ]
+    if folder is None:
+        return lines + [f'{config.model} is not on this machine: it would be downloaded']
+    side = config.resolution or native_latents(folder) * 2 ** (
+        len(read_json(folder / 'vae' / 'config.json')['block_out_channels']) - 1
+    )
     return lines + [f'at most {amount(3 * n * side**2, "bytes")} of PNG files']
 
 # %% ../nbs/90_cli.ipynb #c7e3ba6c
 @dataclass(frozen=True)
 class EvaluateOptions:
     "What `balanceddpo evaluate` takes beside `SampleConfig`."
-    models: tuple[str, ...]  # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images from balanceddpo sample
-    prompts: tuple[str, ...] = ()  # prompt sets to draw for: FILE, NAME=FILE, or icons:pickapic|partiprompts|hpd
-    scorers: tuple[str, ...] = ('hps', 'clip', 'pickscore', 'aesthetic')  # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four
+
+    # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images from balanceddpo sample
+    models: tuple[str, ...]
+    # prompt sets to draw for: FILE, NAME=FILE, or icons:pickapic|partiprompts|hpd
+    prompts: tuple[str, ...] = ()
+    # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four
+    scorers: tuple[str, ...] = ('hps', 'clip', 'pickscore', 'aesthetic')
     out: Optional[Path] = None  # folder of the tables; by default under runs/evaluate
-    protocol: Literal['best', 'mean', 'paired'] = 'best'  # compare the best image a prompt (the paper's), the mean, or image by image
-    ties: Literal['split', 'drop', 'loss'] = 'split'  # what a tie counts: half, nothing at all, or a loss (the paper's)
+    # compare the best image a prompt (the paper's), the mean, or image by image
+    protocol: Literal['best', 'mean', 'paired'] = 'best'
+    # what a tie counts: half, nothing at all, or a loss (the paper's)
+    ties: Literal['split', 'drop', 'loss'] = 'split'
     scorer_dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     register: Optional[Path] = None  # Python file that registers scorers of your own; it is run
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
+
 def named(text, what) -> tuple[str, str]:
     "(name, source) of NAME=SOURCE, or of a SOURCE, which is named by its last part."
     name, sep, source = text.partition('=')
-    if sep and not Path(text).exists() and re.fullmatch(r'[\w. ()-]+', name): return name, source
-    if not text.strip(): raise InputError(f'{what} is empty')
+    if sep and not Path(text).exists() and re.fullmatch(r'[\w. ()-]+', name):
+        return name, source
+    if not text.strip():
+        raise InputError(f'{what} is empty')
     return re.split(r'[/:]', text.rstrip('/'))[-1].removesuffix('.txt'), text
+
 
 def distinct(pairs, what) -> dict:
     "Name -> source. Raises InputError if a name comes twice."
     names = [n for n, _ in pairs]
-    if twice := [n for n in names if names.count(n) > 1]: raise InputError(f'two {what} are called {twice[0]!r}: write NAME=... before one of them')
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f'two {what} are called {twice[0]!r}: write NAME=... before one of them')
     return dict(pairs)
 
 # %% ../nbs/90_cli.ipynb #8782c012
 @dataclass(frozen=True)
 class Contestant:
     "A model to compare: where its images come from."
+
     name: str
-    config: object | None = None         # SampleConfig with model and LoRA, to draw them
-    images: Path | None = None           # or the folder that holds them
+    config: object | None = None  # SampleConfig with model and LoRA, to draw them
+    images: Path | None = None  # or the folder that holds them
+
 
 def contestant(name, source, config) -> Contestant:
     "The contestant behind `source`. Raises InputError for a LoRA without its base model."
     from balanceddpo.families import PACKAGED
     from balanceddpo.scorers import split_source
-    if Path(source, 'index.parquet').is_file(): return Contestant(name, images=Path(source))
+
+    if Path(source, 'index.parquet').is_file():
+        return Contestant(name, images=Path(source))
     model, lora = split_source(source)
-    if Path(model, 'pytorch_lora_weights.safetensors').is_file(): raise InputError(f'{model} is a LoRA: write {name}=BASE+{model}, with the model it was trained on as BASE')
-    if Path(model).exists() and not Path(model, 'model_index.json').is_file(): raise InputError(f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of images (index.parquet)')
-    if lora and not Path(lora).exists(): raise InputError(f'{lora}: no such LoRA')
-    if model not in PACKAGED and not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model): raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
+    if Path(model, 'pytorch_lora_weights.safetensors').is_file():
+        raise InputError(
+            f'{model} is a LoRA: write {name}=BASE+{model}, with the model it was trained on as'
+            ' BASE'
+        )
+    if Path(model).exists() and not Path(model, 'model_index.json').is_file():
+        raise InputError(
+            f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of'
+            ' images (index.parquet)'
+        )
+    if lora and not Path(lora).exists():
+        raise InputError(f'{lora}: no such LoRA')
+    if (
+        model not in PACKAGED
+        and not Path(model).exists()
+        and not re.fullmatch(r'[\w.-]+/[\w.-]+', model)
+    ):
+        raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
     return Contestant(name, replace(config, model=model, lora=lora))
 
+
 def field_of(options, config) -> tuple[list, list]:
-    "The contestants and prompt sets of an evaluation. Raises InputError if there are too few of either."
+    """The contestants and prompt sets of an evaluation. Raises InputError if there are too few of
+    either."""
     from balanceddpo.pairs import read_prompts
     from balanceddpo.sampling import DRAWN_BY
-    found = [contestant(n, s, config) for n, s in distinct([named(m, 'a model') for m in options.models], 'models').items()]
-    if len(found) < 2: raise InputError('name two models or more, such as base=icons ours=work/model')
-    sets = [read_prompts(s, n, limit=config.limit) for n, s in distinct([named(p, 'a prompt set') for p in options.prompts], 'prompt sets').items()]
-    if not sets and any(c.config for c in found): raise InputError('name the prompts to draw for: --prompts FILE')
-    if len(sets) > 1 and any(c.images for c in found): raise InputError('a folder of images has one prompt set: name one, or let all images be drawn')
-    for c in found: check_drawn(c, sets)
-    unused = [f.name for f in fields(config) if f.name in (*DRAWN_BY, 'batch_size', *['limit']*(not sets)) and getattr(config, f.name) != f.default]
-    if unused and not any(c.config for c in found): raise InputError(f'all images are drawn already: --{unused[0].replace("_", "-")} has nothing to say')
+
+    found = [
+        contestant(n, s, config)
+        for n, s in distinct([named(m, 'a model') for m in options.models], 'models').items()
+    ]
+    if len(found) < 2:
+        raise InputError('name two models or more, such as base=icons ours=work/model')
+    sets = [
+        read_prompts(s, n, limit=config.limit)
+        for n, s in distinct(
+            [named(p, 'a prompt set') for p in options.prompts], 'prompt sets'
+        ).items()
+    ]
+    if not sets and any(c.config for c in found):
+        raise InputError('name the prompts to draw for: --prompts FILE')
+    if len(sets) > 1 and any(c.images for c in found):
+        raise InputError(
+            'a folder of images has one prompt set: name one, or let all images be drawn'
+        )
+    for c in found:
+        check_drawn(c, sets)
+    unused = [
+        f.name
+        for f in fields(config)
+        if f.name in (*DRAWN_BY, 'batch_size', *['limit'] * (not sets))
+        and getattr(config, f.name) != f.default
+    ]
+    if unused and not any(c.config for c in found):
+        raise InputError(
+            f'all images are drawn already: --{unused[0].replace("_", "-")} has nothing to say'
+        )
     return found, sets
+
 
 def check_drawn(contestant, sets) -> None:
     "Raises InputError if a contestant's images were drawn for other prompts than those named."
-    if not contestant.images or not sets: return
-    if read_json(contestant.images/'inputs.json').get('prompts') != sets[0].key: raise InputError(f'{contestant.images} was drawn for other prompts than {sets[0].name}: leave out --prompts, or name its own (with its --limit)')
+    if not contestant.images or not sets:
+        return
+    if read_json(contestant.images / 'inputs.json').get('prompts') != sets[0].key:
+        raise InputError(
+            f'{contestant.images} was drawn for other prompts than {sets[0].name}: leave out'
+            ' --prompts, or name its own (with its --limit)'
+        )
 
 # %% ../nbs/90_cli.ipynb #b94f7f22
-@verb('evaluate', 'Draw what is missing with two models or more, score the images, and print win rates with intervals.', EvaluateOptions, stage='sampling.SampleConfig',
-      hidden=('model', 'prompts', 'lora'), positional=('models',))
+@verb(
+    'evaluate',
+    'Draw what is missing with two models or more, score the images, and print win rates with'
+    ' intervals.',
+    EvaluateOptions,
+    stage='sampling.SampleConfig',
+    hidden=('model', 'prompts', 'lora'),
+    positional=('models',),
+)
 def evaluate(options, config):
     "Models to win rates."
     from itertools import combinations
@@ -475,39 +863,106 @@ def evaluate(options, config):
     from balanceddpo.families import local_folder
     from balanceddpo.sampling import open_images, sample as draw
     from balanceddpo.scorers import load_scorers
-    found, sets = field_of(options, config); specs = scorer_specs(scorer_names(options.scorers), options.register)
-    if options.dry_run: return show_plan(evaluate_plan(options, found, sets, specs))
+
+    found, sets = field_of(options, config)
+    specs = scorer_specs(scorer_names(options.scorers), options.register)
+    if options.dry_run:
+        return show_plan(evaluate_plan(options, found, sets, specs))
     for c in found:
-        if c.config: local_folder(c.config.model)                    # a model that cannot be had is told before hours are spent on drawing with the others
-    stores = [(c.name, s.name if s else 'prompts', open_images(c.images) if c.images else draw(c.config, s, progress=watched())) for s in sets or [None] for c in found]
+        # a model that cannot be had is told before hours are spent on drawing with the others
+        if c.config:
+            local_folder(c.config.model)
+    stores = [
+        (
+            c.name,
+            s.name if s else 'prompts',
+            open_images(c.images) if c.images else draw(c.config, s, progress=watched()),
+        )
+        for s in sets or [None]
+        for c in found
+    ]
     scorers = load_scorers(specs, config.device, options.scorer_dtype)
-    scores = pd.concat([score_images(store, scorers, model=name, prompt_set=s, progress=watched()) for name, s, store in stores], ignore_index=True)
+    scores = pd.concat(
+        [
+            score_images(store, scorers, model=name, prompt_set=s, progress=watched())
+            for name, s, store in stores
+        ],
+        ignore_index=True,
+    )
     pairs = [(b.name, a.name) for a, b in combinations(found, 2)]
-    rates = compare(scores, pairs, [s.name for s in scorers], protocol=options.protocol, ties=options.ties)
-    out = options.out or runs_root()/'evaluate'/digest([[n, s, store.inputs] for n, s, store in stores], {s.name: s.key for s in scorers}, options.protocol, options.ties)
-    write_results(out, rates, scores, options, {f'{n}, {s}': store.inputs for n, s, store in stores})
+    rates = compare(
+        scores, pairs, [s.name for s in scorers], protocol=options.protocol, ties=options.ties
+    )
+    out = options.out or runs_root() / 'evaluate' / digest(
+        [[n, s, store.inputs] for n, s, store in stores],
+        {s.name: s.key for s in scorers},
+        options.protocol,
+        options.ties,
+    )
+    write_results(
+        out, rates, scores, options, {f'{n}, {s}': store.inputs for n, s, store in stores}
+    )
+
 
 def evaluate_plan(options, found, sets, specs) -> list[str]:
     "What `evaluate` would do."
-    lines = [l for s in sets for c in found if c.config for l in sample_plan(c.config, s)] + [f'take the images of {c.name} from {c.images}' for c in found if c.images]
+    lines = [l for s in sets for c in found if c.config for l in sample_plan(c.config, s)] + [
+        f'take the images of {c.name} from {c.images}' for c in found if c.images
+    ]
     n = sum(len(s) * c.config.images_per_prompt for s in sets for c in found if c.config)
-    return lines + [f'score {amount(n, "drawn images")} with {", ".join(s.name for s in specs)}: at most {amount(n*len(specs), "image passes")}',
-                    f'{len(found)*(len(found)-1)//2} comparisons on {max(1, len(sets))} prompt sets by {len(specs)} scorers', f'write win_rates.csv, .md, .tex to {options.out or runs_root()/"evaluate"}']
+    return lines + [
+        (
+            f'score {amount(n, "drawn images")} with {", ".join(s.name for s in specs)}: at most'
+            f' {amount(n * len(specs), "image passes")}'
+        ),
+        (
+            f'{len(found) * (len(found) - 1) // 2} comparisons on {max(1, len(sets))} prompt sets'
+            f' by {len(specs)} scorers'
+        ),
+        f'write win_rates.csv, .md, .tex to {options.out or runs_root() / "evaluate"}',
+    ]
 
 # %% ../nbs/90_cli.ipynb #541275e7
 def write_results(out, rates, scores, options, drawn) -> None:
-    "Write and print the table of win rates; beside it every number (comparisons.csv), the scores of the images, and how it was made: `drawn` has what each store of images came from."
+    """Write and print the table of win rates; beside it every number (comparisons.csv), the scores
+    of the images, and how it was made: `drawn` has what each store of images came from."""
     import shlex
-    from balanceddpo.reporting import bold_cells, markdown_table, save_table, table_cells, win_rate_table, write_provenance
+    from balanceddpo.reporting import (
+        bold_cells,
+        markdown_table,
+        save_table,
+        table_cells,
+        win_rate_table,
+        write_provenance,
+    )
+
     table, low, high = (win_rate_table(rates, value=v) for v in ('win_rate', 'low', 'high'))
-    how = {'best': 'the best image a prompt', 'mean': 'the mean of the images of a prompt', 'paired': 'image by image'}[options.protocol]
-    caption = f'Win rates (%) with 95 % intervals, {how}, ties: {options.ties}; bold: the interval is above 50'
-    paths = save_table(table, out/'win_rates', caption, 'tab:win-rates', bold=low > 50, low=low, high=high)
-    with staged(out/'comparisons.csv') as t: rates.to_csv(t, index=False)
-    with staged(out/'scores.parquet') as t: scores.to_parquet(t, index=False)
-    write_provenance(out, 'provenance', shlex.join(['balanceddpo', *sys.argv[1:]]), {'options': canonical(options), 'images': drawn},
-                     sorted({inputs['seed'] for inputs in drawn.values()}), outputs=[*paths, out/'comparisons.csv', out/'scores.parquet'])
-    print(f'{caption}\n\n{markdown_table(table_cells(table, 1, low, high), bold_cells(table, low > 50))}\ntables: {out}')
+    how = {
+        'best': 'the best image a prompt',
+        'mean': 'the mean of the images of a prompt',
+        'paired': 'image by image',
+    }[options.protocol]
+    caption = (
+        f'Win rates (%) with 95 % intervals, {how}, ties: {options.ties}; bold: the interval is'
+        ' above 50'
+    )
+    paths = save_table(
+        table, out / 'win_rates', caption, 'tab:win-rates', bold=low > 50, low=low, high=high
+    )
+    with staged(out / 'comparisons.csv') as t:
+        rates.to_csv(t, index=False)
+    with staged(out / 'scores.parquet') as t:
+        scores.to_parquet(t, index=False)
+    write_provenance(
+        out,
+        'provenance',
+        shlex.join(['balanceddpo', *sys.argv[1:]]),
+        {'options': canonical(options), 'images': drawn},
+        sorted({inputs['seed'] for inputs in drawn.values()}),
+        outputs=[*paths, out / 'comparisons.csv', out / 'scores.parquet'],
+    )
+    printed = markdown_table(table_cells(table, 1, low, high), bold_cells(table, low > 50))
+    print(f'{caption}\n\n{printed}\ntables: {out}')
 
 # %% ../nbs/90_cli.ipynb #6207d62c
 @dataclass(frozen=True)
@@ -557,113 +1012,204 @@ def reproduce(options, _=None):
     show_plan(lines)
 
 # %% ../nbs/90_cli.ipynb #e358e773
-PARTS = {'model': 'icons, a StableDiffusionPipeline folder', 'model-xl': 'icons-xl, a StableDiffusionXLPipeline folder', 'scorers': 'HPS v2, CLIP, PickScore and Aesthetic in their own formats', 'recogniser': 'the held-out recogniser',
-         'pairs': 'image pairs with the labels of simulated annotators', 'prompts': 'prompt sets'}
+PARTS = {
+    'model': 'icons, a StableDiffusionPipeline folder',
+    'model-xl': 'icons-xl, a StableDiffusionXLPipeline folder',
+    'scorers': 'HPS v2, CLIP, PickScore and Aesthetic in their own formats',
+    'recogniser': 'the held-out recogniser',
+    'pairs': 'image pairs with the labels of simulated annotators',
+    'prompts': 'prompt sets',
+}
+
 
 @dataclass(frozen=True)
 class IconsOptions:
     "What `balanceddpo icons` takes."
-    export: Optional[Path] = None  # copy the icon world (model, scorers, pairs, prompts) into this new folder
-    grid: Optional[Path] = None  # draw the first pairs with their captions and labels into this file (PDF and PNG)
+
+    # copy the icon world (model, scorers, pairs, prompts) into this new folder
+    export: Optional[Path] = None
+    # draw the first pairs with their captions and labels into this file (PDF and PNG)
+    grid: Optional[Path] = None
     rows: int = 8  # pairs in the grid
     dry_run: bool = False  # only say what would be written
 
-@verb('icons', 'Tell what the embedded icon world holds, copy it out, or draw some of its pairs.', IconsOptions)
+
+@verb(
+    'icons',
+    'Tell what the embedded icon world holds, copy it out, or draw some of its pairs.',
+    IconsOptions,
+)
 def icons(options, _=None):
     "About the icon world."
     root = asset('model').parent
-    if options.export and options.export.exists(): raise InputError(f'{options.export} is there already: name a new folder')
-    if options.dry_run: return show_plan([f'{part}: {about_part(root/part)} ({what})' for part, what in PARTS.items()] + [f'write to {p}' for p in (options.export, options.grid) if p])
-    if options.export: export_icons(root, options.export)
-    if options.grid: draw_pairs(options.grid, options.rows)
+    if options.export and options.export.exists():
+        raise InputError(f'{options.export} is there already: name a new folder')
+    if options.dry_run:
+        return show_plan(
+            [f'{part}: {about_part(root / part)} ({what})' for part, what in PARTS.items()]
+            + [f'write to {p}' for p in (options.export, options.grid) if p]
+        )
+    if options.export:
+        export_icons(root, options.export)
+    if options.grid:
+        draw_pairs(options.grid, options.rows)
     if not (options.export or options.grid):
-        print('The icon world: small pictures of icons in four styles on plain backgrounds, and models trained on them. No person judged them: annotators are simulated.')
-        for part, what in PARTS.items(): print(f'  {part:<11} {about_part(root/part)}: {what}')
+        print(
+            'The icon world: small pictures of icons in four styles on plain backgrounds, and'
+            ' models trained on them. No person judged them: annotators are simulated.'
+        )
+        for part, what in PARTS.items():
+            print(f'  {part:<11} {about_part(root / part)}: {what}')
+
 
 def about_part(path) -> str:
     "Files and bytes of a part of the icon world, and its pairs or prompts."
     files = [p for p in path.rglob('*') if p.is_file()]
     size = f'{amount(sum(p.stat().st_size for p in files), "bytes")} in {len(files)} files'
-    if path.name == 'pairs': return f'{count_pairs("icons")} pairs, {size}'
-    if path.name == 'prompts': return ', '.join(f'{sum(1 for l in p.open(encoding="utf-8") if l.strip())} {p.stem}' for p in sorted(files) if p.suffix == '.txt')
+    if path.name == 'pairs':
+        return f'{count_pairs("icons")} pairs, {size}'
+    if path.name == 'prompts':
+        return ', '.join(
+            f'{sum(1 for l in p.open(encoding="utf-8") if l.strip())} {p.stem}'
+            for p in sorted(files)
+            if p.suffix == '.txt'
+        )
     return size
+
 
 def export_icons(root, out) -> None:
     "Copy the parts of the icon world into a new folder."
     import shutil
+
     with staged(out) as folder:
-        for part in PARTS: shutil.copytree(root/part, folder/part)
-    print(f'icon world: {out}; its model loads with StableDiffusionPipeline.from_pretrained({str(out/"model")!r})')
+        for part in PARTS:
+            shutil.copytree(root / part, folder / part)
+    print(
+        f'icon world: {out}; its model loads with'
+        f' StableDiffusionPipeline.from_pretrained({str(out / "model")!r})'
+    )
+
 
 def draw_pairs(file, rows) -> None:
     "A grid of the first pairs, the preferred image marked."
     from balanceddpo.pairs import decode, read_pairs
     from balanceddpo.reporting import image_grid, save_figure
-    pairs = list(read_pairs('icons', rows)); word = {None: ('', ''), 1.: ('preferred', ''), 0.: ('', 'preferred'), .5: ('tie', 'tie')}
-    grid = image_grid([[decode(i) for i in p.images] for p in pairs], [p.caption for p in pairs], ['image 0', 'image 1'], [word[p.label_0] for p in pairs], width=4.)
-    for path in save_figure(grid, file.with_suffix('')): print(path)
+
+    pairs = list(read_pairs('icons', rows))
+    word = {None: ('', ''), 1.0: ('preferred', ''), 0.0: ('', 'preferred'), 0.5: ('tie', 'tie')}
+    grid = image_grid(
+        [[decode(i) for i in p.images] for p in pairs],
+        [p.caption for p in pairs],
+        ['image 0', 'image 1'],
+        [word[p.label_0] for p in pairs],
+        width=4.0,
+    )
+    for path in save_figure(grid, file.with_suffix('')):
+        print(path)
 
 # %% ../nbs/90_cli.ipynb #fde3de47
 def overview() -> str:
     "What `balanceddpo --help` prints."
     lines = '\n'.join(f'  {v.name:<10} {v.does}' for v in VERBS.values())
-    return f'''usage: balanceddpo VERB [options]
+    return f"""usage: balanceddpo VERB [options]
        balanceddpo VERB --help
 
 Align text-to-image diffusion models with several scorers at once.
 
 {lines}
 
-Every verb takes --dry-run. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names a place.
---numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and onednn are the other choices.'''
+Every verb takes --dry-run. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names
+a place. --numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and
+onednn are the other choices."""
+
 
 def without_numerics(argv) -> list[str]:
-    "The words without `--numerics VALUE`, which holds for any verb and goes into the environment, so that processes started from here have it too."
-    words = [part for word in argv for part in (word.split('=', 1) if word.startswith('--numerics=') else [word])]
+    """The words without `--numerics VALUE`, which holds for any verb and goes into the environment,
+    so that processes started from here have it too."""
+    words = [
+        part
+        for word in argv
+        for part in (word.split('=', 1) if word.startswith('--numerics=') else [word])
+    ]
     if '--numerics' not in words:
         return list(argv)
     from balanceddpo.numerics import CHOICES, asked_numerics
+
     at = words.index('--numerics')
     if at + 1 == len(words):
         raise InputError(f'--numerics needs a value: {", ".join(CHOICES)}')
     os.environ['BALANCEDDPO_NUMERICS'] = words[at + 1]
     asked_numerics()
-    return words[:at] + words[at + 2:]
+    return words[:at] + words[at + 2 :]
+
 
 def dispatch(argv) -> None:
     "Run the verb that the words name. Raises InputError for an unknown one."
-    if not argv or argv[0] in ('-h', '--help'): print(overview())
+    if not argv or argv[0] in ('-h', '--help'):
+        print(overview())
     elif argv[0] == '--version':
         import balanceddpo
+
         print(f'balanceddpo {balanceddpo.__version__}')
-    elif argv[0] not in VERBS: raise InputError(f'unknown verb {argv[0]!r}: use {", ".join(VERBS)}')
+    elif argv[0] not in VERBS:
+        raise InputError(f'unknown verb {argv[0]!r}: use {", ".join(VERBS)}')
     else:
         options, settings = parse(VERBS[argv[0]], argv[1:])
-        if getattr(options, 'out', None): check_place(options.out)
+        if getattr(options, 'out', None):
+            check_place(options.out)
         VERBS[argv[0]].run(options, settings)
 
+
 def check_place(out) -> None:
-    "Raises InputError if nothing can be written to `out`, before hours are spent on what should be written there."
+    """Raises InputError if nothing can be written to `out`, before hours are spent on what should
+    be written there."""
     there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if there != out.absolute() and not there.is_dir(): raise InputError(f'cannot write to {out}: {there} is a file')
-    if not os.access(there, os.W_OK): raise InputError(f'cannot write to {out}: no permission to write to {there}')
+    if there != out.absolute() and not there.is_dir():
+        raise InputError(f'cannot write to {out}: {there} is a file')
+    if not os.access(there, os.W_OK):
+        raise InputError(f'cannot write to {out}: no permission to write to {there}')
 
 # %% ../nbs/90_cli.ipynb #b31ae55c
 def main(argv=None) -> int:
-    "The command line: returns the exit code, 0, 2 for bad input, 1 for a failed notebook, 130 if interrupted."
+    """The command line: returns the exit code, 0, 2 for bad input, 1 for a failed notebook, 130 if
+    interrupted."""
     from balanceddpo.reproduction import NotebookError
-    said = lambda text, code: print('balanceddpo:', ' '.join(str(text).split()), file=sys.stderr) or code
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false'); os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error'); os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
-    if not watched(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-    try: dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
-    except InputError as e: return said(e, 2)
-    except NotebookError as e: return said(e, 1)
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as e: return said(f'{e.filename}: {e.strerror}', 2)
-    except KeyboardInterrupt: return said('interrupted: the same command goes on where it was', 130)
+
+    said = lambda text, code: (
+        print('balanceddpo:', ' '.join(str(text).split()), file=sys.stderr) or code
+    )
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
+    if not watched():
+        os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+    try:
+        dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
+    except InputError as e:
+        return said(e, 2)
+    except NotebookError as e:
+        return said(e, 1)
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as e:
+        return said(f'{e.filename}: {e.strerror}', 2)
+    except KeyboardInterrupt:
+        return said('interrupted: the same command goes on where it was', 130)
     except RuntimeError as e:
-        if type(e).__name__ != 'OutOfMemoryError': raise                        # torch's; importing it to compare would slow down every start
-        return said(f'{str(e).splitlines()[0]}; use less at once: --micro-batch-size and --gradient-checkpointing in train, --batch-size elsewhere, or --dtype, --scorer-dtype or --precision bf16', 1)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141      # the reader of our output has left
+        # torch's; importing it to compare would slow down every start
+        if type(e).__name__ != 'OutOfMemoryError':
+            raise
+        return said(
+            f'{str(e).splitlines()[0]}; use less at once: --micro-batch-size and'
+            ' --gradient-checkpointing in train, --batch-size elsewhere, or --dtype,'
+            ' --scorer-dtype or --precision bf16',
+            1,
+        )
+    # the reader of our output has left
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())      # python -m balanceddpo.cli; not in a notebook
+
+# python -m balanceddpo.cli; not in a notebook
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

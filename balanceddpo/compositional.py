@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from .evaluation import as_json, bootstrap_interval, compare_scores, mean_score, rate_interval, refuse_mismatch, score_grid, wilson
+from balanceddpo.evaluation import (
+    as_json,
+    bootstrap_interval,
+    compare_scores,
+    mean_score,
+    rate_interval,
+    refuse_mismatch,
+    score_grid,
+    wilson,
+)
 from .pairs import prompt_id, valid_text
 from .store import InputError, canonical, digest, runs_root, staged, write_json
 
@@ -23,30 +32,49 @@ __all__ = ['TASK_COLUMNS', 'TAGS', 'COLORS', 'RELATIONS', 'THRESHOLD', 'COUNTING
            'published_geneval']
 
 # %% ../nbs/68_compositional.ipynb #1bd74946
-TASK_COLUMNS = ('model', 'task', 'prompt_id', 'image_index', 'correct')    # perhaps also seed, sampler, and the reason in words
+# perhaps also seed, sampler, and the reason in words
+TASK_COLUMNS = ('model', 'task', 'prompt_id', 'image_index', 'correct')
+
 
 def check_tasks(table):
-    "The task table itself. Raises InputError if it lacks a column, has no rows or an image twice, or a `correct` that is neither true nor false."
+    """The task table itself. Raises InputError if it lacks a column, has no rows or an image twice,
+    or a `correct` that is neither true nor false."""
     if lacking := [c for c in TASK_COLUMNS if c not in table.columns]:
-        raise InputError(f'a task table lacks the column {lacking[0]!r}: it has {", ".join(map(str, table.columns))}')
-    if not len(table): raise InputError('a task table has no rows: were its images drawn?')
+        raise InputError(
+            f'a task table lacks the column {lacking[0]!r}: it has'
+            f' {", ".join(map(str, table.columns))}'
+        )
+    if not len(table):
+        raise InputError('a task table has no rows: were its images drawn?')
     if (twice := table[table.duplicated(list(TASK_COLUMNS[:4]))]).size:
-        raise InputError('{0[model]}, {0[task]}: prompt {0[prompt_id]} has image {0[image_index]} twice'.format(twice.iloc[0]))
-    if not table['correct'].isin([0, 1]).all(): raise InputError('an image of a task table is neither correct nor wrong: each needs 0 or 1')
+        raise InputError(
+            '{0[model]}, {0[task]}: prompt {0[prompt_id]} has image {0[image_index]} twice'.format(
+                twice.iloc[0]
+            )
+        )
+    if not table['correct'].isin([0, 1]).all():
+        raise InputError('an image of a task table is neither correct nor wrong: each needs 0 or 1')
     return table
 
 # %% ../nbs/68_compositional.ipynb #6ee29756
-def mean_interval(parts, level=.95, resamples=10_000, seed=0):
-    """Percentile bootstrap interval (low, high) of the mean over `parts` of sum(points)/sum(out_of); parts: pairs of float [p], out_of > 0.
+def mean_interval(parts, level=0.95, resamples=10_000, seed=0):
+    """Percentile bootstrap interval (low, high) of the mean over `parts` of
+    sum(points)/sum(out_of); parts: pairs of float [p], out_of > 0.
 
-    The prompts of each part are drawn again apart. One part alone has the interval of `evaluation.bootstrap_interval`."""
+    The prompts of each part are drawn again apart. One part alone has the interval of
+    `evaluation.bootstrap_interval`."""
     import numpy as np
-    rng, total = np.random.default_rng(seed), 0.
+
+    rng, total = np.random.default_rng(seed), 0.0
     for points, out_of in parts:
-        outcomes, times = np.unique(np.stack([points, out_of], axis=1).astype('float64'), axis=0, return_counts=True)
-        drawn, divisor = (rng.multinomial(len(points), times/len(points), size=resamples) @ outcomes).T
-        total = total + drawn/divisor
-    return tuple(np.quantile(total/len(parts), [(1 - level)/2, (1 + level)/2]).tolist())
+        outcomes, times = np.unique(
+            np.stack([points, out_of], axis=1).astype('float64'), axis=0, return_counts=True
+        )
+        drawn, divisor = (
+            rng.multinomial(len(points), times / len(points), size=resamples) @ outcomes
+        ).T
+        total = total + drawn / divisor
+    return tuple(np.quantile(total / len(parts), [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 # %% ../nbs/68_compositional.ipynb #c2d65388
 def _by_prompt(part):
@@ -54,344 +82,614 @@ def _by_prompt(part):
     sums = part.astype({'correct': 'float64'}).groupby('prompt_id')['correct'].agg(['sum', 'count'])
     return sums['sum'].to_numpy(), sums['count'].to_numpy('float64')
 
+
 def _parts(table) -> dict:
     "Model -> task -> `_by_prompt`. Raises InputError if a model lacks a task that another has."
     tasks = list(check_tasks(table)['task'].unique())
-    found = {model: {t: _by_prompt(part) for t, part in own.groupby('task', sort=False)} for model, own in table.groupby('model', sort=False)}
+    found = {
+        model: {t: _by_prompt(part) for t, part in own.groupby('task', sort=False)}
+        for model, own in table.groupby('model', sort=False)
+    }
     for model, own in found.items():
-        if lacking := [t for t in tasks if t not in own]: raise InputError(f'{model} has no images of the task {lacking[0]!r}, and others have')
+        if lacking := [t for t in tasks if t not in own]:
+            raise InputError(f'{model} has no images of the task {lacking[0]!r}, and others have')
     return {model: {t: own[t] for t in tasks} for model, own in found.items()}
 
-def task_scores(table, level=.95, resamples=10_000, seed=0):
-    """The share of correct images by model and task, and 'overall', the mean over tasks (GenEval, evaluation/summary_scores.py): DataFrame, one row a model and task.
 
-    Columns model, task, prompts, images, score, low, high (Wilson with n = prompts; overall: bootstrap, and Wilson where all are right or all wrong), boot_low, boot_high (bootstrap over prompts);
-    fractions of 1. Raises InputError as `check_tasks`, and if a model lacks a task that another has."""
+def task_scores(table, level=0.95, resamples=10_000, seed=0):
+    """The share of correct images by model and task, and 'overall', the mean over tasks (GenEval,
+    evaluation/summary_scores.py): DataFrame, one row a model and task.
+
+    Columns model, task, prompts, images, score, low, high (Wilson with n = prompts; overall:
+    bootstrap, and Wilson where all are right or all wrong), boot_low, boot_high (bootstrap over
+    prompts); fractions of 1. Raises InputError as `check_tasks`, and if a model lacks a task
+    that another has."""
     import numpy as np, pandas as pd
+
     rows, names = [], ('low', 'high', 'boot_low', 'boot_high')
     for model, parts in _parts(table).items():
         for task, (points, out_of) in parts.items():
-            n, score = len(points), points.sum()/out_of.sum()
-            bounds = *wilson(score*n, n, level), *rate_interval(points, out_of, out_of.max(), level, resamples, seed)
-            rows.append({'model': model, 'task': task, 'prompts': n, 'images': int(out_of.sum()), 'score': score} | dict(zip(names, bounds)))
-        mine = rows[-len(parts):]
-        total = {c: sum(r[c] for r in mine) for c in ('prompts', 'images')} | {'score': np.mean([r['score'] for r in mine])}
-        if total['score'] in (0, 1): bounds = wilson(total['score']*total['prompts'], total['prompts'], level)               # drawn again it would be the same
-        else: bounds = mean_interval([parts[t] for t in sorted(parts)], level, resamples, seed)                              # whatever the order of rows
-        rows.append({'model': model, 'task': 'overall'} | total | dict(zip(names, bounds*2)))
+            n, score = len(points), points.sum() / out_of.sum()
+            bounds = (
+                *wilson(score * n, n, level),
+                *rate_interval(points, out_of, out_of.max(), level, resamples, seed),
+            )
+            rows.append(
+                {
+                    'model': model,
+                    'task': task,
+                    'prompts': n,
+                    'images': int(out_of.sum()),
+                    'score': score,
+                }
+                | dict(zip(names, bounds))
+            )
+        mine = rows[-len(parts) :]
+        total = {c: sum(r[c] for r in mine) for c in ('prompts', 'images')} | {
+            'score': np.mean([r['score'] for r in mine])
+        }
+        # drawn again it would be the same
+        if total['score'] in (0, 1):
+            bounds = wilson(total['score'] * total['prompts'], total['prompts'], level)
+        # whatever the order of rows
+        else:
+            bounds = mean_interval([parts[t] for t in sorted(parts)], level, resamples, seed)
+        rows.append({'model': model, 'task': 'overall'} | total | dict(zip(names, bounds * 2)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/68_compositional.ipynb #00499966
 def as_scores(table):
-    "A task table as a score table of `evaluation`: tasks are prompt sets, 'correct' is the scorer; a seed or sampler that is not told counts as equal."
-    scores = check_tasks(table).rename(columns={'task': 'prompt_set'}).astype({'correct': 'float64'})
-    return scores.assign(**{c: empty for c, empty in (('seed', 0), ('sampler', '{}'), ('scorer_keys', '{}')) if c not in scores})
+    """A task table as a score table of `evaluation`: tasks are prompt sets, 'correct' is the
+    scorer; a seed or sampler that is not told counts as equal."""
+    scores = (
+        check_tasks(table).rename(columns={'task': 'prompt_set'}).astype({'correct': 'float64'})
+    )
+    return scores.assign(
+        **{
+            c: empty
+            for c, empty in (('seed', 0), ('sampler', '{}'), ('scorer_keys', '{}'))
+            if c not in scores
+        }
+    )
+
 
 def _overall_difference(a, b, level, resamples, seed):
     "The last row of `task_differences` for the score tables of two models."
     import numpy as np
+
     parts, means = [], []
     for task in sorted(a['prompt_set'].unique()):
-        x, y = (t[t['prompt_set'] == task] for t in (a, b)); refuse_mismatch(x, y)
+        x, y = (t[t['prompt_set'] == task] for t in (a, b))
+        refuse_mismatch(x, y)
         x, y = (mean_score(score_grid(t, 'correct')) for t in (x, y))
-        parts.append((x - y, np.ones_like(x))); means.append((x.mean(), y.mean()))
-    mean_a, mean_b = np.mean(means, axis=0); low, high = mean_interval(parts, level, resamples, seed)
-    return {'n': sum(len(d) for d, _ in parts), 'mean_a': mean_a, 'mean_b': mean_b, 'difference': mean_a - mean_b, 'low': low, 'high': high}
+        parts.append((x - y, np.ones_like(x)))
+        means.append((x.mean(), y.mean()))
+    mean_a, mean_b = np.mean(means, axis=0)
+    low, high = mean_interval(parts, level, resamples, seed)
+    return {
+        'n': sum(len(d) for d, _ in parts),
+        'mean_a': mean_a,
+        'mean_b': mean_b,
+        'difference': mean_a - mean_b,
+        'low': low,
+        'high': high,
+    }
 
-def task_differences(table, pairs, level=.95, resamples=10_000, seed=0):
-    """The score of one model minus that of another at the same prompts, for each (model_a, model_b) of `pairs`: DataFrame, one row a pair and task, and 'overall'.
 
-    Columns model_a, model_b, task, n (prompts), score_a, score_b, difference, low, high (bootstrap over prompts). Raises InputError if prompts or seeds differ."""
+def task_differences(table, pairs, level=0.95, resamples=10_000, seed=0):
+    """The score of one model minus that of another at the same prompts, for each (model_a, model_b)
+    of `pairs`: DataFrame, one row a pair and task, and 'overall'.
+
+    Columns model_a, model_b, task, n (prompts), score_a, score_b, difference, low, high
+    (bootstrap over prompts). Raises InputError if prompts or seeds differ."""
     import pandas as pd
+
     scores, rows = as_scores(table), []
     for a, b in pairs:
-        rows.append(compare_scores(scores, [(a, b)], ['correct'], level=level, resamples=resamples, seed=seed))
-        overall = _overall_difference(*(scores[scores['model'] == m] for m in (a, b)), level, resamples, seed)
-        rows.append(pd.DataFrame([{'model_a': a, 'model_b': b, 'prompt_set': 'overall', **overall}]))
-    found = pd.concat(rows, ignore_index=True).rename(columns={'prompt_set': 'task', 'mean_a': 'score_a', 'mean_b': 'score_b'})
-    return found[['model_a', 'model_b', 'task', 'n', 'score_a', 'score_b', 'difference', 'low', 'high']]
+        rows.append(
+            compare_scores(
+                scores, [(a, b)], ['correct'], level=level, resamples=resamples, seed=seed
+            )
+        )
+        overall = _overall_difference(
+            *(scores[scores['model'] == m] for m in (a, b)), level, resamples, seed
+        )
+        rows.append(
+            pd.DataFrame([{'model_a': a, 'model_b': b, 'prompt_set': 'overall', **overall}])
+        )
+    found = pd.concat(rows, ignore_index=True).rename(
+        columns={'prompt_set': 'task', 'mean_a': 'score_a', 'mean_b': 'score_b'}
+    )
+    return found[
+        ['model_a', 'model_b', 'task', 'n', 'score_a', 'score_b', 'difference', 'low', 'high']
+    ]
 
 # %% ../nbs/68_compositional.ipynb #2fb7ae6f
 def spread_tasks(found, value='score', rows='model'):
-    "DataFrame of percentages of the column `value`, a row each value of the column `rows` and a column a task, in the order of appearance."
-    wide = 100*found.pivot(index=rows, columns='task', values=value)
-    return wide.reindex(index=found[rows].unique(), columns=found['task'].unique()).rename_axis(index=None, columns=None)
+    """DataFrame of percentages of the column `value`, a row each value of the column `rows` and a
+    column a task, in the order of appearance."""
+    wide = 100 * found.pivot(index=rows, columns='task', values=value)
+    return wide.reindex(index=found[rows].unique(), columns=found['task'].unique()).rename_axis(
+        index=None, columns=None
+    )
 
 # %% ../nbs/68_compositional.ipynb #8db68134
 TAGS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 RELATIONS = ('left of', 'right of', 'above', 'below')
-THRESHOLD, COUNTING_THRESHOLD = .3, .9        # a detection counts above this confidence; for counting above the second
-MAX_OBJECTS, POSITION_THRESHOLD = 16, .1      # detections of one class that count; share of both objects' sizes that makes no direction
+# a detection counts above this confidence; for counting above the second
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
+# detections of one class that count; share of both objects' sizes that makes no direction
+MAX_OBJECTS, POSITION_THRESHOLD = 16, 0.1
+
 
 @dataclass(frozen=True)
 class Clause:
     "So many objects of a class."
+
     name: str
     count: int
     color: str | None = None
-    position: tuple[str, int] | None = None   # one of `RELATIONS`, and the number of the earlier clause it refers to
+    # one of `RELATIONS`, and the number of the earlier clause it refers to
+    position: tuple[str, int] | None = None
+
 
 @dataclass(frozen=True)
 class TaskPrompt:
     "A prompt, the objects its image must show, and those of which it must show fewer."
+
     task: str
     prompt: str
     include: tuple[Clause, ...]
     exclude: tuple[Clause, ...] = ()
 
     @cached_property
-    def id(self) -> str: return prompt_id(self.prompt)
+    def id(self) -> str:
+        return prompt_id(self.prompt)
+
     @property
     def metadata(self) -> dict:
         "The line of GenEval's file."
-        told = lambda c: {'class': c.name, 'count': c.count} | {k: v for k, v in (('color', c.color), ('position', c.position)) if v is not None}
-        clauses = {k: [told(c) for c in v] for k, v in (('include', self.include), ('exclude', self.exclude)) if v}
+        told = lambda c: (
+            {'class': c.name, 'count': c.count}
+            | {k: v for k, v in (('color', c.color), ('position', c.position)) if v is not None}
+        )
+        clauses = {
+            k: [told(c) for c in v]
+            for k, v in (('include', self.include), ('exclude', self.exclude))
+            if v
+        }
         return canonical({'tag': self.task, **clauses, 'prompt': self.prompt})
 
 # %% ../nbs/68_compositional.ipynb #332e1ff1
 def json_lines(path) -> Iterator[tuple[str, dict]]:
-    "Yield (where, object) for each line of a JSON lines file. Raises InputError naming file and line if one is no JSON object in UTF-8."
+    """Yield (where, object) for each line of a JSON lines file. Raises InputError naming file and
+    line if one is no JSON object in UTF-8."""
     try:
         with open(path, 'rb') as f:
             for n, line in enumerate(f, 1):
-                if line.isspace(): continue
+                if line.isspace():
+                    continue
                 where = f'{path}: line {n}'
-                try: value = json.loads(line.decode('utf-8-sig'))
-                except (ValueError, RecursionError) as e: raise InputError(f'{where} is not JSON in UTF-8 ({str(e).splitlines()[0]})') from e
-                if not isinstance(value, dict): raise InputError(f'{where}: a JSON object is wanted, found {type(value).__name__}')
+                try:
+                    value = json.loads(line.decode('utf-8-sig'))
+                except (ValueError, RecursionError) as e:
+                    raise InputError(
+                        f'{where} is not JSON in UTF-8 ({str(e).splitlines()[0]})'
+                    ) from e
+                if not isinstance(value, dict):
+                    raise InputError(
+                        f'{where}: a JSON object is wanted, found {type(value).__name__}'
+                    )
                 yield where, value
-    except OSError as e: raise InputError(f'cannot read {path}: {e.strerror}') from e
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from e
+
 
 def _told(value) -> str:
     "A value from a file in at most 60 plain characters."
-    return ascii(value)[:60] if isinstance(value, str | int | float | None) else type(value).__name__
+    return (
+        ascii(value)[:60] if isinstance(value, str | int | float | None) else type(value).__name__
+    )
+
 
 def _text(value, what, where) -> str:
     "The text itself. Raises InputError unless it is text with something in it and no blank ends."
     if not isinstance(value, str) or not value or value != value.strip():
         raise InputError(f'{where}: {what} must be text without blank ends, found {_told(value)}')
-    try: return valid_text(value)
-    except InputError as e: raise InputError(f'{where}: {what}: {e}') from e
+    try:
+        return valid_text(value)
+    except InputError as e:
+        raise InputError(f'{where}: {what}: {e}') from e
 
 # %% ../nbs/68_compositional.ipynb #9797f247
 def _clause(entry, where, earlier=None) -> Clause:
-    "A clause of `include` after `earlier` others, or of `exclude` (None), which has class and count alone."
-    allowed = ['class', 'count'] + ['color', 'position']*(earlier is not None)
-    if not isinstance(entry, dict): raise InputError(f'{where}: a clause must be an object, found {_told(entry)}')
+    """A clause of `include` after `earlier` others, or of `exclude` (None), which has class and
+    count alone."""
+    allowed = ['class', 'count'] + ['color', 'position'] * (earlier is not None)
+    if not isinstance(entry, dict):
+        raise InputError(f'{where}: a clause must be an object, found {_told(entry)}')
     for k in entry:
-        if k not in allowed: raise InputError(f'{where}: a clause has the unknown field {_told(k)}: it may have {", ".join(allowed)}')
+        if k not in allowed:
+            raise InputError(
+                f'{where}: a clause has the unknown field {_told(k)}: it may have'
+                f' {", ".join(allowed)}'
+            )
     name, count, color, position = (entry.get(k) for k in ('class', 'count', 'color', 'position'))
     if type(count) is not int or not 1 <= count <= MAX_OBJECTS + 1:
-        raise InputError(f'{where}: count must be a whole number from 1 to {MAX_OBJECTS + 1}, found {_told(count)}')
-    if color is not None and color not in COLORS: raise InputError(f'{where}: color must be one of {", ".join(COLORS)}, found {_told(color)}')
-    return Clause(_text(name, 'class', where), count, color, None if position is None else _position(position, where, earlier))
+        raise InputError(
+            f'{where}: count must be a whole number from 1 to {MAX_OBJECTS + 1}, found'
+            f' {_told(count)}'
+        )
+    if color is not None and color not in COLORS:
+        raise InputError(f'{where}: color must be one of {", ".join(COLORS)}, found {_told(color)}')
+    return Clause(
+        _text(name, 'class', where),
+        count,
+        color,
+        None if position is None else _position(position, where, earlier),
+    )
+
 
 def _position(value, where, earlier) -> tuple:
     "(relation, number of an earlier clause)."
     if not isinstance(value, list) or len(value) != 2 or value[0] not in RELATIONS:
-        raise InputError(f'{where}: position must be a list of one of {", ".join(RELATIONS)} and the number of a clause')
+        raise InputError(
+            f'{where}: position must be a list of one of {", ".join(RELATIONS)} and the number of a'
+            ' clause'
+        )
     if type(value[1]) is not int or not 0 <= value[1] < earlier:
-        raise InputError(f'{where}: position refers to clause {_told(value[1])}, counted from 0, and {earlier} come before it')
+        raise InputError(
+            f'{where}: position refers to clause {_told(value[1])}, counted from 0, and {earlier}'
+            ' come before it'
+        )
     return tuple(value)
 
+
 def task_prompt(line, where='line') -> TaskPrompt:
-    "The `TaskPrompt` of a line of GenEval's metadata (a dict). Raises InputError, beginning with `where`, for anything but the published form."
+    """The `TaskPrompt` of a line of GenEval's metadata (a dict). Raises InputError, beginning with
+    `where`, for anything but the published form."""
     tag, include, exclude = line.get('tag'), line.get('include'), line.get('exclude', [])
-    if tag not in TAGS: raise InputError(f'{where}: tag must be one of {", ".join(TAGS)}, found {_told(tag)}')
-    if not isinstance(include, list) or not include: raise InputError(f'{where}: include must be a list of clauses, found {_told(include)}')
-    if not isinstance(exclude, list): raise InputError(f'{where}: exclude must be a list of clauses, found {_told(exclude)}')
-    clauses = tuple(_clause(c, where, n) for n, c in enumerate(include)), tuple(_clause(c, where) for c in exclude)
+    if tag not in TAGS:
+        raise InputError(f'{where}: tag must be one of {", ".join(TAGS)}, found {_told(tag)}')
+    if not isinstance(include, list) or not include:
+        raise InputError(f'{where}: include must be a list of clauses, found {_told(include)}')
+    if not isinstance(exclude, list):
+        raise InputError(f'{where}: exclude must be a list of clauses, found {_told(exclude)}')
+    clauses = (
+        tuple(_clause(c, where, n) for n, c in enumerate(include)),
+        tuple(_clause(c, where) for c in exclude),
+    )
     return TaskPrompt(tag, _text(line.get('prompt'), 'prompt', where), *clauses)
 
+
 def read_geneval(path) -> list:
-    "The `TaskPrompt`s of a file like GenEval's evaluation_metadata.jsonl (its own has 553). Raises InputError naming file and line, also for a prompt that comes twice."
+    """The `TaskPrompt`s of a file like GenEval's evaluation_metadata.jsonl (its own has 553).
+    Raises InputError naming file and line, also for a prompt that comes twice."""
     seen, prompts = {}, []
     for where, line in json_lines(path):
         prompts.append(task_prompt(line, where))
         if (first := seen.setdefault(prompts[-1].prompt, where)) != where:
-            raise InputError(f'{where}: this prompt was there already ({first.rpartition(": ")[2]})')
-    if not prompts: raise InputError(f'{path} holds no prompts')
+            raise InputError(
+                f'{where}: this prompt was there already ({first.rpartition(": ")[2]})'
+            )
+    if not prompts:
+        raise InputError(f'{path} holds no prompts')
     return prompts
 
 # %% ../nbs/68_compositional.ipynb #9d891679
 def prompt_file(prompts, path=None) -> Path:
-    "A JSON file of the texts of `prompts`, at `path` or under `runs_root()`, named by its content; `read_prompts` and `SampleConfig.prompts` take it."
+    """A JSON file of the texts of `prompts`, at `path` or under `runs_root()`, named by its
+    content; `read_prompts` and `SampleConfig.prompts` take it."""
     texts = [p.prompt for p in prompts]
-    return write_json(path or runs_root()/'compositional'/digest(texts)/'prompts.json', texts)
+    return write_json(path or runs_root() / 'compositional' / digest(texts) / 'prompts.json', texts)
 
 # %% ../nbs/68_compositional.ipynb #34e451b4
 class Detection(NamedTuple):
     "One object that a detector found."
-    name: str       # its class
-    score: float    # confidence, 0 to 1
-    box: tuple      # left, top, right, bottom in pixels, y counted from the top
+
+    name: str  # its class
+    score: float  # confidence, 0 to 1
+    box: tuple  # left, top, right, bottom in pixels, y counted from the top
+
 
 def kept_detections(detections, task='') -> dict:
-    "Class -> its detections that count for a task, the most confident first. Raises InputError for a score or box that is no number."
+    """Class -> its detections that count for a task, the most confident first. Raises InputError
+    for a score or box that is no number."""
     from math import isfinite
+
     threshold, kept = COUNTING_THRESHOLD if task == 'counting' else THRESHOLD, {}
     found = [Detection(*d) for d in detections]
     for d in found:
         if len(d.box) != 4 or not all(map(isfinite, (d.score, *d.box))):
-            raise InputError(f'the detector found {d.name!r} with the score {d.score} and the box {tuple(d.box)}: one number and four are wanted')
+            raise InputError(
+                f'the detector found {d.name!r} with the score {d.score} and the box'
+                f' {tuple(d.box)}: one number and four are wanted'
+            )
     for d in sorted(found, key=lambda d: -d.score):
-        if d.score > threshold: kept.setdefault(d.name, []).append(d)
+        if d.score > threshold:
+            kept.setdefault(d.name, []).append(d)
     return {name: objects[:MAX_OBJECTS] for name, objects in kept.items()}
 
 # %% ../nbs/68_compositional.ipynb #933a3160
 def relations(a, b) -> set:
-    "Where box `a` lies relative to box `b` (left, top, right, bottom, y counted from the top): a set of `RELATIONS`. Source: GenEval, evaluation/evaluate_images.py."
+    """Where box `a` lies relative to box `b` (left, top, right, bottom, y counted from the top): a
+    set of `RELATIONS`. Source: GenEval, evaluation/evaluate_images.py."""
     from math import copysign, hypot
-    offset = [((a[k] + a[k + 2]) - (b[k] + b[k + 2]))/2 for k in (0, 1)]
+
+    offset = [((a[k] + a[k + 2]) - (b[k] + b[k + 2])) / 2 for k in (0, 1)]
     sizes = [abs(a[k + 2] - a[k]) + abs(b[k + 2] - b[k]) for k in (0, 1)]
-    left = [copysign(max(abs(d) - POSITION_THRESHOLD*s, 0.), d) for d, s in zip(offset, sizes)]
-    if all(abs(x) < 1e-3 for x in left): return set()
-    x, y = (v/hypot(*offset) for v in left)
-    return {name for name, holds in zip(RELATIONS, (x < -.5, x > .5, y < -.5, y > .5)) if holds}
+    left = [copysign(max(abs(d) - POSITION_THRESHOLD * s, 0.0), d) for d, s in zip(offset, sizes)]
+    if all(abs(x) < 1e-3 for x in left):
+        return set()
+    x, y = (v / hypot(*offset) for v in left)
+    return {name for name, holds in zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5)) if holds}
 
 # %% ../nbs/68_compositional.ipynb #afd651d6
 def _unmet(clause, objects, groups, color_of) -> str:
-    "Why a clause is not met by its objects, '' if it is; `groups`: the objects of each earlier clause, None where it was not met."
-    if len(objects) < clause.count: return f'{len(objects)} {clause.name} of {clause.count}'
+    """Why a clause is not met by its objects, '' if it is; `groups`: the objects of each earlier
+    clause, None where it was not met."""
+    if len(objects) < clause.count:
+        return f'{len(objects)} {clause.name} of {clause.count}'
     colors = [color_of(d) for d in objects] if clause.color else []
-    if colors.count(clause.color) < len(colors): return f'{clause.name} is {" and ".join(colors)}, not {clause.color}'
-    if not clause.position: return ''
+    if colors.count(clause.color) < len(colors):
+        return f'{clause.name} is {" and ".join(colors)}, not {clause.color}'
+    if not clause.position:
+        return ''
     relation, other = clause.position
-    if groups[other] is None: return f'nothing for {clause.name} to be {relation}'
+    if groups[other] is None:
+        return f'nothing for {clause.name} to be {relation}'
     for d, target in ((d, target) for d in objects for target in groups[other]):
-        if relation not in (seen := relations(d.box, target.box)): return f'{clause.name} is {" and ".join(sorted(seen)) or "in no direction"}, not {relation}'
+        if relation not in (seen := relations(d.box, target.box)):
+            return (
+                f'{clause.name} is {" and ".join(sorted(seen)) or "in no direction"}, not'
+                f' {relation}'
+            )
     return ''
 
+
 def check_detections(prompt, kept, color_of=None) -> str:
-    "Why an image does not show what a `TaskPrompt` asks for, '' if it does. kept: from `kept_detections`; color_of: Detection -> one of `COLORS`."
+    """Why an image does not show what a `TaskPrompt` asks for, '' if it does. kept: from
+    `kept_detections`; color_of: Detection -> one of `COLORS`."""
     groups, reasons = [], []
     for clause in prompt.include:
-        objects = kept.get(clause.name, [])[:clause.count]
-        reasons.append(_unmet(clause, objects, groups, color_of)); groups.append(None if reasons[-1] else objects)
-    reasons += [f'{len(kept[c.name])} {c.name}, fewer than {c.count} wanted' for c in prompt.exclude if len(kept.get(c.name, [])) >= c.count]
+        objects = kept.get(clause.name, [])[: clause.count]
+        reasons.append(_unmet(clause, objects, groups, color_of))
+        groups.append(None if reasons[-1] else objects)
+    reasons += [
+        f'{len(kept[c.name])} {c.name}, fewer than {c.count} wanted'
+        for c in prompt.exclude
+        if len(kept.get(c.name, [])) >= c.count
+    ]
     return '; '.join(r for r in reasons if r)
 
 # %% ../nbs/68_compositional.ipynb #b5655853
 def image_rows(store, model=None):
-    "The first columns of a task table for all images of an `ImageStore`, in the order of its index: model, prompt_id, image_index, seed, sampler."
+    """The first columns of a task table for all images of an `ImageStore`, in the order of its
+    index: model, prompt_id, image_index, seed, sampler."""
     sampler = {k: v for k, v in store.settings.items() if k != 'prompts'}
     rows = store.index[['prompt_id', 'image_index', 'seed']].reset_index(drop=True)
     return rows.assign(model=model or store.model, sampler=as_json(canonical(sampler)))
 
+
 def prompts_of(store, prompts) -> list:
-    "For each image of a store, the one of `prompts` (with an attribute `prompt`) that it was drawn for. Raises InputError for an image of another prompt."
+    """For each image of a store, the one of `prompts` (with an attribute `prompt`) that it was
+    drawn for. Raises InputError for an image of another prompt."""
     known = {p.prompt: p for p in prompts}
     if other := [t for t in store.index['prompt'] if t not in known]:
-        raise InputError(f'{store.folder} has images of a prompt that is not among these: {_told(other[0])}')
+        raise InputError(
+            f'{store.folder} has images of a prompt that is not among these: {_told(other[0])}'
+        )
     return [known[t] for t in store.index['prompt']]
 
+
 def color_classifier(classify_color, image):
-    "Detection -> color, from `classify_color(image, box, name)`. Raises InputError for a color that GenEval does not know."
+    """Detection -> color, from `classify_color(image, box, name)`. Raises InputError for a color
+    that GenEval does not know."""
+
     def color_of(d):
         color = classify_color(image, d.box, d.name)
-        if color not in COLORS: raise InputError(f'classify_color said {_told(color)}: it must be one of {", ".join(COLORS)}')
+        if color not in COLORS:
+            raise InputError(
+                f'classify_color said {_told(color)}: it must be one of {", ".join(COLORS)}'
+            )
         return color
+
     return color_of
 
-def check_images(store, prompts, model=None, detect=None, classify_color=None):
-    """The task table of an `ImageStore` by GenEval's rules: `detect(image)` returns `Detection`s (or such tuples), `classify_color(image, box, name)` one of `COLORS`.
 
-    Raises InputError for an image of another prompt, and without a color classifier where a prompt asks for a color, before anything is detected."""
+def check_images(store, prompts, model=None, detect=None, classify_color=None):
+    """The task table of an `ImageStore` by GenEval's rules: `detect(image)` returns `Detection`s
+    (or such tuples), `classify_color(image, box, name)` one of `COLORS`.
+
+    Raises InputError for an image of another prompt, and without a color classifier where a
+    prompt asks for a color, before anything is detected."""
     wanted, reasons = prompts_of(store, prompts), []
     if classify_color is None and (asks := [p for p in wanted if any(c.color for c in p.include)]):
         raise InputError(f'{asks[0].prompt!r} asks for a color: give classify_color')
     for p, row in zip(wanted, store.index.itertuples()):
         image = store.image(row.prompt_id, row.image_index)
-        reasons.append(check_detections(p, kept_detections(detect(image), p.task), color_classifier(classify_color, image)))
-    return check_tasks(image_rows(store, model).assign(task=[p.task for p in wanted], correct=[not r for r in reasons], reason=reasons))
+        reasons.append(
+            check_detections(
+                p, kept_detections(detect(image), p.task), color_classifier(classify_color, image)
+            )
+        )
+    return check_tasks(
+        image_rows(store, model).assign(
+            task=[p.task for p in wanted], correct=[not r for r in reasons], reason=reasons
+        )
+    )
+
 
 def load_detector(path) -> dict:
-    "The functions `detect` and perhaps `classify_color` of a Python file of yours, which is run, as arguments of `check_images`. Raises InputError if there is none."
+    """The functions `detect` and perhaps `classify_color` of a Python file of yours, which is run,
+    as arguments of `check_images`. Raises InputError if there is none."""
     import runpy
-    if not Path(path).is_file(): raise InputError(f'{path}: no such file with a detector')
+
+    if not Path(path).is_file():
+        raise InputError(f'{path}: no such file with a detector')
     found = runpy.run_path(str(path))
-    if not callable(found.get('detect')): raise InputError(f'{path} defines no function detect(image)')
+    if not callable(found.get('detect')):
+        raise InputError(f'{path} defines no function detect(image)')
     return {k: found[k] for k in ('detect', 'classify_color') if callable(found.get(k))}
 
 # %% ../nbs/68_compositional.ipynb #0b3b41f7
 def export_geneval(store, prompts, folder) -> Path:
-    """Copies the images of a store to `folder` as GenEval's evaluator reads them: 00000/metadata.jsonl and 00000/samples/00000.png, ..., in the order of `prompts`.
+    """Copies the images of a store to `folder` as GenEval's evaluator reads them:
+    00000/metadata.jsonl and 00000/samples/00000.png, ..., in the order of `prompts`.
 
     Raises InputError if the folder is there and not empty, and naming a prompt without images."""
     import shutil
     from balanceddpo.sampling import image_file
-    folder, images = Path(folder), {i: part['image_index'].tolist() for i, part in store.index.groupby('prompt_id')}
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())): raise InputError(f'{folder} is there already: choose an empty folder')
+
+    folder, images = (
+        Path(folder),
+        {i: part['image_index'].tolist() for i, part in store.index.groupby('prompt_id')},
+    )
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f'{folder} is there already: choose an empty folder')
     for p in prompts:
-        if p.id not in images: raise InputError(f'{store.folder} has no images of {p.prompt!r}: draw all prompts first')
+        if p.id not in images:
+            raise InputError(
+                f'{store.folder} has no images of {p.prompt!r}: draw all prompts first'
+            )
     with staged(folder) as t:
         for n, p in enumerate(prompts):
-            here = t/f'{n:05}'; (here/'samples').mkdir(parents=True)
-            (here/'metadata.jsonl').write_text(json.dumps(p.metadata), encoding='utf-8')
-            for i in images[p.id]: shutil.copyfile(store.folder/image_file(p.id, i), here/'samples'/f'{i:05}.png')
+            here = t / f'{n:05}'
+            (here / 'samples').mkdir(parents=True)
+            (here / 'metadata.jsonl').write_text(json.dumps(p.metadata), encoding='utf-8')
+            for i in images[p.id]:
+                shutil.copyfile(
+                    store.folder / image_file(p.id, i), here / 'samples' / f'{i:05}.png'
+                )
     return folder
 
 # %% ../nbs/68_compositional.ipynb #383cd835
-_SAMPLE = re.compile(r'(?:.*[/\\])?[0-9]{1,9}[/\\]samples[/\\]([0-9]{1,9})\.png', re.DOTALL)     # its evaluator's name of an image
+# its evaluator's name of an image
+_SAMPLE = re.compile(r'(?:.*[/\\])?[0-9]{1,9}[/\\]samples[/\\]([0-9]{1,9})\.png', re.DOTALL)
+
 
 def _result(row, where, known) -> dict:
     "A row of the task table from a line of results."
     for name, kind in (('filename', str), ('tag', str), ('prompt', str), ('correct', bool)):
         if not isinstance(row.get(name), kind):
-            raise InputError(f'{where}: {name} must be {"true or false" if kind is bool else "text"}, found {_told(row.get(name))}')
+            raise InputError(
+                f'{where}: {name} must be {"true or false" if kind is bool else "text"}, found'
+                f' {_told(row.get(name))}'
+            )
     p, sample = known.get(row['prompt']), _SAMPLE.fullmatch(row['filename'])
-    if p is None: raise InputError(f'{where}: the prompt {_told(row["prompt"])} is not among the metadata')
-    if row['tag'] != p.task: raise InputError(f'{where}: the tag is {_told(row["tag"])}, and {p.task!r} in the metadata')
-    if not sample: raise InputError(f'{where}: the file name {_told(row["filename"])} does not end as in 00000/samples/00000.png')
-    if 'metadata' in row: _same_metadata(row['metadata'], p, where)
-    return {'task': p.task, 'prompt_id': p.id, 'image_index': int(sample[1]), 'correct': row['correct'], 'reason': str(row.get('reason') or '')}
+    if p is None:
+        raise InputError(f'{where}: the prompt {_told(row["prompt"])} is not among the metadata')
+    if row['tag'] != p.task:
+        raise InputError(f'{where}: the tag is {_told(row["tag"])}, and {p.task!r} in the metadata')
+    if not sample:
+        raise InputError(
+            f'{where}: the file name {_told(row["filename"])} does not end as in'
+            ' 00000/samples/00000.png'
+        )
+    if 'metadata' in row:
+        _same_metadata(row['metadata'], p, where)
+    return {
+        'task': p.task,
+        'prompt_id': p.id,
+        'image_index': int(sample[1]),
+        'correct': row['correct'],
+        'reason': str(row.get('reason') or ''),
+    }
+
 
 def _same_metadata(text, prompt, where):
-    "Raises InputError unless the metadata of a line of results (JSON in a text) are those of its prompt."
-    try: line = json.loads(text) if isinstance(text, str) else text
-    except (ValueError, RecursionError) as e: raise InputError(f'{where}: metadata is not JSON ({str(e).splitlines()[0]})') from e
+    """Raises InputError unless the metadata of a line of results (JSON in a text) are those of its
+    prompt."""
+    try:
+        line = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError) as e:
+        raise InputError(f'{where}: metadata is not JSON ({str(e).splitlines()[0]})') from e
     if not isinstance(line, dict) or task_prompt(line, f'{where}, metadata') != prompt:
         raise InputError(f'{where}: this image was checked against other metadata')
 
-def read_results(path, prompts, model):
-    """The task table in the results.jsonl of GenEval's evaluator: one row an image, columns `TASK_COLUMNS` and reason.
 
-    Raises InputError naming file and line for one that is not of that form, of another prompt or metadata, or of an image that was there already; and if a prompt lacks
-    an image that others have."""
+def read_results(path, prompts, model):
+    """The task table in the results.jsonl of GenEval's evaluator: one row an image, columns
+    `TASK_COLUMNS` and reason.
+
+    Raises InputError naming file and line for one that is not of that form, of another prompt or
+    metadata, or of an image that was there already; and if a prompt lacks an image that others
+    have."""
     import pandas as pd
+
     known, rows, seen = {p.prompt: p for p in prompts}, [], {}
     for where, line in json_lines(path):
-        rows.append(_result(line, where, known)); key = rows[-1]['prompt_id'], rows[-1]['image_index']
-        if (first := seen.setdefault(key, where)) != where: raise InputError(f'{where}: this image was there already ({first.rpartition(": ")[2]})')
+        rows.append(_result(line, where, known))
+        key = rows[-1]['prompt_id'], rows[-1]['image_index']
+        if (first := seen.setdefault(key, where)) != where:
+            raise InputError(f'{where}: this image was there already ({first.rpartition(": ")[2]})')
     indexes = sorted({i for _, i in seen}) or [0]
     for p, i in ((p, i) for p in prompts for i in indexes):
-        if (p.id, i) not in seen: raise InputError(f'{path} has no result for image {i} of {p.prompt!r}')
+        if (p.id, i) not in seen:
+            raise InputError(f'{path} has no result for image {i} of {p.prompt!r}')
     return check_tasks(pd.DataFrame(rows).assign(model=model)[[*TASK_COLUMNS, 'reason']])
 
 # %% ../nbs/68_compositional.ipynb #b18d70fb
 def geneval_inputs(metadata, results, detector, models) -> tuple:
-    """(prompts, task table or None, detector's functions) for `models`, from GenEval's metadata file and either `results` or `detector`.
+    """(prompts, task table or None, detector's functions) for `models`, from GenEval's metadata
+    file and either `results` or `detector`.
 
-    results: 'model=results.jsonl, ...'. detector: a Python file, as in `load_detector`. Raises InputError if one is missing, or is not of its form."""
+    results: 'model=results.jsonl, ...'. detector: a Python file, as in `load_detector`. Raises
+    InputError if one is missing, or is not of its form."""
     import pandas as pd
-    if not metadata: raise InputError("GenEval's prompts are needed: give metadata=evaluation_metadata.jsonl, of the public code djghosh13/geneval")
+
+    if not metadata:
+        raise InputError(
+            "GenEval's prompts are needed: give metadata=evaluation_metadata.jsonl, of the public"
+            ' code djghosh13/geneval'
+        )
     if bool(results) == bool(detector):
-        raise InputError('give either results=MODEL=results.jsonl,... for all models, or detector=FILE.py with the functions detect and classify_color')
+        raise InputError(
+            'give either results=MODEL=results.jsonl,... for all models, or detector=FILE.py with'
+            ' the functions detect and classify_color'
+        )
     prompts = read_geneval(metadata)
-    if detector: return prompts, None, load_detector(detector)
+    if detector:
+        return prompts, None, load_detector(detector)
     files = dict(part.strip().partition('=')[::2] for part in results.split(','))
-    if missing := [m for m in models if not files.get(m)]: raise InputError(f'there are no results of {missing[0]!r}: write results={missing[0]}=results.jsonl')
-    return prompts, pd.concat([read_results(files[m], prompts, m) for m in models], ignore_index=True), {}
+    if missing := [m for m in models if not files.get(m)]:
+        raise InputError(
+            f'there are no results of {missing[0]!r}: write results={missing[0]}=results.jsonl'
+        )
+    return (
+        prompts,
+        pd.concat([read_results(files[m], prompts, m) for m in models], ignore_index=True),
+        {},
+    )
 
 # %% ../nbs/68_compositional.ipynb #4d024b0d
-GENEVAL_PUBLISHED = {'SD1.5': (97, 38, 35, 76, 4, 6, 43), 'SD2.1': (98, 51, 44, 85, 7, 17, 50),       # percent, in the order of `TAGS`, then overall
-                     'SDXL': (98, 74, 39, 85, 15, 23, 55), 'IF-XL': (97, 74, 66, 81, 13, 35, 61)}
-CAPO_PUBLISHED = {'SDXL': 55, 'SDXL with CaPO': 59, 'SD3-M': 68, 'SD3-M with CaPO': 71}              # overall alone
+# percent, in the order of `TAGS`, then overall
+GENEVAL_PUBLISHED = {
+    'SD1.5': (97, 38, 35, 76, 4, 6, 43),
+    'SD2.1': (98, 51, 44, 85, 7, 17, 50),
+    'SDXL': (98, 74, 39, 85, 15, 23, 55),
+    'IF-XL': (97, 74, 66, 81, 13, 35, 61),
+}
+# overall alone
+CAPO_PUBLISHED = {'SDXL': 55, 'SDXL with CaPO': 59, 'SD3-M': 68, 'SD3-M with CaPO': 71}
+
 
 def published_geneval():
-    "GenEval scores as published, percent: DataFrame, a row a source and model, a column a task and 'overall'; NaN where only the overall score was told."
+    """GenEval scores as published, percent: DataFrame, a row a source and model, a column a task
+    and 'overall'; NaN where only the overall score was told."""
     import pandas as pd
-    ours = {('GenEval', model): dict(zip((*TAGS, 'overall'), row)) for model, row in GENEVAL_PUBLISHED.items()}
-    capo = {('CaPO, from a note', model): {'overall': score} for model, score in CAPO_PUBLISHED.items()}
-    return pd.DataFrame([*ours.values(), *capo.values()], pd.MultiIndex.from_tuples([*ours, *capo]), [*TAGS, 'overall'], dtype='float64')
+
+    ours = {
+        ('GenEval', model): dict(zip((*TAGS, 'overall'), row))
+        for model, row in GENEVAL_PUBLISHED.items()
+    }
+    capo = {
+        ('CaPO, from a note', model): {'overall': score} for model, score in CAPO_PUBLISHED.items()
+    }
+    return pd.DataFrame(
+        [*ours.values(), *capo.values()],
+        pd.MultiIndex.from_tuples([*ours, *capo]),
+        [*TAGS, 'overall'],
+        dtype='float64',
+    )

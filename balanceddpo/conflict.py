@@ -18,144 +18,248 @@ __all__ = ['SUM', 'CONSENSUS', 'vote_columns', 'source_weights', 'add_gradients'
            'batch_gradients', 'measure', 'through_training', 'matrix']
 
 # %% ../nbs/43_conflict.ipynb #555f05af
-SUM, CONSENSUS = 'sum of losses', 'consensus'                # the two sources beside the single scorers
+SUM, CONSENSUS = 'sum of losses', 'consensus'  # the two sources beside the single scorers
+
 
 def vote_columns(labels) -> dict:
     "Scorer -> its votes int8 `[n]`, of a labels table."
     return {c.removeprefix('vote_'): labels[c].to_numpy() for c in labels if c.startswith('vote_')}
 
+
 def source_weights(labels) -> dict:
-    """Name -> weights float32 `[n, 2]` of 'image 0 wins' and 'image 1 wins': each scorer of a labels table alone, 'sum of losses' (Eq. 10 with weights
-    1/K), 'consensus' (Eq. 7; a tie has no weight)."""
+    """Name -> weights float32 `[n, 2]` of 'image 0 wins' and 'image 1 wins': each scorer of a
+    labels table alone, 'sum of losses' (Eq. 10 with weights 1/K), 'consensus' (Eq. 7; a tie has
+    no weight)."""
     import numpy as np
-    votes = vote_columns(labels); v = np.stack(list(votes.values()), axis=1)
-    return {k: hard_weights(s) for k, s in votes.items()} | {SUM: shared_weights(v), CONSENSUS: hard_weights(majority(v))}
+
+    votes = vote_columns(labels)
+    v = np.stack(list(votes.values()), axis=1)
+    return {k: hard_weights(s) for k, s in votes.items()} | {
+        SUM: shared_weights(v),
+        CONSENSUS: hard_weights(majority(v)),
+    }
 
 # %% ../nbs/43_conflict.ipynb #56943927
 def add_gradients(total, logits, parameters, weights) -> None:
-    """Add to `total` (name -> fp32 `[P]`, all `parameters` in a row) the gradient of the summed DPO loss of n pairs under each of its sources.
+    """Add to `total` (name -> fp32 `[P]`, all `parameters` in a row) the gradient of the summed DPO
+    loss of n pairs under each of its sources.
 
-    `logits` `[n]` with their graph, which is used up; `weights`: from `source_weights`, for the same pairs."""
+    `logits` `[n]` with their graph, which is used up; `weights`: from `source_weights`, for the
+    same pairs."""
     import torch
+
     for left, (k, vector) in zip(range(len(total) - 1, -1, -1), total.items()):
-        factor = dpo_gradient_weight(logits.detach(), *torch.as_tensor(weights[k]).to(logits.device).unbind(1)); at = 0
+        factor = dpo_gradient_weight(
+            logits.detach(), *torch.as_tensor(weights[k]).to(logits.device).unbind(1)
+        )
+        at = 0
         for part in torch.autograd.grad(logits, parameters, factor, retain_graph=left > 0):
-            vector[at:at + part.numel()] += part.flatten(); at += part.numel()
+            vector[at : at + part.numel()] += part.flatten()
+            at += part.numel()
+
 
 def empty_gradients(parameters, weights) -> dict:
     "Zeros for each source that needs a backward pass of its own."
     import torch
+
     size = sum(p.numel() for p in parameters)
     return {k: torch.zeros(size, device=parameters[0].device) for k in weights if k != SUM}
 
+
 def with_sum(total) -> dict:
-    "The gradients of all sources from those of the scorers and the consensus: the sum of losses has the scorers' mean, and stands before the consensus."
+    """The gradients of all sources from those of the scorers and the consensus: the sum of losses
+    has the scorers' mean, and stands before the consensus."""
     scorers = [k for k in total if k != CONSENSUS]
-    return {k: total[k] for k in scorers} | {SUM: sum(total[k] for k in scorers) / len(scorers), CONSENSUS: total[CONSENSUS]}
+    return {k: total[k] for k in scorers} | {
+        SUM: sum(total[k] for k in scorers) / len(scorers),
+        CONSENSUS: total[CONSENSUS],
+    }
+
 
 def source_gradients(logits, parameters, weights) -> dict:
-    "Name -> the gradient of the summed DPO loss of n pairs under each source's weights, fp32 `[P]`; arguments as in `add_gradients`."
+    """Name -> the gradient of the summed DPO loss of n pairs under each source's weights, fp32
+    `[P]`; arguments as in `add_gradients`."""
     total = empty_gradients(parameters, weights)
     add_gradients(total, logits, parameters, weights)
     return with_sum(total)
 
 # %% ../nbs/43_conflict.ipynb #9dfd5cd8
 def gram(first, second):
-    "The inner products float64 `[S, S]` of gradients (name -> `[P]`) with others by the same names, a piece of the parameters at a time."
+    """The inner products float64 `[S, S]` of gradients (name -> `[P]`) with others by the same
+    names, a piece of the parameters at a time."""
     import torch
+
     total, n = 0, len(first)
     for pieces in zip(*(v.split(2**16) for v in (*first.values(), *second.values()))):
-        x = torch.stack(pieces).double(); total = total + x[:n] @ x[n:].T
+        x = torch.stack(pieces).double()
+        total = total + x[:n] @ x[n:].T
     return total.cpu().numpy()
 
+
 def cosines(first, second=None):
-    """The cosines between gradients (name -> `[P]`): a square DataFrame. With `second`, gradients by the same names on other pairs, between one set and the
-    other, both ways averaged; its diagonal says how far a source agrees with itself. A gradient of zero has NaN."""
+    """The cosines between gradients (name -> `[P]`): a square DataFrame. With `second`, gradients
+    by the same names on other pairs, between one set and the other, both ways averaged; its
+    diagonal says how far a source agrees with itself. A gradient of zero has NaN."""
     import numpy as np, pandas as pd
+
     squares = [gram(g, g) for g in (first, second or first)]
     table = gram(first, second) if second else squares[0]
-    with np.errstate(invalid='ignore'): table = table / np.sqrt(np.outer(*(np.diag(q) for q in squares)))
-    return pd.DataFrame((table + table.T)/2, index=list(first), columns=list(first))
+    with np.errstate(invalid='ignore'):
+        table = table / np.sqrt(np.outer(*(np.diag(q) for q in squares)))
+    return pd.DataFrame((table + table.T) / 2, index=list(first), columns=list(first))
+
 
 def vote_cosine(labels):
-    "The cosines that gradients of orthogonal pairs would have where policy and reference are equal: between the signed weights of the sources. A square DataFrame."
+    """The cosines that gradients of orthogonal pairs would have where policy and reference are
+    equal: between the signed weights of the sources. A square DataFrame."""
     import torch
-    return cosines({k: torch.tensor(w[:, 0] - w[:, 1]).double() for k, w in source_weights(labels).items()})
+
+    return cosines(
+        {k: torch.tensor(w[:, 0] - w[:, 1]).double() for k, w in source_weights(labels).items()}
+    )
 
 # %% ../nbs/43_conflict.ipynb #51550a3f
 def norm_report(gradients, labels) -> dict:
-    """Norms of the gradients of a batch, whose labels table is given: `single`, the mean over scorers; `sum` and `consensus`; both as shares of `single`, and as the
-    shares that orthogonal pairs would have at policy = reference (`sum_orthogonal`, `consensus_orthogonal`); `sum_consensus`, the cosine between the two."""
+    """Norms of the gradients of a batch, whose labels table is given: `single`, the mean over
+    scorers; `sum` and `consensus`; both as shares of `single`, and as the shares that orthogonal
+    pairs would have at policy = reference (`sum_orthogonal`, `consensus_orthogonal`);
+    `sum_consensus`, the cosine between the two."""
     import numpy as np
+
     products, names = gram(gradients, gradients), list(gradients)
-    norms = dict(zip(names, np.sqrt(np.diag(products)))); cosine = products[names.index(SUM), names.index(CONSENSUS)] / (norms[SUM]*norms[CONSENSUS] or np.nan)
+    norms = dict(zip(names, np.sqrt(np.diag(products))))
+    cosine = products[names.index(SUM), names.index(CONSENSUS)] / (
+        norms[SUM] * norms[CONSENSUS] or np.nan
+    )
     single = float(np.mean([norms[k] for k in vote_columns(labels)]))
     signed = {k: w[:, 0] - w[:, 1] for k, w in source_weights(labels).items()}
-    orthogonal = {k: float(np.sqrt((s**2).sum() / np.mean([(signed[j]**2).sum() for j in vote_columns(labels)]))) for k, s in signed.items()}
-    return {'single': single, 'sum': norms[SUM], 'consensus': norms[CONSENSUS], 'sum_share': norms[SUM]/single, 'consensus_share': norms[CONSENSUS]/single,
-            'sum_orthogonal': orthogonal[SUM], 'consensus_orthogonal': orthogonal[CONSENSUS], 'sum_consensus': float(cosine)}
+    orthogonal = {
+        k: float(
+            np.sqrt((s**2).sum() / np.mean([(signed[j] ** 2).sum() for j in vote_columns(labels)]))
+        )
+        for k, s in signed.items()
+    }
+    return {
+        'single': single,
+        'sum': norms[SUM],
+        'consensus': norms[CONSENSUS],
+        'sum_share': norms[SUM] / single,
+        'consensus_share': norms[CONSENSUS] / single,
+        'sum_orthogonal': orthogonal[SUM],
+        'consensus_orthogonal': orthogonal[CONSENSUS],
+        'sum_consensus': float(cosine),
+    }
 
 # %% ../nbs/43_conflict.ipynb #999fa7ca
 @dataclass
 class Probe(Run):
     "A `training.Run` to be measured and never trained."
-    moved: bool = False                  # whether its weights are no longer the base model's
+
+    moved: bool = False  # whether its weights are no longer the base model's
+
 
 def open_probe(config, encoded, labels):
     """A `Probe` with policy and reference at the base model; arguments as in `training.train`.
 
     Sets the global random seeds. Raises InputError as `training.start`."""
     import tempfile
+
     shares = source_weights(labels)[SUM]
     voted = labels.assign(w0=shares[:, 0], w1=shares[:, 1])
-    with tempfile.TemporaryDirectory() as out: return Probe(**vars(start(replace(config, tracker='none'), encoded, voted, LabelConfig('sum_losses'), out)))
+    with tempfile.TemporaryDirectory() as out:
+        return Probe(
+            **vars(
+                start(
+                    replace(config, tracker='none'), encoded, voted, LabelConfig('sum_losses'), out
+                )
+            )
+        )
+
 
 def place_at(run, checkpoint) -> None:
-    "Put the policy and the reference of a checkpoint into a probe. Raises InputError if they are another model's."
+    """Put the policy and the reference of a checkpoint into a probe. Raises InputError if they are
+    another model's."""
     mine, kept = trained_state(run), checkpoint.load('policy')
     check_names(kept, mine, f'the policy in {checkpoint.folder.name}')
     blend_([p.detach() for p in mine.values()], [kept[n].to(p) for n, p in mine.items()])
-    run.reference.load_state_dict(checkpoint.load('reference')); run.moved = True
+    run.reference.load_state_dict(checkpoint.load('reference'))
+    run.moved = True
 
 # %% ../nbs/43_conflict.ipynb #cad656f0
 def batch_gradients(run, places) -> dict:
-    "Name -> the gradient of the mean loss over the pairs at `places` of a probe, `[P]`, for every source; in micro-batches, at the noise of the probe's step."
+    """Name -> the gradient of the mean loss over the pairs at `places` of a probe, `[P]`, for every
+    source; in micro-batches, at the noise of the probe's step."""
     total = empty_gradients(run.parameters, source_weights(run.labels))
     for i in range(0, len(places), run.config.micro_batch_size):
-        some = places[i:i + run.config.micro_batch_size]
+        some = places[i : i + run.config.micro_batch_size]
         logits = pair_logits(outputs_of(run, micro_batch(run, some)), run.config.beta)
         add_gradients(total, logits, run.parameters, source_weights(run.labels.iloc[some]))
     return with_sum({k: g / len(places) for k, g in total.items()})
 
+
 def measure(run, first, second):
-    """The conflict on two disjoint batches of a probe's pairs (their places): a DataFrame a, b, `same` (cosine on the same pairs, mean of the two batches), `votes`
-    (what the votes alone would give, see `vote_cosine`), `other` (between the batches), a row for each two sources; and the mean `norm_report` of the two."""
+    """The conflict on two disjoint batches of a probe's pairs (their places): a DataFrame a, b,
+    `same` (cosine on the same pairs, mean of the two batches), `votes` (what the votes alone
+    would give, see `vote_cosine`), `other` (between the batches), a row for each two sources;
+    and the mean `norm_report` of the two."""
     import pandas as pd
     from itertools import combinations_with_replacement
+
     g, h = batch_gradients(run, first), batch_gradients(run, second)
-    tables = {'same': (cosines(g) + cosines(h))/2, 'votes': (vote_cosine(run.labels.iloc[first]) + vote_cosine(run.labels.iloc[second]))/2, 'other': cosines(g, h)}
-    rows = [{'a': a, 'b': b, **{k: t.loc[a, b] for k, t in tables.items()}} for a, b in combinations_with_replacement(list(g), 2)]
-    norms = pd.DataFrame([norm_report(g, run.labels.iloc[first]), norm_report(h, run.labels.iloc[second])]).mean().to_dict()
+    tables = {
+        'same': (cosines(g) + cosines(h)) / 2,
+        'votes': (vote_cosine(run.labels.iloc[first]) + vote_cosine(run.labels.iloc[second])) / 2,
+        'other': cosines(g, h),
+    }
+    rows = [
+        {'a': a, 'b': b, **{k: t.loc[a, b] for k, t in tables.items()}}
+        for a, b in combinations_with_replacement(list(g), 2)
+    ]
+    norms = (
+        pd.DataFrame(
+            [norm_report(g, run.labels.iloc[first]), norm_report(h, run.labels.iloc[second])]
+        )
+        .mean()
+        .to_dict()
+    )
     return pd.DataFrame(rows), norms
 
 # %% ../nbs/43_conflict.ipynb #6e363fec
 def through_training(run, points, n, seed=0):
-    """`measure` at the start and at every checkpoint of `points`: two DataFrames, of cosines and of norms, both with a column step.
+    """`measure` at the start and at every checkpoint of `points`: two DataFrames, of cosines and of
+    norms, both with a column step.
 
-    Two disjoint batches of `n` pairs, drawn by `seed`; the same pairs and noise at every point. Raises InputError for fewer than 2n pairs, or a probe that is not at the
-    base model any more."""
+    Two disjoint batches of `n` pairs, drawn by `seed`; the same pairs and noise at every point.
+    Raises InputError for fewer than 2n pairs, or a probe that is not at the base model any more."""
     import pandas as pd
-    if not 0 < 2*n <= len(run.rows): raise InputError(f'two batches of {n} pairs need {2*n}: there are {len(run.rows)} with a vote')
-    if run.moved: raise InputError('this probe has been placed at a checkpoint: open a new one to begin at the base model')
+
+    if not 0 < 2 * n <= len(run.rows):
+        raise InputError(
+            f'two batches of {n} pairs need {2 * n}: there are {len(run.rows)} with a vote'
+        )
+    if run.moved:
+        raise InputError(
+            'this probe has been placed at a checkpoint: open a new one to begin at the base model'
+        )
     order, found, norms = epoch_order(len(run.rows), seed, 0), [], []
     for point in (None, *points):
-        if point: place_at(run, point)
-        table, report = measure(run, order[:n], order[n:2*n]); step = point.step if point else 0
-        found.append(table.assign(step=step)); norms.append({'step': step, **report})
+        if point:
+            place_at(run, point)
+        table, report = measure(run, order[:n], order[n : 2 * n])
+        step = point.step if point else 0
+        found.append(table.assign(step=step))
+        norms.append({'step': step, **report})
     return pd.concat(found, ignore_index=True), pd.DataFrame(norms)
 
+
 def matrix(found, step, value):
-    "The square DataFrame of `value` ('same', 'votes', 'other') at a step, from the rows of `through_training`."
-    rows = found[found['step'] == step]; names = list(rows['a'].unique())
+    """The square DataFrame of `value` ('same', 'votes', 'other') at a step, from the rows of
+    `through_training`."""
+    rows = found[found['step'] == step]
+    names = list(rows['a'].unique())
     wide = rows.pivot(index='a', columns='b', values=value).reindex(index=names, columns=names)
-    return wide.combine_first(wide.T).reindex(index=names, columns=names).rename_axis(index=None, columns=None)
+    return (
+        wide.combine_first(wide.T)
+        .reindex(index=names, columns=names)
+        .rename_axis(index=None, columns=None)
+    )

@@ -20,185 +20,293 @@ __all__ = ['ROW_COLUMNS', 'LABELLERS', 'SMPO_LIMITS', 'votes', 'scorer_weights',
 
 # %% ../nbs/20_consensus.ipynb #a112093c
 def votes(scores):
-    """The vote of each scorer on each pair, Eq. 6 of BalancedDPO: int8 `[n, K]`, 1 for image 0, -1 for image 1, 0 for no vote.
+    """The vote of each scorer on each pair, Eq. 6 of BalancedDPO: int8 `[n, K]`, 1 for image 0, -1
+    for image 1, 0 for no vote.
 
-    `scores` is `[n, 2, K]`. Equal scores vote 1; where a score is NaN or infinite the scorer does not vote. Raises InputError for another shape."""
+    `scores` is `[n, 2, K]`. Equal scores vote 1; where a score is NaN or infinite the scorer
+    does not vote. Raises InputError for another shape."""
     import numpy as np
+
     scores = np.asarray(scores)
-    if scores.ndim != 3 or scores.shape[1] != 2: raise InputError(f'scores must have the shape [pairs, 2, scorers], not {list(scores.shape)}')
+    if scores.ndim != 3 or scores.shape[1] != 2:
+        raise InputError(
+            f'scores must have the shape [pairs, 2, scorers], not {list(scores.shape)}'
+        )
     choice = np.where(scores[:, 0] >= scores[:, 1], 1, -1)
     return np.where(np.isfinite(scores).all(axis=1), choice, 0).astype(np.int8)
 
 # %% ../nbs/20_consensus.ipynb #62f5c62b
 def scorer_weights(weights, n_scorers):
-    "`weights` as float64 `[K]`, ones if None. Raises InputError unless they are K finite numbers, none negative, not all zero."
+    """`weights` as float64 `[K]`, ones if None. Raises InputError unless they are K finite numbers,
+    none negative, not all zero."""
     import numpy as np
+
     w = np.ones(n_scorers) if weights is None else np.asarray(weights, dtype=float)
-    if w.shape != (n_scorers,): raise InputError(f'{n_scorers} scorers vote but {w.size} weights are given: give one a scorer, in their order')
-    if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0): raise InputError(f'weights must be finite, not negative and not all zero, not {w.tolist()}')
+    if w.shape != (n_scorers,):
+        raise InputError(
+            f'{n_scorers} scorers vote but {w.size} weights are given: give one a scorer, in their'
+            ' order'
+        )
+    if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
+        raise InputError(f'weights must be finite, not negative and not all zero, not {w.tolist()}')
     return w
 
 # %% ../nbs/20_consensus.ipynb #eb296b77
 def majority(votes, weights=None):
-    "The majority of the votes `[n, K]`, Eq. 7 of BalancedDPO: int8 `[n]`, 1 for image 0, -1 for image 1, 0 for a tie. `weights` `[K]` as in `scorer_weights`."
+    """The majority of the votes `[n, K]`, Eq. 7 of BalancedDPO: int8 `[n]`, 1 for image 0, -1 for
+    image 1, 0 for a tie. `weights` `[K]` as in `scorer_weights`."""
     import numpy as np
-    votes = np.asarray(votes); w = scorer_weights(weights, votes.shape[1])
+
+    votes = np.asarray(votes)
+    w = scorer_weights(weights, votes.shape[1])
     total = votes @ w
     return np.where(np.abs(total) < 1e-9 * w.sum(), 0, np.sign(total)).astype(np.int8)
 
 # %% ../nbs/20_consensus.ipynb #e5249690
-def tie_probability(n_scorers, p=.5) -> float:
-    "The probability that `n_scorers` independent voters, each choosing image 0 with probability `p`, split evenly; 0 for an odd number."
+def tie_probability(n_scorers, p=0.5) -> float:
+    """The probability that `n_scorers` independent voters, each choosing image 0 with probability
+    `p`, split evenly; 0 for an odd number."""
     from math import comb
+
     half, odd = divmod(n_scorers, 2)
-    return 0. if odd else comb(n_scorers, half) * (p * (1 - p)) ** half
+    return 0.0 if odd else comb(n_scorers, half) * (p * (1 - p)) ** half
 
 # %% ../nbs/20_consensus.ipynb #4b8bdcf2
 def break_ties(s, rule, human=None, margins=None):
-    """`s` `[n]` with its zeros decided by `rule`: 'drop', 'human', 'first' or 'margin'. Returns int8 `[n]` in {-1, 0, 1}.
+    """`s` `[n]` with its zeros decided by `rule`: 'drop', 'human', 'first' or 'margin'. Returns
+    int8 `[n]` in {-1, 0, 1}.
 
-    `human` `[n]` are annotators' votes in {-1, 0, 1}, `margins` `[n]` signed differences; what they leave at 0 or NaN stays tied.
+    `human` `[n]` are annotators' votes in {-1, 0, 1}, `margins` `[n]` signed differences; what
+    they leave at 0 or NaN stays tied.
     Raises InputError for an unknown rule, or if what the rule needs is not given."""
     import numpy as np
-    s = np.asarray(s); decide = {'drop': 0, 'human': human, 'first': 1, 'margin': margins}
-    if rule not in decide: raise InputError(f'unknown tie rule {rule!r}: use {", ".join(decide)}')
-    if decide[rule] is None: raise InputError(f'the tie rule {rule!r} needs {"human labels" if rule == "human" else "score margins"}, none are given')
+
+    s = np.asarray(s)
+    decide = {'drop': 0, 'human': human, 'first': 1, 'margin': margins}
+    if rule not in decide:
+        raise InputError(f'unknown tie rule {rule!r}: use {", ".join(decide)}')
+    if decide[rule] is None:
+        raise InputError(
+            f'the tie rule {rule!r} needs {"human labels" if rule == "human" else "score margins"},'
+            ' none are given'
+        )
     return np.where(s == 0, np.nan_to_num(np.sign(decide[rule])), s).astype(np.int8)
 
 # %% ../nbs/20_consensus.ipynb #8723c175
 def score_units(scores, method):
-    """The unit `[K]` in which each scorer's differences are added up: 'sum_scores' 1, 'zscore' the standard deviation, 'minmax' the range of its finite scores.
+    """The unit `[K]` in which each scorer's differences are added up: 'sum_scores' 1, 'zscore' the
+    standard deviation, 'minmax' the range of its finite scores.
 
-    `scores` is `[n, 2, K]`; both images of every pair count. A scorer whose scores are all equal has the unit 1. Raises InputError for another method."""
+    `scores` is `[n, 2, K]`; both images of every pair count. A scorer whose scores are all equal
+    has the unit 1. Raises InputError for another method."""
     import numpy as np
+
     flat = np.ma.masked_invalid(np.asarray(scores, dtype=float).reshape(-1, np.shape(scores)[-1]))
-    units = {'sum_scores': lambda: np.ones(flat.shape[1]), 'zscore': lambda: flat.std(axis=0), 'minmax': lambda: flat.max(axis=0) - flat.min(axis=0)}
-    if method not in units: raise InputError(f'unknown way to add scores {method!r}: use {", ".join(units)}')
-    u = np.ma.filled(units[method](), 1.)
-    return np.where(u > 0, u, 1.)
+    units = {
+        'sum_scores': lambda: np.ones(flat.shape[1]),
+        'zscore': lambda: flat.std(axis=0),
+        'minmax': lambda: flat.max(axis=0) - flat.min(axis=0),
+    }
+    if method not in units:
+        raise InputError(f'unknown way to add scores {method!r}: use {", ".join(units)}')
+    u = np.ma.filled(units[method](), 1.0)
+    return np.where(u > 0, u, 1.0)
 
 # %% ../nbs/20_consensus.ipynb #acf32b80
 def score_margin(scores, units, weights=None):
-    """The weighted mean difference of the scores of image 0 and image 1 in `units` `[K]`: float64 `[n]`, positive if image 0 is ahead.
+    """The weighted mean difference of the scores of image 0 and image 1 in `units` `[K]`: float64
+    `[n]`, positive if image 0 is ahead.
 
-    `scores` is `[n, 2, K]`. A scorer that does not vote on a pair (see `votes`) is left out of its mean; NaN where nobody votes."""
+    `scores` is `[n, 2, K]`. A scorer that does not vote on a pair (see `votes`) is left out of
+    its mean; NaN where nobody votes."""
     import numpy as np
-    scores = np.asarray(scores, dtype=float); w = scorer_weights(weights, scores.shape[2]) * (votes(scores) != 0)
+
+    scores = np.asarray(scores, dtype=float)
+    w = scorer_weights(weights, scores.shape[2]) * (votes(scores) != 0)
     with np.errstate(invalid='ignore', divide='ignore'):
-        return np.where(w > 0, w * (scores[:, 0] - scores[:, 1]) / units, 0).sum(axis=1) / w.sum(axis=1)
+        return np.where(w > 0, w * (scores[:, 0] - scores[:, 1]) / units, 0).sum(axis=1) / w.sum(
+            axis=1
+        )
 
 # %% ../nbs/20_consensus.ipynb #ae6bd8f0
-ROW_COLUMNS = ('pair_id', 'slot', 'image_id', 'prompt_id', 'label_0')       # of a table of scores; its other float columns are scorers
+# of a table of scores; its other float columns are scorers
+ROW_COLUMNS = ('pair_id', 'slot', 'image_id', 'prompt_id', 'label_0')
+
 
 class Ballot(NamedTuple):
     "A table of scores as arrays, one row a pair."
-    pair_ids: 'ndarray'                          # [n]
-    scorers: tuple                               # K names
-    scores: 'ndarray'                            # [n, 2, K] float32
-    human: 'ndarray'                             # [n] float: label_0, 1 if image 0 won, 0.5 a tie, NaN unlabelled
+
+    pair_ids: 'ndarray'  # [n]
+    scorers: tuple  # K names
+    scores: 'ndarray'  # [n, 2, K] float32
+    human: 'ndarray'  # [n] float: label_0, 1 if image 0 won, 0.5 a tie, NaN unlabelled
 
 # %% ../nbs/20_consensus.ipynb #1e62853f
 def scorer_columns(table, scorers=None) -> tuple:
-    "The scorer columns of a table of scores (perhaps none), or those of `scorers`. Raises InputError naming the column that is missing."
+    """The scorer columns of a table of scores (perhaps none), or those of `scorers`. Raises
+    InputError naming the column that is missing."""
     found = tuple(c for c in table.columns if c not in ROW_COLUMNS and table[c].dtype.kind == 'f')
     for name in scorers or ():
-        if name not in found: raise InputError(f'the scores have no scorer {name!r}; they have {", ".join(found) or "none"}')
+        if name not in found:
+            raise InputError(
+                f'the scores have no scorer {name!r}; they have {", ".join(found) or "none"}'
+            )
     return tuple(scorers or found)
 
 # %% ../nbs/20_consensus.ipynb #4ec3a0d4
 def pair_index(table):
-    "Each row's place (its pair's number, its slot) and the pair ids in their first order. Raises InputError naming a pair without exactly one slot 0 and one slot 1."
+    """Each row's place (its pair's number, its slot) and the pair ids in their first order. Raises
+    InputError naming a pair without exactly one slot 0 and one slot 1."""
     import numpy as np, pandas as pd
+
     for c in ('pair_id', 'slot'):
-        if c not in table: raise InputError(f'the scores have no column {c!r}, only {", ".join(table.columns)}')
-    pair, ids = pd.factorize(table['pair_id']); slot = table['slot'].to_numpy()
-    if not (np.isin(slot, (0, 1)).all() and (pair >= 0).all()): raise InputError('every row of the scores needs a pair_id and a slot of 0 or 1')
-    rows = np.bincount(2*pair + slot.astype(int), minlength=2*len(ids))
+        if c not in table:
+            raise InputError(f'the scores have no column {c!r}, only {", ".join(table.columns)}')
+    pair, ids = pd.factorize(table['pair_id'])
+    slot = table['slot'].to_numpy()
+    if not (np.isin(slot, (0, 1)).all() and (pair >= 0).all()):
+        raise InputError('every row of the scores needs a pair_id and a slot of 0 or 1')
+    rows = np.bincount(2 * pair + slot.astype(int), minlength=2 * len(ids))
     if (rows != 1).any():
         i = int(np.argmax(rows != 1))
-        raise InputError(f'pair {ids[i//2]!r} has {rows[i]} rows for slot {i % 2}: each image of a pair is scored once')
+        raise InputError(
+            f'pair {ids[i // 2]!r} has {rows[i]} rows for slot {i % 2}: each image of a pair is'
+            ' scored once'
+        )
     return pair, slot.astype(int), np.asarray(ids, dtype=object)
 
 # %% ../nbs/20_consensus.ipynb #75dc2cc7
 def read_ballot(table, scorers=None) -> Ballot:
-    "The `Ballot` of a DataFrame of scores (one row an image, from `score_pairs`), by `scorers` or by all. Raises InputError for a table that is not one."
+    """The `Ballot` of a DataFrame of scores (one row an image, from `score_pairs`), by `scorers` or
+    by all. Raises InputError for a table that is not one."""
     import numpy as np
-    names = scorer_columns(table, scorers); pair, slot, ids = pair_index(table)
-    scores = np.empty((len(ids), 2, len(names)), dtype=np.float32); human = np.full(len(ids), np.nan)
+
+    names = scorer_columns(table, scorers)
+    pair, slot, ids = pair_index(table)
+    scores = np.empty((len(ids), 2, len(names)), dtype=np.float32)
+    human = np.full(len(ids), np.nan)
     scores[pair, slot] = table[list(names)].to_numpy(np.float32)
-    if 'label_0' in table: human[pair] = table['label_0'].to_numpy(float, na_value=np.nan)
-    if ((human < 0) | (human > 1)).any(): raise InputError('label_0 must be 1 (image 0 won), 0 (image 1 won), 0.5 (a tie) or empty')
+    if 'label_0' in table:
+        human[pair] = table['label_0'].to_numpy(float, na_value=np.nan)
+    if ((human < 0) | (human > 1)).any():
+        raise InputError('label_0 must be 1 (image 0 won), 0 (image 1 won), 0.5 (a tie) or empty')
     return Ballot(ids, names, scores, human)
 
 # %% ../nbs/20_consensus.ipynb #19c0263c
 @dataclass(frozen=True)
 class LabelConfig:
     "How scores become labels. Raises InputError for a setting that contradicts itself."
-    method: Literal['human', 'single', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax', 'majority', 'margin', 'confidence', 'smoothed', 'given'] = 'majority'  # how the label is made; given: by other code
+
+    # how the label is made; given: by other code
+    method: Literal[
+        'human',
+        'single',
+        'random',
+        'sum_scores',
+        'sum_losses',
+        'zscore',
+        'minmax',
+        'majority',
+        'margin',
+        'confidence',
+        'smoothed',
+        'given',
+    ] = 'majority'
     scorer: str | None = None  # the scorer of methods single and smoothed
-    ties: Literal['drop', 'human', 'first', 'margin'] = 'drop'  # what a tied vote, or a human tie, becomes
-    weights: tuple[float, ...] | None = None  # one weight a scorer, in their order; equal if not given
+    # what a tied vote, or a human tie, becomes
+    ties: Literal['drop', 'human', 'first', 'margin'] = 'drop'
+    # one weight a scorer, in their order; equal if not given
+    weights: tuple[float, ...] | None = None
     seed: int = 0  # draws the scorer of each step in method random
     scorers: tuple[str, ...] | None = None  # the scorers that vote; all columns if not given
-    limits: tuple[float, float] | None = None  # smallest and largest score by which method smoothed normalises; those of the data if not given
+    # smallest and largest score by which method smoothed normalises; those of the data if not given
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self):
         single = self.method in ('single', 'smoothed')
-        if single and self.scorer is None: raise InputError(f'method {self.method} needs a scorer')
-        if self.scorer is not None and not single: raise InputError(f'method {self.method} takes no scorer: only single and smoothed do')
-        if self.limits is not None and self.method != 'smoothed': raise InputError('only method smoothed takes limits')
+        if single and self.scorer is None:
+            raise InputError(f'method {self.method} needs a scorer')
+        if self.scorer is not None and not single:
+            raise InputError(f'method {self.method} takes no scorer: only single and smoothed do')
+        if self.limits is not None and self.method != 'smoothed':
+            raise InputError('only method smoothed takes limits')
 
 # %% ../nbs/20_consensus.ipynb #1082a649
 def hard_weights(s):
     "The weights float32 `[n, 2]` of labels `s` `[n]`: 1 is (1, 0), -1 is (0, 1), 0 is (0, 0)."
     import numpy as np
+
     return np.stack([np.asarray(s) > 0, np.asarray(s) < 0], axis=-1).astype(np.float32)
 
 # %% ../nbs/20_consensus.ipynb #3b2069f4
 def shared_weights(votes, weights=None):
-    "The weights float32 `[n, 2]` of a sum of losses, Eq. 10: the (weighted) share of all scorers that vote for image 0, and for image 1."
+    """The weights float32 `[n, 2]` of a sum of losses, Eq. 10: the (weighted) share of all scorers
+    that vote for image 0, and for image 1."""
     import numpy as np
+
     w = scorer_weights(weights, np.shape(votes)[1])
-    return np.stack([(np.asarray(votes) == v) @ w for v in (1, -1)], axis=-1).astype(np.float32) / np.float32(w.sum())
+    return np.stack([(np.asarray(votes) == v) @ w for v in (1, -1)], axis=-1).astype(
+        np.float32
+    ) / np.float32(w.sum())
 
 # %% ../nbs/20_consensus.ipynb #5164854a
-LABELLERS = {}                                   # method -> function (ballot, config) -> weights float32 [n, 2]
+LABELLERS = {}  # method -> function (ballot, config) -> weights float32 [n, 2]
+
 
 def labeller(method):
     "Register a function `(ballot, config) -> weights [n, 2]` as the labels of `method`."
-    def register(function): LABELLERS[method] = function; return function
+
+    def register(function):
+        LABELLERS[method] = function
+        return function
+
     return register
 
 # %% ../nbs/20_consensus.ipynb #57847530
 def human_votes(label_0):
-    "Annotators' labels as votes int8 `[n]`: `label_0` above one half is 1, below is -1, a tie or no label is 0."
+    """Annotators' labels as votes int8 `[n]`: `label_0` above one half is 1, below is -1, a tie or
+    no label is 0."""
     import numpy as np
-    return np.nan_to_num(np.sign(np.asarray(label_0, dtype=float) - .5)).astype(np.int8)
+
+    return np.nan_to_num(np.sign(np.asarray(label_0, dtype=float) - 0.5)).astype(np.int8)
+
 
 def standard_margin(ballot, weights=None):
-    "The mean difference of image 0 and image 1 in each scorer's standard deviation: float64 `[n]`, NaN where nobody votes. The `margin` of a labels table."
+    """The mean difference of image 0 and image 1 in each scorer's standard deviation: float64
+    `[n]`, NaN where nobody votes. The `margin` of a labels table."""
     import numpy as np
-    if not ballot.scorers: return np.full(len(ballot.pair_ids), np.nan)
+
+    if not ballot.scorers:
+        return np.full(len(ballot.pair_ids), np.nan)
     return score_margin(ballot.scores, score_units(ballot.scores, 'zscore'), weights)
 
 # %% ../nbs/20_consensus.ipynb #20ac0402
 def _decided(s, voted, ballot, config):
     "Hard weights of `s` after the tie rule; where nobody voted there is nothing to break."
     import numpy as np
+
     human = human_votes(ballot.human) if np.isfinite(ballot.human).any() else None
-    return hard_weights(break_ties(s, config.ties, human, standard_margin(ballot, config.weights)) * voted)
+    return hard_weights(
+        break_ties(s, config.ties, human, standard_margin(ballot, config.weights)) * voted
+    )
+
 
 @labeller('majority')
 def majority_labels(ballot, config):
     "The majority of the scorers, BalancedDPO's Eq. 6-7, with ties by `config.ties`."
-    v = votes(ballot.scores); voted = (v != 0) @ scorer_weights(config.weights, v.shape[1]) > 0
+    v = votes(ballot.scores)
+    voted = (v != 0) @ scorer_weights(config.weights, v.shape[1]) > 0
     return _decided(majority(v, config.weights), voted, ballot, config)
+
 
 @labeller('human')
 def human_labels(ballot, config):
-    "The annotator's choice, as DiffusionDPO; a tied annotator by `config.ties`, an unlabelled pair not at all. Raises InputError if there are no human labels."
+    """The annotator's choice, as DiffusionDPO; a tied annotator by `config.ties`, an unlabelled
+    pair not at all. Raises InputError if there are no human labels."""
     import numpy as np
-    if not len(ballot.human) or np.isnan(ballot.human).all(): raise InputError('method human needs label_0, and no pair has one')
+
+    if not len(ballot.human) or np.isnan(ballot.human).all():
+        raise InputError('method human needs label_0, and no pair has one')
     return _decided(human_votes(ballot.human), np.isfinite(ballot.human), ballot, config)
 
 # %% ../nbs/20_consensus.ipynb #1aa96b13
@@ -206,36 +314,57 @@ def _column(ballot, config) -> int:
     "The place of `config.scorer` among the scorers."
     return ballot.scorers.index(config.scorer)
 
+
 @labeller('single')
 def single_labels(ballot, config):
     "The vote of `config.scorer`."
     return hard_weights(votes(ballot.scores)[:, _column(ballot, config)])
 
+
 def _sum_labels(ballot, config):
-    "The image with the larger sum of scores in the method's units; an equal sum is image 0, as in Eq. 6."
+    """The image with the larger sum of scores in the method's units; an equal sum is image 0, as in
+    Eq. 6."""
     import numpy as np
+
     margin = score_margin(ballot.scores, score_units(ballot.scores, config.method), config.weights)
     return hard_weights(np.where(margin >= 0, 1, -1) * np.isfinite(margin))
 
-for method in ('sum_scores', 'zscore', 'minmax'): labeller(method)(_sum_labels)
+
+for method in ('sum_scores', 'zscore', 'minmax'):
+    labeller(method)(_sum_labels)
+
 
 def _share_labels(ballot, config):
-    "The share of the scorers on each side: Eq. 10 itself, and the mean over steps of the Random baseline."
+    """The share of the scorers on each side: Eq. 10 itself, and the mean over steps of the Random
+    baseline."""
     return shared_weights(votes(ballot.scores), config.weights)
 
-for method in ('sum_losses', 'random'): labeller(method)(_share_labels)
+
+for method in ('sum_losses', 'random'):
+    labeller(method)(_share_labels)
 
 # %% ../nbs/20_consensus.ipynb #b127f609
-def margin_weights(scores, units=None, temperature=1., weights=None):
-    """Margin votes on pairs: weights float32 `[n, 2]`, the mean of sigmoid(difference / (temperature * unit)) over the scorers for either side. Source: ours.
+def margin_weights(scores, units=None, temperature=1.0, weights=None):
+    """Margin votes on pairs: weights float32 `[n, 2]`, the mean of sigmoid(difference /
+    (temperature * unit)) over the scorers for either side. Source: ours.
 
-    `scores` `[n, 2, K]`; `units` `[K]`, or the standard deviations of these scores. Raises InputError for a temperature that is not positive, or bad scores."""
+    `scores` `[n, 2, K]`; `units` `[K]`, or the standard deviations of these scores. Raises
+    InputError for a temperature that is not positive, or bad scores."""
     import numpy as np
-    if not temperature > 0: raise InputError(f'the temperature of margin votes must be above 0, not {temperature}')
-    v, x = votes(scores), np.asarray(scores, dtype=float); w = scorer_weights(weights, v.shape[1])
-    with np.errstate(invalid='ignore'): z = (x[:, 0] - x[:, 1]) / (temperature * (score_units(x, 'zscore') if units is None else np.asarray(units)))
-    half = np.where(v != 0, np.tanh(np.nan_to_num(z)/2), 0)
-    return (np.stack([((v != 0)*(1 + half)) @ w, ((v != 0)*(1 - half)) @ w], axis=1) / (2*w.sum())).astype(np.float32)
+
+    if not temperature > 0:
+        raise InputError(f'the temperature of margin votes must be above 0, not {temperature}')
+    v, x = votes(scores), np.asarray(scores, dtype=float)
+    w = scorer_weights(weights, v.shape[1])
+    with np.errstate(invalid='ignore'):
+        z = (x[:, 0] - x[:, 1]) / (
+            temperature * (score_units(x, 'zscore') if units is None else np.asarray(units))
+        )
+    half = np.where(v != 0, np.tanh(np.nan_to_num(z) / 2), 0)
+    return (
+        np.stack([((v != 0) * (1 + half)) @ w, ((v != 0) * (1 - half)) @ w], axis=1) / (2 * w.sum())
+    ).astype(np.float32)
+
 
 @labeller('margin')
 def margin_labels(ballot, config):
@@ -243,52 +372,91 @@ def margin_labels(ballot, config):
     return margin_weights(ballot.scores, weights=config.weights)
 
 # %% ../nbs/20_consensus.ipynb #c529e7e0
-def confidence_votes(votes_nk, prior=(2., 1.), tolerance=1e-9):
-    """One-coin Dawid-Skene of votes `[n, K]` in {-1, 0, 1}: the chance that image 0 is the better one `[n]` (1/2 without votes), and each scorer's accuracy `[K]`.
+def confidence_votes(votes_nk, prior=(2.0, 1.0), tolerance=1e-9):
+    """One-coin Dawid-Skene of votes `[n, K]` in {-1, 0, 1}: the chance that image 0 is the better
+    one `[n]` (1/2 without votes), and each scorer's accuracy `[K]`.
 
-    `prior`: right and wrong votes added to each scorer. Raises InputError for fewer than three scorers, no votes, or a prior with fewer right than wrong.
-    Source: A. P. Dawid and A. M. Skene, Appl. Statist. 28 (1979) 20, with symmetric errors and even odds."""
+    `prior`: right and wrong votes added to each scorer. Raises InputError for fewer than three
+    scorers, no votes, or a prior with fewer right than wrong.
+    Source: A. P. Dawid and A. M. Skene, Appl. Statist. 28 (1979) 20, with symmetric errors and
+    even odds."""
     import numpy as np
+
     v = np.asarray(votes_nk, dtype=float)
-    if v.ndim != 2 or v.shape[1] < 3: raise InputError(f'confidence votes need votes [pairs, scorers] of at least three scorers, not {list(v.shape)}')
-    if not v.any(): raise InputError('no scorer has voted: there is nothing to be confident of')
+    if v.ndim != 2 or v.shape[1] < 3:
+        raise InputError(
+            'confidence votes need votes [pairs, scorers] of at least three scorers, not'
+            f' {list(v.shape)}'
+        )
+    if not v.any():
+        raise InputError('no scorer has voted: there is nothing to be confident of')
     right, wrong = prior
-    if not right >= wrong > 0: raise InputError(f'the prior of confidence votes must have as many right votes as wrong ones, and some, not {right:g} and {wrong:g}')
-    voted = np.abs(v).sum(axis=0); lead = v.sum(axis=1) / np.maximum(np.abs(v).sum(axis=1), 1)         # P(0) - P(1)
+    if not right >= wrong > 0:
+        raise InputError(
+            'the prior of confidence votes must have as many right votes as wrong ones, and some,'
+            f' not {right:g} and {wrong:g}'
+        )
+    # P(0) - P(1)
+    voted = np.abs(v).sum(axis=0)
+    lead = v.sum(axis=1) / np.maximum(np.abs(v).sum(axis=1), 1)
     for _ in range(100_000):
-        a = (right + (voted + v.T @ lead)/2) / (right + wrong + voted)
-        new = np.tanh(v @ np.log(a/(1 - a)) / 2)
+        a = (right + (voted + v.T @ lead) / 2) / (right + wrong + voted)
+        new = np.tanh(v @ np.log(a / (1 - a)) / 2)
         moved, lead = np.abs(new - lead).max(), new
-        if moved < tolerance: return (1 + lead)/2, a
+        if moved < tolerance:
+            return (1 + lead) / 2, a
     raise InputError('the accuracies do not settle: give a larger prior')
 
-def confidence_weights(votes_nk, prior=(2., 1.)):
-    "The weights float32 `[n, 2]` of `confidence_votes`: w0 the chance that image 0 is better, w1 = 1 - w0; 0, 0 where nobody votes."
+
+def confidence_weights(votes_nk, prior=(2.0, 1.0)):
+    """The weights float32 `[n, 2]` of `confidence_votes`: w0 the chance that image 0 is better, w1
+    = 1 - w0; 0, 0 where nobody votes."""
     import numpy as np
+
     p, _ = confidence_votes(votes_nk, prior)
-    return np.where(np.any(votes_nk, axis=1)[:, None], np.stack([p, 1 - p], axis=1), 0).astype(np.float32)
+    return np.where(np.any(votes_nk, axis=1)[:, None], np.stack([p, 1 - p], axis=1), 0).astype(
+        np.float32
+    )
+
 
 @labeller('confidence')
 def confidence_labels(ballot, config):
-    "The chance that image 0 is better, from the votes and the scorers' accuracies as the votes show them; settings' weights are not used."
+    """The chance that image 0 is better, from the votes and the scorers' accuracies as the votes
+    show them; settings' weights are not used."""
     return confidence_weights(votes(ballot.scores))
 
 # %% ../nbs/20_consensus.ipynb #43603d16
-SMPO_LIMITS = (0.11543526500463486, 0.28201571106910706)   # smallest and largest PickScore cosine, constants of JaydenLyh/SmPO
+# smallest and largest PickScore cosine, constants of JaydenLyh/SmPO
+SMPO_LIMITS = (0.11543526500463486, 0.28201571106910706)
+
 
 def smoothed_weights(scores, limits=None):
-    """SmPO's smoothed preferences of one scorer: weights float32 `[n, 2]`, the softmax of the normalised scores `[n, 2]`; 0, 0 where one is missing.
+    """SmPO's smoothed preferences of one scorer: weights float32 `[n, 2]`, the softmax of the
+    normalised scores `[n, 2]`; 0, 0 where one is missing.
 
-    `limits`: smallest and largest score, by default of these. Raises InputError if there is no range, or if no score lies in it (another unit).
+    `limits`: smallest and largest score, by default of these. Raises InputError if there is no
+    range, or if no score lies in it (another unit).
     Source: SmPO-Diffusion (arXiv:2506.02698), Eq. 8-9, and its public code."""
     import numpy as np
-    x = np.asarray(scores, dtype=float); here = np.isfinite(x); finite = x[here]
-    if not finite.size: raise InputError('no image has a score: all are missing')
+
+    x = np.asarray(scores, dtype=float)
+    here = np.isfinite(x)
+    finite = x[here]
+    if not finite.size:
+        raise InputError('no image has a score: all are missing')
     low, high = (finite.min(), finite.max()) if limits is None else limits
-    if not low < high: raise InputError(f'the scores are normalised from {low:g} to {high:g}: that is no range')
-    if not ((finite >= low) & (finite <= high)).any(): raise InputError(f'no score lies within the limits {low:g} to {high:g}: they may be in another unit, the first score is {finite[0]:g}')
+    if not low < high:
+        raise InputError(f'the scores are normalised from {low:g} to {high:g}: that is no range')
+    if not ((finite >= low) & (finite <= high)).any():
+        raise InputError(
+            f'no score lies within the limits {low:g} to {high:g}: they may be in another unit, the'
+            f' first score is {finite[0]:g}'
+        )
     d = np.tanh(np.where(here.all(axis=1), x[:, 0] - x[:, 1], 0) / (high - low) / 2)
-    return np.where(here.all(axis=1)[:, None], np.stack([1 + d, 1 - d], axis=1) / 2, 0).astype(np.float32)
+    return np.where(here.all(axis=1)[:, None], np.stack([1 + d, 1 - d], axis=1) / 2, 0).astype(
+        np.float32
+    )
+
 
 @labeller('smoothed')
 def smoothed_labels(ballot, config):
@@ -297,118 +465,209 @@ def smoothed_labels(ballot, config):
 
 # %% ../nbs/20_consensus.ipynb #178616f0
 def check_voters(config, names) -> None:
-    "Raises InputError if scorers of these names cannot make the labels of a `LabelConfig`: it needs no scores, so it can be asked before any is computed."
-    if config.method == 'given': raise InputError('labels of method given are made by other code: there is nothing to vote on')
-    if not names and config.method != 'human': raise InputError(f'method {config.method} needs scorers, and there are none')
-    if config.method == 'confidence' and len(names) < 3: raise InputError(f'method confidence needs at least three scorers, not {", ".join(names)}')
-    if config.scorer and config.scorer not in names: raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
-    if names: scorer_weights(config.weights, len(names))
+    """Raises InputError if scorers of these names cannot make the labels of a `LabelConfig`: it
+    needs no scores, so it can be asked before any is computed."""
+    if config.method == 'given':
+        raise InputError(
+            'labels of method given are made by other code: there is nothing to vote on'
+        )
+    if not names and config.method != 'human':
+        raise InputError(f'method {config.method} needs scorers, and there are none')
+    if config.method == 'confidence' and len(names) < 3:
+        raise InputError(f'method confidence needs at least three scorers, not {", ".join(names)}')
+    if config.scorer and config.scorer not in names:
+        raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
+    if names:
+        scorer_weights(config.weights, len(names))
 
 # %% ../nbs/20_consensus.ipynb #5e598027
 def label_pairs(table, config=LabelConfig()):
     """Label the pairs of a table of scores (from `score_pairs`): a DataFrame, one row a pair.
 
-    Columns: pair_id; vote_<scorer> int8 each; human int8, the annotator's vote; s int8, 1 if image 0 wins, -1 if image 1 does, 0 undecided; w0, w1 float32, the weights of
-    'image 0 wins' and 'image 1 wins' in the loss; margin float32, the mean score difference in standard deviations. Raises InputError for bad scores or settings."""
+    Columns: pair_id; vote_<scorer> int8 each; human int8, the annotator's vote; s int8, 1 if
+    image 0 wins, -1 if image 1 does, 0 undecided; w0, w1 float32, the weights of 'image 0 wins'
+    and 'image 1 wins' in the loss; margin float32, the mean score difference in standard
+    deviations. Raises InputError for bad scores or settings."""
     import numpy as np, pandas as pd
-    ballot = read_ballot(table, config.scorers); check_voters(config, ballot.scorers); v = votes(ballot.scores)
+
+    ballot = read_ballot(table, config.scorers)
+    check_voters(config, ballot.scorers)
+    v = votes(ballot.scores)
     w = LABELLERS[config.method](ballot, config)
-    return pd.DataFrame({'pair_id': ballot.pair_ids.astype(str), **{f'vote_{name}': v[:, k] for k, name in enumerate(ballot.scorers)},
-                         'human': human_votes(ballot.human), 's': np.sign(w[:, 0] - w[:, 1]).astype(np.int8), 'w0': w[:, 0], 'w1': w[:, 1],
-                         'margin': standard_margin(ballot, config.weights).astype(np.float32)})
+    return pd.DataFrame(
+        {
+            'pair_id': ballot.pair_ids.astype(str),
+            **{f'vote_{name}': v[:, k] for k, name in enumerate(ballot.scorers)},
+            'human': human_votes(ballot.human),
+            's': np.sign(w[:, 0] - w[:, 1]).astype(np.int8),
+            'w0': w[:, 0],
+            'w1': w[:, 1],
+            'margin': standard_margin(ballot, config.weights).astype(np.float32),
+        }
+    )
 
 # %% ../nbs/20_consensus.ipynb #0379e725
 def drawn_scorer(config, n_scorers, step) -> int:
-    "The number of the scorer that labels training step `step` in method random, a function of `config.seed` and the step; weights are probabilities."
+    """The number of the scorer that labels training step `step` in method random, a function of
+    `config.seed` and the step; weights are probabilities."""
     import numpy as np
+
     w = scorer_weights(config.weights, n_scorers)
     return int(np.random.default_rng([config.seed, step]).choice(n_scorers, p=w / w.sum()))
 
 # %% ../nbs/20_consensus.ipynb #52ab2b7d
 def label_weights(labels, config, step=0):
-    """The weights (w0, w1) of a labels table, or of rows of it, at training step `step`: float32 `[n, 2]`.
+    """The weights (w0, w1) of a labels table, or of rows of it, at training step `step`: float32
+    `[n, 2]`.
 
     Only method random depends on the step: all pairs of a step are labelled by the same scorer."""
     import numpy as np
-    if config.method != 'random': return labels[['w0', 'w1']].to_numpy(np.float32)
+
+    if config.method != 'random':
+        return labels[['w0', 'w1']].to_numpy(np.float32)
     columns = [c for c in labels if c.startswith('vote_')]
     return hard_weights(labels[columns[drawn_scorer(config, len(columns), step)]].to_numpy())
 
 # %% ../nbs/20_consensus.ipynb #e92a50ec
 def cohen_kappa(a, b) -> float:
-    "Cohen's kappa of two rows of votes in {-1, 1}, both `[n]`: 1 agree always, 0 as by chance. NaN if there are none, or if chance alone makes them agree always."
+    """Cohen's kappa of two rows of votes in {-1, 1}, both `[n]`: 1 agree always, 0 as by chance.
+    NaN if there are none, or if chance alone makes them agree always."""
     import numpy as np
+
     a, b = np.asarray(a), np.asarray(b)
-    if not len(a): return float('nan')
+    if not len(a):
+        return float('nan')
     p_a, p_b = (a > 0).mean(), (b > 0).mean()
     p_o, p_e = (a == b).mean(), p_a * p_b + (1 - p_a) * (1 - p_b)
     return float((p_o - p_e) / (1 - p_e)) if p_e < 1 else float('nan')
 
 # %% ../nbs/20_consensus.ipynb #908c89fb
 def _voters(labels) -> dict:
-    "Name -> votes `[n]` of the scorers of a labels table, of the annotators if they labelled, and of the consensus; or of an array of votes."
+    """Name -> votes `[n]` of the scorers of a labels table, of the annotators if they labelled, and
+    of the consensus; or of an array of votes."""
     import numpy as np
-    if not hasattr(labels, 'columns'): return {k: v for k, v in enumerate(np.asarray(labels).T)}
+
+    if not hasattr(labels, 'columns'):
+        return {k: v for k, v in enumerate(np.asarray(labels).T)}
     found = {c.removeprefix('vote_'): labels[c].to_numpy() for c in labels if c.startswith('vote_')}
-    if 'human' in labels and labels['human'].any(): found['human'] = labels['human'].to_numpy()
+    if 'human' in labels and labels['human'].any():
+        found['human'] = labels['human'].to_numpy()
     return found | {'consensus': labels['s'].to_numpy()}
 
-def agreement(labels):
-    """How often two voters agree: a DataFrame with the columns a, b, n (pairs on which both vote), agreement and kappa, one row for each two voters.
 
-    `labels` is a labels table (its scorers, annotators and consensus are compared) or votes `[n, K]`."""
+def agreement(labels):
+    """How often two voters agree: a DataFrame with the columns a, b, n (pairs on which both vote),
+    agreement and kappa, one row for each two voters.
+
+    `labels` is a labels table (its scorers, annotators and consensus are compared) or votes `[n,
+    K]`."""
     import numpy as np, pandas as pd
     from itertools import combinations
+
     rows = []
     for (a, x), (b, y) in combinations(_voters(labels).items(), 2):
         both = (x != 0) & (y != 0)
-        rows.append((a, b, int(both.sum()), float((x == y)[both].mean()) if both.any() else np.nan, cohen_kappa(x[both], y[both])))
+        rows.append(
+            (
+                a,
+                b,
+                int(both.sum()),
+                float((x == y)[both].mean()) if both.any() else np.nan,
+                cohen_kappa(x[both], y[both]),
+            )
+        )
     return pd.DataFrame(rows, columns=['a', 'b', 'n', 'agreement', 'kappa'])
 
 # %% ../nbs/20_consensus.ipynb #bd7f00a5
 def vote_splits(votes):
-    "How the elections ended: a DataFrame with the columns split ('3-1'), n, share, and independent, the share if all K scorers voted by fair coins."
+    """How the elections ended: a DataFrame with the columns split ('3-1'), n, share, and
+    independent, the share if all K scorers voted by fair coins."""
     import numpy as np, pandas as pd
     from math import comb
-    votes = np.asarray(votes); K = votes.shape[1]
+
+    votes = np.asarray(votes)
+    K = votes.shape[1]
     sides = np.sort(np.stack([(votes > 0).sum(1), (votes < 0).sum(1)], 1), axis=1)[:, ::-1]
     split, n = np.unique(sides, axis=0, return_counts=True)
-    chance = [comb(K, int(a)) * (2 if a > b else 1) / 2**K if a + b == K else 0. for a, b in split]
-    frame = pd.DataFrame({'split': [f'{a}-{b}' for a, b in split], 'n': n, 'share': n / len(votes), 'independent': chance})
+    chance = [comb(K, int(a)) * (2 if a > b else 1) / 2**K if a + b == K else 0.0 for a, b in split]
+    frame = pd.DataFrame(
+        {
+            'split': [f'{a}-{b}' for a, b in split],
+            'n': n,
+            'share': n / len(votes),
+            'independent': chance,
+        }
+    )
     return frame.iloc[::-1].reset_index(drop=True)
 
 # %% ../nbs/20_consensus.ipynb #a200b293
 def tie_report(labels, weights=None) -> dict:
-    """Counts of a labels table: pairs, voted (at least one scorer did), no_vote, ties (of those who voted, before any rule), tie_rate (ties / voted),
-    independent_tie_rate (of as many fair coins), left_out (weights 0 and 0 after the rule), abstentions (single votes not cast)."""
+    """Counts of a labels table: pairs, voted (at least one scorer did), no_vote, ties (of those who
+    voted, before any rule), tie_rate (ties / voted), independent_tie_rate (of as many fair
+    coins), left_out (weights 0 and 0 after the rule), abstentions (single votes not cast)."""
     v = labels[[c for c in labels if c.startswith('vote_')]].to_numpy()
-    voted = (v != 0) @ scorer_weights(weights, v.shape[1]) > 0; ties = int((majority(v, weights) == 0)[voted].sum()); n = int(voted.sum())
-    return dict(pairs=len(v), voted=n, no_vote=len(v) - n, ties=ties, tie_rate=ties / n if n else 0., independent_tie_rate=tie_probability(v.shape[1]),
-                left_out=int(((labels['w0'] == 0) & (labels['w1'] == 0)).sum()), abstentions=int((v == 0).sum()))
+    voted = (v != 0) @ scorer_weights(weights, v.shape[1]) > 0
+    ties = int((majority(v, weights) == 0)[voted].sum())
+    n = int(voted.sum())
+    return dict(
+        pairs=len(v),
+        voted=n,
+        no_vote=len(v) - n,
+        ties=ties,
+        tie_rate=ties / n if n else 0.0,
+        independent_tie_rate=tie_probability(v.shape[1]),
+        left_out=int(((labels['w0'] == 0) & (labels['w1'] == 0)).sum()),
+        abstentions=int((v == 0).sum()),
+    )
+
 
 def equal_scores(table, scorers=None):
-    "The share of pairs to which each scorer gave two equal finite scores: a Series by scorer. More than 1e-4 on distinct images points to half precision."
+    """The share of pairs to which each scorer gave two equal finite scores: a Series by scorer.
+    More than 1e-4 on distinct images points to half precision."""
     import numpy as np, pandas as pd
-    x = read_ballot(table, scorers); finite = np.isfinite(x.scores).all(axis=1)
-    return pd.Series(((x.scores[:, 0] == x.scores[:, 1]) & finite).sum(0) / np.maximum(finite.sum(0), 1), index=list(x.scorers), name='equal scores')
+
+    x = read_ballot(table, scorers)
+    finite = np.isfinite(x.scores).all(axis=1)
+    return pd.Series(
+        ((x.scores[:, 0] == x.scores[:, 1]) & finite).sum(0) / np.maximum(finite.sum(0), 1),
+        index=list(x.scorers),
+        name='equal scores',
+    )
 
 # %% ../nbs/20_consensus.ipynb #a543b473
-_KEY = b'balanceddpo.labels'                     # in the Parquet schema
+_KEY = b'balanceddpo.labels'  # in the Parquet schema
+
 
 def write_labels(path, labels, config):
-    "Write a labels table to a Parquet file, whole or not at all, with its `LabelConfig` in the schema. Returns the path."
+    """Write a labels table to a Parquet file, whole or not at all, with its `LabelConfig` in the
+    schema. Returns the path."""
     import json, pyarrow as pa, pyarrow.parquet as pq
     from balanceddpo.store import canonical, staged
+
     frame = pa.Table.from_pandas(labels, preserve_index=False)
-    frame = frame.replace_schema_metadata({**(frame.schema.metadata or {}), _KEY: json.dumps(canonical(config)).encode()})
-    with staged(path) as t: pq.write_table(frame, t)
+    frame = frame.replace_schema_metadata(
+        {**(frame.schema.metadata or {}), _KEY: json.dumps(canonical(config)).encode()}
+    )
+    with staged(path) as t:
+        pq.write_table(frame, t)
     return Path(path)
 
 # %% ../nbs/20_consensus.ipynb #64477594
 def read_labels(path):
-    "A labels table and the `LabelConfig` it was made with. Raises InputError naming the file if it is missing or is not one."
+    """A labels table and the `LabelConfig` it was made with. Raises InputError naming the file if
+    it is missing or is not one."""
     import json, pyarrow as pa, pyarrow.parquet as pq
-    if not Path(path).exists(): raise InputError(f'{path}: no such file of labels: make it with balanceddpo label')
-    try: frame = pq.read_table(path); config = json.loads(frame.schema.metadata[_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e: raise InputError(f'{path} is not a table of labels ({type(e).__name__}): make it with balanceddpo label, or write_labels') from e
-    return frame.to_pandas(), LabelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+
+    if not Path(path).exists():
+        raise InputError(f'{path}: no such file of labels: make it with balanceddpo label')
+    try:
+        frame = pq.read_table(path)
+        config = json.loads(frame.schema.metadata[_KEY])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e:
+        raise InputError(
+            f'{path} is not a table of labels ({type(e).__name__}): make it with balanceddpo label,'
+            ' or write_labels'
+        ) from e
+    return frame.to_pandas(), LabelConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    )

@@ -12,51 +12,83 @@ __all__ = ['pair_draws', 'check_rate', 'flip_labels', 'exchange_scores', 'replac
 
 # %% ../nbs/22_corruption.ipynb #d905fa7a
 def pair_draws(pair_ids, seed=0, stream=''):
-    "One number in [0, 1) a pair: float64 `[n]`, a function of `seed`, `stream` (a text that keeps uses apart) and the pair's id."
+    """One number in [0, 1) a pair: float64 `[n]`, a function of `seed`, `stream` (a text that keeps
+    uses apart) and the pair's id."""
     import numpy as np
-    return np.array([int(digest('corruption', stream, seed, str(p)), 16) >> 11 for p in pair_ids], dtype=np.float64) / 2.**53
+
+    return (
+        np.array(
+            [int(digest('corruption', stream, seed, str(p)), 16) >> 11 for p in pair_ids],
+            dtype=np.float64,
+        )
+        / 2.0**53
+    )
+
 
 def check_rate(rate) -> None:
     "Raises InputError for a rate that is not a share."
-    if not 0 <= rate <= 1: raise InputError(f'a rate must be from 0 to 1, not {rate}')
+    if not 0 <= rate <= 1:
+        raise InputError(f'a rate must be from 0 to 1, not {rate}')
 
 # %% ../nbs/22_corruption.ipynb #c57b7b93
 def flip_labels(labels, rate, seed=0):
-    """A labels table (from `label_pairs`) with the share `rate` of its pairs turned round; the table that is given stays as it is.
+    """A labels table (from `label_pairs`) with the share `rate` of its pairs turned round; the
+    table that is given stays as it is.
 
-    Flipped again at the same rate and seed it is the old one; at a higher rate the same pairs and more are turned. Raises InputError unless 0 <= rate <= 1."""
+    Flipped again at the same rate and seed it is the old one; at a higher rate the same pairs
+    and more are turned. Raises InputError unless 0 <= rate <= 1."""
     check_rate(rate)
     turned, hit = labels.copy(), pair_draws(labels['pair_id'], seed, 'labels') < rate
     for c in labels:
-        if c.startswith('vote_') or c in ('human', 's', 'margin'): turned.loc[hit, c] = -labels.loc[hit, c]
+        if c.startswith('vote_') or c in ('human', 's', 'margin'):
+            turned.loc[hit, c] = -labels.loc[hit, c]
     turned.loc[hit, ['w0', 'w1']] = labels.loc[hit, ['w1', 'w0']].to_numpy()
     return turned
 
 # %% ../nbs/22_corruption.ipynb #3679783f
 def exchange_scores(table, scorer, rate, seed=0):
-    """A table of scores in which `scorer` has its two scores exchanged in the share `rate` of pairs, drawn for each scorer apart.
+    """A table of scores in which `scorer` has its two scores exchanged in the share `rate` of
+    pairs, drawn for each scorer apart.
 
     Raises InputError if the scorer is not there, a pair is not whole, or unless 0 <= rate <= 1."""
     import numpy as np
-    check_rate(rate); scorer_columns(table, [scorer])
+
+    check_rate(rate)
+    scorer_columns(table, [scorer])
     pair, slot, ids = pair_index(table)
-    at = np.empty((len(ids), 2), dtype=int); at[pair, slot] = np.arange(len(table))
+    at = np.empty((len(ids), 2), dtype=int)
+    at[pair, slot] = np.arange(len(table))
     hit = pair_draws(ids, seed, f'scorer {scorer}') < rate
-    scores = table[scorer].to_numpy().copy(); scores[at[hit]] = scores[at[hit][:, ::-1]]
+    scores = table[scorer].to_numpy().copy()
+    scores[at[hit]] = scores[at[hit][:, ::-1]]
     return table.assign(**{scorer: scores})
 
+
 def replace_scorer(table, scorer, by, seed=0):
-    "A table of scores in which `scorer` is a fair coin ('coin', see `exchange_scores`) or its own negative ('negative'). Raises InputError for anything else."
-    if by == 'coin': return exchange_scores(table, scorer, .5, seed)
-    if by != 'negative': raise InputError(f"a scorer is replaced by 'coin' or 'negative', not {by!r}")
+    """A table of scores in which `scorer` is a fair coin ('coin', see `exchange_scores`) or its own
+    negative ('negative'). Raises InputError for anything else."""
+    if by == 'coin':
+        return exchange_scores(table, scorer, 0.5, seed)
+    if by != 'negative':
+        raise InputError(f"a scorer is replaced by 'coin' or 'negative', not {by!r}")
     scorer_columns(table, [scorer])
     return table.assign(**{scorer: -table[scorer]})
 
 # %% ../nbs/22_corruption.ipynb #df18a27d
 def label_changes(before, after) -> dict:
-    """What became of the labels of the same pairs: shares `kept`, `turned` and `lost` (undecided now) of those that were decided, which are `decided` in number; and
-    `wrong`, the share turned among those still decided. Raises InputError if the two tables are not of the same pairs."""
-    if list(before['pair_id']) != list(after['pair_id']): raise InputError('the two tables of labels are not of the same pairs in the same order')
-    was = (before['s'] != 0).to_numpy(); x, y = before['s'].to_numpy()[was], after['s'].to_numpy()[was]
-    n = max(len(x), 1); kept, turned = int((x == y).sum()), int((x == -y).sum())
-    return {'decided': int(was.sum()), 'kept': kept/n, 'turned': turned/n, 'lost': (len(x) - kept - turned)/n, 'wrong': turned/max(kept + turned, 1)}
+    """What became of the labels of the same pairs: shares `kept`, `turned` and `lost` (undecided
+    now) of those that were decided, which are `decided` in number; and `wrong`, the share turned
+    among those still decided. Raises InputError if the two tables are not of the same pairs."""
+    if list(before['pair_id']) != list(after['pair_id']):
+        raise InputError('the two tables of labels are not of the same pairs in the same order')
+    was = (before['s'] != 0).to_numpy()
+    x, y = before['s'].to_numpy()[was], after['s'].to_numpy()[was]
+    n = max(len(x), 1)
+    kept, turned = int((x == y).sum()), int((x == -y).sum())
+    return {
+        'decided': int(was.sum()),
+        'kept': kept / n,
+        'turned': turned / n,
+        'lost': (len(x) - kept - turned) / n,
+        'wrong': turned / max(kept + turned, 1),
+    }

@@ -4,124 +4,238 @@
 
 # %% ../nbs/72_diagrams.ipynb #d8152fc6
 from __future__ import annotations
-from .reporting import COLUMN, MARKERS, PAGE, display_name, style_settings, text_size, title_lines, write_key, write_title
+from balanceddpo.reporting import (
+    COLUMN,
+    MARKERS,
+    PAGE,
+    display_name,
+    style_settings,
+    text_size,
+    title_lines,
+    write_key,
+    write_title,
+)
 from .store import InputError
 
 # %% auto #0
 __all__ = ['NEAR', 'overlap', 'leaders', 'place_names', 'plot_points', 'smooth', 'plot_training']
 
 # %% ../nbs/72_diagrams.ipynb #0949f091
-NEAR = 4.                                        # a name further than this from the edge of its mark, in points, gets a leader
+NEAR = 4.0  # a name further than this from the edge of its mark, in points, gets a leader
+
 
 def overlap(a, b):
-    "The area that boxes (left, bottom, right, top) share; arrays [..., 4] of boxes are taken against each other as numpy broadcasts them."
+    """The area that boxes (left, bottom, right, top) share; arrays [..., 4] of boxes are taken
+    against each other as numpy broadcasts them."""
     import numpy as np
+
     a, b = np.asarray(a, float), np.asarray(b, float)
-    wide, high = (np.minimum(a[..., k + 2], b[..., k + 2]) - np.maximum(a[..., k], b[..., k]) for k in (0, 1))
-    return np.maximum(wide, 0)*np.maximum(high, 0)
+    wide, high = (
+        np.minimum(a[..., k + 2], b[..., k + 2]) - np.maximum(a[..., k], b[..., k]) for k in (0, 1)
+    )
+    return np.maximum(wide, 0) * np.maximum(high, 0)
+
 
 def leaders(boxes, at, mark=2.5) -> tuple:
-    "Where leaders from the point `at` reach the boxes [..., 4] of its name, [..., 2], and how long they are outside the mark, [...]: 0 for a name that needs none."
+    """Where leaders from the point `at` reach the boxes [..., 4] of its name, [..., 2], and how
+    long they are outside the mark, [...]: 0 for a name that needs none."""
     import numpy as np
+
     boxes = np.asarray(boxes, float)
     ends = np.clip(at, boxes[..., :2], boxes[..., 2:])
     gap = np.hypot(*np.moveaxis(ends - at, -1, 0)) - mark
-    return ends, np.where(gap > NEAR, gap, 0.)
+    return ends, np.where(gap > NEAR, gap, 0.0)
+
 
 def _places(at, size, mark):
-    "Boxes [144, 4] for a name of this size around a point, the nearest first; of equally near ones first that to the right, then left, above, below, and between these."
+    """Boxes [144, 4] for a name of this size around a point, the nearest first; of equally near
+    ones first that to the right, then left, above, below, and between these."""
     import numpy as np
-    turn = np.array([0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11])*np.pi/8
+
+    turn = np.array([0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11]) * np.pi / 8
     far = np.array([2, 8, 13, 19, 26, 34, 43, 54, 66])[:, None] + mark
     way = np.stack([np.cos(turn), np.sin(turn)], -1)
-    middle = at + far[..., None]*way + np.clip(2*way, -1, 1)*size/2
-    return np.concatenate([middle - np.divide(size, 2), middle + np.divide(size, 2)], -1).reshape(-1, 4)
+    middle = at + far[..., None] * way + np.clip(2 * way, -1, 1) * size / 2
+    return np.concatenate([middle - np.divide(size, 2), middle + np.divide(size, 2)], -1).reshape(
+        -1, 4
+    )
 
 # %% ../nbs/72_diagrams.ipynb #ec5d9615
 def _inside(start, ends, boxes):
     "How long the way from `start` to `ends` [C, 2] runs inside boxes [M, 4]: float [C, M]."
     import numpy as np
-    way = np.where(abs(ends - start) < 1e-9, 1e-9, ends - start); first, last = 0., 1.
-    for k in (0, 1):                                                                                   # by each axis: where, of the way, it enters and leaves
-        one, other = ((boxes[:, k + side] - start[k])/way[:, None, k] for side in (0, 2))
-        first, last = np.maximum(first, np.minimum(one, other)), np.minimum(last, np.maximum(one, other))
-    return np.maximum(last - first, 0)*np.hypot(*way.T)[:, None]
 
-def _covered(boxes, solid): area = overlap(boxes[:, None], solid); return area + 30*(area > .01)
+    way = np.where(abs(ends - start) < 1e-9, 1e-9, ends - start)
+    first, last = 0.0, 1.0
+    for k in (0, 1):  # by each axis: where, of the way, it enters and leaves
+        one, other = ((boxes[:, k + side] - start[k]) / way[:, None, k] for side in (0, 2))
+        first, last = (
+            np.maximum(first, np.minimum(one, other)),
+            np.minimum(last, np.maximum(one, other)),
+        )
+    return np.maximum(last - first, 0) * np.hypot(*way.T)[:, None]
+
+
+def _covered(boxes, solid):
+    area = overlap(boxes[:, None], solid)
+    return area + 30 * (area > 0.01)
+
 
 def _alone(boxes, at, mark, frame, others, obstacles):
-    "What speaks against each of `boxes` [C, 4] for the name of the point `at` by itself: float [C]. others [P, 2]: the other points; obstacles [M, 4]."
+    """What speaks against each of `boxes` [C, 4] for the name of the point `at` by itself: float
+    [C]. others [P, 2]: the other points; obstacles [M, 4]."""
     import numpy as np
-    ends, long = leaders(boxes, at, mark); marks = np.concatenate([others - mark, others + mark], -1)
-    cost = .5*long + 6*(long > 0) + .05*(np.arange(len(boxes)) % 16)                                   # far; and to the right rather than elsewhere
-    cost += 4*(overlap(boxes, boxes) - overlap(boxes, (2, 2, *frame)))                                 # outside the frame, or on its axes
-    cost += (_covered(boxes, marks + [-1, -1, 1, 1]) + 6*(long[:, None] > 0)*_inside(at, ends, marks)).sum(-1)
-    cost += (_covered(boxes, obstacles) + 2*(long[:, None] > 0)*_inside(at, ends, obstacles)).sum(-1)
-    own, other = (np.hypot(*np.moveaxis(np.clip(p, boxes[:, None, :2], boxes[:, None, 2:]) - p, -1, 0)) for p in (at[None], others))
-    return cost + (long == 0)*(20*(other < mark + 3) + 20*(other < own)).sum(-1)                       # beside two marks, whose name is it?
+
+    ends, long = leaders(boxes, at, mark)
+    marks = np.concatenate([others - mark, others + mark], -1)
+    # far; and to the right rather than elsewhere
+    cost = 0.5 * long + 6 * (long > 0) + 0.05 * (np.arange(len(boxes)) % 16)
+    # outside the frame, or on its axes
+    cost += 4 * (overlap(boxes, boxes) - overlap(boxes, (2, 2, *frame)))
+    cost += (
+        _covered(boxes, marks + [-1, -1, 1, 1]) + 6 * (long[:, None] > 0) * _inside(at, ends, marks)
+    ).sum(-1)
+    cost += (
+        _covered(boxes, obstacles) + 2 * (long[:, None] > 0) * _inside(at, ends, obstacles)
+    ).sum(-1)
+    own, other = (
+        np.hypot(*np.moveaxis(np.clip(p, boxes[:, None, :2], boxes[:, None, 2:]) - p, -1, 0))
+        for p in (at[None], others)
+    )
+    # beside two marks, whose name is it?
+    return cost + (long == 0) * (20 * (other < mark + 3) + 20 * (other < own)).sum(-1)
+
 
 def _between(a, b, p, q, mark):
-    "What speaks against boxes a [C, 4] for the name of the point p and b [D, 4] for that of q together: float [C, D]."
+    """What speaks against boxes a [C, 4] for the name of the point p and b [D, 4] for that of q
+    together: float [C, D]."""
     import numpy as np
-    def side(i, j, k): return (j[..., 0] - i[..., 0])*(k[..., 1] - i[..., 1]) - (j[..., 1] - i[..., 1])*(k[..., 0] - i[..., 0])
-    room, (u, here), (v, there) = np.array([-1, -.5, 1, .5]), leaders(a, p, mark), leaders(b, q, mark)
+
+    def side(i, j, k):
+        return (j[..., 0] - i[..., 0]) * (k[..., 1] - i[..., 1]) - (j[..., 1] - i[..., 1]) * (
+            k[..., 0] - i[..., 0]
+        )
+
+    room, (u, here), (v, there) = (
+        np.array([-1, -0.5, 1, 0.5]),
+        leaders(a, p, mark),
+        leaders(b, q, mark),
+    )
     here, there, x = (here > 0)[:, None], there > 0, u[:, None]
-    cross = (side(p, x, q)*side(p, x, v) < 0) & (side(q, v, p)*side(q, v, x) < 0)
-    return _covered(a + room, b) + 6*here*_inside(p, u, b + room) + 6*there*_inside(q, v, a + room).T + 40*(cross & here & there)
+    cross = (side(p, x, q) * side(p, x, v) < 0) & (side(q, v, p) * side(q, v, x) < 0)
+    return (
+        _covered(a + room, b)
+        + 6 * here * _inside(p, u, b + room)
+        + 6 * there * _inside(q, v, a + room).T
+        + 40 * (cross & here & there)
+    )
 
 # %% ../nbs/72_diagrams.ipynb #cbf9c0ad
 def place_names(points, names, frame, size=6.5, mark=2.5, obstacles=()) -> list:
-    """Where to write each name: a list of (left, bottom), in points. points: (x, y) in points; frame: (width, height); mark: half the size of a marker;
-    obstacles: boxes to keep clear of, such as intervals. `leaders` says which of the names need a line to their point."""
+    """Where to write each name: a list of (left, bottom), in points. points: (x, y) in points;
+    frame: (width, height); mark: half the size of a marker;
+    obstacles: boxes to keep clear of, such as intervals. `leaders` says which of the names need
+    a line to their point."""
     import numpy as np
-    if not len(points): return []
-    points, obstacles = np.array(points, float).reshape(-1, 2), np.array(obstacles, float).reshape(-1, 4)
+
+    if not len(points):
+        return []
+    points, obstacles = (
+        np.array(points, float).reshape(-1, 2),
+        np.array(obstacles, float).reshape(-1, 4),
+    )
     places = [_places(at, text_size(name, size), mark) for at, name in zip(points, names)]
-    cost = np.array([_alone(boxes, at, mark, frame, np.delete(points, i, 0), obstacles) for i, (boxes, at) in enumerate(zip(places, points))])
-    n, c = cost.shape; pairs = np.zeros((n, c, n, c), 'float32')
+    cost = np.array(
+        [
+            _alone(boxes, at, mark, frame, np.delete(points, i, 0), obstacles)
+            for i, (boxes, at) in enumerate(zip(places, points))
+        ]
+    )
+    n, c = cost.shape
+    pairs = np.zeros((n, c, n, c), 'float32')
     for i in range(n):
-        for j in range(i): pairs[i, :, j] = between = _between(places[i], places[j], points[i], points[j], mark); pairs[j, :, i] = between.T
+        for j in range(i):
+            pairs[i, :, j] = between = _between(places[i], places[j], points[i], points[j], mark)
+            pairs[j, :, i] = between.T
     chosen, draw = cost.argmin(1), np.random.default_rng(0)
     cost += sum(pairs[i, k] for i, k in enumerate(chosen))
-    for noise in [*np.geomspace(40, .5, 150), *[0.]*20]:
+    for noise in [*np.geomspace(40, 0.5, 150), *[0.0] * 20]:
         for i in range(n):
-            k = (cost[i] - noise*draw.gumbel(size=c)).round(3).argmin()
-            cost += pairs[i, k] - pairs[i, chosen[i]]; chosen[i] = k
+            k = (cost[i] - noise * draw.gumbel(size=c)).round(3).argmin()
+            cost += pairs[i, k] - pairs[i, chosen[i]]
+            chosen[i] = k
     return [tuple(map(float, boxes[k, :2])) for boxes, k in zip(places, chosen)]
 
 # %% ../nbs/72_diagrams.ipynb #10f624f4
 def _limits(frame, columns, levels) -> tuple:
     "The ends of an axis: what the columns and levels reach, and a margin."
     values = [v for c in columns if c for v in frame[c]] + [v for v in levels if v is not None]
-    low, high = min(values), max(values); margin = .06*(high - low or 1.)
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low or 1.0)
     return low - margin, high + margin
 
 # %% ../nbs/72_diagrams.ipynb #d50de90b
-def plot_points(frame, x, y, name, xlow=None, xhigh=None, low=None, high=None, kind=None, xlabel='', ylabel='', title='', level=None, xlevel=None,
-                diagonal='', width=COLUMN, height=2.9, logx=False):
-    """Figure of a point a row of `frame` at its columns `x` and `y`, its `name` beside it; `xlow`, `xhigh`, `low`, `high`: columns of the intervals.
+def plot_points(
+    frame,
+    x,
+    y,
+    name,
+    xlow=None,
+    xhigh=None,
+    low=None,
+    high=None,
+    kind=None,
+    xlabel='',
+    ylabel='',
+    title='',
+    level=None,
+    xlevel=None,
+    diagonal='',
+    width=COLUMN,
+    height=2.9,
+    logx=False,
+):
+    """Figure of a point a row of `frame` at its columns `x` and `y`, its `name` beside it; `xlow`,
+    `xhigh`, `low`, `high`: columns of the intervals.
 
-    `kind`: a column whose values, in alphabetical order, have colours and marks of their own. `level`, `xlevel`: a line across, and one upright. `diagonal`:
-    draws x = y and writes this text along it. `width`, `height` in inches. Raises InputError for a table without rows."""
+    `kind`: a column whose values, in alphabetical order, have colours and marks of their own.
+    `level`, `xlevel`: a line across, and one upright. `diagonal`: draws x = y and writes this
+    text along it. `width`, `height` in inches. Raises InputError for a table without rows."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    if not len(frame): raise InputError('there is no row to draw')
+
+    if not len(frame):
+        raise InputError('there is no row to draw')
     with rc_context(style_settings()):
-        colors, kinds = style_settings()['axes.prop_cycle'].by_key()['color'], sorted(frame[kind].unique()) if kind else []
-        fig = Figure(figsize=(width, height)); top = .05 + .25*bool(title) + .17*bool(kinds)
+        colors, kinds = (
+            style_settings()['axes.prop_cycle'].by_key()['color'],
+            sorted(frame[kind].unique()) if kind else [],
+        )
+        fig = Figure(figsize=(width, height))
+        top = 0.05 + 0.25 * bool(title) + 0.17 * bool(kinds)
         ax = fig.add_axes([0, 0, 1, 1])
-        ax.set(xlim=_limits(frame, (x, xlow, xhigh), [xlevel]), ylim=_limits(frame, (y, low, high), [level]), xlabel=xlabel, ylabel=ylabel)
-        if logx: ax.set(xscale='log', xlim=(.8*frame[x].min(), 1.25*frame[x].max()))
-        left = .52 + .06*max(0, _longest_tick(ax.yaxis) - 4)                # numbers of more than four characters push the label out
-        inches = width - left - .07, height - .42 - top
-        ax.set_position([left/width, .42/height, inches[0]/width, inches[1]/height])
+        ax.set(
+            xlim=_limits(frame, (x, xlow, xhigh), [xlevel]),
+            ylim=_limits(frame, (y, low, high), [level]),
+            xlabel=xlabel,
+            ylabel=ylabel,
+        )
+        if logx:
+            ax.set(xscale='log', xlim=(0.8 * frame[x].min(), 1.25 * frame[x].max()))
+        # numbers of more than four characters push the label out
+        left = 0.52 + 0.06 * max(0, _longest_tick(ax.yaxis) - 4)
+        inches = width - left - 0.07, height - 0.42 - top
+        ax.set_position([left / width, 0.42 / height, inches[0] / width, inches[1] / height])
         _draw_lines(ax, level, xlevel, diagonal, inches)
-        which = [kinds.index(v) for v in frame[kind]] if kind else [0]*len(frame)
+        which = [kinds.index(v) for v in frame[kind]] if kind else [0] * len(frame)
         _draw_points(ax, frame, [x, y, xlow, xhigh, low, high], which)
-        _write_names(ax, frame, [x, y, name, xlow, xhigh, low, high], which, inches, level, xlevel, diagonal)
-        write_key(fig, kinds, colors, top - .08)
+        _write_names(
+            ax, frame, [x, y, name, xlow, xhigh, low, high], which, inches, level, xlevel, diagonal
+        )
+        write_key(fig, kinds, colors, top - 0.08)
         write_title(fig, title_lines(title, width, 1))
     return fig
+
 
 def _longest_tick(axis) -> int:
     "The number of characters of the longest number on an axis."
@@ -131,95 +245,225 @@ def _longest_tick(axis) -> int:
 
 # %% ../nbs/72_diagrams.ipynb #cf90b16d
 def _draw_lines(ax, level, xlevel, diagonal, inches):
-    "The lines that points are read against; the text of the diagonal stands along it, at its upper end."
+    """The lines that points are read against; the text of the diagonal stands along it, at its
+    upper end."""
     from math import atan2, degrees
-    if level is not None: ax.axhline(level, color='.35', lw=.8, zorder=1)
-    if xlevel is not None: ax.axvline(xlevel, color='.35', lw=.8, zorder=1)
+
+    if level is not None:
+        ax.axhline(level, color='.35', lw=0.8, zorder=1)
+    if xlevel is not None:
+        ax.axvline(xlevel, color='.35', lw=0.8, zorder=1)
     if diagonal:
-        (a, b), (c, d) = ax.get_xlim(), ax.get_ylim(); end = min(b, d)
-        ax.axline((end, end), slope=1, color='.6', lw=.8, ls='--', zorder=1)
-        angle = degrees(atan2(inches[1]/(d - c), inches[0]/(b - a)))
-        if end > max(a, c): ax.text(end, end, f'{diagonal}  ', fontsize=6, color='.4', ha='right', va='bottom', rotation=angle, rotation_mode='anchor', parse_math=False)
+        (a, b), (c, d) = ax.get_xlim(), ax.get_ylim()
+        end = min(b, d)
+        ax.axline((end, end), slope=1, color='.6', lw=0.8, ls='--', zorder=1)
+        angle = degrees(atan2(inches[1] / (d - c), inches[0] / (b - a)))
+        if end > max(a, c):
+            ax.text(
+                end,
+                end,
+                f'{diagonal}  ',
+                fontsize=6,
+                color='.4',
+                ha='right',
+                va='bottom',
+                rotation=angle,
+                rotation_mode='anchor',
+                parse_math=False,
+            )
+
 
 def _draw_points(ax, frame, columns, kinds):
     "Marks and intervals; columns: x, y and the four ends of the intervals, or None."
-    x, y, xlow, xhigh, low, high = columns; colors = style_settings()['axes.prop_cycle'].by_key()['color']
+    x, y, xlow, xhigh, low, high = columns
+    colors = style_settings()['axes.prop_cycle'].by_key()['color']
     for (_, row), k in zip(frame.iterrows(), kinds):
         color = colors[k % len(colors)]
-        ax.plot(row[x], row[y], MARKERS[k % 6], color=color, ms=4.8, mec='white', mew=.4, zorder=4)                # the white edge parts marks that nearly coincide
-        if low: ax.vlines(row[x], row[low], row[high], color=color, lw=.8, alpha=.55, zorder=2)
-        if xlow: ax.hlines(row[y], row[xlow], row[xhigh], color=color, lw=.8, alpha=.55, zorder=2)
+        # the white edge parts marks that nearly coincide
+        ax.plot(row[x], row[y], MARKERS[k % 6], color=color, ms=4.8, mec='white', mew=0.4, zorder=4)
+        if low:
+            ax.vlines(row[x], row[low], row[high], color=color, lw=0.8, alpha=0.55, zorder=2)
+        if xlow:
+            ax.hlines(row[y], row[xlow], row[xhigh], color=color, lw=0.8, alpha=0.55, zorder=2)
 
 # %% ../nbs/72_diagrams.ipynb #5c4d9086
 def _obstacles(ax, frame, columns, level, xlevel, diagonal, at) -> list:
-    "Boxes of what names should not lie over: intervals, lines, and the diagonal with its text. `at` takes (x, y) of the table to points."
-    x, y, xlow, xhigh, low, high = columns; (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    ends = [(*at(row[x], row[low]), *at(row[x], row[high])) for _, row in frame.iterrows()] if low else []
-    ends += [(*at(row[xlow], row[y]), *at(row[xhigh], row[y])) for _, row in frame.iterrows()] if xlow else []
-    if level is not None: ends.append((*at(left, level), *at(right, level)))
-    if xlevel is not None: ends.append((*at(xlevel, bottom), *at(xlevel, top)))
+    """Boxes of what names should not lie over: intervals, lines, and the diagonal with its text.
+    `at` takes (x, y) of the table to points."""
+    x, y, xlow, xhigh, low, high = columns
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    ends = (
+        [(*at(row[x], row[low]), *at(row[x], row[high])) for _, row in frame.iterrows()]
+        if low
+        else []
+    )
+    ends += (
+        [(*at(row[xlow], row[y]), *at(row[xhigh], row[y])) for _, row in frame.iterrows()]
+        if xlow
+        else []
+    )
+    if level is not None:
+        ends.append((*at(left, level), *at(right, level)))
+    if xlevel is not None:
+        ends.append((*at(xlevel, bottom), *at(xlevel, top)))
     boxes = [(a - 1.5, b - 1, c + 1.5, d + 1) for a, b, c, d in ends]
     if diagonal and min(right, top) > max(left, bottom):
-        (a, b), (c, d) = at(*[max(left, bottom)]*2), at(*[min(right, top)]*2); n = int(max(c - a, d - b)/4) + 1
+        (a, b), (c, d) = at(*[max(left, bottom)] * 2), at(*[min(right, top)] * 2)
+        n = int(max(c - a, d - b) / 4) + 1
         written = text_size(diagonal, 6)[0] + 6
-        for k in range(n + 1):                                                   # a slanted line is a row of small boxes, taller where its text stands
-            u, v = a + (c - a)*k/n, b + (d - b)*k/n
-            text = 8*((c - u)**2 + (d - v)**2 < written**2)
-            boxes.append((u - 2 - .6*text, v - 2, u + 2, v + 2 + text))
+        # a slanted line is a row of small boxes, taller where its text stands
+        for k in range(n + 1):
+            u, v = a + (c - a) * k / n, b + (d - b) * k / n
+            text = 8 * ((c - u) ** 2 + (d - v) ** 2 < written**2)
+            boxes.append((u - 2 - 0.6 * text, v - 2, u + 2, v + 2 + text))
     return boxes
 
+
 def _write_names(ax, frame, columns, kinds, inches, level, xlevel, diagonal):
-    "Names beside the points, clear of intervals and lines where there is room; a leader where a name is not beside its point."
+    """Names beside the points, clear of intervals and lines where there is room; a leader where a
+    name is not beside its point."""
     import numpy as np
-    x, y, name, *ends = columns; colors = style_settings()['axes.prop_cycle'].by_key()['color']
-    size, names = np.array([72*i for i in inches]), [display_name(n) for n in frame[name]]
-    def at(x, y): return ax.transAxes.inverted().transform(ax.transData.transform((x, y)))*size
+
+    x, y, name, *ends = columns
+    colors = style_settings()['axes.prop_cycle'].by_key()['color']
+    size, names = np.array([72 * i for i in inches]), [display_name(n) for n in frame[name]]
+
+    def at(x, y):
+        return ax.transAxes.inverted().transform(ax.transData.transform((x, y))) * size
+
     points = [at(row[x], row[y]) for _, row in frame.iterrows()]
-    places = place_names(points, names, size, obstacles=_obstacles(ax, frame, [x, y, *ends], level, xlevel, diagonal, at))
+    places = place_names(
+        points,
+        names,
+        size,
+        obstacles=_obstacles(ax, frame, [x, y, *ends], level, xlevel, diagonal, at),
+    )
     for point, place, text, k in zip(points, places, names, kinds):
         end, long = leaders([*place, *np.add(place, text_size(text, 6.5))], point)
-        if long: ax.plot(*zip(point/size, end/size), color='.35', lw=.4, transform=ax.transAxes, zorder=3)            # grey: not an interval
-        ax.text(*place/size, text, transform=ax.transAxes, fontsize=6.5, color=colors[k % len(colors)], ha='left', va='bottom', zorder=5, parse_math=False)
+        # grey: not an interval
+        if long:
+            ax.plot(
+                *zip(point / size, end / size),
+                color='.35',
+                lw=0.4,
+                transform=ax.transAxes,
+                zorder=3,
+            )
+        ax.text(
+            *place / size,
+            text,
+            transform=ax.transAxes,
+            fontsize=6.5,
+            color=colors[k % len(colors)],
+            ha='left',
+            va='bottom',
+            zorder=5,
+            parse_math=False,
+        )
 
 # %% ../nbs/72_diagrams.ipynb #6e5838b6
 def smooth(values, window):
-    "The mean of each value and of those up to half a `window` (odd) on each side: float `[n]`; near the ends the window is cut."
+    """The mean of each value and of those up to half a `window` (odd) on each side: float `[n]`;
+    near the ends the window is cut."""
     import pandas as pd
-    return pd.Series(list(values), dtype='float64').rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+    return (
+        pd.Series(list(values), dtype='float64')
+        .rolling(window, center=True, min_periods=1)
+        .mean()
+        .to_numpy()
+    )
+
 
 def _draw_run(ax, log, column, window, level, name):
     "One run in its panel; the mean does not reach over a refresh."
     line, mark, *_ = style_settings()['axes.prop_cycle'].by_key()['color']
-    refreshed = log['refreshed'].astype(bool); few = refreshed.sum() <= 12
-    piece = refreshed.shift(fill_value=False).cumsum() if few else refreshed*0
-    for step in log['step'][refreshed] if few else []: ax.axvline(step, color=mark, lw=.8, zorder=1)
-    if level is not None: ax.axhline(level, color='.35', lw=.8, ls='--', zorder=1)
-    ax.plot(log['step'], log[column], color=line, lw=.6, alpha=.35, zorder=2)
-    for _, rows in log.groupby(piece): ax.plot(rows['step'], smooth(rows[column], window), color=line, lw=1.3, zorder=3)
-    if not few: ax.annotate(f'{refreshed.sum()} refreshes', (1, 1), (-2, -2), 'axes fraction', 'offset points', fontsize=6, color=mark, ha='right', va='top')
-    ax.annotate(name, (0, 1), (0, 3), 'axes fraction', 'offset points', fontsize=7, weight='bold', ha='left', va='bottom', parse_math=False)
+    refreshed = log['refreshed'].astype(bool)
+    few = refreshed.sum() <= 12
+    piece = refreshed.shift(fill_value=False).cumsum() if few else refreshed * 0
+    for step in log['step'][refreshed] if few else []:
+        ax.axvline(step, color=mark, lw=0.8, zorder=1)
+    if level is not None:
+        ax.axhline(level, color='.35', lw=0.8, ls='--', zorder=1)
+    ax.plot(log['step'], log[column], color=line, lw=0.6, alpha=0.35, zorder=2)
+    for _, rows in log.groupby(piece):
+        ax.plot(rows['step'], smooth(rows[column], window), color=line, lw=1.3, zorder=3)
+    if not few:
+        ax.annotate(
+            f'{refreshed.sum()} refreshes',
+            (1, 1),
+            (-2, -2),
+            'axes fraction',
+            'offset points',
+            fontsize=6,
+            color=mark,
+            ha='right',
+            va='top',
+        )
+    ax.annotate(
+        name,
+        (0, 1),
+        (0, 3),
+        'axes fraction',
+        'offset points',
+        fontsize=7,
+        weight='bold',
+        ha='left',
+        va='bottom',
+        parse_math=False,
+    )
 
 # %% ../nbs/72_diagrams.ipynb #5ea96ca0
-def plot_training(logs, column='loss', ylabel='', title='', level=None, window=9, across=3, width=PAGE, height=1.25):
-    """Figure of `column` of the training logs (name -> DataFrame of `metrics.jsonl`), a panel a run on common axes: the steps, their mean over `window` steps,
-    upright lines where the reference was refreshed. `level`: a dashed line, such as ln 2. `height` of a panel in inches. Raises InputError for no logs."""
+def plot_training(
+    logs,
+    column='loss',
+    ylabel='',
+    title='',
+    level=None,
+    window=9,
+    across=3,
+    width=PAGE,
+    height=1.25,
+):
+    """Figure of `column` of the training logs (name -> DataFrame of `metrics.jsonl`), a panel a run
+    on common axes: the steps, their mean over `window` steps, upright lines where the reference
+    was refreshed. `level`: a dashed line, such as ln 2. `height` of a panel in inches. Raises
+    InputError for no logs."""
     from math import ceil
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    if not logs: raise InputError('there is no training log to draw')
+
+    if not logs:
+        raise InputError('there is no training log to draw')
     with rc_context(style_settings()):
-        across = min(across, len(logs)); down, top = ceil(len(logs)/across), .2 + .22*bool(title)
-        total = top + down*(height + .27) + .1; fig = Figure(figsize=(width, total))
-        values = [v for log in logs.values() for v in log[column] if v == v] + [level]*(level is not None)
-        margin, last = .05*(max(values) - min(values) or 1), max(log['step'].max() for log in logs.values())
-        w = (width - .45 - .22*across)/across
+        across = min(across, len(logs))
+        down, top = ceil(len(logs) / across), 0.2 + 0.22 * bool(title)
+        total = top + down * (height + 0.27) + 0.1
+        fig = Figure(figsize=(width, total))
+        values = [v for log in logs.values() for v in log[column] if v == v] + [level] * (
+            level is not None
+        )
+        margin, last = (
+            0.05 * (max(values) - min(values) or 1),
+            max(log['step'].max() for log in logs.values()),
+        )
+        w = (width - 0.45 - 0.22 * across) / across
         for i, (name, log) in enumerate(logs.items()):
             j, k = divmod(i, across)
-            ax = fig.add_axes([(.48 + k*(w + .22))/width, 1 - (top + j*(height + .27) + height)/total, w/width, height/total])
+            ax = fig.add_axes(
+                [
+                    (0.48 + k * (w + 0.22)) / width,
+                    1 - (top + j * (height + 0.27) + height) / total,
+                    w / width,
+                    height / total,
+                ]
+            )
             _draw_run(ax, log, column, window, level, name)
-            ax.set(xlim=(0, 1.01*last), ylim=(min(values) - margin, max(values) + margin))
+            ax.set(xlim=(0, 1.01 * last), ylim=(min(values) - margin, max(values) + margin))
             ax.tick_params(labelleft=k == 0, labelbottom=i + across >= len(logs))
-            if k == 0: ax.set_ylabel(ylabel or column)
-            if i + across >= len(logs): ax.set_xlabel('step', labelpad=1)
+            if k == 0:
+                ax.set_ylabel(ylabel or column)
+            if i + across >= len(logs):
+                ax.set_xlabel('step', labelpad=1)
         write_title(fig, title_lines(title, width, 1))
     return fig

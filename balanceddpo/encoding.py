@@ -12,7 +12,16 @@ from .backends import pick_dtype
 from .families import part_digests
 from .numerics import numeric_path
 from .pairs import transform_pair
-from .store import InputError, digest, file_digest, locked, open_stage, read_json, staged, write_json
+from balanceddpo.store import (
+    InputError,
+    digest,
+    file_digest,
+    locked,
+    open_stage,
+    read_json,
+    staged,
+    write_json,
+)
 
 # %% auto #0
 __all__ = ['ENCODING', 'EncodeConfig', 'encode_inputs', 'shard_ready', 'write_shard', 'pixel_batches', 'encode_moments', 'stored',
@@ -22,61 +31,119 @@ __all__ = ['ENCODING', 'EncodeConfig', 'encode_inputs', 'shard_ready', 'write_sh
 @dataclass(frozen=True)
 class EncodeConfig:
     "How pairs become latents and embeddings."
-    model: str                                          # pipeline folder or Hub id, 'icons' or 'icons-xl', whose autoencoder and text encoders are used
-    resolution: int = 512                               # pixels of the square images
-    crop: Literal['center', 'random'] = 'center'        # where to cut images that are not square; one draw a pair
-    flip: bool = False                                  # mirror half of the pairs
-    seed: int = 0                                       # of the crop and the flip
-    dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'     # precision of the encoders while they run
-    storage: Literal['fp32', 'fp16'] = 'fp16'           # precision of what is kept
-    batch_size: int = 8                                 # pairs through the autoencoder at once; does not change the result beyond rounding
-    shard_size: int = 512                               # pairs, and captions, a file
-    workers: int = 4                                    # threads that decode and resize images
 
-ENCODING = 1            # part of every key: to be raised when the same settings give other latents or embeddings
+    # pipeline folder or Hub id, 'icons' or 'icons-xl', whose autoencoder and text encoders are used
+    model: str
+    resolution: int = 512  # pixels of the square images
+    # where to cut images that are not square; one draw a pair
+    crop: Literal['center', 'random'] = 'center'
+    flip: bool = False  # mirror half of the pairs
+    seed: int = 0  # of the crop and the flip
+    dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the encoders while they run
+    storage: Literal['fp32', 'fp16'] = 'fp16'  # precision of what is kept
+    # pairs through the autoencoder at once; does not change the result beyond rounding
+    batch_size: int = 8
+    shard_size: int = 512  # pairs, and captions, a file
+    workers: int = 4  # threads that decode and resize images
+
+
+# part of every key: to be raised when the same settings give other latents or embeddings
+ENCODING = 1
+
 
 def encode_inputs(family, config, pairs_key='') -> dict:
-    "Everything that the latents and embeddings depend on: the content of the parts, the settings, the pairs."
-    compute = {'images': str(family.image_dtype).removeprefix('torch.'), 'text': str(family.part('text_encoder').dtype).removeprefix('torch.')}
+    """Everything that the latents and embeddings depend on: the content of the parts, the settings,
+    the pairs."""
+    compute = {
+        'images': str(family.image_dtype).removeprefix('torch.'),
+        'text': str(family.part('text_encoder').dtype).removeprefix('torch.'),
+    }
     numerics = numeric_path(family.device, 'fp32' if 'float32' in compute.values() else 'bf16')
-    return {'revision': ENCODING, 'numerics': numerics, 'model': part_digests(family.folder, ('vae', 'text')), 'family': family.name, 'compute': compute, 'pairs': pairs_key,
-            **{k: getattr(config, k) for k in ('resolution', 'crop', 'flip', 'seed', 'storage', 'shard_size')}}
+    return {
+        'revision': ENCODING,
+        'numerics': numerics,
+        'model': part_digests(family.folder, ('vae', 'text')),
+        'family': family.name,
+        'compute': compute,
+        'pairs': pairs_key,
+        **{
+            k: getattr(config, k)
+            for k in ('resolution', 'crop', 'flip', 'seed', 'storage', 'shard_size')
+        },
+    }
 
 # %% ../nbs/38_encoding.ipynb #d993785f
 def shard_ready(path, holds) -> bool:
-    "Whether the shard at `path` is complete and undamaged. Raises InputError if its note says that it holds other things than `holds` (a digest)."
-    try: note = read_json(path.with_suffix('.json'))
-    except InputError: return False
-    if note.get('holds') != holds: raise InputError(f'{path} was made from other pairs: choose another folder, or delete it')
-    return path.is_file() and path.stat().st_size == note.get('bytes') and file_digest(path) == note.get('sha256')
+    """Whether the shard at `path` is complete and undamaged. Raises InputError if its note says
+    that it holds other things than `holds` (a digest)."""
+    try:
+        note = read_json(path.with_suffix('.json'))
+    except InputError:
+        return False
+    if note.get('holds') != holds:
+        raise InputError(f'{path} was made from other pairs: choose another folder, or delete it')
+    return (
+        path.is_file()
+        and path.stat().st_size == note.get('bytes')
+        and file_digest(path) == note.get('sha256')
+    )
+
 
 def write_shard(path, holds, tensors) -> Path:
     "Write the tensors to `path` as safetensors, then its note."
     from safetensors.torch import save_file
-    with staged(path) as temporary: save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-    write_json(path.with_suffix('.json'), {'holds': holds, 'bytes': path.stat().st_size, 'sha256': file_digest(path)})
+
+    with staged(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    write_json(
+        path.with_suffix('.json'),
+        {'holds': holds, 'bytes': path.stat().st_size, 'sha256': file_digest(path)},
+    )
     return path
 
 # %% ../nbs/38_encoding.ipynb #9f60e5dc
 def pixel_batches(pairs, config, pool):
-    "Yield uint8 [m, 2, 3, size, size] for `batch_size` pairs at a time, each prepared in `pool` while the one before it is used."
-    batches = [pairs[i:i + config.batch_size] for i in range(0, len(pairs), config.batch_size)]
-    submit = lambda batch: [pool.submit(transform_pair, p.images, config.resolution, p.pair_id, config.seed, config.crop, config.flip) for p in batch]
+    """Yield uint8 [m, 2, 3, size, size] for `batch_size` pairs at a time, each prepared in `pool`
+    while the one before it is used."""
+    batches = [pairs[i : i + config.batch_size] for i in range(0, len(pairs), config.batch_size)]
+    submit = lambda batch: [
+        pool.submit(
+            transform_pair,
+            p.images,
+            config.resolution,
+            p.pair_id,
+            config.seed,
+            config.crop,
+            config.flip,
+        )
+        for p in batch
+    ]
     import torch
+
     waiting = submit(batches[0])
     for following in [*batches[1:], []]:
         ready, waiting = waiting, submit(following)
         yield torch.stack([f.result() for f in ready])
 
+
 def encode_moments(pairs, family, config, pool):
-    "Moments [n, 2, 2c, h, w] of n pairs in the storage precision. Raises InputError naming the first pair whose moments are not finite."
+    """Moments [n, 2, 2c, h, w] of n pairs in the storage precision. Raises InputError naming the
+    first pair whose moments are not finite."""
     import torch
+
     dtype = pick_dtype(config.storage)
-    moments = torch.cat([family.encode_images(pixels.flatten(0, 1)).unflatten(0, (-1, 2)).to('cpu', dtype) for pixels in pixel_batches(pairs, config, pool)])
+    moments = torch.cat(
+        [
+            family.encode_images(pixels.flatten(0, 1)).unflatten(0, (-1, 2)).to('cpu', dtype)
+            for pixels in pixel_batches(pairs, config, pool)
+        ]
+    )
     bad = ~moments.isfinite().flatten(1).all(1)
     if bad.any():
-        raise InputError(f'pair {pairs[int(bad.nonzero()[0])].pair_id}: its latents are not finite '
-                         f'with the autoencoder in {family.image_dtype}, kept as {config.storage}: use bf16 or fp32')
+        raise InputError(
+            f'pair {pairs[int(bad.nonzero()[0])].pair_id}: its latents are not finite with the'
+            f' autoencoder in {family.image_dtype}, kept as {config.storage}: use bf16 or fp32'
+        )
     return moments
 
 # %% ../nbs/38_encoding.ipynb #347fff03
@@ -84,58 +151,98 @@ def stored(conditioning, config) -> dict:
     "A conditioning on the CPU in the storage precision. Raises InputError if that cannot hold it."
     tensors = {k: v.to('cpu', pick_dtype(config.storage)) for k, v in conditioning.items()}
     for name, v in tensors.items():
-        if not v.isfinite().all(): raise InputError(f'{name} of a caption is not finite in {config.storage}: use dtype bf16 or fp32, and storage fp32')
+        if not v.isfinite().all():
+            raise InputError(
+                f'{name} of a caption is not finite in {config.storage}: use dtype bf16 or fp32,'
+                ' and storage fp32'
+            )
     return tensors
+
 
 def encode_captions(captions, family, config) -> dict:
     "The conditioning of n captions in the storage precision, name -> [n, ...], on the CPU."
     import torch
+
     size = 2 * config.batch_size
-    batches = [stored(family.encode_prompts(captions[i:i + size]), config) for i in range(0, len(captions), size)]
+    batches = [
+        stored(family.encode_prompts(captions[i : i + size]), config)
+        for i in range(0, len(captions), size)
+    ]
     return {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
 
 # %% ../nbs/38_encoding.ipynb #6da27476
 def chunks(items, size):
     "Lists of `size` items, the last one shorter; takes any iterable and holds one list at a time."
     items = iter(items)
-    while chunk := list(islice(items, size)): yield chunk
+    while chunk := list(islice(items, size)):
+        yield chunk
+
 
 def write_moments(folder, pairs, family, config, progress) -> tuple[list, dict]:
-    "Write the shards of images that are missing or damaged; returns the rows (pair id, caption's number) and caption -> number."
+    """Write the shards of images that are missing or damaged; returns the rows (pair id, caption's
+    number) and caption -> number."""
     from concurrent.futures import ThreadPoolExecutor
     from tqdm.auto import tqdm
+
     rows, numbers = [], {}
-    with ThreadPoolExecutor(config.workers) as pool, tqdm(desc='pairs', unit='pair', disable=not progress) as bar:
+    with (
+        ThreadPoolExecutor(config.workers) as pool,
+        tqdm(desc='pairs', unit='pair', disable=not progress) as bar,
+    ):
         for i, chunk in enumerate(chunks(pairs, config.shard_size)):
-            path, holds = folder/f'moments-{i:05d}.safetensors', digest([[p.pair_id, p.caption, p.image_ids] for p in chunk])
-            if not shard_ready(path, holds): write_shard(path, holds, {'moments': encode_moments(chunk, family, config, pool)})
+            path, holds = (
+                folder / f'moments-{i:05d}.safetensors',
+                digest([[p.pair_id, p.caption, p.image_ids] for p in chunk]),
+            )
+            if not shard_ready(path, holds):
+                write_shard(path, holds, {'moments': encode_moments(chunk, family, config, pool)})
             rows += [(p.pair_id, numbers.setdefault(p.caption, len(numbers))) for p in chunk]
             bar.update(len(chunk))
-    if not rows: raise InputError('there are no pairs to encode: the source is empty, or all of it was dropped')
-    if (folder/f'moments-{i + 1:05d}.safetensors').exists():
-        raise InputError(f'{folder} was made from more pairs than these {len(rows)}: choose another folder, or delete it')
+    if not rows:
+        raise InputError(
+            'there are no pairs to encode: the source is empty, or all of it was dropped'
+        )
+    if (folder / f'moments-{i + 1:05d}.safetensors').exists():
+        raise InputError(
+            f'{folder} was made from more pairs than these {len(rows)}: choose another folder, or'
+            ' delete it'
+        )
     return rows, numbers
+
 
 def write_prompts(folder, captions, family, config):
     "Write the shards of captions that are missing or damaged, and the unconditional conditioning."
     for i, chunk in enumerate(chunks(captions, config.shard_size)):
-        path, holds = folder/f'prompts-{i:05d}.safetensors', digest(chunk)
-        if not shard_ready(path, holds): write_shard(path, holds, encode_captions(chunk, family, config))
-    path = folder/'empty.safetensors'
-    if not shard_ready(path, digest('empty')): write_shard(path, digest('empty'), stored(family.empty_conditioning(), config))
+        path, holds = folder / f'prompts-{i:05d}.safetensors', digest(chunk)
+        if not shard_ready(path, holds):
+            write_shard(path, holds, encode_captions(chunk, family, config))
+    path = folder / 'empty.safetensors'
+    if not shard_ready(path, digest('empty')):
+        write_shard(path, digest('empty'), stored(family.empty_conditioning(), config))
 
 # %% ../nbs/38_encoding.ipynb #fe776154
 def encode_pairs(pairs, family, config, out=None, pairs_key='', progress=True) -> EncodedPairs:
-    """Encode `pairs` (an iterable of `Pair`) into `out`, or into a folder under `runs_root()` named by everything that goes into it.
+    """Encode `pairs` (an iterable of `Pair`) into `out`, or into a folder under `runs_root()` named
+    by everything that goes into it.
 
-    Goes on where it was stopped and makes again only the shards that are damaged. `pairs_key` (`pairs.pairs_key(source)`) names the pairs without reading
-    them: with it a finished folder is returned at once. Raises InputError, naming the field, if `out` was made with other settings or other pairs."""
+    Goes on where it was stopped and makes again only the shards that are damaged. `pairs_key`
+    (`pairs.pairs_key(source)`) names the pairs without reading
+    them: with it a finished folder is returned at once. Raises InputError, naming the field, if
+    `out` was made with other settings or other pairs."""
     stage = open_stage('encode', encode_inputs(family, config, pairs_key), folder=out)
     with locked(stage.folder):
-        if pairs_key and stage.intact: return EncodedPairs.open(stage.folder)
+        if pairs_key and stage.intact:
+            return EncodedPairs.open(stage.folder)
         rows, numbers = write_moments(stage.folder, pairs, family, config, progress)
         write_prompts(stage.folder, list(numbers), family, config)
-        write_json(stage.folder/'pairs.json', {'pair_ids': [r[0] for r in rows], 'rows': [r[1] for r in rows], 'captions': list(numbers)})
+        write_json(
+            stage.folder / 'pairs.json',
+            {
+                'pair_ids': [r[0] for r in rows],
+                'rows': [r[1] for r in rows],
+                'captions': list(numbers),
+            },
+        )
         stage.finish(pairs=len(rows), captions=len(numbers))
     return EncodedPairs.open(stage.folder)
 
@@ -143,61 +250,101 @@ def encode_pairs(pairs, family, config, out=None, pairs_key='', progress=True) -
 @dataclass
 class Shards:
     "Rows of tensors spread over the safetensors shards of a finished folder."
+
     folder: Path
-    files: dict                                             # name -> bytes and SHA-256, of the manifest
-    size: int                                               # rows a shard
+    files: dict  # name -> bytes and SHA-256, of the manifest
+    size: int  # rows a shard
     touched: dict = field(default_factory=dict, repr=False)
 
     def shard(self, name) -> dict:
-        "The tensors of a shard, mapped. Raises InputError naming the file if it is missing or its hash is wrong."
+        """The tensors of a shard, mapped. Raises InputError naming the file if it is missing or its
+        hash is wrong."""
         from safetensors.torch import load_file
+
         if name not in self.touched:
-            path = self.folder/name
+            path = self.folder / name
             if name not in self.files or file_digest(path) != self.files[name]['sha256']:
-                raise InputError(f'{path} is damaged: run the encoding again, it makes this shard anew')
+                raise InputError(
+                    f'{path} is damaged: run the encoding again, it makes this shard anew'
+                )
             self.touched[name] = load_file(path)
         return self.touched[name]
 
     def take(self, kind, numbers) -> dict:
-        "Rows `numbers` of the shards called `kind`, in that order: name -> [n, ...] on the CPU, in the precision they were stored in."
+        """Rows `numbers` of the shards called `kind`, in that order: name -> [n, ...] on the CPU,
+        in the precision they were stored in."""
         import torch
-        found = [(self.shard(f'{kind}-{n // self.size:05d}.safetensors'), n % self.size) for n in map(int, numbers)]
+
+        found = [
+            (self.shard(f'{kind}-{n // self.size:05d}.safetensors'), n % self.size)
+            for n in map(int, numbers)
+        ]
         return {k: torch.stack([tensors[k][row] for tensors, row in found]) for k in found[0][0]}
 
 # %% ../nbs/38_encoding.ipynb #3200e5fa
 @dataclass
 class EncodedPairs:
-    "Encoded pairs in a folder, addressed by number. Made by `encode_pairs`, or by `EncodedPairs.open(folder)`."
+    """Encoded pairs in a folder, addressed by number. Made by `encode_pairs`, or by
+    `EncodedPairs.open(folder)`."""
+
     folder: Path
-    inputs: dict                                  # the settings they were made with
-    pair_ids: list[str] = field(repr=False)       # pair number -> pair id
-    rows: list[int] = field(repr=False)           # pair number -> caption number
-    captions: list[str] = field(repr=False)       # caption number -> text
+    inputs: dict  # the settings they were made with
+    pair_ids: list[str] = field(repr=False)  # pair number -> pair id
+    rows: list[int] = field(repr=False)  # pair number -> caption number
+    captions: list[str] = field(repr=False)  # caption number -> text
     shards: Shards = field(repr=False)
+
     @classmethod
     def open(cls, folder) -> EncodedPairs:
-        "Open a finished folder. Raises InputError if it is not finished, or its table of pairs is damaged."
+        """Open a finished folder. Raises InputError if it is not finished, or its table of pairs is
+        damaged."""
         folder = Path(folder)
-        if not (folder/'manifest.json').is_file(): raise InputError(f'{folder} holds no finished encoding: make it with balanceddpo encode, or encode_pairs')
-        files, inputs = read_json(folder/'manifest.json')['files'], read_json(folder/'inputs.json')
-        if file_digest(folder/'pairs.json') != files['pairs.json']['sha256']: raise InputError(f'{folder}/pairs.json is damaged: run the encoding again')
-        return cls(folder, inputs, **read_json(folder/'pairs.json'), shards=Shards(folder, files, inputs['shard_size']))
-    def __len__(self): return len(self.pair_ids)
+        if not (folder / 'manifest.json').is_file():
+            raise InputError(
+                f'{folder} holds no finished encoding: make it with balanceddpo encode, or'
+                ' encode_pairs'
+            )
+        files, inputs = (
+            read_json(folder / 'manifest.json')['files'],
+            read_json(folder / 'inputs.json'),
+        )
+        if file_digest(folder / 'pairs.json') != files['pairs.json']['sha256']:
+            raise InputError(f'{folder}/pairs.json is damaged: run the encoding again')
+        return cls(
+            folder,
+            inputs,
+            **read_json(folder / 'pairs.json'),
+            shards=Shards(folder, files, inputs['shard_size']),
+        )
+
+    def __len__(self):
+        return len(self.pair_ids)
+
     @property
     def key(self) -> str:
         "16 hex characters of what these are: the settings and the hash of every shard."
-        return digest(self.inputs, {n: f['sha256'] for n, f in self.shards.files.items() if n.endswith('.safetensors')})
+        return digest(
+            self.inputs,
+            {n: f['sha256'] for n, f in self.shards.files.items() if n.endswith('.safetensors')},
+        )
+
     @property
-    def resolution(self) -> int: return self.inputs['resolution']
+    def resolution(self) -> int:
+        return self.inputs['resolution']
+
     def moments(self, indexes):
         "Moments of these pairs, fp32 [n, 2, 2c, h, w] on the CPU."
         return self.shards.take('moments', indexes)['moments'].float()
+
     def conditioning(self, indexes) -> dict:
-        "Conditioning of these pairs' captions, name -> [n, ...] on the CPU in the storage precision."
+        """Conditioning of these pairs' captions, name -> [n, ...] on the CPU in the storage
+        precision."""
         return self.shards.take('prompts', [self.rows[int(i)] for i in indexes])
+
     def batch(self, indexes) -> tuple:
         "(moments, conditioning) of the pairs with these numbers."
         return self.moments(indexes), self.conditioning(indexes)
+
     @property
     def empty_conditioning(self) -> dict:
         "The unconditional conditioning, name -> [1, ...]."

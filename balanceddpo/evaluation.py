@@ -15,336 +15,610 @@ __all__ = ['COLUMNS', 'PROTOCOLS', 'TIES', 'as_json', 'score_table', 'score_grid
            'score_units', 'mean_gains', 'spread_prompts', 'score_images']
 
 # %% ../nbs/60_evaluation.ipynb #634b7f39
-COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')    # beside one column a scorer
+# beside one column a scorer
+COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')
+
 
 def as_json(settings) -> str:
     "The settings as one line of JSON with sorted names: equal settings give equal text."
     return json.dumps(settings, sort_keys=True)
 
 # %% ../nbs/60_evaluation.ipynb #fe3411e9
-def score_table(model, scores, prompt_ids=None, seeds=None, prompt_set='', sampler=None, scorer_keys=None):
-    """DataFrame of scores from arrays: `scores` maps a scorer to float [p, m], p prompts with m images each.
+def score_table(
+    model, scores, prompt_ids=None, seeds=None, prompt_set='', sampler=None, scorer_keys=None
+):
+    """DataFrame of scores from arrays: `scores` maps a scorer to float [p, m], p prompts with m
+    images each.
 
-    `prompt_ids` [p] default to the row number, `seeds` [p, m] to the position. Raises InputError if shapes differ."""
+    `prompt_ids` [p] default to the row number, `seeds` [p, m] to the position. Raises InputError
+    if shapes differ."""
     import numpy as np, pandas as pd
+
     arrays = {name: np.asarray(x, 'float32') for name, x in scores.items()}
     shape = next(iter(arrays.values())).shape
     for name, x in arrays.items():
-        if x.ndim != 2 or x.shape != shape: raise InputError(f'scores of {name!r} have shape {x.shape}, not {shape}: pass [prompts, images] for all')
+        if x.ndim != 2 or x.shape != shape:
+            raise InputError(
+                f'scores of {name!r} have shape {x.shape}, not {shape}: pass [prompts, images]'
+                ' for all'
+            )
     p, m = shape
     ids = [str(i) for i in (range(p) if prompt_ids is None else prompt_ids)]
-    seeds = np.arange(p*m) if seeds is None else np.asarray(seeds).reshape(-1)
-    return pd.DataFrame({'model': model, 'prompt_set': prompt_set, 'prompt_id': np.repeat(ids, m), 'image_index': np.tile(np.arange(m), p),
-                         'seed': seeds, 'sampler': as_json(sampler or {}), 'scorer_keys': as_json(scorer_keys or {}),
-                         **{name: x.reshape(-1) for name, x in arrays.items()}})
+    seeds = np.arange(p * m) if seeds is None else np.asarray(seeds).reshape(-1)
+    return pd.DataFrame(
+        {
+            'model': model,
+            'prompt_set': prompt_set,
+            'prompt_id': np.repeat(ids, m),
+            'image_index': np.tile(np.arange(m), p),
+            'seed': seeds,
+            'sampler': as_json(sampler or {}),
+            'scorer_keys': as_json(scorer_keys or {}),
+            **{name: x.reshape(-1) for name, x in arrays.items()},
+        }
+    )
 
 # %% ../nbs/60_evaluation.ipynb #a5b316f7
 def _sole(table, column):
     "The one value of `column` in `table`."
     values = table[column].unique()
-    if len(values) != 1: raise InputError(f'a score table of one {column} is needed here, this one has {len(values)}: {", ".join(map(str, values[:3]))}')
+    if len(values) != 1:
+        raise InputError(
+            f'a score table of one {column} is needed here, this one has {len(values)}:'
+            f' {", ".join(map(str, values[:3]))}'
+        )
     return values[0]
 
+
 def score_grid(table, scorer):
-    "Scores float64 [p, m] of one model, prompts and images in sorted order. Raises InputError for a missing column, image or score."
+    """Scores float64 [p, m] of one model, prompts and images in sorted order. Raises InputError for
+    a missing column, image or score."""
     import numpy as np
+
     if scorer not in table.columns:
-        raise InputError(f'no scores of {scorer!r}: the table has {", ".join(c for c in table.columns if c not in COLUMNS)}')
+        raise InputError(
+            f'no scores of {scorer!r}: the table has'
+            f' {", ".join(c for c in table.columns if c not in COLUMNS)}'
+        )
     if (twice := table[table.duplicated(['prompt_id', 'image_index'])]).size:
-        raise InputError('{1}: prompt {0[prompt_id]} has image {0[image_index]} twice'.format(twice.iloc[0], _sole(table, 'model')))
+        raise InputError(
+            '{1}: prompt {0[prompt_id]} has image {0[image_index]} twice'.format(
+                twice.iloc[0], _sole(table, 'model')
+            )
+        )
     grid = table.pivot(index='prompt_id', columns='image_index', values=scorer).sort_index()
     values = grid.to_numpy('float64')
     if not np.isfinite(values).all():
         i, j = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f'{_sole(table, "model")}: prompt {grid.index[i]} has no {scorer!r} score for image {grid.columns[j]}: score it first')
+        raise InputError(
+            f'{_sole(table, "model")}: prompt {grid.index[i]} has no {scorer!r} score for image'
+            f' {grid.columns[j]}: score it first'
+        )
     return values
 
 # %% ../nbs/60_evaluation.ipynb #883f8740
 def best_of(scores):
     "The best score a prompt: float [p] from [p, m] (paper, Appendix X, step 3)."
     import numpy as np
+
     return np.max(np.asarray(scores, 'float64'), axis=1)
+
 
 def mean_score(scores):
     "The mean score a prompt: float [p] from [p, m]."
     import numpy as np
-    return np.sort(np.asarray(scores, 'float64'), axis=1).mean(axis=1)    # sorted, so that the same scores in another order tie
+
+    # sorted, so that the same scores in another order tie
+    return np.sort(np.asarray(scores, 'float64'), axis=1).mean(axis=1)
 
 # %% ../nbs/60_evaluation.ipynb #33ff47ca
 PROTOCOLS = ('best', 'mean', 'paired')
 
+
 def count_wins(x, y, protocol='best'):
-    "For scores [p, m] of two models: wins [p] and ties [p] of the first, and the number of comparisons a prompt. 'best', 'mean' or 'paired'."
+    """For scores [p, m] of two models: wins [p] and ties [p] of the first, and the number of
+    comparisons a prompt. 'best', 'mean' or 'paired'."""
     import numpy as np
+
     x, y = np.asarray(x, 'float64'), np.asarray(y, 'float64')
-    if x.shape != y.shape: raise InputError(f'scores of two models have shapes {x.shape} and {y.shape}: draw the same prompts and images with both')
-    if protocol not in PROTOCOLS: raise InputError(f'unknown protocol {protocol!r}: use best, mean or paired')
-    if protocol == 'best': x, y = best_of(x)[:, None], best_of(y)[:, None]
-    if protocol == 'mean': x, y = mean_score(x)[:, None], mean_score(y)[:, None]
+    if x.shape != y.shape:
+        raise InputError(
+            f'scores of two models have shapes {x.shape} and {y.shape}: draw the same prompts and'
+            ' images with both'
+        )
+    if protocol not in PROTOCOLS:
+        raise InputError(f'unknown protocol {protocol!r}: use best, mean or paired')
+    if protocol == 'best':
+        x, y = best_of(x)[:, None], best_of(y)[:, None]
+    if protocol == 'mean':
+        x, y = mean_score(x)[:, None], mean_score(y)[:, None]
     return (x > y).sum(1), (x == y).sum(1), x.shape[1]
 
 # %% ../nbs/60_evaluation.ipynb #749591b5
 TIES = ('split', 'drop', 'loss')
 
+
 def tie_points(wins, ties, compared, rule='split'):
-    "Points [p] the first model has at each prompt and the comparisons [p] they are out of, by the tie rule 'split', 'drop' or 'loss'."
+    """Points [p] the first model has at each prompt and the comparisons [p] they are out of, by the
+    tie rule 'split', 'drop' or 'loss'."""
     import numpy as np
+
     wins, ties = np.asarray(wins, 'float64'), np.asarray(ties, 'float64')
-    if rule not in TIES: raise InputError(f'unknown tie rule {rule!r}: use split, drop or loss')
-    points = wins + ties/2 if rule == 'split' else wins
+    if rule not in TIES:
+        raise InputError(f'unknown tie rule {rule!r}: use split, drop or loss')
+    points = wins + ties / 2 if rule == 'split' else wins
     return points, compared - ties if rule == 'drop' else np.full_like(wins, compared)
 
 # %% ../nbs/60_evaluation.ipynb #f8422d70
-def wilson(wins, n, level=.95):
-    """Wilson score interval (low, high) for a share of `wins` out of `n`; both may be fractional (split ties). n = 0 gives (0, 1).
+def wilson(wins, n, level=0.95):
+    """Wilson score interval (low, high) for a share of `wins` out of `n`; both may be fractional
+    (split ties). n = 0 gives (0, 1).
 
-    Raises InputError unless 0 <= wins <= n. Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209."""
+    Raises InputError unless 0 <= wins <= n. Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927)
+    209."""
     from math import sqrt
     from statistics import NormalDist
-    if not 0 <= wins <= n: raise InputError(f'{wins} wins out of {n} make no share')
-    if n == 0: return 0., 1.
-    z2 = NormalDist().inv_cdf((1 + level)/2)**2; p = wins/n
-    centre, half = p + z2/(2*n), sqrt(z2*(p*(1 - p)/n + z2/(4*n*n)))
-    low, high = (centre - half)/(1 + z2/n), (centre + half)/(1 + z2/n)
-    return 0. if wins == 0 else low, 1. if wins == n else high
+
+    if not 0 <= wins <= n:
+        raise InputError(f'{wins} wins out of {n} make no share')
+    if n == 0:
+        return 0.0, 1.0
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    p = wins / n
+    centre, half = p + z2 / (2 * n), sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return 0.0 if wins == 0 else low, 1.0 if wins == n else high
 
 # %% ../nbs/60_evaluation.ipynb #9e1e3535
-def bootstrap_interval(points, out_of=None, level=.95, resamples=10_000, seed=0):
-    """Percentile bootstrap interval (low, high), over prompts, of sum(points)/sum(out_of): float [p] each; `out_of` defaults to ones (a mean).
+def bootstrap_interval(points, out_of=None, level=0.95, resamples=10_000, seed=0):
+    """Percentile bootstrap interval (low, high), over prompts, of sum(points)/sum(out_of): float
+    [p] each; `out_of` defaults to ones (a mean).
 
-    The same seed gives the same interval. Resamples with nothing to divide by are left out; if all are, the interval is (0, 1).
+    The same seed gives the same interval. Resamples with nothing to divide by are left out; if
+    all are, the interval is (0, 1).
     Source: B. Efron, Ann. Statist. 7 (1979) 1."""
     import numpy as np
+
     points = np.asarray(points, 'float64')
-    pairs = np.stack([points, np.ones_like(points) if out_of is None else np.asarray(out_of, 'float64')], axis=1)
+    pairs = np.stack(
+        [points, np.ones_like(points) if out_of is None else np.asarray(out_of, 'float64')], axis=1
+    )
     outcomes, times = np.unique(pairs, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(points), times/len(points), size=resamples)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(points), times / len(points), size=resamples
+    )
     total, divisor = (drawn @ outcomes).T
-    if not divisor.any(): return 0., 1.
-    return tuple(np.quantile(total[divisor > 0]/divisor[divisor > 0], [(1 - level)/2, (1 + level)/2]).tolist())
+    if not divisor.any():
+        return 0.0, 1.0
+    return tuple(
+        np.quantile(
+            total[divisor > 0] / divisor[divisor > 0], [(1 - level) / 2, (1 + level) / 2]
+        ).tolist()
+    )
 
 # %% ../nbs/60_evaluation.ipynb #c9d98543
-def rate_interval(points, out_of, each=1, level=.95, resamples=10_000, seed=0):
-    """`bootstrap_interval` (low, high) of a rate, for the points float `[p]` of prompts with up to `each` comparisons, `out_of` `[p]` of which count.
+def rate_interval(points, out_of, each=1, level=0.95, resamples=10_000, seed=0):
+    """`bootstrap_interval` (low, high) of a rate, for the points float `[p]` of prompts with up to
+    `each` comparisons, `out_of` `[p]` of which count.
 
-    Where all are won, or none is, every resample is the same: there Wilson's, for as many prompts. Fractions of 1."""
-    if 0 < points.sum() < out_of.sum(): return bootstrap_interval(points, out_of, level, resamples, seed)
-    return wilson(points.sum()/each, out_of.sum()/each, level)
+    Where all are won, or none is, every resample is the same: there Wilson's, for as many
+    prompts. Fractions of 1."""
+    if 0 < points.sum() < out_of.sum():
+        return bootstrap_interval(points, out_of, level, resamples, seed)
+    return wilson(points.sum() / each, out_of.sum() / each, level)
 
 # %% ../nbs/60_evaluation.ipynb #3fae79ae
-def win_statistics(x, y, protocol='best', ties='split', level=.95, resamples=10_000, seed=0) -> dict:
+def win_statistics(
+    x, y, protocol='best', ties='split', level=0.95, resamples=10_000, seed=0
+) -> dict:
     """How often the first of two models is ahead, for scores [p, m] of each.
 
-    n comparisons of which `wins` and `ties`; `win_rate` by the tie rule (NaN if nothing is left to count); the Wilson interval `low`, `high`,
-    whose sample size is the number of prompts; the bootstrap interval over prompts `boot_low`, `boot_high` (`rate_interval`). Rates are fractions of 1."""
+    n comparisons of which `wins` and `ties`; `win_rate` by the tie rule (NaN if nothing is left
+    to count); the Wilson interval `low`, `high`, whose sample size is the number of prompts; the
+    bootstrap interval over prompts `boot_low`, `boot_high` (`rate_interval`). Rates are
+    fractions of 1."""
     wins, equal, m = count_wins(x, y, protocol)
     points, out_of = tie_points(wins, equal, m, ties)
-    rate = points.sum()/out_of.sum() if out_of.sum() else float('nan')
-    low, high = wilson(points.sum()/m, out_of.sum()/m, level)
+    rate = points.sum() / out_of.sum() if out_of.sum() else float('nan')
+    low, high = wilson(points.sum() / m, out_of.sum() / m, level)
     boot_low, boot_high = rate_interval(points, out_of, m, level, resamples, seed)
-    return {'protocol': protocol, 'tie_rule': ties, 'n': m*len(wins), 'wins': int(wins.sum()), 'ties': int(equal.sum()),
-            'win_rate': float(rate), 'low': low, 'high': high, 'boot_low': boot_low, 'boot_high': boot_high}
+    return {
+        'protocol': protocol,
+        'tie_rule': ties,
+        'n': m * len(wins),
+        'wins': int(wins.sum()),
+        'ties': int(equal.sum()),
+        'win_rate': float(rate),
+        'low': low,
+        'high': high,
+        'boot_low': boot_low,
+        'boot_high': boot_high,
+    }
 
 # %% ../nbs/60_evaluation.ipynb #dc3e70bd
 def _setting_differences(a, b, scorers):
     "In words, how the settings of two score tables differ."
-    if (x := _sole(a, 'prompt_set')) != (y := _sole(b, 'prompt_set')): yield f'the prompt sets are {x!r} and {y!r}'
+    if (x := _sole(a, 'prompt_set')) != (y := _sole(b, 'prompt_set')):
+        yield f'the prompt sets are {x!r} and {y!r}'
     if found := first_difference(*(json.loads(_sole(t, 'sampler')) for t in (a, b))):
         yield 'the sampler setting {!r} is {!r} and {!r}'.format(*found)
     x, y = (json.loads(_sole(t, 'scorer_keys')) for t in (a, b))
     for k in scorers:
-        if x.get(k) != y.get(k): yield f'the scorer {k!r} had the weights {x.get(k)} and {y.get(k)}'
+        if x.get(k) != y.get(k):
+            yield f'the scorer {k!r} had the weights {x.get(k)} and {y.get(k)}'
+
 
 def _image_differences(a, b):
     "In words, how the images of two score tables differ."
     key = ['prompt_id', 'image_index']
-    both = a[[*key, 'seed']].merge(b[[*key, 'seed']], on=key, how='outer', suffixes=('_a', '_b'), indicator='side')
+    both = a[[*key, 'seed']].merge(
+        b[[*key, 'seed']], on=key, how='outer', suffixes=('_a', '_b'), indicator='side'
+    )
     for row in both[both.side != 'both'].itertuples():
-        yield f'image {row.image_index} of prompt {row.prompt_id} is there for {_sole(a if row.side == "left_only" else b, "model")} only'
+        yield (
+            f'image {row.image_index} of prompt {row.prompt_id} is there for'
+            f' {_sole(a if row.side == "left_only" else b, "model")} only'
+        )
     for row in both[both.seed_a != both.seed_b].itertuples():
-        yield f'the seeds of prompt {row.prompt_id}, image {row.image_index} are {row.seed_a:.0f} and {row.seed_b:.0f}'
+        yield (
+            f'the seeds of prompt {row.prompt_id}, image {row.image_index} are {row.seed_a:.0f} and'
+            f' {row.seed_b:.0f}'
+        )
 
 # %% ../nbs/60_evaluation.ipynb #1be0a3f2
 def refuse_mismatch(a, b, scorers=()) -> None:
-    "Raise InputError naming the first difference in prompt set, sampler, scorer weights, prompts, images or seeds of two score tables."
+    """Raise InputError naming the first difference in prompt set, sampler, scorer weights, prompts,
+    images or seeds of two score tables."""
     from itertools import chain
+
     for table in (a, b):
         if lacking := [c for c in COLUMNS if c not in table.columns]:
-            raise InputError(f'a score table lacks the column {lacking[0]!r}: make it with score_images or score_table')
-        if not len(table): raise InputError('a score table has no rows: were its images drawn?')
+            raise InputError(
+                f'a score table lacks the column {lacking[0]!r}: make it with score_images or'
+                ' score_table'
+            )
+        if not len(table):
+            raise InputError('a score table has no rows: were its images drawn?')
     for difference in chain(_setting_differences(a, b, scorers), _image_differences(a, b)):
-        raise InputError(f'{_sole(a, "model")} and {_sole(b, "model")} cannot be compared: {difference}')
+        raise InputError(
+            f'{_sole(a, "model")} and {_sole(b, "model")} cannot be compared: {difference}'
+        )
 
 # %% ../nbs/60_evaluation.ipynb #0ef3eb1f
-def win_rates(a, b, scorers, protocol='best', ties='split', lower_is_better=(), level=.95, resamples=10_000, seed=0):
+def win_rates(
+    a,
+    b,
+    scorers,
+    protocol='best',
+    ties='split',
+    lower_is_better=(),
+    level=0.95,
+    resamples=10_000,
+    seed=0,
+):
     """Win rates of the model of score table `a` over that of `b`: DataFrame, one row a scorer.
 
-    Columns model_a, model_b, prompt_set, scorer and those of `win_statistics`. protocol 'best' | 'mean' | 'paired'; ties 'split' | 'drop' | 'loss'
-    (the paper: 'best' with 'loss'). Raises InputError if the tables cannot be compared. Source: paper, Appendix X."""
+    Columns model_a, model_b, prompt_set, scorer and those of `win_statistics`. protocol 'best' |
+    'mean' | 'paired'; ties 'split' | 'drop' | 'loss' (the paper: 'best' with 'loss'). Raises
+    InputError if the tables cannot be compared. Source: paper, Appendix X."""
     import pandas as pd
+
     refuse_mismatch(a, b, scorers)
-    names = {'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': _sole(a, 'prompt_set')}
+    names = {
+        'model_a': _sole(a, 'model'),
+        'model_b': _sole(b, 'model'),
+        'prompt_set': _sole(a, 'prompt_set'),
+    }
     rows = []
     for k in scorers:
         sign = -1 if k in lower_is_better else 1
-        statistics = win_statistics(sign*score_grid(a, k), sign*score_grid(b, k), protocol, ties, level, resamples, seed)
+        statistics = win_statistics(
+            sign * score_grid(a, k), sign * score_grid(b, k), protocol, ties, level, resamples, seed
+        )
         rows.append(names | {'scorer': k} | statistics)
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_evaluation.ipynb #8feb5861
 def _compared(scores, pairs):
-    "The score tables of each two models of `pairs` on each prompt set. Raises InputError naming a model that a prompt set lacks."
+    """The score tables of each two models of `pairs` on each prompt set. Raises InputError naming a
+    model that a prompt set lacks."""
     for name in scores['prompt_set'].unique():
-        here = {model: table for model, table in scores[scores['prompt_set'] == name].groupby('model', sort=False)}
+        here = {
+            model: table
+            for model, table in scores[scores['prompt_set'] == name].groupby('model', sort=False)
+        }
         for pair in pairs:
             for model in pair:
-                if model not in here: raise InputError(f'prompt set {name!r} has no scores of {model!r}: it has {", ".join(here)}')
+                if model not in here:
+                    raise InputError(
+                        f'prompt set {name!r} has no scores of {model!r}: it has {", ".join(here)}'
+                    )
             yield here[pair[0]], here[pair[1]]
 
+
 def compare(scores, pairs, scorers, **options):
-    """`win_rates` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, which holds many models and prompt sets; one DataFrame.
+    """`win_rates` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, which
+    holds many models and prompt sets; one DataFrame.
 
     `options` are those of `win_rates`. Raises InputError naming a model that a prompt set lacks."""
     import pandas as pd
-    return pd.concat([win_rates(a, b, scorers, **options) for a, b in _compared(scores, pairs)], ignore_index=True)
+
+    return pd.concat(
+        [win_rates(a, b, scorers, **options) for a, b in _compared(scores, pairs)],
+        ignore_index=True,
+    )
 
 # %% ../nbs/60_evaluation.ipynb #ce1c2153
-def mean_win_rates(scores, pairs, scorers, protocol='best', ties='split', level=.95, resamples=10_000, seed=0):
-    """The win rates of `compare`, averaged over `scorers`: DataFrame, one row a comparison and prompt set, its scorer called 'mean of K'.
+def mean_win_rates(
+    scores, pairs, scorers, protocol='best', ties='split', level=0.95, resamples=10_000, seed=0
+):
+    """The win rates of `compare`, averaged over `scorers`: DataFrame, one row a comparison and
+    prompt set, its scorer called 'mean of K'.
 
-    `low`, `high` are bootstrapped over prompts, each with all its scorers. Rates are fractions of 1. Raises InputError as `compare`, and for ties='drop': without them
-    the scorers count unequal numbers of prompts, and a mean over scorers is not one over prompts."""
+    `low`, `high` are bootstrapped over prompts, each with all its scorers. Rates are fractions
+    of 1. Raises InputError as `compare`, and for ties='drop': without them the scorers count
+    unequal numbers of prompts, and a mean over scorers is not one over prompts."""
     import numpy as np, pandas as pd
-    if ties == 'drop': raise InputError("the mean over scorers needs every prompt of each: use ties split or loss")
+
+    if ties == 'drop':
+        raise InputError('the mean over scorers needs every prompt of each: use ties split or loss')
     rows = []
     for a, b in _compared(scores, pairs):
         refuse_mismatch(a, b, scorers)
         counted = [count_wins(score_grid(a, k), score_grid(b, k), protocol) for k in scorers]
         points, out_of = np.sum([tie_points(*c, ties) for c in counted], axis=0)
-        low, high = rate_interval(points, out_of, sum(m for *_, m in counted), level, resamples, seed)
-        rows.append({'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': _sole(a, 'prompt_set'), 'scorer': f'mean of {len(scorers)}',
-                     'protocol': protocol, 'n': len(points), 'win_rate': points.sum()/out_of.sum() if out_of.sum() else np.nan, 'low': low, 'high': high})
+        low, high = rate_interval(
+            points, out_of, sum(m for *_, m in counted), level, resamples, seed
+        )
+        rows.append(
+            {
+                'model_a': _sole(a, 'model'),
+                'model_b': _sole(b, 'model'),
+                'prompt_set': _sole(a, 'prompt_set'),
+                'scorer': f'mean of {len(scorers)}',
+                'protocol': protocol,
+                'n': len(points),
+                'win_rate': points.sum() / out_of.sum() if out_of.sum() else np.nan,
+                'low': low,
+                'high': high,
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_evaluation.ipynb #3622bf64
-def score_differences(a, b, scorers, protocol='mean', level=.95, resamples=10_000, seed=0):
-    """Mean over prompts of the score of `a` minus that of `b`, with its bootstrap interval over prompts: DataFrame, one row a scorer.
+def score_differences(a, b, scorers, protocol='mean', level=0.95, resamples=10_000, seed=0):
+    """Mean over prompts of the score of `a` minus that of `b`, with its bootstrap interval over
+    prompts: DataFrame, one row a scorer.
 
-    A prompt counts with the mean of its images, or with its best ('best'). Raises InputError if the tables cannot be compared."""
+    A prompt counts with the mean of its images, or with its best ('best'). Raises InputError if
+    the tables cannot be compared."""
     import pandas as pd
+
     refuse_mismatch(a, b, scorers)
-    if protocol not in ('mean', 'best'): raise InputError(f'unknown protocol {protocol!r} for a score difference: use mean or best')
+    if protocol not in ('mean', 'best'):
+        raise InputError(f'unknown protocol {protocol!r} for a score difference: use mean or best')
     reduce, rows = (mean_score if protocol == 'mean' else best_of), []
     for k in scorers:
         x, y = reduce(score_grid(a, k)), reduce(score_grid(b, k))
         low, high = bootstrap_interval(x - y, None, level, resamples, seed)
-        rows.append({'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': _sole(a, 'prompt_set'), 'scorer': k,
-                     'protocol': protocol, 'n': len(x), 'mean_a': x.mean(), 'mean_b': y.mean(), 'difference': (x - y).mean(), 'low': low, 'high': high})
+        rows.append(
+            {
+                'model_a': _sole(a, 'model'),
+                'model_b': _sole(b, 'model'),
+                'prompt_set': _sole(a, 'prompt_set'),
+                'scorer': k,
+                'protocol': protocol,
+                'n': len(x),
+                'mean_a': x.mean(),
+                'mean_b': y.mean(),
+                'difference': (x - y).mean(),
+                'low': low,
+                'high': high,
+            }
+        )
     return pd.DataFrame(rows)
 
+
 def compare_scores(scores, pairs, scorers, **options):
-    "`score_differences` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, as `compare` does for win rates; one DataFrame."
+    """`score_differences` for each (model_a, model_b) of `pairs` on each prompt set of `scores`, as
+    `compare` does for win rates; one DataFrame."""
     import pandas as pd
-    return pd.concat([score_differences(a, b, scorers, **options) for a, b in _compared(scores, pairs)], ignore_index=True)
+
+    return pd.concat(
+        [score_differences(a, b, scorers, **options) for a, b in _compared(scores, pairs)],
+        ignore_index=True,
+    )
 
 # %% ../nbs/60_evaluation.ipynb #25cd704e
 def score_summary(scores, scorers):
-    "Mean, min, max and standard deviation of the image scores: DataFrame, one row a model, prompt set and scorer (paper, Tables V and VI)."
+    """Mean, min, max and standard deviation of the image scores: DataFrame, one row a model, prompt
+    set and scorer (paper, Tables V and VI)."""
     import pandas as pd
-    long = scores.melt(['model', 'prompt_set'], list(scorers), 'scorer', 'score').astype({'score': 'float64'})
-    summary = long.groupby(['model', 'prompt_set', 'scorer'], sort=False)['score'].agg(['count', 'mean', 'min', 'max', 'std'])
+
+    long = scores.melt(['model', 'prompt_set'], list(scorers), 'scorer', 'score').astype(
+        {'score': 'float64'}
+    )
+    summary = long.groupby(['model', 'prompt_set', 'scorer'], sort=False)['score'].agg(
+        ['count', 'mean', 'min', 'max', 'std']
+    )
     return summary.rename(columns={'count': 'n'}).reset_index()
 
 # %% ../nbs/60_evaluation.ipynb #5492045c
 def score_units(scores, scorers, model='base'):
-    "Standard deviation of `model`'s image scores by (prompt set, scorer), the unit of a gain; NaN where all are equal. Raises InputError for a model without scores."
-    if not len(own := scores[scores['model'] == model]): raise InputError(f'there are no scores of {model!r} to take the unit from')
+    """Standard deviation of `model`'s image scores by (prompt set, scorer), the unit of a gain; NaN
+    where all are equal. Raises InputError for a model without scores."""
+    if not len(own := scores[scores['model'] == model]):
+        raise InputError(f'there are no scores of {model!r} to take the unit from')
     sd = score_summary(own, scorers).set_index(['prompt_set', 'scorer'])['std']
     return sd.where(sd > 0)
 
-def mean_gains(scores, pairs, scorers, unit='base', level=.95, resamples=10_000, seed=0):
-    """How far the first model of each of `pairs` is ahead in the mean score, in standard deviations, averaged over `scorers`: DataFrame, one row a comparison and prompt set.
 
-    A scorer's unit is the s.d. of the image scores of the model `unit` on the prompt set, and counts as known. `low`, `high` are bootstrapped over prompts,
-    each with all its scorers. Raises InputError as `compare`, and for a model `unit` without scores, or whose scores are all equal. Ours: the paper has no such measure."""
+def mean_gains(scores, pairs, scorers, unit='base', level=0.95, resamples=10_000, seed=0):
+    """How far the first model of each of `pairs` is ahead in the mean score, in standard
+    deviations, averaged over `scorers`: DataFrame, one row a comparison and prompt set.
+
+    A scorer's unit is the s.d. of the image scores of the model `unit` on the prompt set, and
+    counts as known. `low`, `high` are bootstrapped over prompts, each with all its scorers.
+    Raises InputError as `compare`, and for a model `unit` without scores, or whose scores are
+    all equal. Ours: the paper has no such measure."""
     import numpy as np, pandas as pd
+
     sd, rows = score_units(scores, scorers, unit), []
-    if len(flat := sd[sd.isna()]): raise InputError('all scores of {2!r} by {1!r} on {0!r} are equal: there is no unit for a gain'.format(*flat.index[0], unit))
+    if len(flat := sd[sd.isna()]):
+        raise InputError(
+            'all scores of {2!r} by {1!r} on {0!r} are equal: there is no unit for a gain'.format(
+                *flat.index[0], unit
+            )
+        )
     for a, b in _compared(scores, pairs):
-        refuse_mismatch(a, b, scorers); name = _sole(a, 'prompt_set')
-        gain = np.mean([(mean_score(score_grid(a, k)) - mean_score(score_grid(b, k)))/sd[name, k] for k in scorers], axis=0)
+        refuse_mismatch(a, b, scorers)
+        name = _sole(a, 'prompt_set')
+        gain = np.mean(
+            [
+                (mean_score(score_grid(a, k)) - mean_score(score_grid(b, k))) / sd[name, k]
+                for k in scorers
+            ],
+            axis=0,
+        )
         low, high = bootstrap_interval(gain, None, level, resamples, seed)
-        rows.append({'model_a': _sole(a, 'model'), 'model_b': _sole(b, 'model'), 'prompt_set': name, 'scorer': f'mean of {len(scorers)}', 'n': len(gain),
-                     'gain': gain.mean(), 'low': low, 'high': high})
+        rows.append(
+            {
+                'model_a': _sole(a, 'model'),
+                'model_b': _sole(b, 'model'),
+                'prompt_set': name,
+                'scorer': f'mean of {len(scorers)}',
+                'n': len(gain),
+                'gain': gain.mean(),
+                'low': low,
+                'high': high,
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/60_evaluation.ipynb #1d115064
 def spread_prompts(a, b, scorers, n=5) -> list:
-    """Ids of n prompts, at the shares 1/2n, 3/2n, ... of all prompts in the order of how far `a` is ahead of `b` (score tables of one prompt set).
+    """Ids of n prompts, at the shares 1/2n, 3/2n, ... of all prompts in the order of how far `a` is
+    ahead of `b` (score tables of one prompt set).
 
-    Ahead: the difference of a prompt's mean scores, in its standard deviation over prompts, averaged over the scorers. Ties by id."""
+    Ahead: the difference of a prompt's mean scores, in its standard deviation over prompts,
+    averaged over the scorers. Ties by id."""
     import numpy as np
+
     refuse_mismatch(a, b, scorers)
     differences = [mean_score(score_grid(a, k)) - mean_score(score_grid(b, k)) for k in scorers]
-    ahead = sum(d/(d.std() or 1) for d in differences)
+    ahead = sum(d / (d.std() or 1) for d in differences)
     order = np.sort(a['prompt_id'].unique())[np.argsort(ahead, kind='stable')]
-    return [str(order[int((k + .5)*len(order)/n)]) for k in range(n)]
+    return [str(order[int((k + 0.5) * len(order) / n)]) for k in range(n)]
 
 # %% ../nbs/60_evaluation.ipynb #7cf6acd1
-_IMAGE = ['prompt_id', 'image_index', 'image_id']                                  # what a kept score belongs to
+_IMAGE = ['prompt_id', 'image_index', 'image_id']  # what a kept score belongs to
+
 
 def _kept_scores(store, path):
-    "One row an image of `store`, with the scores already at `path` in columns `name@key`; none for an image that has changed since."
+    """One row an image of `store`, with the scores already at `path` in columns `name@key`; none
+    for an image that has changed since."""
     import pyarrow.parquet as pq
+
     rows = store.index.assign(image_id=store.index['sha256'].str[:16])[_IMAGE]
-    if not path.exists(): return rows
-    try: kept = pq.read_table(path); inputs = json.loads(kept.schema.metadata[b'inputs'])
-    except (OSError, ValueError, KeyError, TypeError) as e: raise InputError(f'{path} is no file of scores ({type(e).__name__}): delete it, or name another') from e
+    if not path.exists():
+        return rows
+    try:
+        kept = pq.read_table(path)
+        inputs = json.loads(kept.schema.metadata[b'inputs'])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(
+            f'{path} is no file of scores ({type(e).__name__}): delete it, or name another'
+        ) from e
     if found := first_difference(inputs, canonical(store.inputs)):
-        raise InputError('{} holds scores of other images: {} is {!r} there and {!r} here'.format(path, *found))
+        raise InputError(
+            '{} holds scores of other images: {} is {!r} there and {!r} here'.format(path, *found)
+        )
     return rows.merge(kept.to_pandas(), how='left', on=_IMAGE, validate='one_to_one')
+
 
 def _keep_scores(table, store, path):
     "Write the table of kept scores, whole or not at all."
     import pyarrow as pa, pyarrow.parquet as pq
+
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    with staged(path) as t: pq.write_table(arrow.replace_schema_metadata({'inputs': json.dumps(canonical(store.inputs))}), t)
+    with staged(path) as t:
+        pq.write_table(
+            arrow.replace_schema_metadata({'inputs': json.dumps(canonical(store.inputs))}), t
+        )
 
 # %% ../nbs/60_evaluation.ipynb #bd7b4039
 def _score_missing(store, table, part, columns, batch_size):
-    "Fill the gaps in rows `part` (a slice) of the table of kept scores; `columns` maps each scorer to its column."
+    """Fill the gaps in rows `part` (a slice) of the table of kept scores; `columns` maps each
+    scorer to its column."""
     import numpy as np
     from balanceddpo.scorers import score_items
     from balanceddpo.towers import ahead_in_threads
+
     wanted = {s: c for s, c in columns.items() if table[c].iloc[part].isna().any()}
-    if not wanted: return False
+    if not wanted:
+        return False
     at = table.index[part][table[list(wanted.values())].iloc[part].isna().any(axis=1)]
     images = store.index.iloc[at]
-    drawn = ahead_in_threads(lambda row: store.image(row.prompt_id, row.image_index), images.itertuples())
-    items = ((table.at[i, 'image_id'], image, row.prompt) for i, row, image in zip(at, images.itertuples(), drawn))
-    for (scorer, column), scores in zip(wanted.items(), score_items(list(wanted), items, batch_size).values()):
+    drawn = ahead_in_threads(
+        lambda row: store.image(row.prompt_id, row.image_index), images.itertuples()
+    )
+    items = (
+        (table.at[i, 'image_id'], image, row.prompt)
+        for i, row, image in zip(at, images.itertuples(), drawn)
+    )
+    for (scorer, column), scores in zip(
+        wanted.items(), score_items(list(wanted), items, batch_size).values()
+    ):
         if not np.isfinite(scores).all():
             row = images.iloc[int(np.argmin(np.isfinite(scores)))]
-            raise InputError(f'scorer {scorer.name!r} gave no finite score for {store.folder/row.file} ({row.prompt!r}): look at the image and the scorer')
+            raise InputError(
+                f'scorer {scorer.name!r} gave no finite score for {store.folder / row.file}'
+                f' ({row.prompt!r}): look at the image and the scorer'
+            )
         table.loc[at, column] = scores
     return True
 
-def score_images(store, scorers, out=None, model=None, prompt_set=None, batch_size=64, shard_size=1000, progress=True):
-    """Scores of all images of an `ImageStore`: DataFrame of `COLUMNS` and a float32 column a scorer, kept at `out` and reused.
 
-    `out` is a Parquet file, by default under `runs_root()`, named by what the images depend on. `model` and `prompt_set` are the names to show.
-    Written every `shard_size` images. Raises InputError for scores that are not finite, and if `out` holds scores of other images."""
+def score_images(
+    store,
+    scorers,
+    out=None,
+    model=None,
+    prompt_set=None,
+    batch_size=64,
+    shard_size=1000,
+    progress=True,
+):
+    """Scores of all images of an `ImageStore`: DataFrame of `COLUMNS` and a float32 column a
+    scorer, kept at `out` and reused.
+
+    `out` is a Parquet file, by default under `runs_root()`, named by what the images depend on.
+    `model` and `prompt_set` are the names to show. Written every `shard_size` images. Raises
+    InputError for scores that are not finite, and if `out` holds scores of other images."""
     import pandas as pd
     from tqdm.auto import tqdm
-    path = Path(out) if out else runs_root()/'scores'/f'{digest(store.inputs)}.parquet'
+
+    path = Path(out) if out else runs_root() / 'scores' / f'{digest(store.inputs)}.parquet'
     table, columns = _kept_scores(store, path), {s: f'{s.name}@{s.key}' for s in scorers}
-    for column in columns.values(): table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
-    with tqdm(total=len(table), desc=f'scores of {model or store.model}', unit='image', disable=not progress) as bar:
+    for column in columns.values():
+        table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
+    with tqdm(
+        total=len(table),
+        desc=f'scores of {model or store.model}',
+        unit='image',
+        disable=not progress,
+    ) as bar:
         for start in range(0, len(table), shard_size):
-            if _score_missing(store, table, slice(start, start + shard_size), columns, batch_size): _keep_scores(table, store, path)
+            if _score_missing(store, table, slice(start, start + shard_size), columns, batch_size):
+                _keep_scores(table, store, path)
             bar.update(min(shard_size, len(table) - start))
     sampler = {k: v for k, v in store.settings.items() if k != 'prompts'}
     named = store.index[['prompt_id', 'image_index', 'seed']].assign(
-        model=model or store.model, prompt_set=prompt_set or str(store.settings.get('prompts', '')), sampler=as_json(canonical(sampler)),
-        scorer_keys=as_json({s.name: s.key for s in scorers}))
-    return named[list(COLUMNS)].assign(**{s.name: table[c].astype('float32').to_numpy() for s, c in columns.items()})
+        model=model or store.model,
+        prompt_set=prompt_set or str(store.settings.get('prompts', '')),
+        sampler=as_json(canonical(sampler)),
+        scorer_keys=as_json({s.name: s.key for s in scorers}),
+    )
+    return named[list(COLUMNS)].assign(
+        **{s.name: table[c].astype('float32').to_numpy() for s, c in columns.items()}
+    )

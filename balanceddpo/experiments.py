@@ -22,184 +22,312 @@ __all__ = ['SET_NAMES', 'ICONS', 'SMOKE', 'BASELINES', 'TABLE1_COMPARISONS', 'Sc
 @dataclass(frozen=True)
 class Scale:
     "What an experiment runs on and how large it is."
-    name: str                            # shown in tables and figures
-    model: str                           # base model: a diffusers folder or Hub id
-    pairs: str                           # source of the preference pairs, as `read_pairs` takes it
-    scorers: tuple[str, ...]             # the four that vote, as `load_scorers` takes them
-    prompts: tuple[tuple[str, str], ...] # (name of a prompt set, its source)
-    tuning: str                          # prompts that hyperparameters are chosen on
-    preset: str                          # suffix of the presets: icons, sd15, sdxl
-    resolution: int                      # pixels a side
-    n_pairs: int | None = None           # only the first pairs
-    n_prompts: int | None = None         # prompts a set
-    images_per_prompt: int = 5           # images a prompt (the paper: five)
-    steps: int = 50                      # denoising steps
-    guidance: float = 7.5                # classifier-free guidance
-    scheduler: str = 'ddim'              # sampler
-    batch_size: int = 16                 # images drawn at once
-    checks: tuple[str, ...] = ()         # scorers that neither vote nor train: a check for reward hacking
-    dtype: str = 'fp32'                  # of sampling and scoring
-    device: str = 'auto'                 # auto, cpu, cuda
+
+    name: str  # shown in tables and figures
+    model: str  # base model: a diffusers folder or Hub id
+    pairs: str  # source of the preference pairs, as `read_pairs` takes it
+    scorers: tuple[str, ...]  # the four that vote, as `load_scorers` takes them
+    prompts: tuple[tuple[str, str], ...]  # (name of a prompt set, its source)
+    tuning: str  # prompts that hyperparameters are chosen on
+    preset: str  # suffix of the presets: icons, sd15, sdxl
+    resolution: int  # pixels a side
+    n_pairs: int | None = None  # only the first pairs
+    n_prompts: int | None = None  # prompts a set
+    images_per_prompt: int = 5  # images a prompt (the paper: five)
+    steps: int = 50  # denoising steps
+    guidance: float = 7.5  # classifier-free guidance
+    scheduler: str = 'ddim'  # sampler
+    batch_size: int = 16  # images drawn at once
+    checks: tuple[str, ...] = ()  # scorers that neither vote nor train: a check for reward hacking
+    dtype: str = 'fp32'  # of sampling and scoring
+    device: str = 'auto'  # auto, cpu, cuda
     train: tuple[tuple[str, object], ...] = ()  # settings that replace the preset's
+
 
 SET_NAMES = ('pickapic', 'partiprompts', 'hpd')  # as `balanceddpo.paper` calls them
 _ICON_SETS = tuple(zip(SET_NAMES, ('icons:pickapic', 'icons:partiprompts', 'icons:hpd')))
-ICONS = Scale('icons', model='icons', pairs='icons', scorers=('icons:hps', 'icons:clip', 'icons:pickscore', 'icons:aesthetic'), prompts=_ICON_SETS,
-              tuning='icons:tuning', preset='icons', resolution=64, n_prompts=100, steps=12, guidance=3., scheduler='dpm++', batch_size=50,
-              checks=('recognised', 'closeness'), device='cpu')
-SMOKE = replace(ICONS, name='smoke', n_pairs=64, n_prompts=6, images_per_prompt=2, steps=6,
-                train=(('max_steps', 4), ('batch_size', 8), ('micro_batch_size', 8), ('warmup_steps', 1), ('refresh_every', 2), ('checkpoint_every', 4)))
+ICONS = Scale(
+    'icons',
+    model='icons',
+    pairs='icons',
+    scorers=('icons:hps', 'icons:clip', 'icons:pickscore', 'icons:aesthetic'),
+    prompts=_ICON_SETS,
+    tuning='icons:tuning',
+    preset='icons',
+    resolution=64,
+    n_prompts=100,
+    steps=12,
+    guidance=3.0,
+    scheduler='dpm++',
+    batch_size=50,
+    checks=('recognised', 'closeness'),
+    device='cpu',
+)
+SMOKE = replace(
+    ICONS,
+    name='smoke',
+    n_pairs=64,
+    n_prompts=6,
+    images_per_prompt=2,
+    steps=6,
+    train=(
+        ('max_steps', 4),
+        ('batch_size', 8),
+        ('micro_batch_size', 8),
+        ('warmup_steps', 1),
+        ('refresh_every', 2),
+        ('checkpoint_every', 4),
+    ),
+)
 
 # %% ../nbs/87_experiments.ipynb #0091556e
-def published_scale(name: str, model: str, pairs: str, prompts: dict, tuning: str = '', **changes) -> Scale:
+def published_scale(
+    name: str, model: str, pairs: str, prompts: dict, tuning: str = '', **changes
+) -> Scale:
     """The scale of a published model: 'sd15' or 'sdxl'.
 
-    model: folder or Hub id. pairs: Parquet in Pick-a-Pic's columns. prompts: name of a prompt set -> file. Raises `InputError` for another name or no paths."""
-    if name not in ('sd15', 'sdxl'): raise InputError(f"no scale {name!r}: use 'smoke', 'icons', 'sd15' or 'sdxl'")
-    missing = [what for what, value in (('model', model), ('pairs', pairs), ('prompts', prompts)) if not value]
-    if missing: raise InputError(f"scale {name!r} needs {' and '.join(missing)}: give the paths of the weights and data as parameters")
-    settings = dict(scorers=('hps', 'clip', 'pickscore', 'aesthetic'), tuning=tuning, preset=name, resolution=512 if name == 'sd15' else 1024, dtype='bf16')
-    return Scale(name, model=model, pairs=pairs, prompts=tuple(prompts.items()), **{**settings, **changes})
+    model: folder or Hub id. pairs: Parquet in Pick-a-Pic's columns. prompts: name of a prompt
+    set -> file. Raises `InputError` for another name or no paths."""
+    if name not in ('sd15', 'sdxl'):
+        raise InputError(f"no scale {name!r}: use 'smoke', 'icons', 'sd15' or 'sdxl'")
+    missing = [
+        what
+        for what, value in (('model', model), ('pairs', pairs), ('prompts', prompts))
+        if not value
+    ]
+    if missing:
+        raise InputError(
+            f'scale {name!r} needs {" and ".join(missing)}: give the paths of the weights and data'
+            ' as parameters'
+        )
+    settings = dict(
+        scorers=('hps', 'clip', 'pickscore', 'aesthetic'),
+        tuning=tuning,
+        preset=name,
+        resolution=512 if name == 'sd15' else 1024,
+        dtype='bf16',
+    )
+    return Scale(
+        name, model=model, pairs=pairs, prompts=tuple(prompts.items()), **{**settings, **changes}
+    )
+
 
 def scale_of(name: str, **paths) -> Scale:
-    "The scale of a name; `paths` (model, pairs, prompts, and any field of `Scale`) for the published models."
+    """The scale of a name; `paths` (model, pairs, prompts, and any field of `Scale`) for the
+    published models."""
     given = {k: v for k, v in paths.items() if v}
-    if name not in OWN_SCALES: return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
-    if 'prompts' in given: given['prompts'] = tuple(given['prompts'].items())
+    if name not in OWN_SCALES:
+        return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
+    if 'prompts' in given:
+        given['prompts'] = tuple(given['prompts'].items())
     return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given)
 
+
 def sdxl_scale_of(name: str, model: str = '', **paths) -> Scale:
-    """As `scale_of`, for what the paper makes with SDXL, its second and stronger base model: in the icon world that is icons-xl.
+    """As `scale_of`, for what the paper makes with SDXL, its second and stronger base model: in the
+    icon world that is icons-xl.
 
     Raises `InputError` for a scale whose model is another."""
-    if name == 'sd15': raise InputError("this is about the paper's second base model: use scale 'sdxl', or 'icons' or 'smoke'")
+    if name == 'sd15':
+        raise InputError(
+            "this is about the paper's second base model: use scale 'sdxl', or 'icons' or 'smoke'"
+        )
     return scale_of(name, model=model or ('icons-xl' if name in OWN_SCALES else ''), **paths)
+
 
 def only_set(scale: Scale, name: str) -> Scale:
     "The scale with the prompt set `name` alone. Raises `InputError` if it has none of that name."
-    if name not in dict(scale.prompts): raise InputError(f'scale {scale.name!r} has no prompt set {name!r}: it has {", ".join(dict(scale.prompts))}')
+    if name not in dict(scale.prompts):
+        raise InputError(
+            f'scale {scale.name!r} has no prompt set {name!r}: it has'
+            f' {", ".join(dict(scale.prompts))}'
+        )
     return replace(scale, prompts=((name, dict(scale.prompts)[name]),))
 
 # %% ../nbs/87_experiments.ipynb #ec03ee2b
 def voters(scale: Scale) -> list:
     "The scorers that vote, loaded."
     from balanceddpo.scorers import load_scorers
+
     return load_scorers(scale.scorers, device=scale.device, dtype=scale.dtype)
+
 
 def judges(scale: Scale) -> list:
     "The scorers that vote and those that only check."
     from balanceddpo.scorers import load_scorers
+
     if scale.checks:
         from balanceddpo.icons import register_checks
+
         register_checks()
     return load_scorers((*scale.scorers, *scale.checks), device=scale.device, dtype=scale.dtype)
 
+
 def once(*key):
-    "Context for making what `key` names: another process that wants the same waits, and then finds it made."
-    return locked(runs_root()/'.making'/digest(*key), wait=True)
+    """Context for making what `key` names: another process that wants the same waits, and then
+    finds it made."""
+    return locked(runs_root() / '.making' / digest(*key), wait=True)
+
 
 def pair_stream(scale: Scale):
     "The preference pairs of a scale."
     from balanceddpo.pairs import read_pairs
+
     return read_pairs(scale.pairs, limit=scale.n_pairs)
+
 
 def data_key(scale: Scale) -> str:
     "Names the pairs of a scale without reading them."
     from balanceddpo.pairs import pairs_key
+
     return digest(pairs_key(scale.pairs), scale.n_pairs)
 
+
 def pair_scores(scale: Scale):
-    "DataFrame: the scores of all pairs by the four voters; made once, and in a process looked up once: a table of ten label sources asks for it ten times."
+    """DataFrame: the scores of all pairs by the four voters; made once, and in a process looked up
+    once: a table of ten label sources asks for it ten times."""
     return _pair_scores(scale, data_key(scale), runs_root()).copy()
+
 
 @lru_cache(maxsize=2)
 def _pair_scores(scale, key, root):
     from balanceddpo.score_tables import read_scores, score_pairs
-    scorers = voters(scale); folder = root/'pair_scores'/digest(key, [s.key for s in scorers])
-    with once(folder.name): return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
+
+    scorers = voters(scale)
+    folder = root / 'pair_scores' / digest(key, [s.key for s in scorers])
+    with once(folder.name):
+        return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
+
 
 def labels_of(scale: Scale, config: LabelConfig):
     "DataFrame: the labels of all pairs by a method."
     from balanceddpo.consensus import label_pairs
+
     return label_pairs(pair_scores(scale), config)
 
 # %% ../nbs/87_experiments.ipynb #bc71afe8
 @dataclass(frozen=True)
 class Model:
-    "A model to compare: the pipeline it starts from and, if it was trained as an adapter, its LoRA."
+    """A model to compare: the pipeline it starts from and, if it was trained as an adapter, its
+    LoRA."""
+
     name: str
     folder: str
     lora: str | None = None
+
 
 def base_model(scale: Scale, name: str = 'base') -> Model:
     "The model that all others start from."
     return Model(name, scale.model)
 
+
 def encoded_pairs(scale: Scale):
     "The pairs as latents and embeddings; made once."
     from balanceddpo.encoding import EncodeConfig, encode_pairs
     from balanceddpo.families import load_family
-    family = load_family(scale.model, dtype=scale.dtype, device=scale.device, components=('text', 'vae'))
+
+    family = load_family(
+        scale.model, dtype=scale.dtype, device=scale.device, components=('text', 'vae')
+    )
     config = EncodeConfig(model=scale.model, resolution=scale.resolution)
-    with once(config, data_key(scale)): return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
+    with once(config, data_key(scale)):
+        return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
+
 
 def training_settings(scale: Scale, recipe: str, **changes):
-    """The `TrainConfig` of a recipe ('diffusion_dpo', 'balanced_dpo', 'smpo', ...) at a scale: a preset without its suffix, or a method that has none there, with
-    DiffusionDPO's settings. `changes` replace settings."""
+    """The `TrainConfig` of a recipe ('diffusion_dpo', 'balanced_dpo', 'smpo', ...) at a scale: a
+    preset without its suffix, or a method that has none there, with DiffusionDPO's settings.
+    `changes` replace settings."""
     from balanceddpo.preference_losses import LOSSES
     from balanceddpo.presets import PRESETS, preset
+
     settings = {'model': scale.model, 'device': scale.device, **dict(scale.train), **changes}
-    if recipe != 'balanced_dpo' and 'refresh_every' not in changes: settings.pop('refresh_every', None)
-    if f'{recipe}_{scale.preset}' not in PRESETS and recipe in LOSSES: recipe, settings = 'diffusion_dpo', {'method': recipe} | settings
+    if recipe != 'balanced_dpo' and 'refresh_every' not in changes:
+        settings.pop('refresh_every', None)
+    if f'{recipe}_{scale.preset}' not in PRESETS and recipe in LOSSES:
+        recipe, settings = 'diffusion_dpo', {'method': recipe} | settings
     return preset(f'{recipe}_{scale.preset}', **settings)
 
+
 def steps_of(scale: Scale, steps: int) -> int:
-    "So many steps of a run of 100, in a run of this scale's length: at least 1, but 0 stays 0 (never)."
-    return max(1, round(steps*training_settings(scale, 'balanced_dpo').max_steps/100)) if steps else 0
+    """So many steps of a run of 100, in a run of this scale's length: at least 1, but 0 stays 0
+    (never)."""
+    return (
+        max(1, round(steps * training_settings(scale, 'balanced_dpo').max_steps / 100))
+        if steps
+        else 0
+    )
+
 
 def align(scale: Scale, name: str, recipe: str, labels: LabelConfig, **changes) -> Model:
-    "Trains a model, or finds the one trained before with the same settings, data and labels. `changes` replace the preset's settings."
+    """Trains a model, or finds the one trained before with the same settings, data and labels.
+    `changes` replace the preset's settings."""
     return align_labels(scale, name, recipe, labels_of(scale, labels), labels, **changes)
 
 # %% ../nbs/87_experiments.ipynb #ab60c355
-def align_labels(scale: Scale, name: str, recipe: str, table, labels: LabelConfig, **changes) -> Model:
-    "As `align`, on a ready table of labels in the columns of `label_pairs`; `labels` says how its weights are read."
+def align_labels(
+    scale: Scale, name: str, recipe: str, table, labels: LabelConfig, **changes
+) -> Model:
+    """As `align`, on a ready table of labels in the columns of `label_pairs`; `labels` says how its
+    weights are read."""
     from balanceddpo.checkpoints import retain
     from balanceddpo.families import local_folder
     from balanceddpo.training import run_inputs, train
+
     settings, encoded = training_settings(scale, recipe, **changes), encoded_pairs(scale)
     keeping = {k: changes[k] for k in ('checkpoint_every', 'keep_checkpoints') if k in changes}
-    key = digest(run_inputs(settings, encoded, table, labels, local_folder(settings.model)), settings.max_steps, *filter(None, [keeping]))
+    key = digest(
+        run_inputs(settings, encoded, table, labels, local_folder(settings.model)),
+        settings.max_steps,
+        *filter(None, [keeping]),
+    )
     with once(key):
-        out = train(settings, encoded, table, labels, runs_root()/'train'/key)
-        if not keeping: retain(out.parent/'checkpoints', 0)                  # four times the size of the model, and a hundred runs are many
+        out = train(settings, encoded, table, labels, runs_root() / 'train' / key)
+        # four times the size of the model, and a hundred runs are many
+        if not keeping:
+            retain(out.parent / 'checkpoints', 0)
     lora = next(Path(out).glob('*lora*.safetensors'), None)
     return Model(name, scale.model, str(lora)) if lora else Model(name, str(out))
 
 # %% ../nbs/87_experiments.ipynb #7940a919
 def run_folder(model: Model) -> Path:
-    "The folder of the training run that made a model, with `metrics.jsonl` and `checkpoints`. Raises `InputError` for a model that was not trained here."
+    """The folder of the training run that made a model, with `metrics.jsonl` and `checkpoints`.
+    Raises `InputError` for a model that was not trained here."""
     folder = (Path(model.lora).parent if model.lora else Path(model.folder)).parent
-    if not (folder/'metrics.jsonl').is_file(): raise InputError(f'{model.name} was not trained here: there is no metrics.jsonl in {folder}')
+    if not (folder / 'metrics.jsonl').is_file():
+        raise InputError(
+            f'{model.name} was not trained here: there is no metrics.jsonl in {folder}'
+        )
     return folder
+
 
 def training_log(model: Model):
     "DataFrame: the rows of a model's `metrics.jsonl`."
     import pandas as pd
-    return pd.read_json(run_folder(model)/'metrics.jsonl', lines=True)
+
+    return pd.read_json(run_folder(model) / 'metrics.jsonl', lines=True)
+
 
 def merged_weights(model: Model) -> dict:
     "Name -> weight of a model's denoiser, its LoRA merged into it if it has one."
     from balanceddpo.families import load_family
-    family = load_family(model.folder, device='cpu', components=('denoiser',)); network = family.model
+
+    family = load_family(model.folder, device='cpu', components=('denoiser',))
+    network = family.model
     if model.lora:
-        network.load_lora_adapter(str(Path(model.lora).parent), weight_name=Path(model.lora).name, prefix=family.denoiser)
-        network.fuse_lora(); network.unload_lora()
+        network.load_lora_adapter(
+            str(Path(model.lora).parent), weight_name=Path(model.lora).name, prefix=family.denoiser
+        )
+        network.fuse_lora()
+        network.unload_lora()
     return dict(network.named_parameters())
 
+
 def distance_from_base(scale: Scale, model: Model) -> float:
-    "How far a model's denoiser is from the base model's: the L2 norm of the difference of all weights over that of the base's weights."
+    """How far a model's denoiser is from the base model's: the L2 norm of the difference of all
+    weights over that of the base's weights."""
     from balanceddpo.reference import relative_distance
+
     base, ours = merged_weights(base_model(scale)), merged_weights(model)
     return relative_distance((ours[n], p) for n, p in base.items())
 
@@ -207,91 +335,176 @@ def distance_from_base(scale: Scale, model: Model) -> float:
 def draw(scale: Scale, model: Model, source: str):
     "The images of a model for a prompt set; drawn once."
     from balanceddpo.sampling import SampleConfig, sample
-    config = SampleConfig(model=model.folder, lora=model.lora, prompts=source, limit=scale.n_prompts, images_per_prompt=scale.images_per_prompt, steps=scale.steps,
-                          guidance=scale.guidance, scheduler=scale.scheduler, batch_size=scale.batch_size, dtype=scale.dtype, device=scale.device)
-    with once(config): return sample(config)
+
+    config = SampleConfig(
+        model=model.folder,
+        lora=model.lora,
+        prompts=source,
+        limit=scale.n_prompts,
+        images_per_prompt=scale.images_per_prompt,
+        steps=scale.steps,
+        guidance=scale.guidance,
+        scheduler=scale.scheduler,
+        batch_size=scale.batch_size,
+        dtype=scale.dtype,
+        device=scale.device,
+    )
+    with once(config):
+        return sample(config)
+
 
 def score_models(scale: Scale, models, prompts=None):
-    "DataFrame: scores of all images of all models on all prompt sets (or the given ones), by voters and checks."
+    """DataFrame: scores of all images of all models on all prompt sets (or the given ones), by
+    voters and checks."""
     import pandas as pd
     from balanceddpo.evaluation import score_images
+
     scorers, tables = judges(scale), []
     for name, source in prompts or scale.prompts:
         for model in models:
             store = draw(scale, model, source)
-            with once('scores', store.inputs): tables.append(score_images(store, scorers, model=model.name, prompt_set=name))
+            with once('scores', store.inputs):
+                tables.append(score_images(store, scorers, model=model.name, prompt_set=name))
     return pd.concat(tables, ignore_index=True)
+
 
 def scorer_names(scale: Scale) -> tuple:
     "Names of the voters as columns of a score table."
     from balanceddpo.scorers import parse_scorer
+
     return tuple(parse_scorer(s).name for s in scale.scorers)
 
 # %% ../nbs/87_experiments.ipynb #14ab018a
 def side_by_side(work, jobs, workers: int = 1) -> list:
-    """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the results in the order of `jobs`. `work` must be a function of a module.
+    """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the
+    results in the order of `jobs`. `work` must be a function of a module.
 
-    After the first that fails no other starts, and its error is raised when the running ones have ended. Raises InputError for less than one worker."""
+    After the first that fails no other starts, and its error is raised when the running ones
+    have ended. Raises InputError for less than one worker."""
     from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
     from multiprocessing import get_context
     from tqdm.auto import tqdm
-    if workers < 1: raise InputError(f'workers must be at least 1, not {workers}')
-    bar = tqdm(total=len(jobs), desc='models', unit='model', disable=None)                           # None: on a terminal only
+
+    if workers < 1:
+        raise InputError(f'workers must be at least 1, not {workers}')
+    # None: on a terminal only
+    bar = tqdm(total=len(jobs), desc='models', unit='model', disable=None)
     with bar, environment(**thread_settings(workers)):
-        if workers == 1: return [(work(**job), bar.update())[0] for job in jobs]
+        if workers == 1:
+            return [(work(**job), bar.update())[0] for job in jobs]
         found, running, waiting = {}, {}, list(enumerate(jobs))[::-1]
-        with ProcessPoolExecutor(min(workers, len(jobs) or 1), get_context('spawn')) as pool:        # a fork of a process that has used CUDA, or threads, hangs
+        # a fork of a process that has used CUDA, or threads, hangs
+        with ProcessPoolExecutor(min(workers, len(jobs) or 1), get_context('spawn')) as pool:
             while waiting or running:
-                while waiting and len(running) < workers: place, job = waiting.pop(); running[pool.submit(work, **job)] = place      # a pool that is told more starts more
-                for done in wait(running, return_when=FIRST_COMPLETED).done: found[running.pop(done)] = done.result(); bar.update()
+                # a pool that is told more starts more
+                while waiting and len(running) < workers:
+                    place, job = waiting.pop()
+                    running[pool.submit(work, **job)] = place
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    found[running.pop(done)] = done.result()
+                    bar.update()
         return [found[place] for place in range(len(jobs))]
 
 # %% ../nbs/87_experiments.ipynb #ad29d4a0
 BASELINES = {
-    'DiffusionDPO': LabelConfig('human'), 'HPS': LabelConfig('single', scorer='hps'), 'CLIP': LabelConfig('single', scorer='clip'),
-    'PickScore': LabelConfig('single', scorer='pickscore'), 'Aesthetic': LabelConfig('single', scorer='aesthetic'), 'Random': LabelConfig('random'),
-    'Vanilla (scores)': LabelConfig('sum_scores'), 'Vanilla (losses)': LabelConfig('sum_losses'), 'Normalized (z-score)': LabelConfig('zscore'),
-    'Normalized (min-max)': LabelConfig('minmax'), 'BalancedDPO': LabelConfig('majority')}  # the paper's names; two readings where it leaves two open
+    'DiffusionDPO': LabelConfig('human'),
+    'HPS': LabelConfig('single', scorer='hps'),
+    'CLIP': LabelConfig('single', scorer='clip'),
+    'PickScore': LabelConfig('single', scorer='pickscore'),
+    'Aesthetic': LabelConfig('single', scorer='aesthetic'),
+    'Random': LabelConfig('random'),
+    'Vanilla (scores)': LabelConfig('sum_scores'),
+    'Vanilla (losses)': LabelConfig('sum_losses'),
+    'Normalized (z-score)': LabelConfig('zscore'),
+    # the paper's names; two readings where it leaves two open
+    'Normalized (min-max)': LabelConfig('minmax'),
+    'BalancedDPO': LabelConfig('majority'),
+}
+
 
 def model_of(scale: Scale, name: str, **changes) -> Model:
-    """The model of a name: 'base', or one of `BASELINES`, trained if it is not there yet. `changes` replace settings of the preset.
+    """The model of a name: 'base', or one of `BASELINES`, trained if it is not there yet. `changes`
+    replace settings of the preset.
 
-    All but DiffusionDPO are trained as BalancedDPO and differ in the labels alone (paper, Table III). Raises `InputError` for another name."""
-    if name == 'base': return base_model(scale)
-    if name not in BASELINES: raise InputError(f'no model {name!r}: use base, {", ".join(BASELINES)}')
-    return align(scale, name, 'diffusion_dpo' if name == 'DiffusionDPO' else 'balanced_dpo', BASELINES[name], **changes)
+    All but DiffusionDPO are trained as BalancedDPO and differ in the labels alone (paper, Table
+    III). Raises `InputError` for another name."""
+    if name == 'base':
+        return base_model(scale)
+    if name not in BASELINES:
+        raise InputError(f'no model {name!r}: use base, {", ".join(BASELINES)}')
+    return align(
+        scale,
+        name,
+        'diffusion_dpo' if name == 'DiffusionDPO' else 'balanced_dpo',
+        BASELINES[name],
+        **changes,
+    )
+
 
 def table1_models(scale: Scale, **changes) -> list:
-    "Base, DiffusionDPO on the annotators' labels, BalancedDPO on the majority of the four scorers' votes."
-    return [model_of(scale, 'base')] + [model_of(scale, name, **changes) for name in ('DiffusionDPO', 'BalancedDPO')]
+    """Base, DiffusionDPO on the annotators' labels, BalancedDPO on the majority of the four
+    scorers' votes."""
+    return [model_of(scale, 'base')] + [
+        model_of(scale, name, **changes) for name in ('DiffusionDPO', 'BalancedDPO')
+    ]
 
 # %% ../nbs/87_experiments.ipynb #ef383e15
 def true_pictures(scale: Scale, prompts):
     "The true renders of prompts as PIL images, where the scale's world has them; otherwise None."
-    if not scale.checks: return None
+    if not scale.checks:
+        return None
     from PIL import Image
     from balanceddpo.icons import true_render, truth_of
+
     return [Image.fromarray(true_render(truth_of(p)).permute(1, 2, 0).numpy()) for p in prompts]
 
-def gallery(scale: Scale, models, scores, picks, index: int = 0) -> dict:
-    """What `reporting.image_grid` takes to show images of models side by side: images, rows, columns, captions, truth.
 
-    scores: from `score_models`. picks: (prompt set, prompt id) a row. index: which of a prompt's images. Each caption holds the four scores of its image."""
+def gallery(scale: Scale, models, scores, picks, index: int = 0) -> dict:
+    """What `reporting.image_grid` takes to show images of models side by side: images, rows,
+    columns, captions, truth.
+
+    scores: from `score_models`. picks: (prompt set, prompt id) a row. index: which of a prompt's
+    images. Each caption holds the four scores of its image."""
     from balanceddpo.reporting import score_caption
+
     sources, voters, images, rows, captions = dict(scale.prompts), scorer_names(scale), [], [], []
     drawn = {name: [draw(scale, m, sources[name]) for m in models] for name in dict(picks)}
     at = scores.set_index(['prompt_set', 'prompt_id', 'model', 'image_index'])[list(voters)]
     for name, prompt in picks:
         images.append([store.image(prompt, index) for store in drawn[name]])
         rows.append(drawn[name][0].index.set_index('prompt_id').loc[[prompt], 'prompt'].iloc[0])
-        captions.append([score_caption(at.loc[(name, prompt, m.name, index)].to_dict()) for m in models])
-    return dict(images=images, rows=rows, columns=[m.name for m in models], captions=captions, truth=true_pictures(scale, rows))
+        captions.append(
+            [score_caption(at.loc[(name, prompt, m.name, index)].to_dict()) for m in models]
+        )
+    return dict(
+        images=images,
+        rows=rows,
+        columns=[m.name for m in models],
+        captions=captions,
+        truth=true_pictures(scale, rows),
+    )
+
 
 def named_captions(images, prompts) -> list:
-    "Captions [rows][columns] for images [rows][columns] of the icon world: what the held-out recogniser names in each, right or wrong for its row's prompt."
+    """Captions [rows][columns] for images [rows][columns] of the icon world: what the held-out
+    recogniser names in each, right or wrong for its row's prompt."""
     from balanceddpo.galleries import adherence_caption
     from balanceddpo.icons import BACKGROUNDS, CONCEPTS, STYLES, as_pictures, recognise, truth_of
-    def names(icon): return [list(part)[k] for part, k in zip((CONCEPTS, STYLES, BACKGROUNDS), icon)]
-    return [[adherence_caption(names(said), names(truth_of(prompt))) for said in recognise(as_pictures(row)).tolist()] for row, prompt in zip(images, prompts)]
 
-TABLE1_COMPARISONS = (('DiffusionDPO', 'base'), ('BalancedDPO', 'base'), ('BalancedDPO', 'DiffusionDPO'))
+    def names(icon):
+        return [list(part)[k] for part, k in zip((CONCEPTS, STYLES, BACKGROUNDS), icon)]
+
+    return [
+        [
+            adherence_caption(names(said), names(truth_of(prompt)))
+            for said in recognise(as_pictures(row)).tolist()
+        ]
+        for row, prompt in zip(images, prompts)
+    ]
+
+
+TABLE1_COMPARISONS = (
+    ('DiffusionDPO', 'base'),
+    ('BalancedDPO', 'base'),
+    ('BalancedDPO', 'DiffusionDPO'),
+)

@@ -10,7 +10,16 @@ from pathlib import Path
 from .backends import ensure_torchvision, pick_device, pick_dtype
 from .numerics import at_full_speed
 from .losses import add_noise, log_snr, training_target
-from .store import InputError, asset, content_digest, digest, read_json, reason_of, staged, write_json
+from balanceddpo.store import (
+    InputError,
+    asset,
+    content_digest,
+    digest,
+    read_json,
+    reason_of,
+    staged,
+    write_json,
+)
 
 # %% auto #0
 __all__ = ['PACKAGED', 'LIBRARIES', 'ATTENTION', 'TEXT_ATTENTION', 'PIPELINE_NAMES', 'FAMILIES', 'REFUSED', 'COMPONENTS',
@@ -22,132 +31,208 @@ __all__ = ['PACKAGED', 'LIBRARIES', 'ATTENTION', 'TEXT_ATTENTION', 'PIPELINE_NAM
            'plain_pipeline', 'copy_part', 'check_parts', 'save_folder', 'save_lora', 'save_pipeline', 'part_digests']
 
 # %% ../nbs/36_families.ipynb #d1426806
-PACKAGED = {'icons': 'model', 'icons-xl': 'model-xl'}   # name of a packaged base model -> its folder among the assets
+# name of a packaged base model -> its folder among the assets
+PACKAGED = {'icons': 'model', 'icons-xl': 'model-xl'}
+
 
 def local_folder(source) -> Path:
-    """The pipeline folder behind `source`: a folder, a packaged model ('icons', 'icons-xl'), or a Hub id, which is downloaded once.
+    """The pipeline folder behind `source`: a folder, a packaged model ('icons', 'icons-xl'), or a
+    Hub id, which is downloaded once.
 
     Raises InputError if there is none."""
-    if str(source) in PACKAGED: return asset(PACKAGED[str(source)])
-    if Path(source).is_dir(): return Path(source)
+    if str(source) in PACKAGED:
+        return asset(PACKAGED[str(source)])
+    if Path(source).is_dir():
+        return Path(source)
     ensure_torchvision()
     from diffusers import DiffusionPipeline
-    try: return Path(DiffusionPipeline.download(str(source)))
+
+    try:
+        return Path(DiffusionPipeline.download(str(source)))
     except (OSError, ValueError) as e:
-        raise InputError(f'{source} is no folder, and no diffusers pipeline of that name could be had from the Hub ({reason_of(e)})') from e
+        raise InputError(
+            f'{source} is no folder, and no diffusers pipeline of that name could be had from the'
+            f' Hub ({reason_of(e)})'
+        ) from e
 
 # %% ../nbs/36_families.ipynb #7874a4ba
 def pipeline_index(folder) -> dict:
-    "`model_index.json` of a pipeline folder: `_class_name`, and for each part its library and class. Raises InputError if it is missing."
-    path = Path(folder)/'model_index.json'
-    if not path.is_file(): raise InputError(f'{folder} is not a diffusers pipeline folder: it has no model_index.json')
+    """`model_index.json` of a pipeline folder: `_class_name`, and for each part its library and
+    class. Raises InputError if it is missing."""
+    path = Path(folder) / 'model_index.json'
+    if not path.is_file():
+        raise InputError(f'{folder} is not a diffusers pipeline folder: it has no model_index.json')
     return read_json(path)
+
 
 def parts_of(index) -> dict[str, tuple[str, str]]:
     "Part name -> (library, class) of the parts that a pipeline index lists and that are there."
-    return {name: tuple(spec) for name, spec in index.items() if isinstance(spec, list) and all(isinstance(s, str) for s in spec)}
+    return {
+        name: tuple(spec)
+        for name, spec in index.items()
+        if isinstance(spec, list) and all(isinstance(s, str) for s in spec)
+    }
+
 
 def denoiser_of(folder) -> str:
     "The name of a folder's denoiser, 'unet' or 'transformer'. Raises InputError if it has neither."
     found = [name for name in ('unet', 'transformer') if name in parts_of(pipeline_index(folder))]
-    if not found: raise InputError(f'{folder} has no unet and no transformer')
+    if not found:
+        raise InputError(f'{folder} has no unet and no transformer')
     return found[0]
 
 # %% ../nbs/36_families.ipynb #4a547d96
-LIBRARIES = {'diffusers': 'diffusers', 'transformers': 'transformers', 'stable_diffusion': 'diffusers.pipelines.stable_diffusion'}
+LIBRARIES = {
+    'diffusers': 'diffusers',
+    'transformers': 'transformers',
+    'stable_diffusion': 'diffusers.pipelines.stable_diffusion',
+}
+
 
 def part_class(folder, name) -> type:
-    "The class of a part, by the index. Raises InputError if the folder has no such part, or it is of another library."
+    """The class of a part, by the index. Raises InputError if the folder has no such part, or it is
+    of another library."""
     from importlib import import_module
+
     library, class_name = parts_of(pipeline_index(folder)).get(name, (None, None))
-    if library is None: raise InputError(f'{folder} has no {name}')
-    if library not in LIBRARIES: raise InputError(f'{folder}: {name} is of {library!r}; only classes of diffusers and transformers are loaded')
+    if library is None:
+        raise InputError(f'{folder} has no {name}')
+    if library not in LIBRARIES:
+        raise InputError(
+            f'{folder}: {name} is of {library!r}; only classes of diffusers and transformers are'
+            ' loaded'
+        )
     found = getattr(import_module(LIBRARIES[library]), class_name, None)
-    if not isinstance(found, type): raise InputError(f'{folder}: {name} is a {class_name}, which the installed {library} does not have')
+    if not isinstance(found, type):
+        raise InputError(
+            f'{folder}: {name} is a {class_name}, which the installed {library} does not have'
+        )
     return found
 
+
 def load_part(folder, name, dtype=None):
-    "One part of a pipeline folder; a module is in evaluation mode, frozen, its weights in `dtype`. Raises InputError if it cannot be read."
+    """One part of a pipeline folder; a module is in evaluation mode, frozen, its weights in
+    `dtype`. Raises InputError if it cannot be read."""
     import torch
+
     kind = part_class(folder, name)
     is_module = issubclass(kind, torch.nn.Module)
-    options = {'torch_dtype' if kind.__module__.startswith('diffusers.models') else 'dtype': dtype} if is_module and dtype else {}
-    try: part = kind.from_pretrained(folder, subfolder=name, **options)
-    except (OSError, ValueError) as e: raise InputError(f'{Path(folder)/name} could not be loaded as {kind.__name__}: {str(e).strip().splitlines()[0]}') from e
+    options = (
+        {'torch_dtype' if kind.__module__.startswith('diffusers.models') else 'dtype': dtype}
+        if is_module and dtype
+        else {}
+    )
+    try:
+        part = kind.from_pretrained(folder, subfolder=name, **options)
+    except (OSError, ValueError) as e:
+        raise InputError(
+            f'{Path(folder) / name} could not be loaded as {kind.__name__}:'
+            f' {str(e).strip().splitlines()[0]}'
+        ) from e
     return part.eval().requires_grad_(False) if is_module else part
 
 # %% ../nbs/36_families.ipynb #5f018168
 def part_config(folder, name) -> dict:
-    "The config of a part without loading it; what an older folder leaves out has the default of its class."
+    """The config of a part without loading it; what an older folder leaves out has the default of
+    its class."""
     import inspect
+
     parameters = inspect.signature(part_class(folder, name).__init__).parameters
     defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-    return defaults | read_json(Path(folder)/name/'config.json')
+    return defaults | read_json(Path(folder) / name / 'config.json')
 
 # %% ../nbs/36_families.ipynb #32c1b136
-ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')                                            # projections of every attention layer in diffusers
-TEXT_ATTENTION = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')                   # and those of the text where image and text attend jointly
+# projections of every attention layer in diffusers
+ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
+# and those of the text where image and text attend jointly
+TEXT_ATTENTION = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
+
 
 def prediction_of(scheduler_config) -> str:
     "'epsilon', 'v_prediction' or 'flow': what a model with this scheduler config predicts."
-    return 'flow' if scheduler_config.get('_class_name', '').startswith('FlowMatch') else scheduler_config.get('prediction_type', 'epsilon')
+    return (
+        'flow'
+        if scheduler_config.get('_class_name', '').startswith('FlowMatch')
+        else scheduler_config.get('prediction_type', 'epsilon')
+    )
 
 # %% ../nbs/36_families.ipynb #073836e9
 @dataclass
 class Family:
-    "A text-to-image model as training and sampling see it. Made by `load_family`; what it lacks (`components`) is absent from `parts`."
-    folder: Path                    # pipeline folder
-    name: str                       # 'sd15', 'sd21', 'sdxl', 'sd3', 'flux'
-    index: dict                     # model_index.json
-    scheduler_config: dict          # the folder's scheduler settings
-    parts: dict = field(repr=False) # part name -> module or tokenizer
-    device: object = 'cpu'          # torch device of the modules
+    """A text-to-image model as training and sampling see it. Made by `load_family`; what it lacks
+    (`components`) is absent from `parts`."""
+
+    folder: Path  # pipeline folder
+    name: str  # 'sd15', 'sd21', 'sdxl', 'sd3', 'flux'
+    index: dict  # model_index.json
+    scheduler_config: dict  # the folder's scheduler settings
+    parts: dict = field(repr=False)  # part name -> module or tokenizer
+    device: object = 'cpu'  # torch device of the modules
 
     @property
     def prediction(self) -> str:
         "'epsilon', 'v_prediction' or 'flow': what the denoiser predicts."
         return prediction_of(self.scheduler_config)
+
     @property
     def model(self):
         "The denoiser."
         return self.part(self.denoiser)
+
     @property
-    def vae(self): return self.part('vae')
+    def vae(self):
+        return self.part('vae')
+
     def vae_in(self, dtype):
         "The autoencoder, converted to `dtype` if it has another."
         return self.vae if self.vae.dtype == dtype else self.vae.to(dtype)
+
     @cached_property
-    def vae_config(self) -> dict: return part_config(self.folder, 'vae')
+    def vae_config(self) -> dict:
+        return part_config(self.folder, 'vae')
+
     @cached_property
-    def model_config(self) -> dict: return part_config(self.folder, self.denoiser)
+    def model_config(self) -> dict:
+        return part_config(self.folder, self.denoiser)
 
     def part(self, name):
         "A part by its name. Raises InputError if it was not loaded."
-        if name not in self.parts: raise InputError(f'the {name} of {self.folder} was not loaded: ask for it in `components`')
+        if name not in self.parts:
+            raise InputError(
+                f'the {name} of {self.folder} was not loaded: ask for it in `components`'
+            )
         return self.parts[name]
 
-    denoiser = 'unet'               # folder of the denoiser
-    patch = 1                       # latents a side of what the denoiser takes as one
-    lora_targets = ATTENTION        # layers that a LoRA adapts unless it is told others
-    pipeline_options = dict()       # what the plain pipeline's constructor needs beside the parts
+    denoiser = 'unet'  # folder of the denoiser
+    patch = 1  # latents a side of what the denoiser takes as one
+    lora_targets = ATTENTION  # layers that a LoRA adapts unless it is told others
+    pipeline_options = dict()  # what the plain pipeline's constructor needs beside the parts
 
 # %% ../nbs/36_families.ipynb #570f5b6c
 def native_latents(folder) -> int:
-    "Latents a side of the square images that a model is for, from its denoiser's config; FLUX's says nothing, and its pipeline takes 128."
-    size = read_json(Path(folder)/denoiser_of(folder)/'config.json').get('sample_size') or 128
+    """Latents a side of the square images that a model is for, from its denoiser's config; FLUX's
+    says nothing, and its pipeline takes 128."""
+    size = read_json(Path(folder) / denoiser_of(folder) / 'config.json').get('sample_size') or 128
     return size if isinstance(size, int) else size[0]
+
 
 class AutoencoderLatents:
     "Images to latents and back, by a pipeline's `vae`."
+
     @property
     def factor(self) -> int:
         "Pixels a latent."
         return 2 ** (len(self.vae_config['block_out_channels']) - 1)
 
     def latent_shape(self, size=None) -> tuple[int, int, int]:
-        "(channels, height, width) of the latents of a square image of `size` pixels (default: the model's own). Raises InputError if it does not divide."
+        """(channels, height, width) of the latents of a square image of `size` pixels (default: the
+        model's own). Raises InputError if it does not divide."""
         size, step = size or self.default_size, self.factor * self.patch
-        if size % step: raise InputError(f'resolution {size} is not a multiple of {step}, the pixels a side of what {self.folder} takes as one')
+        if size % step:
+            raise InputError(
+                f'resolution {size} is not a multiple of {step}, the pixels a side of what'
+                f' {self.folder} takes as one'
+            )
         return self.vae_config['latent_channels'], size // self.factor, size // self.factor
 
     @property
@@ -157,33 +242,45 @@ class AutoencoderLatents:
 
     @property
     def image_dtype(self):
-        "The autoencoder's precision; fp32 where it was loaded in fp16 and its config says (`force_upcast`) that fp16 overflows."
+        """The autoencoder's precision; fp32 where it was loaded in fp16 and its config says
+        (`force_upcast`) that fp16 overflows."""
         import torch
-        overflows = self.vae.dtype == torch.float16 and read_json(self.folder/'vae'/'config.json').get('force_upcast')
+
+        overflows = self.vae.dtype == torch.float16 and read_json(
+            self.folder / 'vae' / 'config.json'
+        ).get('force_upcast')
         return torch.float32 if overflows else self.vae.dtype
 
     def encode_images(self, images):
-        "uint8 [n, 3, h, w] -> moments, fp32 [n, 2c, h/f, w/f] on the family's device: mean, then log-variance clamped as diffusers does."
+        """uint8 [n, 3, h, w] -> moments, fp32 [n, 2c, h/f, w/f] on the family's device: mean, then
+        log-variance clamped as diffusers does."""
         import torch
-        if images.dtype != torch.uint8: raise InputError(f'encode_images takes uint8 pixels, not {images.dtype}')
+
+        if images.dtype != torch.uint8:
+            raise InputError(f'encode_images takes uint8 pixels, not {images.dtype}')
         pixels, dtype = images.to(self.device, torch.float32) / 127.5 - 1, self.image_dtype
-        with torch.no_grad(): gaussian = self.vae_in(dtype).encode(pixels.to(dtype)).latent_dist
+        with torch.no_grad():
+            gaussian = self.vae_in(dtype).encode(pixels.to(dtype)).latent_dist
         return torch.cat([gaussian.mean, gaussian.logvar], 1).float()
 
 # %% ../nbs/36_families.ipynb #da0e523e
 class ScaledLatents(AutoencoderLatents):
     "Latents in the units that the denoiser was trained in."
+
     def _scale(self, like):
         "Scale and shift of this family; per channel where the autoencoder's config has statistics."
         import torch
+
         config = self.vae_config
         mean, std = config.get('latents_mean'), config.get('latents_std')
-        if mean is None or std is None: return config['scaling_factor'], config.get('shift_factor') or 0.
+        if mean is None or std is None:
+            return config['scaling_factor'], config.get('shift_factor') or 0.0
         mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(like) for v in (mean, std))
         return config['scaling_factor'] / std, mean
 
     def latents(self, moments, noise=None):
-        "moments [n, 2c, h, w] -> x0 [n, c, h, w]: the mean, or with `noise` [n, c, h, w] a sample of the autoencoder's Gaussian; scaled."
+        """moments [n, 2c, h, w] -> x0 [n, c, h, w]: the mean, or with `noise` [n, c, h, w] a sample
+        of the autoencoder's Gaussian; scaled."""
         mean, logvar = moments.chunk(2, dim=1)
         z = mean if noise is None else mean + (0.5 * logvar).exp() * noise
         scale, shift = self._scale(z)
@@ -192,29 +289,39 @@ class ScaledLatents(AutoencoderLatents):
     def decode(self, latents):
         "x0 [n, c, h, w] -> uint8 images [n, 3, h*f, w*f] on the CPU."
         import torch
+
         (scale, shift), dtype = self._scale(latents), self.image_dtype
-        with torch.no_grad(): pixels = self.vae_in(dtype).decode((latents / scale + shift).to(dtype), return_dict=False)[0]
+        with torch.no_grad():
+            pixels = self.vae_in(dtype).decode(
+                (latents / scale + shift).to(dtype), return_dict=False
+            )[0]
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to('cpu', torch.uint8)
 
 # %% ../nbs/36_families.ipynb #a8437513
 class DiscreteNoise:
-    "The variance-preserving schedule of Stable Diffusion 1.5, 2.1 and XL: noise level alpha_bar_t at integer timesteps."
-    timestep_density = 'uniform'    # how training draws timesteps
+    """The variance-preserving schedule of Stable Diffusion 1.5, 2.1 and XL: noise level alpha_bar_t
+    at integer timesteps."""
+
+    timestep_density = 'uniform'  # how training draws timesteps
 
     @cached_property
     def alphas_cumprod(self):
         "alpha_bar, fp32 [n_train_timesteps], on the family's device."
         from diffusers import DDPMScheduler
+
         return DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod.to(self.device)
+
     @property
-    def n_train_timesteps(self) -> int: return len(self.alphas_cumprod)
+    def n_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
 
     def noise(self, x0, eps, t):
         "x_t [n, c, h, w] from x0 and noise [n, c, h, w] and timesteps t, int64 [n]."
         return add_noise(self.prediction, x0, eps, self.alphas_cumprod.to(x0.device)[t])
 
     def log_snr(self, x0, t):
-        "The log signal-to-noise ratio at timesteps t, fp32 [n]; `x0` [n, c, h, w] says for which latents."
+        """The log signal-to-noise ratio at timesteps t, fp32 [n]; `x0` [n, c, h, w] says for which
+        latents."""
         return log_snr(self.prediction, self.alphas_cumprod.to(x0.device)[t])
 
     def target(self, x0, eps, t):
@@ -223,43 +330,65 @@ class DiscreteNoise:
 
 # %% ../nbs/36_families.ipynb #09b55d40
 class FlowSchedule:
-    "The schedule of a rectified flow: noise level sigma_t, the share of the way from image to noise, at integer timesteps."
+    """The schedule of a rectified flow: noise level sigma_t, the share of the way from image to
+    noise, at integer timesteps."""
+
     @cached_property
     def scheduler(self):
         "The library's scheduler with the folder's settings."
         from diffusers import FlowMatchEulerDiscreteScheduler
+
         return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config)
+
     @property
-    def n_train_timesteps(self) -> int: return self.scheduler.config.num_train_timesteps
+    def n_train_timesteps(self) -> int:
+        return self.scheduler.config.num_train_timesteps
+
     def shift(self, tokens) -> float | None:
-        "mu, the logarithm of the shift, for an image of so many tokens; None where the shift does not depend on it."
+        """mu, the logarithm of the shift, for an image of so many tokens; None where the shift does
+        not depend on it."""
         c = self.scheduler.config
-        if not c.use_dynamic_shifting: return None
-        return c.base_shift + (c.max_shift - c.base_shift) * (tokens - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
+        if not c.use_dynamic_shifting:
+            return None
+        return c.base_shift + (c.max_shift - c.base_shift) * (tokens - c.base_image_seq_len) / (
+            c.max_image_seq_len - c.base_image_seq_len
+        )
 
     @cached_property
-    def _sigmas(self) -> dict: return {}
+    def _sigmas(self) -> dict:
+        return {}
+
     def sigmas(self, like):
-        "sigma of every timestep, fp32 [n_train_timesteps], rising to 1, for latents [n, c, h, w] and on their device."
+        """sigma of every timestep, fp32 [n_train_timesteps], rising to 1, for latents [n, c, h, w]
+        and on their device."""
         (h, w), n = like.shape[-2:], self.n_train_timesteps
         if (h, w, like.device) not in self._sigmas:
-            self.scheduler.set_timesteps(sigmas=[(n - i) / n for i in range(n)], mu=self.shift(h * w // self.patch**2))
+            self.scheduler.set_timesteps(
+                sigmas=[(n - i) / n for i in range(n)], mu=self.shift(h * w // self.patch**2)
+            )
             self._sigmas[h, w, like.device] = self.scheduler.sigmas[:-1].flip(0).to(like.device)
         return self._sigmas[h, w, like.device]
 
 # %% ../nbs/36_families.ipynb #1269e57c
 class FlowNoise(FlowSchedule):
     "The noise and the target of Stable Diffusion 3 and FLUX."
+
     timestep_density = 'logit_normal'
+
     @property
-    def alphas_cumprod(self): raise InputError(f'{self.folder} is a flow model, which has no alpha_bar: this works with epsilon and v-prediction only')
+    def alphas_cumprod(self):
+        raise InputError(
+            f'{self.folder} is a flow model, which has no alpha_bar: this works with epsilon and'
+            ' v-prediction only'
+        )
 
     def noise(self, x0, eps, t):
         "x_t [n, c, h, w] from x0 and noise [n, c, h, w] and timesteps t, int64 [n]."
         return add_noise('flow', x0, eps, self.sigmas(x0)[t])
 
     def log_snr(self, x0, t):
-        "The log signal-to-noise ratio at timesteps t, fp32 [n], of variances: -inf at the last one; `x0` [n, c, h, w] says for which latents."
+        """The log signal-to-noise ratio at timesteps t, fp32 [n], of variances: -inf at the last
+        one; `x0` [n, c, h, w] says for which latents."""
         return log_snr('flow', self.sigmas(x0)[t])
 
     def target(self, x0, eps, t):
@@ -267,124 +396,197 @@ class FlowNoise(FlowSchedule):
         return training_target('flow', x0, eps)
 
 # %% ../nbs/36_families.ipynb #b832e976
-PIPELINE_NAMES = {'prompt_embeds': 'prompt_embeds', 'pooled': 'pooled_prompt_embeds'}       # our name of a conditioning -> the pipelines' argument
+# our name of a conditioning -> the pipelines' argument
+PIPELINE_NAMES = {'prompt_embeds': 'prompt_embeds', 'pooled': 'pooled_prompt_embeds'}
+
 
 class Conditioned:
     "What a family makes of encoded prompts."
+
     def empty_conditioning(self) -> dict:
-        "The unconditional conditioning of guidance and of prompt dropout, leading dimension 1: the empty prompt's."
+        """The unconditional conditioning of guidance and of prompt dropout, leading dimension 1:
+        the empty prompt's."""
         return self.encode_prompts([''])
+
     def pipeline_arguments(self, conditioning, empty, latents, guidance) -> dict:
-        "The plain pipeline's arguments for a conditioning of n prompts, an empty one of n, noise [n, c, h, w] and a guidance scale (1 is without)."
+        """The plain pipeline's arguments for a conditioning of n prompts, an empty one of n, noise
+        [n, c, h, w] and a guidance scale (1 is without)."""
         negative = {f'negative_{PIPELINE_NAMES[k]}': v for k, v in empty.items()}
-        return {PIPELINE_NAMES[k]: v for k, v in conditioning.items()} | negative | dict(latents=latents, guidance_scale=guidance)
+        return (
+            {PIPELINE_NAMES[k]: v for k, v in conditioning.items()}
+            | negative
+            | dict(latents=latents, guidance_scale=guidance)
+        )
 
 # %% ../nbs/36_families.ipynb #019890ea
 def tokens(tokenizer, prompts, length):
     "Token ids, int64 [n, length], padded and cut."
-    return tokenizer(list(prompts), padding='max_length', max_length=length, truncation=True, return_tensors='pt').input_ids
+    return tokenizer(
+        list(prompts), padding='max_length', max_length=length, truncation=True, return_tensors='pt'
+    ).input_ids
+
 
 def clip_output(family, prompts, suffix='', **options):
-    "What a CLIP text encoder of the family says of n prompts, padded and cut to what it takes; without gradients."
+    """What a CLIP text encoder of the family says of n prompts, padded and cut to what it takes;
+    without gradients."""
     import torch
+
     tokenizer, encoder = family.part('tokenizer' + suffix), family.part('text_encoder' + suffix)
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    with torch.no_grad(): return encoder(tokens(tokenizer, prompts, length).to(family.device), **options)
+    with torch.no_grad():
+        return encoder(tokens(tokenizer, prompts, length).to(family.device), **options)
+
 
 class StableDiffusion(Conditioned, DiscreteNoise, ScaledLatents, Family):
     "Stable Diffusion 1.x (epsilon) and 2.x (epsilon or v): one text encoder."
-    pipeline_options = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+    pipeline_options = dict(
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
 
     def encode_prompts(self, prompts) -> dict:
-        "n prompts -> {'prompt_embeds': [n, length, width]} on the family's device, in the text encoder's dtype."
+        """n prompts -> {'prompt_embeds': [n, length, width]} on the family's device, in the text
+        encoder's dtype."""
         return {'prompt_embeds': clip_output(self, prompts)[0]}
 
     def predict(self, model, noisy, timesteps, conditioning, size):
-        "The prediction [n, c, h, w] of `model` for noisy latents at timesteps [n]; `size` is the image size in pixels."
-        return model(noisy, timesteps, encoder_hidden_states=conditioning['prompt_embeds'].to(noisy), return_dict=False)[0]
+        """The prediction [n, c, h, w] of `model` for noisy latents at timesteps [n]; `size` is the
+        image size in pixels."""
+        return model(
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditioning['prompt_embeds'].to(noisy),
+            return_dict=False,
+        )[0]
 
 # %% ../nbs/36_families.ipynb #ac63b5b4
 def clip_pair(family, prompts) -> tuple:
-    "n prompts through both CLIP encoders: their last but one hidden states side by side [n, length, widths], and each one's first output."
+    """n prompts through both CLIP encoders: their last but one hidden states side by side [n,
+    length, widths], and each one's first output."""
     import torch
-    outputs = [clip_output(family, prompts, suffix, output_hidden_states=True) for suffix in ('', '_2')]
+
+    outputs = [
+        clip_output(family, prompts, suffix, output_hidden_states=True) for suffix in ('', '_2')
+    ]
     return torch.cat([out.hidden_states[-2] for out in outputs], -1), [out[0] for out in outputs]
+
 
 class StableDiffusionXL(StableDiffusion):
     "Stable Diffusion XL: two text encoders, a pooled embedding, size conditioning."
+
     pipeline_options = dict(add_watermarker=False)
 
     def encode_prompts(self, prompts) -> dict:
-        "n prompts -> {'prompt_embeds': [n, length, width], 'pooled': [n, width of the second encoder]}."
+        """n prompts -> {'prompt_embeds': [n, length, width], 'pooled': [n, width of the second
+        encoder]}."""
         hidden, (_, pooled) = clip_pair(self, prompts)
         return {'prompt_embeds': hidden, 'pooled': pooled}
 
     def empty_conditioning(self) -> dict:
-        "Zeros, or the empty prompt's encoding, as the folder's `force_zeros_for_empty_prompt` says; leading dimension 1."
+        """Zeros, or the empty prompt's encoding, as the folder's `force_zeros_for_empty_prompt`
+        says; leading dimension 1."""
         empty = self.encode_prompts([''])
-        return {k: v.new_zeros(v.shape) for k, v in empty.items()} if self.index.get('force_zeros_for_empty_prompt', True) else empty
+        return (
+            {k: v.new_zeros(v.shape) for k, v in empty.items()}
+            if self.index.get('force_zeros_for_empty_prompt', True)
+            else empty
+        )
 
     def predict(self, model, noisy, timesteps, conditioning, size):
         "As for Stable Diffusion; the size conditioning is (size, size, 0, 0, size, size)."
         sizes = noisy.new_tensor([[size, size, 0, 0, size, size]]).expand(len(noisy), -1)
         added = dict(text_embeds=conditioning['pooled'].to(noisy), time_ids=sizes)
-        return model(noisy, timesteps, encoder_hidden_states=conditioning['prompt_embeds'].to(noisy), added_cond_kwargs=added, return_dict=False)[0]
+        return model(
+            noisy,
+            timesteps,
+            encoder_hidden_states=conditioning['prompt_embeds'].to(noisy),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
 
 # %% ../nbs/36_families.ipynb #9f869e9f
 def t5_states(family, prompts, suffix, length):
     "Hidden states [n, length, width] of n prompts in the family's T5 encoder."
     import torch
+
     ids = tokens(family.part('tokenizer' + suffix), prompts, length).to(family.device)
-    with torch.no_grad(): return family.part('text_encoder' + suffix)(ids)[0]
+    with torch.no_grad():
+        return family.part('text_encoder' + suffix)(ids)[0]
+
 
 class StableDiffusion3(Conditioned, FlowNoise, ScaledLatents, Family):
     "Stable Diffusion 3 and 3.5: two CLIP encoders, a T5 encoder or none, a joint transformer."
+
     denoiser = 'transformer'
     lora_targets = ATTENTION + TEXT_ATTENTION
-    pipeline_options = dict(text_encoder_3=None, tokenizer_3=None, image_encoder=None, feature_extractor=None)
-    t5_length = 256                 # tokens of T5, the pipeline's default
+    pipeline_options = dict(
+        text_encoder_3=None, tokenizer_3=None, image_encoder=None, feature_extractor=None
+    )
+    t5_length = 256  # tokens of T5, the pipeline's default
+
     @property
-    def patch(self) -> int: return self.model_config['patch_size']
+    def patch(self) -> int:
+        return self.model_config['patch_size']
 
     def encode_prompts(self, prompts) -> dict:
-        "n prompts -> {'prompt_embeds': [n, length of CLIP + 256, width of T5], 'pooled': [n, both CLIP widths]}."
+        """n prompts -> {'prompt_embeds': [n, length of CLIP + 256, width of T5], 'pooled': [n, both
+        CLIP widths]}."""
         import torch
+
         hidden, pooled = clip_pair(self, prompts)
         t5 = hidden.new_zeros(len(hidden), self.t5_length, self.model_config['joint_attention_dim'])
-        if 'text_encoder_3' in parts_of(self.index): t5 = t5_states(self, prompts, '_3', self.t5_length)
+        if 'text_encoder_3' in parts_of(self.index):
+            t5 = t5_states(self, prompts, '_3', self.t5_length)
         padded = torch.nn.functional.pad(hidden, (0, t5.shape[-1] - hidden.shape[-1]))
         return {'prompt_embeds': torch.cat([padded, t5], 1), 'pooled': torch.cat(pooled, -1)}
 
     def predict(self, model, noisy, timesteps, conditioning, size):
         "The velocity [n, c, h, w] that `model` predicts for noisy latents at timesteps [n]."
-        text = dict(encoder_hidden_states=conditioning['prompt_embeds'].to(noisy), pooled_projections=conditioning['pooled'].to(noisy))
-        return model(noisy, timestep=self.n_train_timesteps * self.sigmas(noisy)[timesteps], **text, return_dict=False)[0]
+        text = dict(
+            encoder_hidden_states=conditioning['prompt_embeds'].to(noisy),
+            pooled_projections=conditioning['pooled'].to(noisy),
+        )
+        return model(
+            noisy,
+            timestep=self.n_train_timesteps * self.sigmas(noisy)[timesteps],
+            **text,
+            return_dict=False,
+        )[0]
 
 # %% ../nbs/36_families.ipynb #a8c8900c
 def pack(latents):
     "Latents [n, c, h, w] -> tokens [n, h/2 * w/2, 4c], each two by two latents."
     n, c, h, w = latents.shape
-    return latents.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
+    return (
+        latents.reshape(n, c, h // 2, 2, w // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(n, h * w // 4, 4 * c)
+    )
+
 
 def unpack(tokens, h, w):
     "Tokens [n, h/2 * w/2, 4c] -> latents [n, c, h, w]."
     n, c = len(tokens), tokens.shape[-1] // 4
     return tokens.reshape(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
+
 def token_places(h, w, like):
     "The place of each token of latents of h by w: (0, row, column), [h/2 * w/2, 3]."
     import torch
+
     rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing='ij')
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(like)
 
 # %% ../nbs/36_families.ipynb #996fba1f
 class Flux(Conditioned, FlowNoise, ScaledLatents, Family):
-    "FLUX.1: a T5 encoder, CLIP's pooled embedding, packed latents, and guidance as an input where the denoiser has one."
+    """FLUX.1: a T5 encoder, CLIP's pooled embedding, packed latents, and guidance as an input where
+    the denoiser has one."""
+
     denoiser = 'transformer'
     patch = 2
     lora_targets = ATTENTION + TEXT_ATTENTION
-    t5_length = 512                 # tokens of T5, the pipeline's default
-    training_guidance = 3.5         # guidance scale that the denoiser is told while it is trained
+    t5_length = 512  # tokens of T5, the pipeline's default
+    training_guidance = 3.5  # guidance scale that the denoiser is told while it is trained
 
     @property
     def guided(self) -> bool:
@@ -393,142 +595,274 @@ class Flux(Conditioned, FlowNoise, ScaledLatents, Family):
 
     def encode_prompts(self, prompts) -> dict:
         "n prompts -> {'prompt_embeds': [n, 512, width of T5], 'pooled': [n, width of CLIP]}."
-        return {'prompt_embeds': t5_states(self, prompts, '_2', self.t5_length), 'pooled': clip_output(self, prompts).pooler_output}
+        return {
+            'prompt_embeds': t5_states(self, prompts, '_2', self.t5_length),
+            'pooled': clip_output(self, prompts).pooler_output,
+        }
 
     def predict(self, model, noisy, timesteps, conditioning, size):
         "The velocity [n, c, h, w] that `model` predicts for noisy latents at timesteps [n]."
-        (h, w), text, pooled = noisy.shape[-2:], conditioning['prompt_embeds'].to(noisy), conditioning['pooled'].to(noisy)
-        said = dict(encoder_hidden_states=text, pooled_projections=pooled, img_ids=token_places(h, w, noisy), txt_ids=noisy.new_zeros(text.shape[1], 3))
+        (h, w), text, pooled = (
+            noisy.shape[-2:],
+            conditioning['prompt_embeds'].to(noisy),
+            conditioning['pooled'].to(noisy),
+        )
+        said = dict(
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            img_ids=token_places(h, w, noisy),
+            txt_ids=noisy.new_zeros(text.shape[1], 3),
+        )
         guidance = noisy.new_full((len(noisy),), self.training_guidance) if self.guided else None
-        velocity = model(pack(noisy), timestep=self.sigmas(noisy)[timesteps], guidance=guidance, **said, return_dict=False)[0]
+        velocity = model(
+            pack(noisy),
+            timestep=self.sigmas(noisy)[timesteps],
+            guidance=guidance,
+            **said,
+            return_dict=False,
+        )[0]
         return unpack(velocity, h, w)
 
     def pipeline_arguments(self, conditioning, empty, latents, guidance) -> dict:
-        "As elsewhere, with packed noise; without the guidance input, the scale is that of a second, unconditional pass."
+        """As elsewhere, with packed noise; without the guidance input, the scale is that of a
+        second, unconditional pass."""
         arguments = super().pipeline_arguments(conditioning, empty, pack(latents), guidance)
-        return arguments | dict(true_cfg_scale=1. if self.guided else guidance)
+        return arguments | dict(true_cfg_scale=1.0 if self.guided else guidance)
 
 # %% ../nbs/36_families.ipynb #bdbbce5f
-FAMILIES = {'StableDiffusionPipeline': (StableDiffusion, {'epsilon': 'sd15', 'v_prediction': 'sd21'}),
-            'StableDiffusionXLPipeline': (StableDiffusionXL, {'epsilon': 'sdxl', 'v_prediction': 'sdxl'}),
-            'StableDiffusion3Pipeline': (StableDiffusion3, {'flow': 'sd3'}),
-            'FluxPipeline': (Flux, {'flow': 'flux'})}
-REFUSED = {'SanaPipeline': ', whose autoencoder gives no Gaussian to sample latents from and whose prompts are instructions to a chat model',
-           'PixArtSigmaPipeline': ', for which diffusers has no LoRA format and which predicts a variance that no preference loss here uses'}
+FAMILIES = {
+    'StableDiffusionPipeline': (StableDiffusion, {'epsilon': 'sd15', 'v_prediction': 'sd21'}),
+    'StableDiffusionXLPipeline': (StableDiffusionXL, {'epsilon': 'sdxl', 'v_prediction': 'sdxl'}),
+    'StableDiffusion3Pipeline': (StableDiffusion3, {'flow': 'sd3'}),
+    'FluxPipeline': (Flux, {'flow': 'flux'}),
+}
+REFUSED = {
+    'SanaPipeline': (
+        ', whose autoencoder gives no Gaussian to sample latents from and whose prompts are'
+        ' instructions to a chat model'
+    ),
+    'PixArtSigmaPipeline': (
+        ', for which diffusers has no LoRA format and which predicts a variance that no preference'
+        ' loss here uses'
+    ),
+}
 REFUSED['PixArtAlphaPipeline'] = REFUSED['PixArtSigmaPipeline']
 
+
 def family_kind(folder, index, scheduler_config):
-    "The class and name of the family in a pipeline folder. Raises InputError for one that is not in the table, or whose scheduler is not its own."
+    """The class and name of the family in a pipeline folder. Raises InputError for one that is not
+    in the table, or whose scheduler is not its own."""
     found = index.get('_class_name')
     kind, names = FAMILIES.get(found, (None, {}))
-    if kind is None: raise InputError(f'{folder} is a {found}{REFUSED.get(found, "")}; the families here are {", ".join(FAMILIES)}')
+    if kind is None:
+        raise InputError(
+            f'{folder} is a {found}{REFUSED.get(found, "")}; the families here are'
+            f' {", ".join(FAMILIES)}'
+        )
     prediction = prediction_of(scheduler_config)
-    if prediction not in names: raise InputError(f'{folder}: prediction type {prediction!r} is not one of {", ".join(names)}, which a {found} can have')
+    if prediction not in names:
+        raise InputError(
+            f'{folder}: prediction type {prediction!r} is not one of {", ".join(names)}, which a'
+            f' {found} can have'
+        )
     return kind, names[prediction]
 
+
 def lora_targets(folder) -> tuple[str, ...]:
-    "The layers that a LoRA of this folder's denoiser adapts unless it is told others: the projections of its attention layers."
+    """The layers that a LoRA of this folder's denoiser adapts unless it is told others: the
+    projections of its attention layers."""
     return FAMILIES[pipeline_index(folder)['_class_name']][0].lora_targets
 
+
 def check_family(source, name) -> None:
-    "Raise InputError if the model `source` (as `local_folder` takes it) is not of the family `name`: 'sd15', 'sd21', 'sdxl', 'sd3' or 'flux'; or if there is no such family."
+    """Raise InputError if the model `source` (as `local_folder` takes it) is not of the family
+    `name`: 'sd15', 'sd21', 'sdxl', 'sd3' or 'flux'; or if there is no such family."""
     known = list(dict.fromkeys(n for _, names in FAMILIES.values() for n in names.values()))
-    if name not in known: raise InputError(f'unknown family {name!r}: use {", ".join(known)}')
-    folder = local_folder(source); _, found = family_kind(folder, pipeline_index(folder), read_json(folder/'scheduler'/'scheduler_config.json'))
-    if found != name: raise InputError(f'{source} is of the family {found}, not {name}')
+    if name not in known:
+        raise InputError(f'unknown family {name!r}: use {", ".join(known)}')
+    folder = local_folder(source)
+    _, found = family_kind(
+        folder, pipeline_index(folder), read_json(folder / 'scheduler' / 'scheduler_config.json')
+    )
+    if found != name:
+        raise InputError(f'{source} is of the family {found}, not {name}')
 
 # %% ../nbs/36_families.ipynb #6172d55e
 COMPONENTS = ('text', 'vae', 'denoiser')
 
-def load_family(source, dtype='fp32', device='auto', components=COMPONENTS) -> Family:
-    """Load a pipeline folder, a packaged model ('icons', 'icons-xl') or a Hub id; `components` says which parts: 'text', 'vae', 'denoiser'.
 
-    `dtype` is 'fp32', 'bf16' or 'fp16'. Raises InputError for what is no known family, or no component."""
-    if unknown := set(components) - set(COMPONENTS): raise InputError(f'unknown component {min(unknown)!r} of a model: use {", ".join(COMPONENTS)}')
+def load_family(source, dtype='fp32', device='auto', components=COMPONENTS) -> Family:
+    """Load a pipeline folder, a packaged model ('icons', 'icons-xl') or a Hub id; `components` says
+    which parts: 'text', 'vae', 'denoiser'.
+
+    `dtype` is 'fp32', 'bf16' or 'fp16'. Raises InputError for what is no known family, or no
+    component."""
+    if unknown := set(components) - set(COMPONENTS):
+        raise InputError(
+            f'unknown component {min(unknown)!r} of a model: use {", ".join(COMPONENTS)}'
+        )
     ensure_torchvision()
     folder, dtype, device = local_folder(source), pick_dtype(dtype), pick_device(device)
     index = pipeline_index(folder)
-    scheduler_config = read_json(folder/'scheduler'/'scheduler_config.json')
+    scheduler_config = read_json(folder / 'scheduler' / 'scheduler_config.json')
     kind, name = family_kind(folder, index, scheduler_config)
     family = kind(folder, name, index, scheduler_config, {}, device)
     for part in parts_of(index):
-        if part_group(part, kind) not in components: continue
+        if part_group(part, kind) not in components:
+            continue
         family.parts[part] = load_part(folder, part, dtype)
-        if 'tokenizer' not in part: at_full_speed(family.parts[part].to(device), device)
+        if 'tokenizer' not in part:
+            at_full_speed(family.parts[part].to(device), device)
     return family
+
 
 def part_group(part, kind) -> str | None:
     "Which of `COMPONENTS` a part belongs to; None for the rest (scheduler, safety checker)."
-    if part.startswith(('text_encoder', 'tokenizer')): return 'text'
+    if part.startswith(('text_encoder', 'tokenizer')):
+        return 'text'
     return {'vae': 'vae', kind.denoiser: 'denoiser'}.get(part)
 
 # %% ../nbs/36_families.ipynb #2bb3646e
 def plain_pipeline(family, scheduler, model=None, **parts):
-    "The `diffusers` pipeline of a family with this `scheduler`, and `model` in place of its denoiser; `parts` replaces others (a safety checker)."
+    """The `diffusers` pipeline of a family with this `scheduler`, and `model` in place of its
+    denoiser; `parts` replaces others (a safety checker)."""
     import diffusers
-    own = {name: family.parts.get(name) for name in parts_of(family.index) if part_group(name, type(family))}
-    if own['vae'] is not None: family.vae_in((model or family.model).dtype)     # encoding may have raised it to fp32
-    options = {k: family.index.get(k, v) if k == 'force_zeros_for_empty_prompt' else v for k, v in family.pipeline_options.items()}
-    pipeline = getattr(diffusers, family.index['_class_name'])(**options | own | {family.denoiser: model or family.model, 'scheduler': scheduler} | parts)
+
+    own = {
+        name: family.parts.get(name)
+        for name in parts_of(family.index)
+        if part_group(name, type(family))
+    }
+    # encoding may have raised it to fp32
+    if own['vae'] is not None:
+        family.vae_in((model or family.model).dtype)
+    options = {
+        k: family.index.get(k, v) if k == 'force_zeros_for_empty_prompt' else v
+        for k, v in family.pipeline_options.items()
+    }
+    pipeline = getattr(diffusers, family.index['_class_name'])(
+        **options | own | {family.denoiser: model or family.model, 'scheduler': scheduler} | parts
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 # %% ../nbs/36_families.ipynb #38feea21
-OLD_WEIGHTS = ('.bin', '.ckpt', '.pt', '.pth', '.msgpack', '.h5', '.onnx', '.onnx_data', '.pb', '.xml')
+OLD_WEIGHTS = (
+    '.bin',
+    '.ckpt',
+    '.pt',
+    '.pth',
+    '.msgpack',
+    '.h5',
+    '.onnx',
+    '.onnx_data',
+    '.pb',
+    '.xml',
+)
+
 
 def copy_part(source, target):
-    "Copy a part's folder; weights in older formats stay behind where there are safetensors. Links are copied as files."
+    """Copy a part's folder; weights in older formats stay behind where there are safetensors. Links
+    are copied as files."""
     import shutil
-    safe = any(source.rglob('*.safetensors'))
-    shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if safe and n.endswith(OLD_WEIGHTS)])
 
-DISPENSABLE = ('safety_checker', 'feature_extractor', 'image_encoder')      # parts that trimmed copies of a pipeline leave out
+    safe = any(source.rglob('*.safetensors'))
+    shutil.copytree(
+        source,
+        target,
+        ignore=lambda _, names: [n for n in names if safe and n.endswith(OLD_WEIGHTS)],
+    )
+
+
+# parts that trimmed copies of a pipeline leave out
+DISPENSABLE = ('safety_checker', 'feature_extractor', 'image_encoder')
+
 
 def check_parts(folder) -> None:
-    "Raise InputError for the first part that a pipeline's index names and its folder lacks; those in `DISPENSABLE` may be missing."
+    """Raise InputError for the first part that a pipeline's index names and its folder lacks; those
+    in `DISPENSABLE` may be missing."""
     for name in parts_of(pipeline_index(folder)):
-        if name not in DISPENSABLE and not (Path(folder)/name).is_dir(): raise InputError(f'{folder}: model_index.json names the part {name!r}, which is not there')
+        if name not in DISPENSABLE and not (Path(folder) / name).is_dir():
+            raise InputError(
+                f'{folder}: model_index.json names the part {name!r}, which is not there'
+            )
+
 
 def save_folder(folder, model, out) -> Path:
-    "Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing. Returns `out`. Raises InputError as `check_parts`."
+    """Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing.
+    Returns `out`. Raises InputError as `check_parts`."""
     import shutil
+
     check_parts(folder)
-    names, denoiser = [n for n in parts_of(pipeline_index(folder)) if (Path(folder)/n).is_dir()], denoiser_of(folder)
+    names, denoiser = (
+        [n for n in parts_of(pipeline_index(folder)) if (Path(folder) / n).is_dir()],
+        denoiser_of(folder),
+    )
     with staged(out) as temporary:
         temporary.mkdir()
-        write_json(temporary/'model_index.json', pipeline_index(folder) | {n: [None, None] for n in DISPENSABLE if n not in names and n in pipeline_index(folder)})
+        write_json(
+            temporary / 'model_index.json',
+            pipeline_index(folder)
+            | {
+                n: [None, None]
+                for n in DISPENSABLE
+                if n not in names and n in pipeline_index(folder)
+            },
+        )
         for name in names:
-            if name != denoiser: copy_part(Path(folder)/name, temporary/name)
-        model.save_pretrained(temporary/denoiser, safe_serialization=True)
-        shutil.copyfile(Path(folder)/denoiser/'config.json', temporary/denoiser/'config.json')   # the library's would hold a local path
+            if name != denoiser:
+                copy_part(Path(folder) / name, temporary / name)
+        model.save_pretrained(temporary / denoiser, safe_serialization=True)
+        # the library's would hold a local path
+        shutil.copyfile(
+            Path(folder) / denoiser / 'config.json', temporary / denoiser / 'config.json'
+        )
     return Path(out)
 
 # %% ../nbs/36_families.ipynb #f734aeab
 def save_lora(folder, model, out, adapter='default') -> Path:
-    "Write `adapter` of `model` into `out/pytorch_lora_weights.safetensors`, in diffusers' own form. Raises InputError if the model has no such adapter."
+    """Write `adapter` of `model` into `out/pytorch_lora_weights.safetensors`, in diffusers' own
+    form. Raises InputError if the model has no such adapter."""
     import diffusers
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
-    if adapter not in getattr(model, 'peft_config', {}): raise InputError(f'the model has no adapter {adapter!r} to save')
+
+    if adapter not in getattr(model, 'peft_config', {}):
+        raise InputError(f'the model has no adapter {adapter!r} to save')
     layers, part = get_peft_model_state_dict(model, adapter_name=adapter), denoiser_of(folder)
-    if part == 'unet': layers = convert_state_dict_to_diffusers(layers)      # diffusers' scripts keep PEFT's names for transformers
+    # diffusers' scripts keep PEFT's names for transformers
+    if part == 'unet':
+        layers = convert_state_dict_to_diffusers(layers)
     config = model.peft_config[adapter].to_dict()
     pipeline = getattr(diffusers, pipeline_index(folder)['_class_name'])
     with staged(out) as temporary:
-        pipeline.save_lora_weights(temporary, **{f'{part}_lora_layers': layers, f'{part}_lora_adapter_metadata': config})
+        pipeline.save_lora_weights(
+            temporary, **{f'{part}_lora_layers': layers, f'{part}_lora_adapter_metadata': config}
+        )
     return Path(out)
 
+
 def save_pipeline(source, model, out, adapter=None) -> Path:
-    "Save `model` as a plain pipeline folder like `source`, or with `adapter` only that LoRA; loadable without this package. Returns `out`."
+    """Save `model` as a plain pipeline folder like `source`, or with `adapter` only that LoRA;
+    loadable without this package. Returns `out`."""
     ensure_torchvision()
-    if adapter: return save_lora(local_folder(source), model, out, adapter)
+    if adapter:
+        return save_lora(local_folder(source), model, out, adapter)
     return save_folder(local_folder(source), model, out)
 
 # %% ../nbs/36_families.ipynb #322b6311
 def part_digests(folder, groups=(*COMPONENTS, 'scheduler')) -> dict[str, str]:
-    "Part name -> 16 hex of its files' content, for the parts of these groups ('scheduler' beside those of `load_family`); 'pipeline' for its class and settings."
+    """Part name -> 16 hex of its files' content, for the parts of these groups ('scheduler' beside
+    those of `load_family`); 'pipeline' for its class and settings."""
     index = pipeline_index(folder)
-    settings = {k: v for k, v in index.items() if k == '_class_name' or not (k.startswith('_') or isinstance(v, list))}     # force_zeros_for_empty_prompt changes images
+    # force_zeros_for_empty_prompt changes images
+    settings = {
+        k: v
+        for k, v in index.items()
+        if k == '_class_name' or not (k.startswith('_') or isinstance(v, list))
+    }
     kind, _ = FAMILIES[index['_class_name']]
     wanted = [n for n in parts_of(index) if n in groups or part_group(n, kind) in groups]
-    return {'pipeline': digest(settings)} | {name: content_digest(Path(folder)/name) for name in sorted(wanted)}
+    return {'pipeline': digest(settings)} | {
+        name: content_digest(Path(folder) / name) for name in sorted(wanted)
+    }

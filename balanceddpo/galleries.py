@@ -6,7 +6,16 @@
 from __future__ import annotations
 from .store import InputError
 from .paper import SCORERS, TABLE_5, TABLE_6
-from .reporting import MARKERS, PAGE, display_name, image_grid, style_settings, title_lines, write_key, write_title
+from balanceddpo.reporting import (
+    MARKERS,
+    PAGE,
+    display_name,
+    image_grid,
+    style_settings,
+    title_lines,
+    write_key,
+    write_title,
+)
 
 # %% auto #0
 __all__ = ['first_split', 'vote_title', 'told_apart', 'size_of', 'plot_vote', 'sample_grid', 'with_places', 'same_seed_outcomes',
@@ -16,287 +25,619 @@ __all__ = ['first_split', 'vote_title', 'told_apart', 'size_of', 'plot_vote', 's
 
 # %% ../nbs/73_galleries.ipynb #87261b56
 def first_split(votes, split='3-1') -> int:
-    "The number of the first pair whose votes `[n, K]` split as `split` ('3-1', '2-2'), for either image. Raises InputError if there is none."
+    """The number of the first pair whose votes `[n, K]` split as `split` ('3-1', '2-2'), for either
+    image. Raises InputError if there is none."""
     import numpy as np
     from balanceddpo.consensus import vote_splits
+
     v, wanted = np.asarray(votes), sorted(map(int, split.split('-')))
     sides = np.sort(np.stack([(v > 0).sum(1), (v < 0).sum(1)], 1), axis=1)
     found = np.flatnonzero((sides == wanted).all(1))
-    if not len(found): raise InputError(f'no pair has votes that split {split}; they split {", ".join(vote_splits(v)["split"])}')
+    if not len(found):
+        raise InputError(
+            f'no pair has votes that split {split}; they split {", ".join(vote_splits(v)["split"])}'
+        )
     return int(found[0])
 
 # %% ../nbs/73_galleries.ipynb #ec9edaed
 def vote_title(v) -> str:
     "The count of one pair's votes `[K]` (1 for image 0, -1 for image 1) in words."
     a, b = sum(x > 0 for x in v), sum(x < 0 for x in v)
-    return f'{a} of {len(v)} scorers vote for each image: a tie' if a == b else f'{max(a, b)} of {len(v)} scorers vote for image {int(b > a)}'
+    return (
+        f'{a} of {len(v)} scorers vote for each image: a tie'
+        if a == b
+        else f'{max(a, b)} of {len(v)} scorers vote for image {int(b > a)}'
+    )
+
 
 def told_apart(a, b) -> tuple:
-    "Two scores as texts with at least two to four decimals, by their size, and as many more (up to six) as it takes to see a difference."
+    """Two scores as texts with at least two to four decimals, by their size, and as many more (up
+    to six) as it takes to see a difference."""
     digits = 4 - (max(abs(a), abs(b)) >= 1) - (max(abs(a), abs(b)) >= 10)
-    while digits < 6 and a != b and f'{a:.{digits}f}' == f'{b:.{digits}f}': digits += 1
+    while digits < 6 and a != b and f'{a:.{digits}f}' == f'{b:.{digits}f}':
+        digits += 1
     return f'{a:.{digits}f}', f'{b:.{digits}f}'
+
 
 def size_of(a, b, unit) -> str:
     "The difference of two scores in a unit, in words."
-    if a == b: return 'equal: counts for image 0'
-    return f'by {abs(a - b)/unit:.2f} s.d.' if abs(a - b) >= .01*unit else 'by less than 0.01 s.d.'
+    if a == b:
+        return 'equal: counts for image 0'
+    return (
+        f'by {abs(a - b) / unit:.2f} s.d.'
+        if abs(a - b) >= 0.01 * unit
+        else 'by less than 0.01 s.d.'
+    )
 
 # %% ../nbs/73_galleries.ipynb #52937961
 def _draw_sides(fig, images, s, side, top, colors):
     "Both images, `side` inches wide, at the left and right edge; the winner has a frame."
     import numpy as np
+
     width, height = fig.get_size_inches()
     for i, (image, won) in enumerate(zip(images, (s > 0, s < 0))):
-        ax = fig.add_axes([(.06 if i == 0 else width - .06 - side)/width, 1 - (top + side)/height, side/width, side/height])
-        ax.imshow(np.asarray(image.convert('RGB')), aspect='auto'); ax.set(xticks=[], yticks=[])
+        ax = fig.add_axes(
+            [
+                (0.06 if i == 0 else width - 0.06 - side) / width,
+                1 - (top + side) / height,
+                side / width,
+                side / height,
+            ]
+        )
+        ax.imshow(np.asarray(image.convert('RGB')), aspect='auto')
+        ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=bool(won), color=colors[i], linewidth=2.5)
-        ax.set_xlabel(f'image {i}' + ' wins'*bool(won), color=colors[i], weight='bold' if won else 'normal', labelpad=3, fontsize=7)
+        ax.set_xlabel(
+            f'image {i}' + ' wins' * bool(won),
+            color=colors[i],
+            weight='bold' if won else 'normal',
+            labelpad=3,
+            fontsize=7,
+        )
+
 
 def _draw_ballot(fig, rows, side, top, colors):
-    "A line a scorer between the images; rows: (name, vote, text at the left, text at the right, small text)."
-    width, height = fig.get_size_inches(); left, right, step = side + .2, width - side - .2, side/len(rows)
+    """A line a scorer between the images; rows: (name, vote, text at the left, text at the right,
+    small text)."""
+    width, height = fig.get_size_inches()
+    left, right, step = side + 0.2, width - side - 0.2, side / len(rows)
     plain = dict(fontsize=7, ha='center', va='center_baseline', color='.15', parse_math=False)
-    def write(x, y, text, **style): fig.text(x/width, 1 - y/height, text, **plain | style)
+
+    def write(x, y, text, **style):
+        fig.text(x / width, 1 - y / height, text, **plain | style)
+
     for i, (name, vote, *texts, small) in enumerate(rows):
-        y = top + (i + .5)*step
-        write(width/2, y - .045, name, weight='bold'); write(width/2, y + .08, small, fontsize=5.5, color='.4')
-        for k, (x, out, mark) in enumerate(((left + .4, left + .08, '\N{BLACK LEFT-POINTING TRIANGLE}'), (right - .4, right - .08, '\N{BLACK RIGHT-POINTING TRIANGLE}'))):
+        y = top + (i + 0.5) * step
+        write(width / 2, y - 0.045, name, weight='bold')
+        write(width / 2, y + 0.08, small, fontsize=5.5, color='.4')
+        for k, (x, out, mark) in enumerate(
+            (
+                (left + 0.4, left + 0.08, '\N{BLACK LEFT-POINTING TRIANGLE}'),
+                (right - 0.4, right - 0.08, '\N{BLACK RIGHT-POINTING TRIANGLE}'),
+            )
+        ):
             won = vote == (1, -1)[k]
-            write(x, y, texts[k], color=colors[k] if won else '.4', weight='bold' if won else 'normal')
-            if won: write(out, y, mark, color=colors[k], fontsize=8)
+            write(
+                x, y, texts[k], color=colors[k] if won else '.4', weight='bold' if won else 'normal'
+            )
+            if won:
+                write(out, y, mark, color=colors[k], fontsize=8)
 
 # %% ../nbs/73_galleries.ipynb #0de41324
-def plot_vote(images, scores, prompt='', units=None, human=None, human_name='annotator', width=PAGE):
-    """Figure of the vote on a pair: both images, the scores, votes and their count (paper, Eq. 6-7 and Figure 1).
+def plot_vote(
+    images, scores, prompt='', units=None, human=None, human_name='annotator', width=PAGE
+):
+    """Figure of the vote on a pair: both images, the scores, votes and their count (paper, Eq. 6-7
+    and Figure 1).
 
-    images: two PIL images. scores: scorer -> (score of image 0, of image 1). units: scorer -> what its difference is told in, its s.d. over all pairs.
+    images: two PIL images. scores: scorer -> (score of image 0, of image 1). units: scorer ->
+    what its difference is told in, its s.d. over all pairs.
     human: the annotator's vote, 1, -1, or 0 for a tie; not shown if None. `width` in inches."""
     import numpy as np
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from balanceddpo.consensus import majority, votes
-    v = votes(np.array(list(scores.values()), dtype='float64').T[None]); s = int(majority(v)[0]); v = v[0].tolist()
-    rows = [(display_name(k), x, *told_apart(*scores[k]), size_of(*scores[k], units[k]) if units else '') for k, x in zip(scores, v)]
-    rows.append(('votes', s, str(v.count(1)), str(v.count(-1)), {1: 's = +1', -1: 's = \u22121', 0: 's = 0: left out, unless a rule breaks ties'}[s]))
+
+    v = votes(np.array(list(scores.values()), dtype='float64').T[None])
+    s = int(majority(v)[0])
+    v = v[0].tolist()
+    rows = [
+        (
+            display_name(k),
+            x,
+            *told_apart(*scores[k]),
+            size_of(*scores[k], units[k]) if units else '',
+        )
+        for k, x in zip(scores, v)
+    ]
+    rows.append(
+        (
+            'votes',
+            s,
+            str(v.count(1)),
+            str(v.count(-1)),
+            {1: 's = +1', -1: 's = \u22121', 0: 's = 0: left out, unless a rule breaks ties'}[s],
+        )
+    )
     with rc_context(style_settings()):
-        colors, side, top = style_settings()['axes.prop_cycle'].by_key()['color'], .28*width, .42
-        fig = Figure(figsize=(width, top + side + (.42 if human is not None else .24)), dpi=150); height = fig.get_figheight()
+        colors, side, top = (
+            style_settings()['axes.prop_cycle'].by_key()['color'],
+            0.28 * width,
+            0.42,
+        )
+        fig = Figure(figsize=(width, top + side + (0.42 if human is not None else 0.24)), dpi=150)
+        height = fig.get_figheight()
         write_title(fig, [vote_title(v)])
-        fig.text(.05/width, 1 - .29/height, prompt, fontsize=7, va='center_baseline', parse_math=False)
-        _draw_sides(fig, images, s, side, top, colors); _draw_ballot(fig, rows, side, top, colors)
+        fig.text(
+            0.05 / width,
+            1 - 0.29 / height,
+            prompt,
+            fontsize=7,
+            va='center_baseline',
+            parse_math=False,
+        )
+        _draw_sides(fig, images, s, side, top, colors)
+        _draw_ballot(fig, rows, side, top, colors)
         choice = {1: 'image 0', -1: 'image 1', 0: 'a tie'}.get(human)
-        if choice: fig.text(.5, .1/height, f'for comparison, the {human_name}: {choice}', fontsize=7, ha='center', va='center_baseline', color='.3')
+        if choice:
+            fig.text(
+                0.5,
+                0.1 / height,
+                f'for comparison, the {human_name}: {choice}',
+                fontsize=7,
+                ha='center',
+                va='center_baseline',
+                color='.3',
+            )
     return fig
 
 # %% ../nbs/73_galleries.ipynb #3eaec6fa
 def sample_grid(images, prompts, across=5, title='', width=PAGE):
-    "Figure of images, `across` a row, each with its prompt under it. `width` in inches. Raises InputError unless there is a prompt an image."
-    if len(images) != len(prompts) or not len(images): raise InputError(f'a grid of samples needs a prompt an image, not {len(prompts)} for {len(images)}')
-    across = min(across, len(images)); blank = -len(images) % across
-    def cut(cells): return [cells[i:i + across] for i in range(0, len(cells), across)]
-    images, captions = cut([*images, *[None]*blank]), cut([*prompts, *['']*blank])
-    return image_grid(images, ['']*len(images), ['']*across, captions, title=title, width=width)
+    """Figure of images, `across` a row, each with its prompt under it. `width` in inches. Raises
+    InputError unless there is a prompt an image."""
+    if len(images) != len(prompts) or not len(images):
+        raise InputError(
+            f'a grid of samples needs a prompt an image, not {len(prompts)} for {len(images)}'
+        )
+    across = min(across, len(images))
+    blank = -len(images) % across
+
+    def cut(cells):
+        return [cells[i : i + across] for i in range(0, len(cells), across)]
+
+    images, captions = cut([*images, *[None] * blank]), cut([*prompts, *[''] * blank])
+    return image_grid(images, [''] * len(images), [''] * across, captions, title=title, width=width)
 
 # %% ../nbs/73_galleries.ipynb #ae82aa98
 def with_places(rows) -> list:
     "Prompts chosen by `evaluation.spread_prompts` with their places in the order, in percent."
-    return [f'{row} ({100*(i + .5)/len(rows):.0f}\N{NO-BREAK SPACE}%)' for i, row in enumerate(rows)]
+    return [
+        f'{row} ({100 * (i + 0.5) / len(rows):.0f}\N{NO-BREAK SPACE}%)'
+        for i, row in enumerate(rows)
+    ]
 
 # %% ../nbs/73_galleries.ipynb #5fd129eb
 def same_seed_outcomes(a, b, check='recognised'):
-    """Which of two models passes a 0/1 check, image by image: DataFrame prompt_set, prompt_id, image_index, outcome ('<model> only' twice, 'both', 'neither').
+    """Which of two models passes a 0/1 check, image by image: DataFrame prompt_set, prompt_id,
+    image_index, outcome ('<model> only' twice, 'both', 'neither').
 
-    a, b: score tables of one model each, over any prompt sets. Raises InputError unless they have the same prompts and seeds."""
+    a, b: score tables of one model each, over any prompt sets. Raises InputError unless they
+    have the same prompts and seeds."""
     import pandas as pd
+
     key = ['prompt_set', 'prompt_id', 'image_index', 'seed']
     both = a[[*key, check]].merge(b[[*key, check]], on=key, suffixes=('_a', '_b'))
-    if not len(both) == len(a) == len(b): raise InputError('the images of the two models differ in their prompts or seeds: draw both from the same')
+    if not len(both) == len(a) == len(b):
+        raise InputError(
+            'the images of the two models differ in their prompts or seeds: draw both from the same'
+        )
     names = [f'{t["model"].iloc[0]} only' for t in (a, b)] + ['both', 'neither']
-    told = {(True, False): names[0], (False, True): names[1], (True, True): 'both', (False, False): 'neither'}
-    outcome = [told[x > .5, y > .5] for x, y in zip(both[f'{check}_a'], both[f'{check}_b'])]
+    told = {
+        (True, False): names[0],
+        (False, True): names[1],
+        (True, True): 'both',
+        (False, False): 'neither',
+    }
+    outcome = [told[x > 0.5, y > 0.5] for x, y in zip(both[f'{check}_a'], both[f'{check}_b'])]
     return both[key[:3]].assign(outcome=pd.Categorical(outcome, names, ordered=True))
 
+
 def first_of_each(outcomes, n=2, index=0) -> list:
-    "(prompt set, prompt id, outcome) of the first `n` prompts with each outcome at image `index`, outcome by outcome."
+    """(prompt set, prompt id, outcome) of the first `n` prompts with each outcome at image `index`,
+    outcome by outcome."""
     here = outcomes[outcomes['image_index'] == index].sort_values('outcome', kind='stable')
-    return list(here.groupby('outcome', observed=True).head(n)[['prompt_set', 'prompt_id', 'outcome']].itertuples(index=False, name=None))
+    return list(
+        here.groupby('outcome', observed=True)
+        .head(n)[['prompt_set', 'prompt_id', 'outcome']]
+        .itertuples(index=False, name=None)
+    )
 
 # %% ../nbs/73_galleries.ipynb #e3d26251
 def adherence_caption(said, wanted) -> str:
-    "What a recogniser named in an image beside what the prompt wants, part by part: a check mark or a cross before each."
+    """What a recogniser named in an image beside what the prompt wants, part by part: a check mark
+    or a cross before each."""
     marks = ('\N{BALLOT X}', '\N{CHECK MARK}')
-    return ' \N{NO-BREAK SPACE}'.join(f'{marks[s == w]}\N{NO-BREAK SPACE}{s}'.replace(' ', '\N{NO-BREAK SPACE}') for s, w in zip(said, wanted, strict=True))
+    return ' \N{NO-BREAK SPACE}'.join(
+        f'{marks[s == w]}\N{NO-BREAK SPACE}{s}'.replace(' ', '\N{NO-BREAK SPACE}')
+        for s, w in zip(said, wanted, strict=True)
+    )
 
 # %% ../nbs/73_galleries.ipynb #99537d42
 def seed_spread(a, b, scorers):
-    """The standard deviation of a prompt's scores over its seeds, mean over prompts, of two models: DataFrame, one row a scorer.
+    """The standard deviation of a prompt's scores over its seeds, mean over prompts, of two models:
+    DataFrame, one row a scorer.
 
-    Columns model_a, model_b, prompt_set, scorer, n, spread_a, spread_b, difference (a minus b) with its 95 % bootstrap interval over prompts low, high.
+    Columns model_a, model_b, prompt_set, scorer, n, spread_a, spread_b, difference (a minus b)
+    with its 95 % bootstrap interval over prompts low, high.
     Raises InputError if the score tables cannot be compared, or have one image a prompt."""
     import pandas as pd
     from balanceddpo.evaluation import bootstrap_interval, refuse_mismatch, score_grid
-    refuse_mismatch(a, b, scorers); rows = []
-    if a['image_index'].nunique() < 2: raise InputError('a spread over seeds needs at least two images a prompt')
+
+    refuse_mismatch(a, b, scorers)
+    rows = []
+    if a['image_index'].nunique() < 2:
+        raise InputError('a spread over seeds needs at least two images a prompt')
     for k in scorers:
         x, y = (score_grid(t, k).std(axis=1, ddof=1) for t in (a, b))
         low, high = bootstrap_interval(x - y)
-        rows.append({'model_a': a['model'].iloc[0], 'model_b': b['model'].iloc[0], 'prompt_set': a['prompt_set'].iloc[0], 'scorer': k, 'n': len(x),
-                     'spread_a': x.mean(), 'spread_b': y.mean(), 'difference': (x - y).mean(), 'low': low, 'high': high})
+        rows.append(
+            {
+                'model_a': a['model'].iloc[0],
+                'model_b': b['model'].iloc[0],
+                'prompt_set': a['prompt_set'].iloc[0],
+                'scorer': k,
+                'n': len(x),
+                'spread_a': x.mean(),
+                'spread_b': y.mean(),
+                'difference': (x - y).mean(),
+                'low': low,
+                'high': high,
+            }
+        )
     return pd.DataFrame(rows)
 
-def variance_within(scores, level=.95, resamples=2000, seed=0) -> tuple:
-    "The share of the variance of all scores `[p, m]` that lies between the m images of one prompt, with its bootstrap interval over prompts: (share, low, high)."
+
+def variance_within(scores, level=0.95, resamples=2000, seed=0) -> tuple:
+    """The share of the variance of all scores `[p, m]` that lies between the m images of one
+    prompt, with its bootstrap interval over prompts: (share, low, high)."""
     import numpy as np
+
     p, m = scores.shape
+
     def share(rows):
         "Of prompts `rows` [..., p]."
         of, own = scores[rows], scores.var(axis=1, ddof=1)[rows].mean(-1)
-        return own/of.reshape(*rows.shape[:-1], p*m).var(axis=-1, ddof=1)
+        return own / of.reshape(*rows.shape[:-1], p * m).var(axis=-1, ddof=1)
+
     drawn = share(np.random.default_rng(seed).integers(0, p, (resamples, p)))
-    return float(share(np.arange(p))), *np.quantile(drawn, [(1 - level)/2, (1 + level)/2]).tolist()
+    return float(share(np.arange(p))), *np.quantile(
+        drawn, [(1 - level) / 2, (1 + level) / 2]
+    ).tolist()
 
 # %% ../nbs/73_galleries.ipynb #c8e53fec
 def _panel_row(names, width, height, left, title, key=()):
-    "A figure and its axes, a panel a name side by side; `key`: names of colours, written above. `left`: inches for the names of the lines."
+    """A figure and its axes, a panel a name side by side; `key`: names of colours, written above.
+    `left`: inches for the names of the lines."""
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(width, height), dpi=150); colors = style_settings()['axes.prop_cycle'].by_key()['color']
-    top = .25 + .22*bool(title) + .2*bool(key); w = (width - left - .1)/len(names) - .18
-    axes = [fig.add_axes([(left + i*(w + .18))/width, .42/height, w/width, (height - .42 - top)/height]) for i in range(len(names))]
+
+    fig = Figure(figsize=(width, height), dpi=150)
+    colors = style_settings()['axes.prop_cycle'].by_key()['color']
+    top = 0.25 + 0.22 * bool(title) + 0.2 * bool(key)
+    w = (width - left - 0.1) / len(names) - 0.18
+    axes = [
+        fig.add_axes(
+            [
+                (left + i * (w + 0.18)) / width,
+                0.42 / height,
+                w / width,
+                (height - 0.42 - top) / height,
+            ]
+        )
+        for i in range(len(names))
+    ]
     for ax, name in zip(axes, names):
-        ax.annotate(display_name(name), (0, 1), (0, 4), 'axes fraction', 'offset points', weight='bold', fontsize=7.5, ha='left', va='bottom', parse_math=False)
-        ax.spines['left'].set_visible(False); ax.tick_params(axis='y', length=0, labelleft=ax is axes[0]); ax.locator_params(axis='x', nbins=4)
+        ax.annotate(
+            display_name(name),
+            (0, 1),
+            (0, 4),
+            'axes fraction',
+            'offset points',
+            weight='bold',
+            fontsize=7.5,
+            ha='left',
+            va='bottom',
+            parse_math=False,
+        )
+        ax.spines['left'].set_visible(False)
+        ax.tick_params(axis='y', length=0, labelleft=ax is axes[0])
+        ax.locator_params(axis='x', nbins=4)
     write_title(fig, title_lines(title, width, 1))
-    write_key(fig, key, colors, .12 + .22*bool(title))
+    write_key(fig, key, colors, 0.12 + 0.22 * bool(title))
     return fig, axes, colors
 
 # %% ../nbs/73_galleries.ipynb #29bfadf5
 def plot_seed_scores(scores, scorers, prompts, title='', width=PAGE):
-    """Figure of the scores of every image of some prompts: a panel a scorer, a line a prompt, a colour a model, a bar at the mean.
+    """Figure of the scores of every image of some prompts: a panel a scorer, a line a prompt, a
+    colour a model, a bar at the mean.
 
     scores: a score table of up to six models. prompts: prompt id -> its text. `width` in inches."""
     from textwrap import wrap
     from matplotlib import rc_context
-    models, texts = list(scores['model'].unique()), ['\n'.join(wrap(t, 36, max_lines=3, placeholder='…')) for t in prompts.values()]
+
+    models, texts = (
+        list(scores['model'].unique()),
+        ['\n'.join(wrap(t, 36, max_lines=3, placeholder='…')) for t in prompts.values()],
+    )
     with rc_context(style_settings()):
-        fig, axes, colors = _panel_row(scorers, width, .92 + .36*len(prompts), .27*width, title, models)
+        fig, axes, colors = _panel_row(
+            scorers, width, 0.92 + 0.36 * len(prompts), 0.27 * width, title, models
+        )
         for ax, k in zip(axes, scorers):
             for i, prompt in enumerate(prompts):
                 for j, model in enumerate(models):
-                    x, y = scores.loc[(scores['prompt_id'] == prompt) & (scores['model'] == model), k].to_numpy('float64'), i + .24*(j - (len(models) - 1)/2)
-                    ax.plot(x, [y]*len(x), MARKERS[j % 6], color=colors[j], ms=3, mew=0, alpha=.6, zorder=3)
-                    ax.vlines(x.mean(), y - .13, y + .13, color=colors[j], lw=1.2, zorder=4)
-            for i in range(len(prompts) - 1): ax.axhline(i + .5, color='.88', lw=.5, zorder=0)
-            ax.set(ylim=(len(prompts) - .5, -.5)); ax.set_yticks(range(len(prompts)), texts, fontsize=6)
-        fig.text(.6, .1/fig.get_figheight(), 'score of each image; bar: their mean', fontsize=7, ha='center', va='center_baseline')
+                    x, y = (
+                        scores.loc[
+                            (scores['prompt_id'] == prompt) & (scores['model'] == model), k
+                        ].to_numpy('float64'),
+                        i + 0.24 * (j - (len(models) - 1) / 2),
+                    )
+                    ax.plot(
+                        x,
+                        [y] * len(x),
+                        MARKERS[j % 6],
+                        color=colors[j],
+                        ms=3,
+                        mew=0,
+                        alpha=0.6,
+                        zorder=3,
+                    )
+                    ax.vlines(x.mean(), y - 0.13, y + 0.13, color=colors[j], lw=1.2, zorder=4)
+            for i in range(len(prompts) - 1):
+                ax.axhline(i + 0.5, color='.88', lw=0.5, zorder=0)
+            ax.set(ylim=(len(prompts) - 0.5, -0.5))
+            ax.set_yticks(range(len(prompts)), texts, fontsize=6)
+        fig.text(
+            0.6,
+            0.1 / fig.get_figheight(),
+            'score of each image; bar: their mean',
+            fontsize=7,
+            ha='center',
+            va='center_baseline',
+        )
     return fig
 
 # %% ../nbs/73_galleries.ipynb #01b7561d
 def spread_table(summary):
-    """Table VI from `evaluation.score_summary` of one model: DataFrame, a row a scorer and prompt set and a last one for the paper's SD1.5.
+    """Table VI from `evaluation.score_summary` of one model: DataFrame, a row a scorer and prompt
+    set and a last one for the paper's SD1.5.
 
-    Columns mean, min, max, s.d., and how many s.d. the extremes lie from the mean: these alone can be compared between scorers of different scales."""
+    Columns mean, min, max, s.d., and how many s.d. the extremes lie from the mean: these alone
+    can be compared between scorers of different scales."""
     import pandas as pd
-    paper = [dict(zip(('mean', 'min', 'max', 'std'), column), scorer=k, prompt_set='SD1.5, the paper') for k, column in zip(SCORERS, zip(*TABLE_6.rows.values()))]
+
+    paper = [
+        dict(zip(('mean', 'min', 'max', 'std'), column), scorer=k, prompt_set='SD1.5, the paper')
+        for k, column in zip(SCORERS, zip(*TABLE_6.rows.values()))
+    ]
     both = pd.concat([summary, pd.DataFrame(paper)], ignore_index=True)
     order = list(summary['scorer'].unique())
-    both = both[both['scorer'].isin(order)].sort_values('scorer', key=lambda names: names.map(order.index), kind='stable')
-    table = both.rename(columns={'std': 's.d.'}).set_index(['scorer', 'prompt_set'])[['mean', 'min', 'max', 's.d.']]
-    for end in ('min', 'max'): table[f'{end}, in s.d.'] = (table[end] - table['mean'])/table['s.d.']
+    both = both[both['scorer'].isin(order)].sort_values(
+        'scorer', key=lambda names: names.map(order.index), kind='stable'
+    )
+    table = both.rename(columns={'std': 's.d.'}).set_index(['scorer', 'prompt_set'])[
+        ['mean', 'min', 'max', 's.d.']
+    ]
+    for end in ('min', 'max'):
+        table[f'{end}, in s.d.'] = (table[end] - table['mean']) / table['s.d.']
     return table.rename(index=display_name)
 
 # %% ../nbs/73_galleries.ipynb #48f91039
 def _draw_distribution(ax, x, edges, y, color):
     "The histogram of x on the line y, and under it range, s.d. and mean."
     import numpy as np
-    counts, _ = np.histogram(x, edges); mean, sd = x.mean(), x.std(ddof=1)
-    ax.stairs(y - .6*counts/counts.max(), edges, baseline=y, fill=True, color=color, alpha=.35, lw=0)
-    ax.plot([x.min(), x.max()], [y + .1]*2, color=color, lw=.7)
-    ax.plot([mean - sd, mean + sd], [y + .1]*2, color=color, lw=2.2, solid_capstyle='butt')
-    ax.plot(mean, y + .1, 'o', color=color, ms=3.8, mew=.6, mec='white', zorder=4)
+
+    counts, _ = np.histogram(x, edges)
+    mean, sd = x.mean(), x.std(ddof=1)
+    ax.stairs(
+        y - 0.6 * counts / counts.max(), edges, baseline=y, fill=True, color=color, alpha=0.35, lw=0
+    )
+    ax.plot([x.min(), x.max()], [y + 0.1] * 2, color=color, lw=0.7)
+    ax.plot([mean - sd, mean + sd], [y + 0.1] * 2, color=color, lw=2.2, solid_capstyle='butt')
+    ax.plot(mean, y + 0.1, 'o', color=color, ms=3.8, mew=0.6, mec='white', zorder=4)
+
 
 def plot_distributions(scores, scorers, title='', bins=25, width=PAGE):
-    "Figure of the scores of one model's images: a panel a scorer, a line a prompt set, its histogram, and under it mean, s.d. and range. `width` in inches."
+    """Figure of the scores of one model's images: a panel a scorer, a line a prompt set, its
+    histogram, and under it mean, s.d. and range. `width` in inches."""
     import numpy as np
     from matplotlib import rc_context
+
     sets = list(scores['prompt_set'].unique())
     with rc_context(style_settings()):
-        fig, axes, colors = _panel_row(scorers, width, .9 + .48*len(sets), .85, title)
+        fig, axes, colors = _panel_row(scorers, width, 0.9 + 0.48 * len(sets), 0.85, title)
         for ax, k in zip(axes, scorers):
             edges = np.histogram_bin_edges(scores[k].to_numpy('float64'), bins)
-            for i, name in enumerate(sets): _draw_distribution(ax, scores.loc[scores['prompt_set'] == name, k].to_numpy('float64'), edges, i + .75, colors[i])
-            ax.set(ylim=(len(sets), 0)); ax.set_yticks([i + .75 for i in range(len(sets))], [display_name(s) for s in sets])
-        fig.text(.55, .1/fig.get_figheight(), 'score of an image; dot: mean, thick: one s.d. to each side, thin: range', fontsize=7, ha='center', va='center_baseline')
+            for i, name in enumerate(sets):
+                _draw_distribution(
+                    ax,
+                    scores.loc[scores['prompt_set'] == name, k].to_numpy('float64'),
+                    edges,
+                    i + 0.75,
+                    colors[i],
+                )
+            ax.set(ylim=(len(sets), 0))
+            ax.set_yticks([i + 0.75 for i in range(len(sets))], [display_name(s) for s in sets])
+        fig.text(
+            0.55,
+            0.1 / fig.get_figheight(),
+            'score of an image; dot: mean, thick: one s.d. to each side, thin: range',
+            fontsize=7,
+            ha='center',
+            va='center_baseline',
+        )
     return fig
 
 # %% ../nbs/73_galleries.ipynb #395e44a3
 def mean_table(summary):
-    """Table V from `evaluation.score_summary`: DataFrame of means and s.d., a row a prompt set and model, then the paper's rows; columns (scorer, mean | s.d.).
+    """Table V from `evaluation.score_summary`: DataFrame of means and s.d., a row a prompt set and
+    model, then the paper's rows; columns (scorer, mean | s.d.).
 
     The paper prints an s.d. for SD1.5 alone, and does not say for which prompts."""
     import pandas as pd
-    paper = pd.DataFrame([dict(prompt_set='the paper', model=m, scorer=k, mean=x) for (m,), row in TABLE_5.rows.items() for k, x in zip(SCORERS, row)])
-    paper['std'] = [dict(zip(SCORERS, TABLE_6.rows['std',]))[k] if m == 'SD1.5' else float('nan') for k, m in zip(paper['scorer'], paper['model'])]
-    both = pd.concat([summary, paper[paper['scorer'].isin(summary['scorer'])]], ignore_index=True).rename(columns={'std': 's.d.'})
-    wide = both.pivot(index=['prompt_set', 'model'], columns='scorer', values=['mean', 's.d.']).swaplevel(axis=1)
-    rows, columns = both[['prompt_set', 'model']].drop_duplicates(), [(k, part) for k in both['scorer'].unique() for part in ('mean', 's.d.')]
-    return wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=pd.MultiIndex.from_tuples(columns)).rename(index=display_name, columns=display_name)
+
+    paper = pd.DataFrame(
+        [
+            dict(prompt_set='the paper', model=m, scorer=k, mean=x)
+            for (m,), row in TABLE_5.rows.items()
+            for k, x in zip(SCORERS, row)
+        ]
+    )
+    paper['std'] = [
+        dict(zip(SCORERS, TABLE_6.rows['std',]))[k] if m == 'SD1.5' else float('nan')
+        for k, m in zip(paper['scorer'], paper['model'])
+    ]
+    both = pd.concat(
+        [summary, paper[paper['scorer'].isin(summary['scorer'])]], ignore_index=True
+    ).rename(columns={'std': 's.d.'})
+    wide = both.pivot(
+        index=['prompt_set', 'model'], columns='scorer', values=['mean', 's.d.']
+    ).swaplevel(axis=1)
+    rows, columns = (
+        both[['prompt_set', 'model']].drop_duplicates(),
+        [(k, part) for k in both['scorer'].unique() for part in ('mean', 's.d.')],
+    )
+    return wide.reindex(
+        index=pd.MultiIndex.from_frame(rows), columns=pd.MultiIndex.from_tuples(columns)
+    ).rename(index=display_name, columns=display_name)
 
 # %% ../nbs/73_galleries.ipynb #d279de5a
 def in_deviations(differences, scores, model='base'):
-    """Score differences (from `evaluation.score_differences`) in units of the s.d. of `model`'s image scores of the same prompt set and scorer.
+    """Score differences (from `evaluation.score_differences`) in units of the s.d. of `model`'s
+    image scores of the same prompt set and scorer.
 
-    The unit counts as known: the interval is that of the difference. NaN where all scores are equal. Raises InputError for a model without scores."""
+    The unit counts as known: the interval is that of the difference. NaN where all scores are
+    equal. Raises InputError for a model without scores."""
     from balanceddpo.evaluation import score_units
+
     sd = score_units(scores, differences['scorer'].unique(), model)
     unit = [sd[key] for key in zip(differences['prompt_set'], differences['scorer'])]
-    return differences.assign(**{c: differences[c]/unit for c in ('difference', 'low', 'high')})
+    return differences.assign(**{c: differences[c] / unit for c in ('difference', 'low', 'high')})
+
 
 def paper_deviations(pairs, base='SD1.5'):
-    "The differences of the paper's Table V in the s.d. of its Table VI, without intervals: DataFrame as of `in_deviations`. pairs: of our names; 'base' is its `base`."
+    """The differences of the paper's Table V in the s.d. of its Table VI, without intervals:
+    DataFrame as of `in_deviations`. pairs: of our names; 'base' is its `base`."""
     import pandas as pd
-    means, sd = {m: dict(zip(SCORERS, row)) for (m,), row in TABLE_5.rows.items()}, dict(zip(SCORERS, TABLE_6.rows['std',]))
+
+    means, sd = (
+        {m: dict(zip(SCORERS, row)) for (m,), row in TABLE_5.rows.items()},
+        dict(zip(SCORERS, TABLE_6.rows['std',])),
+    )
     own = {'base': base}
-    return pd.DataFrame([dict(model_a=a, model_b=b, prompt_set='the paper', scorer=k, difference=(means[own.get(a, a)][k] - means[own.get(b, b)][k])/sd[k],
-                              low=float('nan'), high=float('nan')) for a, b in pairs for k in SCORERS])
+    return pd.DataFrame(
+        [
+            dict(
+                model_a=a,
+                model_b=b,
+                prompt_set='the paper',
+                scorer=k,
+                difference=(means[own.get(a, a)][k] - means[own.get(b, b)][k]) / sd[k],
+                low=float('nan'),
+                high=float('nan'),
+            )
+            for a, b in pairs
+            for k in SCORERS
+        ]
+    )
 
 # %% ../nbs/73_galleries.ipynb #d772a4c4
 def difference_table(found, value='difference'):
-    "Score differences as a DataFrame, a row a prompt set and comparison, a column a scorer; `value` is 'difference', 'low' or 'high'."
+    """Score differences as a DataFrame, a row a prompt set and comparison, a column a scorer;
+    `value` is 'difference', 'low' or 'high'."""
     import pandas as pd
+
     long = found.assign(comparison=found['model_a'] + ' minus ' + found['model_b'])
     wide = long.pivot(index=['prompt_set', 'comparison'], columns='scorer', values=value)
-    wide = wide.reindex(index=pd.MultiIndex.from_frame(long[['prompt_set', 'comparison']].drop_duplicates()), columns=long['scorer'].unique())
+    wide = wide.reindex(
+        index=pd.MultiIndex.from_frame(long[['prompt_set', 'comparison']].drop_duplicates()),
+        columns=long['scorer'].unique(),
+    )
     return wide.rename(index=display_name, columns=display_name)
+
 
 def say_differences(found) -> str:
     "Score differences with their intervals in a line: 'HPS +0.012 [+0.004, +0.02], ...'."
-    def said(x): return f'{round(float(x), 9) + 0:+.2g}'
-    return ', '.join(f'{display_name(r.scorer)} {said(r.difference)} [{said(r.low)}, {said(r.high)}]' for r in found.itertuples())
+
+    def said(x):
+        return f'{round(float(x), 9) + 0:+.2g}'
+
+    return ', '.join(
+        f'{display_name(r.scorer)} {said(r.difference)} [{said(r.low)}, {said(r.high)}]'
+        for r in found.itertuples()
+    )
+
 
 def beyond_zero(found) -> str:
     "How many of the differences lie above, and below, zero beyond their interval."
-    return f'{(found["low"] > 0).sum()} of {len(found)} above zero beyond the interval, {(found["high"] < 0).sum()} below'
+    return (
+        f'{(found["low"] > 0).sum()} of {len(found)} above zero beyond the interval,'
+        f' {(found["high"] < 0).sum()} below'
+    )
 
 # %% ../nbs/73_galleries.ipynb #3dffbe5c
-def plot_differences(found, title='', xlabel="difference in s.d. of the base model's scores, 95 % interval", width=PAGE):
-    """Figure of score differences: a panel a prompt set, a line a scorer, a colour and mark a comparison; those without an interval are hollow.
+def plot_differences(
+    found,
+    title='',
+    xlabel="difference in s.d. of the base model's scores, 95 % interval",
+    width=PAGE,
+):
+    """Figure of score differences: a panel a prompt set, a line a scorer, a colour and mark a
+    comparison; those without an interval are hollow.
 
     found: as of `in_deviations`, perhaps with the rows of `paper_deviations`. `width` in inches."""
     from matplotlib import rc_context
+
     found = found.assign(comparison=found['model_a'] + ' minus ' + found['model_b'])
     sets, kinds, scorers = (list(found[c].unique()) for c in ('prompt_set', 'comparison', 'scorer'))
     with rc_context(style_settings()):
-        fig, axes, colors = _panel_row(sets, width, .92 + len(scorers)*(.1 + .1*len(kinds)), .78, title, kinds)
+        fig, axes, colors = _panel_row(
+            sets, width, 0.92 + len(scorers) * (0.1 + 0.1 * len(kinds)), 0.78, title, kinds
+        )
         for ax, name in zip(axes, sets):
-            ax.axvline(0, color='.35', lw=.8, zorder=1)
+            ax.axvline(0, color='.35', lw=0.8, zorder=1)
             for row in found[found['prompt_set'] == name].itertuples():
-                j = kinds.index(row.comparison); y, color = scorers.index(row.scorer) + .24*(j - (len(kinds) - 1)/2), colors[j % len(colors)]
+                j = kinds.index(row.comparison)
+                y, color = (
+                    scorers.index(row.scorer) + 0.24 * (j - (len(kinds) - 1) / 2),
+                    colors[j % len(colors)],
+                )
                 hollow = row.low != row.low
-                if not hollow: ax.plot([row.low, row.high], [y, y], color=color, lw=1.3, solid_capstyle='butt', zorder=2)
-                ax.plot(row.difference, y, MARKERS[j % 6], color=color, ms=3.8, mew=.8 if hollow else 0, mfc='white' if hollow else color, zorder=4)
-            ax.set(ylim=(len(scorers) - .5, -.5)); ax.set_yticks(range(len(scorers)), [display_name(k) for k in scorers])
-        reach = [x for c in ('difference', 'low', 'high') for x in found[c] if x == x] + [0.]; room = .06*(max(reach) - min(reach) or 1.)
-        for ax in axes: ax.set_xlim(min(reach) - room, max(reach) + room)
-        fig.text(.55, .1/fig.get_figheight(), xlabel, fontsize=7, ha='center', va='center_baseline')
+                if not hollow:
+                    ax.plot(
+                        [row.low, row.high],
+                        [y, y],
+                        color=color,
+                        lw=1.3,
+                        solid_capstyle='butt',
+                        zorder=2,
+                    )
+                ax.plot(
+                    row.difference,
+                    y,
+                    MARKERS[j % 6],
+                    color=color,
+                    ms=3.8,
+                    mew=0.8 if hollow else 0,
+                    mfc='white' if hollow else color,
+                    zorder=4,
+                )
+            ax.set(ylim=(len(scorers) - 0.5, -0.5))
+            ax.set_yticks(range(len(scorers)), [display_name(k) for k in scorers])
+        reach = [x for c in ('difference', 'low', 'high') for x in found[c] if x == x] + [0.0]
+        room = 0.06 * (max(reach) - min(reach) or 1.0)
+        for ax in axes:
+            ax.set_xlim(min(reach) - room, max(reach) + room)
+        fig.text(
+            0.55, 0.1 / fig.get_figheight(), xlabel, fontsize=7, ha='center', va='center_baseline'
+        )
     return fig

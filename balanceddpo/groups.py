@@ -14,133 +14,231 @@ __all__ = ['LOGIT_SCALES', 'check_groups', 'complete_images', 'scorer_scales', '
 
 # %% ../nbs/24_groups.ipynb #6193703c
 def check_groups(scores):
-    "Scores as float64 `[G, N, K]`, NaN where not finite. Raises InputError for another shape, for groups of one image, or if no image has a score."
+    """Scores as float64 `[G, N, K]`, NaN where not finite. Raises InputError for another shape, for
+    groups of one image, or if no image has a score."""
     import numpy as np
+
     x = np.asarray(scores, dtype=float)
-    if x.ndim != 3 or 0 in x.shape: raise InputError(f'scores must have the shape [groups, images, scorers], not {list(x.shape)}')
-    if x.shape[1] < 2: raise InputError('a group of one image has nothing to compare: scores need at least two images a group')
-    if not np.isfinite(x).any(): raise InputError('no image has a score: all are missing')
+    if x.ndim != 3 or 0 in x.shape:
+        raise InputError(
+            f'scores must have the shape [groups, images, scorers], not {list(x.shape)}'
+        )
+    if x.shape[1] < 2:
+        raise InputError(
+            'a group of one image has nothing to compare: scores need at least two images a group'
+        )
+    if not np.isfinite(x).any():
+        raise InputError('no image has a score: all are missing')
     return np.where(np.isfinite(x), x, np.nan)
 
+
 def complete_images(scores):
-    "The images that all K scorers have scored: bool `[G, N]`. Raises InputError as `check_groups`, and if no group has two of them."
+    """The images that all K scorers have scored: bool `[G, N]`. Raises InputError as
+    `check_groups`, and if no group has two of them."""
     import numpy as np
+
     here = np.isfinite(check_groups(scores)).all(axis=2)
-    if (here.sum(axis=1) < 2).all(): raise InputError(f'no group has two images that all {np.shape(scores)[2]} scorers have scored')
+    if (here.sum(axis=1) < 2).all():
+        raise InputError(
+            f'no group has two images that all {np.shape(scores)[2]} scorers have scored'
+        )
     return here
 
 # %% ../nbs/24_groups.ipynb #680c0e8f
-LOGIT_SCALES = {'hps': 100., 'clip': 100., 'pickscore': 1., 'aesthetic': 1.}   # by scorer as `scorers.py` returns it; 100 as in CLIP's training, aesthetic is ours
+# by scorer as `scorers.py` returns it; 100 as in CLIP's training, aesthetic is ours
+LOGIT_SCALES = {'hps': 100.0, 'clip': 100.0, 'pickscore': 1.0, 'aesthetic': 1.0}
+
 
 def scorer_scales(scale, n_scorers):
-    "`scale`, a number or one a scorer, as float64 `[K]`. Raises InputError unless they are positive and finite."
+    """`scale`, a number or one a scorer, as float64 `[K]`. Raises InputError unless they are
+    positive and finite."""
     import numpy as np
+
     a = np.asarray(scale, dtype=float)
-    if a.shape not in ((), (n_scorers,)): raise InputError(f'{n_scorers} scorers but {a.size} scales: give one number, or one a scorer in their order')
-    if not (np.isfinite(a) & (a > 0)).all(): raise InputError(f'scales must be positive and finite, not {a.tolist()}')
+    if a.shape not in ((), (n_scorers,)):
+        raise InputError(
+            f'{n_scorers} scorers but {a.size} scales: give one number, or one a scorer in their'
+            ' order'
+        )
+    if not (np.isfinite(a) & (a > 0)).all():
+        raise InputError(f'scales must be positive and finite, not {a.tolist()}')
     return np.broadcast_to(a, n_scorers)
 
 # %% ../nbs/24_groups.ipynb #7a30bf6c
 def calibrated_rewards(scores, scale):
-    """Each image's mean chance to beat another of its group: float64 `[G, N, K]` in [0, 1]; NaN where the image takes no part or has no other.
+    """Each image's mean chance to beat another of its group: float64 `[G, N, K]` in [0, 1]; NaN
+    where the image takes no part or has no other.
 
-    `scores` `[G, N, K]`; `scale`, a number or `[K]`, puts them on a logit scale. Source: CaPO (arXiv 2502.02588), reward calibration; the scale is ours."""
+    `scores` `[G, N, K]`; `scale`, a number or `[K]`, puts them on a logit scale. Source: CaPO
+    (arXiv 2502.02588), reward calibration; the scale is ours."""
     import numpy as np
+
     here = complete_images(scores)
-    x = np.where(here[..., None], check_groups(scores), np.nan) * scorer_scales(scale, np.shape(scores)[2])
+    x = np.where(here[..., None], check_groups(scores), np.nan) * scorer_scales(
+        scale, np.shape(scores)[2]
+    )
     total = np.zeros_like(x)
-    for j in range(x.shape[1]): total += np.nan_to_num(np.tanh((x - x[:, j:j+1]) / 2))         # sigmoid(z) = 1/2 + tanh(z/2)/2; j = i adds 0
-    with np.errstate(invalid='ignore', divide='ignore'): mean = total / (here.sum(axis=1) - 1)[:, None, None]
-    return np.where(here[..., None] & (here.sum(axis=1) > 1)[:, None, None], .5 + mean / 2, np.nan)
+    # sigmoid(z) = 1/2 + tanh(z/2)/2; j = i adds 0
+    for j in range(x.shape[1]):
+        total += np.nan_to_num(np.tanh((x - x[:, j : j + 1]) / 2))
+    with np.errstate(invalid='ignore', divide='ignore'):
+        mean = total / (here.sum(axis=1) - 1)[:, None, None]
+    return np.where(here[..., None] & (here.sum(axis=1) > 1)[:, None, None], 0.5 + mean / 2, np.nan)
 
 # %% ../nbs/24_groups.ipynb #657a2749
 def dominates(scores):
-    "Whether image i dominates image j, at least as good for all scorers and better for one: bool `[G, N, N]`; images that take no part neither do nor are."
+    """Whether image i dominates image j, at least as good for all scorers and better for one: bool
+    `[G, N, N]`; images that take no part neither do nor are."""
     import numpy as np
+
     x, here = check_groups(scores), complete_images(scores)
     no_worse, better = here[:, :, None] & here[:, None], np.zeros(x.shape[:2] + x.shape[1:2], bool)
     for k in range(x.shape[2]):
         a, b = x[:, :, None, k], x[:, None, :, k]
-        no_worse &= a >= b; better |= a > b
+        no_worse &= a >= b
+        better |= a > b
     return no_worse & better
 
+
 def frontiers(scores):
-    "The upper frontier (dominated by none) and the lower one (dominating none) of each group: two bool `[G, N]`. Source: CaPO (arXiv 2502.02588), pair selection."
-    over = dominates(scores); here = complete_images(scores)
+    """The upper frontier (dominated by none) and the lower one (dominating none) of each group: two
+    bool `[G, N]`. Source: CaPO (arXiv 2502.02588), pair selection."""
+    over = dominates(scores)
+    here = complete_images(scores)
     return here & ~over.any(axis=1), here & ~over.any(axis=2)
 
 # %% ../nbs/24_groups.ipynb #6f2f1868
 def frontier_pairs(scores, duplicates='drop'):
-    """The pairs (upper i, lower j) of each group: bool `[G, N, N]`. `duplicates`: 'drop' takes images of both frontiers off both, 'keep' removes only i = j.
+    """The pairs (upper i, lower j) of each group: bool `[G, N, N]`. `duplicates`: 'drop' takes
+    images of both frontiers off both, 'keep' removes only i = j.
 
-    Raises InputError for another word. Source: CaPO (arXiv 2502.02588), pair selection, in two readings of its 'duplicate'."""
+    Raises InputError for another word. Source: CaPO (arXiv 2502.02588), pair selection, in two
+    readings of its 'duplicate'."""
     import numpy as np
-    if duplicates not in ('drop', 'keep'): raise InputError(f"unknown rule for images on both frontiers {duplicates!r}: use 'drop' or 'keep'")
+
+    if duplicates not in ('drop', 'keep'):
+        raise InputError(
+            f"unknown rule for images on both frontiers {duplicates!r}: use 'drop' or 'keep'"
+        )
     upper, lower = frontiers(scores)
-    if duplicates == 'drop': upper, lower = upper & ~lower, lower & ~upper
+    if duplicates == 'drop':
+        upper, lower = upper & ~lower, lower & ~upper
     return upper[:, :, None] & lower[:, None] & ~np.eye(upper.shape[1], dtype=bool)
 
 # %% ../nbs/24_groups.ipynb #d5601262
 def draw_pairs(allowed, group_ids, seed, step):
-    "One of the `allowed` pairs bool `[G, N, N]` of each group, all equally likely: int64 `[G, 2]`, images i and j; -1, -1 where there is none."
+    """One of the `allowed` pairs bool `[G, N, N]` of each group, all equally likely: int64 `[G,
+    2]`, images i and j; -1, -1 where there is none."""
     import numpy as np
-    if len(group_ids) != len(allowed): raise InputError(f'{len(allowed)} groups but {len(group_ids)} ids')
+
+    if len(group_ids) != len(allowed):
+        raise InputError(f'{len(allowed)} groups but {len(group_ids)} ids')
     drawn = np.full((len(allowed), 2), -1)
     for row, pairs, name in zip(drawn, allowed, group_ids):
-        if len(found := np.argwhere(pairs)): row[:] = found[int(pair_generator(seed, step, name, 'group').random() * len(found))]
+        if len(found := np.argwhere(pairs)):
+            row[:] = found[int(pair_generator(seed, step, name, 'group').random() * len(found))]
     return drawn
 
 # %% ../nbs/24_groups.ipynb #fee419fb
 def best_worst(reward):
-    "The best and the worst image by one reward `[G, N]` (NaN: missing): int64 `[G, 2]`, -1, -1 where no two differ; of equals the earlier is better. Source: CaPO."
+    """The best and the worst image by one reward `[G, N]` (NaN: missing): int64 `[G, 2]`, -1, -1
+    where no two differ; of equals the earlier is better. Source: CaPO."""
     import numpy as np
+
     x = check_groups(np.asarray(reward, dtype=float)[..., None])[..., 0]
-    best = np.where(np.isnan(x), -np.inf, x).argmax(axis=1); worst = x.shape[1] - 1 - np.where(np.isnan(x), np.inf, x)[:, ::-1].argmin(axis=1)
-    rows = np.arange(len(x)); differ = x[rows, best] > x[rows, worst]
+    best = np.where(np.isnan(x), -np.inf, x).argmax(axis=1)
+    worst = x.shape[1] - 1 - np.where(np.isnan(x), np.inf, x)[:, ::-1].argmin(axis=1)
+    rows = np.arange(len(x))
+    differ = x[rows, best] > x[rows, worst]
     return np.where(differ[:, None], np.stack([best, worst], axis=1), -1)
 
 # %% ../nbs/24_groups.ipynb #48784b66
 def sum_reward(scores, scale, weights=None):
-    "The (weighted) sum of the scores on their logit scale as one reward: float64 `[G, N]`, NaN where an image takes no part. Source: SUM in CaPO (arXiv 2502.02588)."
+    """The (weighted) sum of the scores on their logit scale as one reward: float64 `[G, N]`, NaN
+    where an image takes no part. Source: SUM in CaPO (arXiv 2502.02588)."""
     import numpy as np
-    K = np.shape(scores)[2]; here = complete_images(scores)
-    return np.where(here, check_groups(scores) @ (scorer_scales(scale, K) * scorer_weights(weights, K)), np.nan)
+
+    K = np.shape(scores)[2]
+    here = complete_images(scores)
+    return np.where(
+        here, check_groups(scores) @ (scorer_scales(scale, K) * scorer_weights(weights, K)), np.nan
+    )
 
 # %% ../nbs/24_groups.ipynb #03816832
 def target_difference(rewards, pairs):
-    "The reward of image i less that of image j, averaged over scorers: float64 `[G]`, NaN for pairs -1. `rewards` `[G, N, K]`, `pairs` `[G, 2]`."
+    """The reward of image i less that of image j, averaged over scorers: float64 `[G]`, NaN for
+    pairs -1. `rewards` `[G, N, K]`, `pairs` `[G, 2]`."""
     import numpy as np
-    rows = np.arange(len(rewards)); mean = np.asarray(rewards, dtype=float).mean(axis=2)
+
+    rows = np.arange(len(rewards))
+    mean = np.asarray(rewards, dtype=float).mean(axis=2)
     return np.where(pairs[:, 0] < 0, np.nan, mean[rows, pairs[:, 0]] - mean[rows, pairs[:, 1]])
 
+
 def target_weights(target):
-    "The weights float32 `[n, 2]` with w0 - w1 = `target` `[n]` in [-1, 1] and w0 + w1 = 1; 0, 0 where it is NaN. Raises InputError outside of [-1, 1]."
+    """The weights float32 `[n, 2]` with w0 - w1 = `target` `[n]` in [-1, 1] and w0 + w1 = 1; 0, 0
+    where it is NaN. Raises InputError outside of [-1, 1]."""
     import numpy as np
+
     d = np.asarray(target, dtype=float)
-    if (np.abs(d) > 1).any(): raise InputError('a target difference must lie in [-1, 1]')
+    if (np.abs(d) > 1).any():
+        raise InputError('a target difference must lie in [-1, 1]')
     return np.nan_to_num(np.stack([1 + d, 1 - d], axis=-1) / 2).astype(np.float32)
 
 # %% ../nbs/24_groups.ipynb #988f3031
 def group_table(group_ids, pairs, weights):
-    "The table of drawn pairs: a DataFrame with the columns group_id, i, j, w0, w1, one row a group, from `pairs` int `[G, 2]` and `weights` `[G, 2]`."
+    """The table of drawn pairs: a DataFrame with the columns group_id, i, j, w0, w1, one row a
+    group, from `pairs` int `[G, 2]` and `weights` `[G, 2]`."""
     import numpy as np, pandas as pd
-    if not len(group_ids) == len(pairs) == len(weights): raise InputError(f'{len(group_ids)} group ids, {len(pairs)} pairs, {len(weights)} weights: not one each a group')
-    pairs, weights = np.asarray(pairs, np.int64), np.where(np.asarray(pairs)[:, :1] < 0, 0, weights).astype(np.float32)
-    return pd.DataFrame({'group_id': [str(g) for g in group_ids], 'i': pairs[:, 0], 'j': pairs[:, 1], 'w0': weights[:, 0], 'w1': weights[:, 1]})
+
+    if not len(group_ids) == len(pairs) == len(weights):
+        raise InputError(
+            f'{len(group_ids)} group ids, {len(pairs)} pairs, {len(weights)} weights: not one each'
+            ' a group'
+        )
+    pairs, weights = (
+        np.asarray(pairs, np.int64),
+        np.where(np.asarray(pairs)[:, :1] < 0, 0, weights).astype(np.float32),
+    )
+    return pd.DataFrame(
+        {
+            'group_id': [str(g) for g in group_ids],
+            'i': pairs[:, 0],
+            'j': pairs[:, 1],
+            'w0': weights[:, 0],
+            'w1': weights[:, 1],
+        }
+    )
 
 # %% ../nbs/24_groups.ipynb #c984affd
 def capo_labels(scores, group_ids, scale, seed=0, step=0, duplicates='drop', target='calibrated'):
-    """The table of pairs (see `group_table`) of training step `step`: one pair between the frontiers of each group; its target the difference of calibrated rewards.
+    """The table of pairs (see `group_table`) of training step `step`: one pair between the
+    frontiers of each group; its target the difference of calibrated rewards.
 
-    `scores` `[G, N, K]`, `scale` as in `calibrated_rewards`, `duplicates` as in `frontier_pairs`; `target` 'one' gives every pair the target 1, which is IPO.
-    One scorer: best of N against worst of N. Raises InputError for bad scores or settings. Source: CaPO (arXiv 2502.02588); the page gives N = 16."""
+    `scores` `[G, N, K]`, `scale` as in `calibrated_rewards`, `duplicates` as in
+    `frontier_pairs`; `target` 'one' gives every pair the target 1, which is IPO.
+    One scorer: best of N against worst of N. Raises InputError for bad scores or settings.
+    Source: CaPO (arXiv 2502.02588); the page gives N = 16."""
     import numpy as np
-    if target not in ('calibrated', 'one'): raise InputError(f"unknown target {target!r}: use 'calibrated' or 'one'")
+
+    if target not in ('calibrated', 'one'):
+        raise InputError(f"unknown target {target!r}: use 'calibrated' or 'one'")
     pairs = draw_pairs(frontier_pairs(scores, duplicates), group_ids, seed, step)
-    difference = target_difference(calibrated_rewards(scores, scale), pairs) if target == 'calibrated' else np.where(pairs[:, 0] < 0, np.nan, 1.)
+    difference = (
+        target_difference(calibrated_rewards(scores, scale), pairs)
+        if target == 'calibrated'
+        else np.where(pairs[:, 0] < 0, np.nan, 1.0)
+    )
     return group_table(group_ids, pairs, target_weights(difference))
 
+
 def sum_labels(scores, group_ids, scale, weights=None):
-    "The table of pairs of SUM: best of N against worst of N by `sum_reward`, with the difference of its calibrated values as target. Source: CaPO's baseline."
-    reward = sum_reward(scores, scale, weights); pairs = best_worst(reward)
-    return group_table(group_ids, pairs, target_weights(target_difference(calibrated_rewards(reward[..., None], 1.), pairs)))
+    """The table of pairs of SUM: best of N against worst of N by `sum_reward`, with the difference
+    of its calibrated values as target. Source: CaPO's baseline."""
+    reward = sum_reward(scores, scale, weights)
+    pairs = best_worst(reward)
+    return group_table(
+        group_ids,
+        pairs,
+        target_weights(target_difference(calibrated_rewards(reward[..., None], 1.0), pairs)),
+    )

@@ -8,9 +8,31 @@ from functools import lru_cache
 from typing import NamedTuple
 from .compositional import check_tasks, image_rows, prompts_of
 from .galleries import adherence_caption
-from .icons import (BACKGROUNDS, CONCEPTS, STYLES, TEMPLATES, Icon, as_pictures, caption, prompt_sets, recognise, split_icons, true_render, truth_of)
+from balanceddpo.icons import (
+    BACKGROUNDS,
+    CONCEPTS,
+    STYLES,
+    TEMPLATES,
+    Icon,
+    as_pictures,
+    caption,
+    prompt_sets,
+    recognise,
+    split_icons,
+    true_render,
+    truth_of,
+)
 from .pairs import prompt_id
-from .reporting import COLUMN, LINE, MARKERS, display_name, style_settings, title_lines, write_key, write_title
+from balanceddpo.reporting import (
+    COLUMN,
+    LINE,
+    MARKERS,
+    display_name,
+    style_settings,
+    title_lines,
+    write_key,
+    write_title,
+)
 from .store import InputError, asset, digest
 
 # %% auto #0
@@ -18,18 +40,34 @@ __all__ = ['TASKS', 'PHRASES', 'NAMES', 'IconPrompt', 'icon_prompt', 'pair_icons
            'check_pictures', 'check_store', 'fitting_icons', 'check_true_renders', 'part_table', 'plot_tasks']
 
 # %% ../nbs/86_icon_tasks.ipynb #c534a1a2
-TASKS = {'concept': ('concept',), 'concept + style': ('concept', 'style'), 'concept + background': ('concept', 'background'),
-         'all three': Icon._fields, 'unseen combination': Icon._fields}                     # what each asks for
-PHRASES = {'concept': ('{thing}', 'an icon of {thing}'),
-           'concept + style': ('{thing}, {s} style', '{s} style {c}', 'a {s} style icon of {thing}'),
-           'concept + background': ('{thing} on a {b} background', '{c}, {b} background', 'an icon of {thing} on {b}'),
-           'all three': TEMPLATES, 'unseen combination': TEMPLATES}
+TASKS = {
+    'concept': ('concept',),
+    'concept + style': ('concept', 'style'),
+    'concept + background': ('concept', 'background'),
+    'all three': Icon._fields,
+    'unseen combination': Icon._fields,
+}  # what each asks for
+PHRASES = {
+    'concept': ('{thing}', 'an icon of {thing}'),
+    'concept + style': ('{thing}, {s} style', '{s} style {c}', 'a {s} style icon of {thing}'),
+    'concept + background': (
+        '{thing} on a {b} background',
+        '{c}, {b} background',
+        'an icon of {thing} on {b}',
+    ),
+    'all three': TEMPLATES,
+    'unseen combination': TEMPLATES,
+}
+
 
 class IconPrompt(NamedTuple):
     "A prompt of a task."
+
     task: str
     prompt: str
-    wanted: tuple    # (concept, style, background): an index as in `Icon`, or None for what is not asked for
+    # (concept, style, background): an index as in `Icon`, or None for what is not asked for
+    wanted: tuple
+
 
 def icon_prompt(task, wanted, template) -> IconPrompt:
     "The prompt of a task for `wanted` in a template that names only what is asked for."
@@ -40,98 +78,241 @@ def icon_prompt(task, wanted, template) -> IconPrompt:
 def pair_icons() -> frozenset:
     "The icons that captions of the packaged preference pairs name."
     import pyarrow.parquet as pq
-    captions = pq.read_table(asset('pairs', 'train.parquet'), columns=['caption'])['caption'].to_pylist()
+
+    captions = pq.read_table(asset('pairs', 'train.parquet'), columns=['caption'])[
+        'caption'
+    ].to_pylist()
     return frozenset(truth_of(c) for c in captions)
+
 
 def task_candidates(task) -> list:
     "All that a task can ask for: tuples as `IconPrompt.wanted`, all different."
     new = task == 'unseen combination'
-    taken = {icon for icons in prompt_sets().values() for icon in icons} | (pair_icons() if new else set())
+    taken = {icon for icons in prompt_sets().values() for icon in icons} | (
+        pair_icons() if new else set()
+    )
     asked = [name in TASKS[task] for name in Icon._fields]
-    return list(dict.fromkeys(tuple(k if a else None for k, a in zip(icon, asked)) for icon in split_icons(new) if icon not in taken))
+    return list(
+        dict.fromkeys(
+            tuple(k if a else None for k, a in zip(icon, asked))
+            for icon in split_icons(new)
+            if icon not in taken
+        )
+    )
+
 
 def task_prompts(n: int = 24, seed: int = 0) -> list:
-    "n `IconPrompt`s of each of `TASKS`, the templates of the task in turn. Raises InputError if a task has no n."
+    """n `IconPrompt`s of each of `TASKS`, the templates of the task in turn. Raises InputError if a
+    task has no n."""
     prompts = []
     for task, templates in PHRASES.items():
-        drawn = sorted(task_candidates(task), key=lambda wanted: digest('icon task', seed, task, wanted))[:max(n, 0)]
-        if len(drawn) < max(n, 1): raise InputError(f'n must be from 1 to {len(task_candidates(task))}, the prompts that {task!r} can have, not {n}')
-        prompts += [icon_prompt(task, wanted, templates[k % len(templates)]) for k, wanted in enumerate(drawn)]
+        drawn = sorted(
+            task_candidates(task), key=lambda wanted: digest('icon task', seed, task, wanted)
+        )[: max(n, 0)]
+        if len(drawn) < max(n, 1):
+            raise InputError(
+                f'n must be from 1 to {len(task_candidates(task))}, the prompts that {task!r} can'
+                f' have, not {n}'
+            )
+        prompts += [
+            icon_prompt(task, wanted, templates[k % len(templates)])
+            for k, wanted in enumerate(drawn)
+        ]
     return prompts
 
 # %% ../nbs/86_icon_tasks.ipynb #59d1b311
 NAMES = (CONCEPTS, tuple(STYLES), tuple(BACKGROUNDS))
 
+
 def _verdict(said, wanted) -> dict:
-    "The row of one picture: each part right (1.), wrong (0.) or not asked for (NaN), all of it, and in words."
+    """The row of one picture: each part right (1.), wrong (0.) or not asked for (NaN), all of it,
+    and in words."""
     asked = [k for k in range(3) if wanted[k] is not None]
-    right = {name: float(said[k] == wanted[k]) if k in asked else float('nan') for k, name in enumerate(Icon._fields)}
+    right = {
+        name: float(said[k] == wanted[k]) if k in asked else float('nan')
+        for k, name in enumerate(Icon._fields)
+    }
     names = [[NAMES[k][icon[k]] for k in asked] for icon in (said, wanted)]
     return right | {'correct': names[0] == names[1], 'reason': adherence_caption(*names)}
 
-def check_pictures(pictures, prompts):
-    """What the recogniser names in pictures (float [n, 3, 64, 64] in 0..1), one for each `IconPrompt`: DataFrame, one row a picture.
 
-    Columns task, concept, style, background (1., 0., NaN: not asked for), correct (all that was asked for), reason (what it named, part by part)."""
+def check_pictures(pictures, prompts):
+    """What the recogniser names in pictures (float [n, 3, 64, 64] in 0..1), one for each
+    `IconPrompt`: DataFrame, one row a picture.
+
+    Columns task, concept, style, background (1., 0., NaN: not asked for), correct (all that was
+    asked for), reason (what it named, part by part)."""
     import pandas as pd
-    rows = [{'task': p.task} | _verdict(said, p.wanted) for said, p in zip(recognise(pictures).tolist(), prompts, strict=True)]
+
+    rows = [
+        {'task': p.task} | _verdict(said, p.wanted)
+        for said, p in zip(recognise(pictures).tolist(), prompts, strict=True)
+    ]
     return pd.DataFrame(rows)
 
+
 def check_store(store, prompts, model=None):
-    "The task table of an `ImageStore` drawn for `IconPrompt`s, with the columns of `check_pictures`. Raises InputError for an image of another prompt."
+    """The task table of an `ImageStore` drawn for `IconPrompt`s, with the columns of
+    `check_pictures`. Raises InputError for an image of another prompt."""
     import pandas as pd
+
     wanted = prompts_of(store, prompts)
-    found = check_pictures(as_pictures([store.image(r.prompt_id, r.image_index) for r in store.index.itertuples()]), wanted)
+    found = check_pictures(
+        as_pictures([store.image(r.prompt_id, r.image_index) for r in store.index.itertuples()]),
+        wanted,
+    )
     return check_tasks(pd.concat([image_rows(store, model), found], axis=1))
 
 # %% ../nbs/86_icon_tasks.ipynb #7a4e295b
 def fitting_icons(wanted) -> list:
     "All icons that have what is wanted."
     from itertools import product
-    return [Icon(*icon) for icon in product(*(range(len(names)) if k is None else (k,) for k, names in zip(wanted, NAMES)))]
+
+    return [
+        Icon(*icon)
+        for icon in product(
+            *(range(len(names)) if k is None else (k,) for k, names in zip(wanted, NAMES))
+        )
+    ]
+
 
 def check_true_renders(prompts, model='true renders'):
-    "The task table of the true renders that fit each `IconPrompt`, as if a model had drawn them: what a perfect model would score."
+    """The task table of the true renders that fit each `IconPrompt`, as if a model had drawn them:
+    what a perfect model would score."""
     import pandas as pd, torch
+
     cells = [(p, i, icon) for p in prompts for i, icon in enumerate(fitting_icons(p.wanted))]
-    found = check_pictures(torch.stack([true_render(icon) for *_, icon in cells]).float()/255, [p for p, *_ in cells])
-    return check_tasks(found.assign(model=model, prompt_id=[prompt_id(p.prompt) for p, *_ in cells], image_index=[i for _, i, _ in cells]))
+    found = check_pictures(
+        torch.stack([true_render(icon) for *_, icon in cells]).float() / 255, [p for p, *_ in cells]
+    )
+    return check_tasks(
+        found.assign(
+            model=model,
+            prompt_id=[prompt_id(p.prompt) for p, *_ in cells],
+            image_index=[i for _, i, _ in cells],
+        )
+    )
 
 # %% ../nbs/86_icon_tasks.ipynb #23f7eb9a
 def part_table(table):
-    "Percent of images in which each part that was asked for is right: DataFrame, a row a task and part, a column a model; `table` from `check_store`."
+    """Percent of images in which each part that was asked for is right: DataFrame, a row a task and
+    part, a column a model; `table` from `check_store`."""
     import pandas as pd
-    means, models = table.groupby(['model', 'task'])[list(Icon._fields)].mean(), table['model'].unique()
+
+    means, models = (
+        table.groupby(['model', 'task'])[list(Icon._fields)].mean(),
+        table['model'].unique(),
+    )
     rows = [(task, part) for task in table['task'].unique() for part in TASKS[task]]
-    return pd.DataFrame({m: [100*means.at[(m, task), part] for task, part in rows] for m in models}, pd.MultiIndex.from_tuples(rows))
+    return pd.DataFrame(
+        {m: [100 * means.at[(m, task), part] for task, part in rows] for m in models},
+        pd.MultiIndex.from_tuples(rows),
+    )
 
 # %% ../nbs/86_icon_tasks.ipynb #52433b4d
-def plot_tasks(scores, bound=None, note='', title='', xlabel='images with all that was asked for (%), 95 % interval', width=COLUMN):
-    """Figure of task scores (of `compositional.task_scores`): a group of lines a task, a line a model with its interval, and its number at the right.
+def plot_tasks(
+    scores,
+    bound=None,
+    note='',
+    title='',
+    xlabel='images with all that was asked for (%), 95 % interval',
+    width=COLUMN,
+):
+    """Figure of task scores (of `compositional.task_scores`): a group of lines a task, a line a
+    model with its interval, and its number at the right.
 
-    `bound`: task scores of what cannot be surpassed, a grey bar in each group; `note` says what it is. `width` in inches."""
+    `bound`: task scores of what cannot be surpassed, a grey bar in each group; `note` says what
+    it is. `width` in inches."""
     from math import ceil, floor
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    tasks, models = (list(scores[c].unique()) for c in ('task', 'model')); block, names = len(models) + .9, [display_name(t) for t in tasks]
+
+    tasks, models = (list(scores[c].unique()) for c in ('task', 'model'))
+    block, names = len(models) + 0.9, [display_name(t) for t in tasks]
     with rc_context(style_settings()):
-        colors, lines = style_settings()['axes.prop_cycle'].by_key()['color'], title_lines(title, width, 2)
-        left, top = .14 + .062*max(map(len, names)), .28 + .14*len(lines) + .15*bool(note)
-        fig = Figure(figsize=(width, top + block*len(tasks)*LINE + .42), dpi=150); height = fig.get_figheight()
-        ax = fig.add_axes([left/width, .42/height, (width - left - .35)/width, block*len(tasks)*LINE/height])
+        colors, lines = (
+            style_settings()['axes.prop_cycle'].by_key()['color'],
+            title_lines(title, width, 2),
+        )
+        left, top = (
+            0.14 + 0.062 * max(map(len, names)),
+            0.28 + 0.14 * len(lines) + 0.15 * bool(note),
+        )
+        fig = Figure(figsize=(width, top + block * len(tasks) * LINE + 0.42), dpi=150)
+        height = fig.get_figheight()
+        ax = fig.add_axes(
+            [
+                left / width,
+                0.42 / height,
+                (width - left - 0.35) / width,
+                block * len(tasks) * LINE / height,
+            ]
+        )
         for row in scores.itertuples():
-            j = models.index(row.model); y, color = tasks.index(row.task)*block + j, colors[j % len(colors)]
-            ax.plot([100*row.low, 100*row.high], [y, y], color=color, lw=1.3, solid_capstyle='butt', zorder=2, clip_on=False)
-            ax.plot(100*row.score, y, MARKERS[j % 6], color=color, ms=3.8, mew=0, zorder=4, clip_on=False)
-            ax.annotate(f'{100*row.score:.0f}', (1, y), (5, 0), ax.get_yaxis_transform(), 'offset points', color=color, fontsize=6.5, va='center_baseline')
-        grey = scores[:0] if bound is None else bound[bound['task'].isin(tasks)]; ends = [*scores['low'], *scores['high'], *grey['score']]
+            j = models.index(row.model)
+            y, color = tasks.index(row.task) * block + j, colors[j % len(colors)]
+            ax.plot(
+                [100 * row.low, 100 * row.high],
+                [y, y],
+                color=color,
+                lw=1.3,
+                solid_capstyle='butt',
+                zorder=2,
+                clip_on=False,
+            )
+            ax.plot(
+                100 * row.score,
+                y,
+                MARKERS[j % 6],
+                color=color,
+                ms=3.8,
+                mew=0,
+                zorder=4,
+                clip_on=False,
+            )
+            ax.annotate(
+                f'{100 * row.score:.0f}',
+                (1, y),
+                (5, 0),
+                ax.get_yaxis_transform(),
+                'offset points',
+                color=color,
+                fontsize=6.5,
+                va='center_baseline',
+            )
+        grey = scores[:0] if bound is None else bound[bound['task'].isin(tasks)]
+        ends = [*scores['low'], *scores['high'], *grey['score']]
         for row in grey.itertuples():
-            y = tasks.index(row.task)*block; ax.vlines(100*row.score, y - .5, y + len(models) - .5, color='.55', lw=2, zorder=1, clip_on=False)
-        ax.set(xlim=(10*floor(10*min(ends)), 10*ceil(10*max(ends))), ylim=(block*len(tasks) - .95, -.95))
-        ax.set_yticks([i*block + (len(models) - 1)/2 for i in range(len(tasks))], names); ax.locator_params(axis='x', nbins=6)
-        ax.tick_params(axis='y', length=0); ax.spines['left'].set_visible(False)
-        for i in range(1, len(tasks)): ax.axhline(i*block - .95, color='.88', lw=.5, zorder=0)
-        if note: fig.text(.08/width, 1 - (top - .11)/height, note, fontsize=6.5, color='.35', va='center_baseline')
-        fig.text(.5, .1/height, xlabel, fontsize=7, ha='center', va='center_baseline')
-        write_key(fig, models, colors, .14 + .14*len(lines)); write_title(fig, lines)
+            y = tasks.index(row.task) * block
+            ax.vlines(
+                100 * row.score,
+                y - 0.5,
+                y + len(models) - 0.5,
+                color='.55',
+                lw=2,
+                zorder=1,
+                clip_on=False,
+            )
+        ax.set(
+            xlim=(10 * floor(10 * min(ends)), 10 * ceil(10 * max(ends))),
+            ylim=(block * len(tasks) - 0.95, -0.95),
+        )
+        ax.set_yticks([i * block + (len(models) - 1) / 2 for i in range(len(tasks))], names)
+        ax.locator_params(axis='x', nbins=6)
+        ax.tick_params(axis='y', length=0)
+        ax.spines['left'].set_visible(False)
+        for i in range(1, len(tasks)):
+            ax.axhline(i * block - 0.95, color='.88', lw=0.5, zorder=0)
+        if note:
+            fig.text(
+                0.08 / width,
+                1 - (top - 0.11) / height,
+                note,
+                fontsize=6.5,
+                color='.35',
+                va='center_baseline',
+            )
+        fig.text(0.5, 0.1 / height, xlabel, fontsize=7, ha='center', va='center_baseline')
+        write_key(fig, models, colors, 0.14 + 0.14 * len(lines))
+        write_title(fig, lines)
     return fig

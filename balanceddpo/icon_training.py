@@ -9,8 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from .store import staged
 from .backends import ensure_torchvision
-from .icons import (CONCEPTS, HEADS, MEAN, POPULATIONS, SIZE, STD, TEMPLATES, TEMPLATE_SHARES, UNSEEN_TEMPLATES, all_icons,
-                               caption, judge, normalise, qualities, split_icons, training_icons, true_render, utility)
+from balanceddpo.icons import (
+    CONCEPTS,
+    HEADS,
+    MEAN,
+    POPULATIONS,
+    SIZE,
+    STD,
+    TEMPLATES,
+    TEMPLATE_SHARES,
+    UNSEEN_TEMPLATES,
+    all_icons,
+    caption,
+    judge,
+    normalise,
+    qualities,
+    split_icons,
+    training_icons,
+    true_render,
+    utility,
+)
 
 # %% auto #0
 __all__ = ['LETTERS', 'SCHEDULE', 'FitConfig', 'rate', 'seconds_spent', 'swapped', 'fit', 'world_words', 'merge_pairs',
@@ -30,45 +48,57 @@ __all__ = ['LETTERS', 'SCHEDULE', 'FitConfig', 'rate', 'seconds_spent', 'swapped
 # %% ../nbs/85_icon_training.ipynb #aafd180f
 @dataclass(frozen=True)
 class FitConfig:
-    steps: int = 1000             # optimizer steps
-    learning_rate: float = 1e-3   # at the plateau
-    warmup: int = 100             # steps to reach it
-    decay: float = .5             # last share of the steps, over which it falls to zero
-    betas: tuple[float, float] = (.9, .99)  # AdamW's
-    weight_decay: float = .01     # AdamW's
-    ema: float = .998             # moving average of the weights; 0: none
-    bf16: bool = False            # forward in bfloat16 autocast
-    keep_every: int = 500         # steps between checkpoints
-    seed: int = 0                 # first of the seeds of the steps
+    steps: int = 1000  # optimizer steps
+    learning_rate: float = 1e-3  # at the plateau
+    warmup: int = 100  # steps to reach it
+    decay: float = 0.5  # last share of the steps, over which it falls to zero
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
+    weight_decay: float = 0.01  # AdamW's
+    ema: float = 0.998  # moving average of the weights; 0: none
+    bf16: bool = False  # forward in bfloat16 autocast
+    keep_every: int = 500  # steps between checkpoints
+    seed: int = 0  # first of the seeds of the steps
+
 
 def rate(step: int, config: FitConfig) -> float:
     "Learning rate of a step (from 0): linear warm-up, plateau, linear decay to zero."
-    left = (config.steps - step)/max(config.decay*config.steps, 1)
-    return config.learning_rate*min(1., (step + 1)/config.warmup, left)
+    left = (config.steps - step) / max(config.decay * config.steps, 1)
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup, left)
 
 # %% ../nbs/85_icon_training.ipynb #94837401
 def _average(ema, parameters, keep):
     import torch
+
     torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - keep)
+
 
 def _save(path, **state):
     import torch
-    with staged(path) as temporary: torch.save(state, temporary)
+
+    with staged(path) as temporary:
+        torch.save(state, temporary)
+
 
 def _resume(path, parameters, buffers, optimizer, ema) -> int:
     "Puts a checkpoint back in place; the step to go on from."
     import torch
-    if not path.exists(): return 0
+
+    if not path.exists():
+        return 0
     state = torch.load(path, weights_only=True)
     optimizer.load_state_dict(state['optimizer'])
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), state['parameters'])
         torch._foreach_copy_(ema, state['ema'])
-        for buffer, kept in zip(buffers, state['buffers']): buffer.copy_(kept)
+        for buffer, kept in zip(buffers, state['buffers']):
+            buffer.copy_(kept)
     return state['step']
 
+
 def _log(path, row):
-    with open(path, 'a') as f: f.write(json.dumps(row) + '\n')
+    with open(path, 'a') as f:
+        f.write(json.dumps(row) + '\n')
+
 
 def seconds_spent(log) -> float:
     "Seconds of training in a log of `fit`, over all its sittings: each one's clock starts at zero."
@@ -79,59 +109,107 @@ def seconds_spent(log) -> float:
 def _step(parameters, optimizer, loss, lr):
     "One AdamW step with the gradient clipped at norm 1."
     import torch
-    for group in optimizer.param_groups: group['lr'] = lr
+
+    for group in optimizer.param_groups:
+        group['lr'] = lr
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
 
 # %% ../nbs/85_icon_training.ipynb #464923af
 def swapped(parameters, ema):
     "Context: the averaged weights in place of the trained ones."
     import contextlib, torch
+
     @contextlib.contextmanager
     def swap():
         kept = [p.detach().clone() for p in parameters]
-        with torch.no_grad(): torch._foreach_copy_(parameters, ema)
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, ema)
         yield
-        with torch.no_grad(): torch._foreach_copy_(parameters, kept)
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, kept)
+
     return swap()
 
 # %% ../nbs/85_icon_training.ipynb #2d291394
 def fit(name, parameters, batch_loss, config: FitConfig, out, watch=None, buffers=()) -> None:
-    """Trains `parameters` in place and leaves the averaged weights in them. Resumable: out/<name>.pt; log: out/<name>.jsonl.
+    """Trains `parameters` in place and leaves the averaged weights in them. Resumable:
+    out/<name>.pt; log: out/<name>.jsonl.
 
-    `buffers` are what else a network learns (the statistics of batch norm), kept with the checkpoint."""
+    `buffers` are what else a network learns (the statistics of batch norm), kept with the
+    checkpoint."""
     import torch
     from tqdm.auto import tqdm
+
     parameters, buffers, out = list(parameters), list(buffers), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(parameters, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
     ema = [p.detach().clone() for p in parameters]
-    first, began, losses = _resume(out/f'{name}.pt', parameters, buffers, optimizer, ema), time.time(), []
-    for step in tqdm(range(first, config.steps), desc=name, initial=first, total=config.steps, mininterval=5):
-        generator = torch.Generator().manual_seed(config.seed*1_000_003 + step)
-        with torch.autocast('cpu', torch.bfloat16, enabled=config.bf16): loss = batch_loss(step, generator)
+    first, began, losses = (
+        _resume(out / f'{name}.pt', parameters, buffers, optimizer, ema),
+        time.time(),
+        [],
+    )
+    for step in tqdm(
+        range(first, config.steps), desc=name, initial=first, total=config.steps, mininterval=5
+    ):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        with torch.autocast('cpu', torch.bfloat16, enabled=config.bf16):
+            loss = batch_loss(step, generator)
         _step(parameters, optimizer, loss, rate(step, config))
-        _average(ema, parameters, min(config.ema, (step + 1)/(step + 10)) if config.ema else 0.)
+        _average(ema, parameters, min(config.ema, (step + 1) / (step + 10)) if config.ema else 0.0)
         losses.append(loss.item())
         if (step + 1) % min(50, config.keep_every) == 0:
-            _log(out/f'{name}.jsonl', {'step': step + 1, 'loss': sum(losses)/len(losses), 'seconds': round(time.time() - began, 1)})
+            _log(
+                out / f'{name}.jsonl',
+                {
+                    'step': step + 1,
+                    'loss': sum(losses) / len(losses),
+                    'seconds': round(time.time() - began, 1),
+                },
+            )
             losses = []
         if (step + 1) % config.keep_every == 0 or step + 1 == config.steps:
-            _save(out/f'{name}.pt', parameters=[p.detach() for p in parameters], buffers=buffers, optimizer=optimizer.state_dict(), ema=ema, step=step + 1)
+            _save(
+                out / f'{name}.pt',
+                parameters=[p.detach() for p in parameters],
+                buffers=buffers,
+                optimizer=optimizer.state_dict(),
+                ema=ema,
+                step=step + 1,
+            )
             if watch:
-                with swapped(parameters, ema): _log(out/f'{name}.jsonl', {'step': step + 1, **(watch(step + 1) or {})})
-    with torch.no_grad(): torch._foreach_copy_(parameters, ema)
+                with swapped(parameters, ema):
+                    _log(out / f'{name}.jsonl', {'step': step + 1, **(watch(step + 1) or {})})
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, ema)
 
 # %% ../nbs/85_icon_training.ipynb #041420de
 def world_words() -> list:
     "Every word and punctuation mark in the captions, sorted."
-    return sorted({w for icon in all_icons() for t in TEMPLATES + UNSEEN_TEMPLATES for w in re.findall(r'[a-z]+|[^\sa-z]+', caption(icon, t).lower())})
+    return sorted(
+        {
+            w
+            for icon in all_icons()
+            for t in TEMPLATES + UNSEEN_TEMPLATES
+            for w in re.findall(r'[a-z]+|[^\sa-z]+', caption(icon, t).lower())
+        }
+    )
+
 
 def merge_pairs(words) -> list:
-    "Byte-pair merges that make each word one token: the commonest pair first, ties by the alphabet, so that every run gives the same tokens."
+    """Byte-pair merges that make each word one token: the commonest pair first, ties by the
+    alphabet, so that every run gives the same tokens."""
     from collections import Counter
+
     split, merges = {w: [*w[:-1], w[-1] + '</w>'] for w in words}, []
     while counts := Counter(pair for parts in split.values() for pair in zip(parts, parts[1:])):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
@@ -139,27 +217,50 @@ def merge_pairs(words) -> list:
         split = {w: _merged(parts, best) for w, parts in split.items()}
     return merges
 
+
 def _merged(parts, pair) -> list:
     done = []
     for part in parts:
-        if done and (done[-1], part) == pair: done[-1] += part
-        else: done.append(part)
+        if done and (done[-1], part) == pair:
+            done[-1] += part
+        else:
+            done.append(part)
     return done
+
 
 LETTERS = 512  # the first ids are the 256 bytes, within a word and at its end
 
+
 def make_tokenizer(max_length: int = 24):
-    "A `CLIPTokenizer` with every word of the world as one token, and all bytes; max_length tokens a prompt."
+    """A `CLIPTokenizer` with every word of the world as one token, and all bytes; max_length tokens
+    a prompt."""
     ensure_torchvision()
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
+
     merges, letters = merge_pairs(world_words()), sorted(ByteLevel.alphabet())
-    tokens = letters + [c + '</w>' for c in letters] + [''.join(m) for m in merges] + ['<|startoftext|>', '<|endoftext|>']
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(dict.fromkeys(tokens))}, merges=merges, model_max_length=max_length)
+    tokens = (
+        letters
+        + [c + '</w>' for c in letters]
+        + [''.join(m) for m in merges]
+        + ['<|startoftext|>', '<|endoftext|>']
+    )
+    return CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(dict.fromkeys(tokens))},
+        merges=merges,
+        model_max_length=max_length,
+    )
+
 
 def token_ids(tokenizer, texts):
     "int64 [n, max_length]."
-    return tokenizer(list(texts), padding='max_length', truncation=True, max_length=tokenizer.model_max_length, return_tensors='pt').input_ids
+    return tokenizer(
+        list(texts),
+        padding='max_length',
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors='pt',
+    ).input_ids
 
 # %% ../nbs/85_icon_training.ipynb #733baab1
 def to_patches(pictures):
@@ -167,229 +268,403 @@ def to_patches(pictures):
     n = len(pictures)
     return pictures.reshape(n, 3, 8, 8, 8, 8).permute(0, 2, 4, 1, 3, 5).reshape(n, 8, 8, 192)
 
+
 def from_patches(patches):
     "[n, 8, 8, 192] -> [n, 3, 64, 64]."
     n = len(patches)
     return patches.reshape(n, 8, 8, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(n, 3, 64, 64)
 
+
 @dataclass
 class LinearCode:
-    "Principal components of 8 x 8 patches of pictures in -1..1. mean [192], basis [16, 192], scale: s.d. of all codes."
+    """Principal components of 8 x 8 patches of pictures in -1..1. mean [192], basis [16, 192],
+    scale: s.d. of all codes."""
+
     mean: object
     basis: object
     scale: object
 
     def encode(self, pictures):
         "float [n, 3, 64, 64] in -1..1 -> [n, 16, 8, 8] of unit variance over all."
-        return ((to_patches(pictures) - self.mean) @ self.basis.T/self.scale).permute(0, 3, 1, 2).contiguous()
+        return (
+            ((to_patches(pictures) - self.mean) @ self.basis.T / self.scale)
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
     def decode(self, codes):
         "The linear picture of a code."
-        return from_patches((codes.permute(0, 2, 3, 1)*self.scale) @ self.basis + self.mean)
+        return from_patches((codes.permute(0, 2, 3, 1) * self.scale) @ self.basis + self.mean)
+
 
 def fit_linear_code(pictures, channels: int = 16, most: int = 200_000) -> LinearCode:
     "The principal components of the pictures' patches (at most `most` of them)."
     import torch
+
     patches = to_patches(pictures).reshape(-1, 192)
     mean = patches.mean(0)
     some = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:most]
     basis = torch.linalg.svd(patches[some] - mean, full_matrices=False)[2][:channels]
     return LinearCode(mean, basis, ((patches - mean) @ basis.T).std())
 
+
 def pictures_of(icons):
     "True renders, float [n, 3, 64, 64] in -1..1."
     import torch
-    return torch.stack([true_render(i) for i in icons]).float()/127.5 - 1
+
+    return torch.stack([true_render(i) for i in icons]).float() / 127.5 - 1
 
 # %% ../nbs/85_icon_training.ipynb #67af9885
 def make_autoencoder():
-    "An untrained `AutoencoderKL`, 64 x 64 x 3 to 8 x 8 x 16, 2.6 M parameters. One norm group keeps flat colours apart; no attention."
+    """An untrained `AutoencoderKL`, 64 x 64 x 3 to 8 x 8 x 16, 2.6 M parameters. One norm group
+    keeps flat colours apart; no attention."""
     ensure_torchvision()
     from diffusers import AutoencoderKL
-    return AutoencoderKL(block_out_channels=(16, 32, 64, 128), down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4,
-                         layers_per_block=1, latent_channels=16, norm_num_groups=1, mid_block_add_attention=False, sample_size=SIZE, scaling_factor=1.)
+
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 128),
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+    )
 
 # %% ../nbs/85_icon_training.ipynb #afd043a7
-def decoder_loss(vae, pictures, codes, batch_size=16, noise=.2):
-    "Loss of the decoder: it draws from codes with a little noise (s.d. up to `noise`), as a diffusion model's latents have."
+def decoder_loss(vae, pictures, codes, batch_size=16, noise=0.2):
+    """Loss of the decoder: it draws from codes with a little noise (s.d. up to `noise`), as a
+    diffusion model's latents have."""
     import torch, torch.nn.functional as F
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(pictures), (batch_size,), generator=generator)
-        spread = torch.rand(batch_size, 1, 1, 1, generator=generator)*noise
-        z = codes[pick] + spread*torch.randn(codes[pick].shape, generator=generator)
+        spread = torch.rand(batch_size, 1, 1, 1, generator=generator) * noise
+        z = codes[pick] + spread * torch.randn(codes[pick].shape, generator=generator)
         drawn = vae.decode(z).sample.float()
-        return F.mse_loss(drawn, pictures[pick]) + .2*F.l1_loss(drawn, pictures[pick])
+        return F.mse_loss(drawn, pictures[pick]) + 0.2 * F.l1_loss(drawn, pictures[pick])
+
     return batch_loss
 
 # %% ../nbs/85_icon_training.ipynb #36c5a792
-def encoder_loss(vae, pictures, code, batch_size=16, log_variance=-10.):
-    "Loss of the encoder: it computes the linear code of any picture, spoilt ones too, with a small fixed variance."
+def encoder_loss(vae, pictures, code, batch_size=16, log_variance=-10.0):
+    """Loss of the encoder: it computes the linear code of any picture, spoilt ones too, with a
+    small fixed variance."""
     import torch, torch.nn.functional as F
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(pictures), (batch_size,), generator=generator)
-        seen = spoil(pictures[pick]/2 + .5, generator)*2 - 1
+        seen = spoil(pictures[pick] / 2 + 0.5, generator) * 2 - 1
         found = vae.encode(seen).latent_dist
-        return F.mse_loss(found.mean.float(), code.encode(seen)) + .01*(found.logvar.float() - log_variance).square().mean()
+        return (
+            F.mse_loss(found.mean.float(), code.encode(seen))
+            + 0.01 * (found.logvar.float() - log_variance).square().mean()
+        )
+
     return batch_loss
 
 # %% ../nbs/85_icon_training.ipynb #5edd2990
 def spoil(pictures, generator):
-    "Shift, blur, speckle, blotch and tint, each at a random strength and often none. float [n, 3, 64, 64] in 0..1."
+    """Shift, blur, speckle, blotch and tint, each at a random strength and often none. float [n, 3,
+    64, 64] in 0..1."""
     import torch, torch.nn.functional as F
+
     n, chance = len(pictures), lambda *shape: torch.rand(*shape, generator=generator)
-    amount = lambda most, share: chance(n, 1, 1, 1)**2*most*(chance(n, 1, 1, 1) < share)
-    if chance(1) < .5: pictures = torch.roll(pictures, tuple(torch.randint(-3, 4, (2,), generator=generator).tolist()), (2, 3))
+    amount = lambda most, share: chance(n, 1, 1, 1) ** 2 * most * (chance(n, 1, 1, 1) < share)
+    if chance(1) < 0.5:
+        pictures = torch.roll(
+            pictures, tuple(torch.randint(-3, 4, (2,), generator=generator).tolist()), (2, 3)
+        )
     soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode='replicate'), 3, 1)
-    pictures = torch.lerp(pictures, soft, chance(n, 1, 1, 1)*(chance(n, 1, 1, 1) < .5))
-    blotch = torch.randn(n, 3, 8, 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    speckle, tint = torch.randn(pictures.shape, generator=generator), torch.randn(n, 3, 1, 1, generator=generator)
-    return (pictures + speckle*amount(.2, .6) + blotch*amount(.15, .4) + tint*.04*(chance(n, 1, 1, 1) < .5)).clamp(0, 1)
+    pictures = torch.lerp(pictures, soft, chance(n, 1, 1, 1) * (chance(n, 1, 1, 1) < 0.5))
+    blotch = (
+        torch.randn(n, 3, 8, 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    )
+    speckle, tint = (
+        torch.randn(pictures.shape, generator=generator),
+        torch.randn(n, 3, 1, 1, generator=generator),
+    )
+    return (
+        pictures
+        + speckle * amount(0.2, 0.6)
+        + blotch * amount(0.15, 0.4)
+        + tint * 0.04 * (chance(n, 1, 1, 1) < 0.5)
+    ).clamp(0, 1)
+
 
 def train_autoencoder(out, decoder: FitConfig, encoder: FitConfig):
-    "Trains the decoder, then the encoder, on the renders that are not held out. Returns (vae, LinearCode)."
+    """Trains the decoder, then the encoder, on the renders that are not held out. Returns (vae,
+    LinearCode)."""
     import torch
+
     torch.manual_seed(0)
     pictures = pictures_of(split_icons(False))
     code, vae = fit_linear_code(pictures_of(all_icons())), make_autoencoder()
-    fit('decoder', [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()], decoder_loss(vae, pictures, code.encode(pictures)), decoder, out)
-    fit('encoder', [*vae.encoder.parameters(), *vae.quant_conv.parameters()], encoder_loss(vae, pictures, code), encoder, out)
+    fit(
+        'decoder',
+        [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()],
+        decoder_loss(vae, pictures, code.encode(pictures)),
+        decoder,
+        out,
+    )
+    fit(
+        'encoder',
+        [*vae.encoder.parameters(), *vae.quant_conv.parameters()],
+        encoder_loss(vae, pictures, code),
+        encoder,
+        out,
+    )
     return vae.eval(), code
 
 # %% ../nbs/85_icon_training.ipynb #be6553f3
-SCHEDULE = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear')  # Stable Diffusion 1.5's
+# Stable Diffusion 1.5's
+SCHEDULE = dict(
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear'
+)
 
 # %% ../nbs/85_icon_training.ipynb #fb2ae7c2
 def make_text_encoder(tokenizer):
     "An untrained `CLIPTextModel` of width 128, two layers."
     ensure_torchvision()
     from transformers import CLIPTextConfig, CLIPTextModel
+
     return CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer), projection_dim=128))
+
 
 def text_settings(tokenizer) -> dict:
     "Size and special tokens of the world's text towers."
-    return dict(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, hidden_act='quick_gelu',
-                max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id)
+    return dict(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_act='quick_gelu',
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
 
 def make_unet():
     "An untrained `UNet2DConditionModel` for 8 x 8 x 16 latents, 9.5 M parameters."
     return unet_of(block_out_channels=(96, 192), cross_attention_dim=128)
 
+
 def unet_of(**settings):
     "An untrained U-Net of two levels for 8 x 8 x 16 latents."
     ensure_torchvision()
     from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(sample_size=8, in_channels=16, out_channels=16, layers_per_block=1, attention_head_dim=4, norm_num_groups=16,
-                                down_block_types=('CrossAttnDownBlock2D',)*2, up_block_types=('CrossAttnUpBlock2D',)*2, **settings)
 
-def with_strays(words, strays, eos, generator, share=.33, most=3):
-    "Captions int64 [n, length], a `share` of them with one to `most` ids below `strays` dropped in at random places before the end token."
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        down_block_types=('CrossAttnDownBlock2D',) * 2,
+        up_block_types=('CrossAttnUpBlock2D',) * 2,
+        **settings,
+    )
+
+
+def with_strays(words, strays, eos, generator, share=0.33, most=3):
+    """Captions int64 [n, length], a `share` of them with one to `most` ids below `strays` dropped
+    in at random places before the end token."""
     import torch
+
     n, place = len(words), torch.arange(words.shape[1])
-    times = torch.randint(1, most + 1, (n, 1), generator=generator)*(torch.rand(n, 1, generator=generator) < share)
+    times = torch.randint(1, most + 1, (n, 1), generator=generator) * (
+        torch.rand(n, 1, generator=generator) < share
+    )
     for k in range(most):
-        at = 1 + (torch.rand(n, 1, generator=generator)*words.eq(eos).int().argmax(1, True)).long()
+        at = (
+            1 + (torch.rand(n, 1, generator=generator) * words.eq(eos).int().argmax(1, True)).long()
+        )
         stray = torch.randint(0, strays, (n, 1), generator=generator)
         spoilt = torch.where(place < at, words, torch.where(place == at, stray, words.roll(1, 1)))
         words = torch.where(k < times, spoilt, words)
     return words
 
 # %% ../nbs/85_icon_training.ipynb #5d4b9e99
-def diffusion_loss(denoise, latents, ids, empty, batch_size=64, drop=.1):
-    """Epsilon loss of `denoise(noisy, timesteps, words)`, with strays among the words and a share `drop` of the captions empty.
+def diffusion_loss(denoise, latents, ids, empty, batch_size=64, drop=0.1):
+    """Epsilon loss of `denoise(noisy, timesteps, words)`, with strays among the words and a share
+    `drop` of the captions empty.
 
     latents [n, 16, 8, 8]; ids int64 [templates, n, length]; empty int64 [length]."""
     import torch, torch.nn.functional as F
     from diffusers import DDPMScheduler
+
     alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(latents), (batch_size,), generator=generator)
-        template = torch.multinomial(torch.tensor(TEMPLATE_SHARES), batch_size, True, generator=generator)
+        template = torch.multinomial(
+            torch.tensor(TEMPLATE_SHARES), batch_size, True, generator=generator
+        )
         words = with_strays(ids[template, pick], LETTERS, empty[1], generator)
         words = torch.where(torch.rand(batch_size, 1, generator=generator) < drop, empty, words)
         t = torch.randint(0, len(alpha_bar), (batch_size,), generator=generator)
         eps = torch.randn(latents[pick].shape, generator=generator)
         a = alpha_bar[t][:, None, None, None]
-        return F.mse_loss(denoise(a.sqrt()*latents[pick] + (1 - a).sqrt()*eps, t, words).float(), eps)
+        return F.mse_loss(
+            denoise(a.sqrt() * latents[pick] + (1 - a).sqrt() * eps, t, words).float(), eps
+        )
+
     return batch_loss
 
+
 def caption_ids(icons, tokenizer):
-    "Token ids of the icons' captions in the training templates, int64 [4, n, length], and of the empty caption, int64 [length]."
+    """Token ids of the icons' captions in the training templates, int64 [4, n, length], and of the
+    empty caption, int64 [length]."""
     import torch
-    return torch.stack([token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES]), token_ids(tokenizer, [''])[0]
+
+    return torch.stack(
+        [token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES]
+    ), token_ids(tokenizer, [''])[0]
 
 # %% ../nbs/85_icon_training.ipynb #f16d33f0
 def pipeline_of(vae, text_encoder, tokenizer, unet):
     "A plain `StableDiffusionPipeline`."
     ensure_torchvision()
     from diffusers import StableDiffusionPipeline
-    return StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=sampler(), safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False)
+
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=sampler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
 
 def sampler():
     "DDIM as Stable Diffusion 1.5 ships it."
     from diffusers import DDIMScheduler
+
     return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 # %% ../nbs/85_icon_training.ipynb #2162aaaf
 def save_small(pipeline, folder) -> Path:
     "Saves a pipeline in half precision (safetensors), every part loadable alone."
     import copy, torch
-    with staged(folder) as temporary: copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(temporary, safe_serialization=True)
+
+    with staged(folder) as temporary:
+        copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(
+            temporary, safe_serialization=True
+        )
     return Path(folder)
 
 # %% ../nbs/85_icon_training.ipynb #ab9967a7
-def draw_pictures(pipeline, prompts, seed=0, guidance=4., steps=20, batch_size=64):
+def draw_pictures(pipeline, prompts, seed=0, guidance=4.0, steps=20, batch_size=64):
     "Pictures float [n, 3, 64, 64] in 0..1 by the plain pipeline call; one generator a picture."
     import torch
+
     pipeline.set_progress_bar_config(disable=True)
     drawn = []
     for first in range(0, len(prompts), batch_size):
-        some = list(prompts[first:first + batch_size])
-        generators = [torch.Generator().manual_seed(seed*1_000_003 + first + k) for k in range(len(some))]
-        drawn.append(pipeline(some, height=SIZE, width=SIZE, guidance_scale=guidance, num_inference_steps=steps, generator=generators, output_type='pt').images)
+        some = list(prompts[first : first + batch_size])
+        generators = [
+            torch.Generator().manual_seed(seed * 1_000_003 + first + k) for k in range(len(some))
+        ]
+        drawn.append(
+            pipeline(
+                some,
+                height=SIZE,
+                width=SIZE,
+                guidance_scale=guidance,
+                num_inference_steps=steps,
+                generator=generators,
+                output_type='pt',
+            ).images
+        )
     return torch.cat(drawn).float()
 
 # %% ../nbs/85_icon_training.ipynb #8f42895d
 def train_pipeline(name, pipeline, denoise, networks, out, code, config: FitConfig) -> Path:
-    "Trains the `networks` of a pipeline, which `denoise` runs; a pipeline folder at each checkpoint in out/<name>/<step>. Returns the last."
+    """Trains the `networks` of a pipeline, which `denoise` runs; a pipeline folder at each
+    checkpoint in out/<name>/<step>. Returns the last."""
     icons, out = split_icons(False), Path(out)
-    def watch(step): save_small(pipeline, out/name/f'{step:05d}')
-    loss = diffusion_loss(denoise, code.encode(pictures_of(icons)), *caption_ids(icons, pipeline.tokenizer))
+
+    def watch(step):
+        save_small(pipeline, out / name / f'{step:05d}')
+
+    loss = diffusion_loss(
+        denoise, code.encode(pictures_of(icons)), *caption_ids(icons, pipeline.tokenizer)
+    )
     fit(name, [p for network in networks for p in network.parameters()], loss, config, out, watch)
-    return out/name/f'{config.steps:05d}'
+    return out / name / f'{config.steps:05d}'
+
 
 def train_diffusion(out, vae, code, config: FitConfig) -> Path:
     "Trains the text encoder and U-Net of the icon world's model: see `train_pipeline`."
     import torch
+
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     text_encoder, unet = make_text_encoder(tokenizer), make_unet()
-    def denoise(noisy, t, words): return unet(noisy, t, text_encoder(words)[0]).sample
-    return train_pipeline('diffusion', pipeline_of(vae, text_encoder, tokenizer, unet), denoise, (text_encoder, unet), out, code, config)
+
+    def denoise(noisy, t, words):
+        return unet(noisy, t, text_encoder(words)[0]).sample
+
+    return train_pipeline(
+        'diffusion',
+        pipeline_of(vae, text_encoder, tokenizer, unet),
+        denoise,
+        (text_encoder, unet),
+        out,
+        code,
+        config,
+    )
 
 # %% ../nbs/85_icon_training.ipynb #bad80d95
 def make_xl_text_encoders(tokenizer):
     "Untrained `CLIPTextModel` and `CLIPTextModelWithProjection` of width 128, three layers each."
     ensure_torchvision()
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     settings = text_settings(tokenizer) | dict(num_hidden_layers=3, projection_dim=128)
-    return CLIPTextModel(CLIPTextConfig(**settings)), CLIPTextModelWithProjection(CLIPTextConfig(**settings))
+    return CLIPTextModel(CLIPTextConfig(**settings)), CLIPTextModelWithProjection(
+        CLIPTextConfig(**settings)
+    )
+
 
 def make_xl_unet():
     "An untrained `UNet2DConditionModel` with SDXL's added conditions, 13.5 M parameters."
-    return unet_of(block_out_channels=(112, 224), cross_attention_dim=256, use_linear_projection=True, addition_embed_type='text_time',
-                   addition_time_embed_dim=32, projection_class_embeddings_input_dim=128 + 6*32)
+    return unet_of(
+        block_out_channels=(112, 224),
+        cross_attention_dim=256,
+        use_linear_projection=True,
+        addition_embed_type='text_time',
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=128 + 6 * 32,
+    )
+
 
 def xl_denoiser(unet, encoders, eos):
-    "`denoise(noisy, timesteps, words)` in SDXL's way: hidden states before the last layer side by side, pooled embedding, time ids; zeros for an empty caption."
+    """`denoise(noisy, timesteps, words)` in SDXL's way: hidden states before the last layer side by
+    side, pooled embedding, time ids; zeros for an empty caption."""
     import torch
+
     def denoise(noisy, t, words):
         told = (words[:, 1] != eos).float()[:, None]
         both = [encoder(words, output_hidden_states=True) for encoder in encoders]
-        hidden = torch.cat([b.hidden_states[-2] for b in both], -1)*told[..., None]
+        hidden = torch.cat([b.hidden_states[-2] for b in both], -1) * told[..., None]
         sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]).repeat(len(words), 1)
-        return unet(noisy, t, hidden, added_cond_kwargs={'text_embeds': both[1].text_embeds*told, 'time_ids': sizes}).sample
+        return unet(
+            noisy,
+            t,
+            hidden,
+            added_cond_kwargs={'text_embeds': both[1].text_embeds * told, 'time_ids': sizes},
+        ).sample
+
     return denoise
 
 # %% ../nbs/85_icon_training.ipynb #b12613cb
@@ -397,157 +672,301 @@ def xl_pipeline_of(vae, encoders, tokenizer, unet):
     "A plain `StableDiffusionXLPipeline`."
     ensure_torchvision()
     from diffusers import StableDiffusionXLPipeline
-    return StableDiffusionXLPipeline(vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
-                                     scheduler=sampler(), force_zeros_for_empty_prompt=True, add_watermarker=False)
+
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=sampler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
 
 def train_xl(out, vae, code, config: FitConfig) -> Path:
     "Trains both text encoders and the U-Net of icons-xl: see `train_pipeline`."
     import torch
+
     torch.manual_seed(5)
     tokenizer = make_tokenizer()
     encoders, unet = make_xl_text_encoders(tokenizer), make_xl_unet()
     denoise = xl_denoiser(unet, encoders, tokenizer.eos_token_id)
-    return train_pipeline('diffusion_xl', xl_pipeline_of(vae, encoders, tokenizer, unet), denoise, (*encoders, unet), out, code, config)
+    return train_pipeline(
+        'diffusion_xl',
+        xl_pipeline_of(vae, encoders, tokenizer, unet),
+        denoise,
+        (*encoders, unet),
+        out,
+        code,
+        config,
+    )
 
 # %% ../nbs/85_icon_training.ipynb #a650f00f
 def make_clip(tokenizer):
-    "An untrained `CLIPModel` for 64 x 64 pictures: ViT of width 128 with 8 x 8 patches, text tower as the pipeline's."
+    """An untrained `CLIPModel` for 64 x 64 pictures: ViT of width 128 with 8 x 8 patches, text
+    tower as the pipeline's."""
     ensure_torchvision()
     from transformers import CLIPConfig, CLIPModel
-    vision = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=SIZE, patch_size=8, hidden_act='quick_gelu')
-    return CLIPModel(CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=96))
+
+    vision = dict(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=8,
+        hidden_act='quick_gelu',
+    )
+    return CLIPModel(
+        CLIPConfig(text_config=text_settings(tokenizer), vision_config=vision, projection_dim=96)
+    )
+
 
 def contrastive_batch(icons, step, generator, batch_size=96, concepts=6):
-    "Places in `icons` of one batch: anything on even steps, a few concepts in many styles and backgrounds on odd ones."
+    """Places in `icons` of one batch: anything on even steps, a few concepts in many styles and
+    backgrounds on odd ones."""
     import torch
-    if step % 2 == 0: return torch.randperm(len(icons), generator=generator)[:batch_size]
+
+    if step % 2 == 0:
+        return torch.randperm(len(icons), generator=generator)[:batch_size]
     few = set(torch.randperm(len(CONCEPTS), generator=generator)[:concepts].tolist())
     places = torch.tensor([k for k, icon in enumerate(icons) if icon.concept in few])
     return places[torch.randperm(len(places), generator=generator)[:batch_size]]
 
+
 def contrastive_loss(clip, icons, pictures, ids):
     "CLIP's loss. pictures float [n, 3, 64, 64] in 0..1; ids int64 [templates, n, length]."
     import torch, torch.nn.functional as F
+
     def batch_loss(step, generator):
         pick = contrastive_batch(icons, step, generator)
         words = ids[torch.randint(0, len(ids), (len(pick),), generator=generator), pick]
-        logits = clip(input_ids=words, pixel_values=normalise(spoil(pictures[pick], generator))).logits_per_image
+        logits = clip(
+            input_ids=words, pixel_values=normalise(spoil(pictures[pick], generator))
+        ).logits_per_image
         own = torch.arange(len(pick))
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))/2
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
     return batch_loss
 
 # %% ../nbs/85_icon_training.ipynb #3c983c5f
 def save_clip(clip, tokenizer, folder) -> Path:
     "A CLIP folder with its processor, as `CLIPModel.from_pretrained` and our scorers read it."
     from transformers import CLIPImageProcessor, CLIPProcessor
+
     with staged(folder) as temporary:
         clip.save_pretrained(temporary)
-        CLIPProcessor(CLIPImageProcessor(size={'shortest_edge': SIZE}, crop_size={'height': SIZE, 'width': SIZE}), tokenizer).save_pretrained(temporary)
+        CLIPProcessor(
+            CLIPImageProcessor(
+                size={'shortest_edge': SIZE}, crop_size={'height': SIZE, 'width': SIZE}
+            ),
+            tokenizer,
+        ).save_pretrained(temporary)
     return Path(folder)
+
 
 def train_clip(out, config: FitConfig):
     "Trains CLIP on the renders that are not held out. Returns (clip, tokenizer)."
     import torch
+
     torch.manual_seed(1)
     icons, tokenizer = split_icons(False), make_tokenizer()
     clip = make_clip(tokenizer)
-    ids = torch.stack([token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES + UNSEEN_TEMPLATES])
-    fit('clip', clip.parameters(), contrastive_loss(clip, icons, pictures_of(icons)/2 + .5, ids), config, out)
+    ids = torch.stack(
+        [token_ids(tokenizer, [caption(i, t) for i in icons]) for t in TEMPLATES + UNSEEN_TEMPLATES]
+    )
+    fit(
+        'clip',
+        clip.parameters(),
+        contrastive_loss(clip, icons, pictures_of(icons) / 2 + 0.5, ids),
+        config,
+        out,
+    )
     return clip.eval(), tokenizer
+
 
 def retrieval(clip, tokenizer, icons) -> float:
     "Share of true renders whose own caption scores highest among the captions of all given icons."
     import torch
+
     with torch.inference_mode():
-        logits = clip(input_ids=token_ids(tokenizer, [caption(i) for i in icons]), pixel_values=normalise(pictures_of(icons)/2 + .5)).logits_per_image
+        logits = clip(
+            input_ids=token_ids(tokenizer, [caption(i) for i in icons]),
+            pixel_values=normalise(pictures_of(icons) / 2 + 0.5),
+        ).logits_per_image
     return (logits.argmax(1) == torch.arange(len(icons))).float().mean().item()
 
 # %% ../nbs/85_icon_training.ipynb #f506c21c
 def preference_scores(clip, pictures, ids):
     "Scaled cosines of picture and caption, float [n]. pictures float [n, 3, 64, 64] in 0..1."
     import torch, torch.nn.functional as F
+
     out = clip(input_ids=ids, pixel_values=normalise(pictures))
-    return clip.logit_scale.exp()*(F.normalize(out.image_embeds, dim=-1)*F.normalize(out.text_embeds, dim=-1)).sum(-1)
+    return clip.logit_scale.exp() * (
+        F.normalize(out.image_embeds, dim=-1) * F.normalize(out.text_embeds, dim=-1)
+    ).sum(-1)
+
 
 def preference_loss(clip, pictures, ids, labels, batch_size=48):
-    "Cross-entropy of the softmax over a pair's scores against its label. pictures [n, 2, 3, 64, 64]; ids [n, length]; labels (label_0) [n]."
+    """Cross-entropy of the softmax over a pair's scores against its label. pictures [n, 2, 3, 64,
+    64]; ids [n, length]; labels (label_0) [n]."""
     import torch, torch.nn.functional as F
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(pictures), (batch_size,), generator=generator)
-        scores = preference_scores(clip, pictures[pick].flatten(0, 1), ids[pick].repeat_interleave(2, 0)).reshape(-1, 2)
+        scores = preference_scores(
+            clip, pictures[pick].flatten(0, 1), ids[pick].repeat_interleave(2, 0)
+        ).reshape(-1, 2)
         target = torch.stack([labels[pick], 1 - labels[pick]], 1)
-        return -(target*F.log_softmax(scores, 1)).sum(1).mean()
+        return -(target * F.log_softmax(scores, 1)).sum(1).mean()
+
     return batch_loss
+
 
 def preference_accuracy(clip, pictures, ids, labels) -> float:
     "Share of decided pairs (label not .5) whose winner scores higher."
     import torch
+
     with torch.inference_mode():
-        scores = torch.cat([preference_scores(clip, p.flatten(0, 1), i.repeat_interleave(2, 0)) for p, i in zip(pictures.split(64), ids.split(64))]).reshape(-1, 2)
-    decided = labels != .5
+        scores = torch.cat(
+            [
+                preference_scores(clip, p.flatten(0, 1), i.repeat_interleave(2, 0))
+                for p, i in zip(pictures.split(64), ids.split(64))
+            ]
+        ).reshape(-1, 2)
+    decided = labels != 0.5
     return ((scores[:, 0] > scores[:, 1]) == (labels == 1))[decided].float().mean().item()
 
 # %% ../nbs/85_icon_training.ipynb #783c27d1
-_BLOCK = {'layer_norm1': 'ln_1', 'layer_norm2': 'ln_2', 'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj', 'self_attn.out_proj': 'attn.out_proj'}
+_BLOCK = {
+    'layer_norm1': 'ln_1',
+    'layer_norm2': 'ln_2',
+    'mlp.fc1': 'mlp.c_fc',
+    'mlp.fc2': 'mlp.c_proj',
+    'self_attn.out_proj': 'attn.out_proj',
+}
+
 
 def _open_clip_block(state, source, target) -> dict:
     "One transformer block of `transformers`' CLIP under `open_clip`'s names."
     import torch
-    block = {f'{target}.{theirs}.{kind}': state[f'{source}.{ours}.{kind}'] for ours, theirs in _BLOCK.items() for kind in ('weight', 'bias')}
+
+    block = {
+        f'{target}.{theirs}.{kind}': state[f'{source}.{ours}.{kind}']
+        for ours, theirs in _BLOCK.items()
+        for kind in ('weight', 'bias')
+    }
     for kind in ('weight', 'bias'):
-        block[f'{target}.attn.in_proj_{kind}'] = torch.cat([state[f'{source}.self_attn.{p}_proj.{kind}'] for p in 'qkv'])
+        block[f'{target}.attn.in_proj_{kind}'] = torch.cat(
+            [state[f'{source}.self_attn.{p}_proj.{kind}'] for p in 'qkv']
+        )
     return block
+
 
 def open_clip_state(clip) -> dict:
     "The weights of a `transformers` `CLIPModel` under the names of `open_clip`'s `CLIP`."
     s = clip.state_dict()
-    named = {'visual.class_embedding': 'vision_model.embeddings.class_embedding', 'visual.conv1.weight': 'vision_model.embeddings.patch_embedding.weight',
-             'visual.positional_embedding': 'vision_model.embeddings.position_embedding.weight', 'token_embedding.weight': 'text_model.embeddings.token_embedding.weight',
-             'positional_embedding': 'text_model.embeddings.position_embedding.weight', 'logit_scale': 'logit_scale'}
-    norms = {'visual.ln_pre': 'vision_model.pre_layrnorm', 'visual.ln_post': 'vision_model.post_layernorm', 'ln_final': 'text_model.final_layer_norm'}
+    named = {
+        'visual.class_embedding': 'vision_model.embeddings.class_embedding',
+        'visual.conv1.weight': 'vision_model.embeddings.patch_embedding.weight',
+        'visual.positional_embedding': 'vision_model.embeddings.position_embedding.weight',
+        'token_embedding.weight': 'text_model.embeddings.token_embedding.weight',
+        'positional_embedding': 'text_model.embeddings.position_embedding.weight',
+        'logit_scale': 'logit_scale',
+    }
+    norms = {
+        'visual.ln_pre': 'vision_model.pre_layrnorm',
+        'visual.ln_post': 'vision_model.post_layernorm',
+        'ln_final': 'text_model.final_layer_norm',
+    }
     named |= {f'{a}.{kind}': f'{b}.{kind}' for a, b in norms.items() for kind in ('weight', 'bias')}
     state = {a: s[b] for a, b in named.items()}
-    state |= {'visual.proj': s['visual_projection.weight'].T, 'text_projection': s['text_projection.weight'].T}
-    for k in range(clip.config.vision_config.num_hidden_layers): state |= _open_clip_block(s, f'vision_model.encoder.layers.{k}', f'visual.transformer.resblocks.{k}')
-    for k in range(clip.config.text_config.num_hidden_layers): state |= _open_clip_block(s, f'text_model.encoder.layers.{k}', f'transformer.resblocks.{k}')
+    state |= {
+        'visual.proj': s['visual_projection.weight'].T,
+        'text_projection': s['text_projection.weight'].T,
+    }
+    for k in range(clip.config.vision_config.num_hidden_layers):
+        state |= _open_clip_block(
+            s, f'vision_model.encoder.layers.{k}', f'visual.transformer.resblocks.{k}'
+        )
+    for k in range(clip.config.text_config.num_hidden_layers):
+        state |= _open_clip_block(s, f'text_model.encoder.layers.{k}', f'transformer.resblocks.{k}')
     return {k: v.contiguous() for k, v in state.items()}
 
 # %% ../nbs/85_icon_training.ipynb #5f125d7c
 def open_clip_config(clip) -> dict:
     "The `open_clip_config.json` of a CLIP of this world."
     v, t = clip.config.vision_config, clip.config.text_config
-    return {'model_cfg': {'embed_dim': clip.config.projection_dim, 'quick_gelu': True,
-                          'vision_cfg': {'image_size': v.image_size, 'patch_size': v.patch_size, 'width': v.hidden_size, 'layers': v.num_hidden_layers,
-                                         'head_width': v.hidden_size//v.num_attention_heads},
-                          'text_cfg': {'context_length': t.max_position_embeddings, 'vocab_size': t.vocab_size, 'width': t.hidden_size,
-                                       'heads': t.num_attention_heads, 'layers': t.num_hidden_layers, 'hf_tokenizer_name': 'tokenizer'}},
-            'preprocess_cfg': {'mean': MEAN, 'std': STD}}
+    return {
+        'model_cfg': {
+            'embed_dim': clip.config.projection_dim,
+            'quick_gelu': True,
+            'vision_cfg': {
+                'image_size': v.image_size,
+                'patch_size': v.patch_size,
+                'width': v.hidden_size,
+                'layers': v.num_hidden_layers,
+                'head_width': v.hidden_size // v.num_attention_heads,
+            },
+            'text_cfg': {
+                'context_length': t.max_position_embeddings,
+                'vocab_size': t.vocab_size,
+                'width': t.hidden_size,
+                'heads': t.num_attention_heads,
+                'layers': t.num_hidden_layers,
+                'hf_tokenizer_name': 'tokenizer',
+            },
+        },
+        'preprocess_cfg': {'mean': MEAN, 'std': STD},
+    }
 
 # %% ../nbs/85_icon_training.ipynb #5ccbc82d
 def save_open_clip(clip, tokenizer, folder) -> Path:
     "An `open_clip` `local-dir` folder."
     from safetensors.torch import save_file
+
     with staged(folder) as temporary:
         tokenizer.save_pretrained(temporary)
-        (Path(temporary)/'open_clip_config.json').write_text(json.dumps(open_clip_config(clip), indent=1))
-        save_file(open_clip_state(clip), Path(temporary)/'open_clip_model.safetensors')
+        (Path(temporary) / 'open_clip_config.json').write_text(
+            json.dumps(open_clip_config(clip), indent=1)
+        )
+        save_file(open_clip_state(clip), Path(temporary) / 'open_clip_model.safetensors')
     return Path(folder)
 
 # %% ../nbs/85_icon_training.ipynb #4d215c02
 def ratings(worth, seed=0):
-    "Ratings 1..10 by a simulated rater each: the standardised worth of a picture, with noise. float [n]."
+    """Ratings 1..10 by a simulated rater each: the standardised worth of a picture, with noise.
+    float [n]."""
     import torch
-    z = (worth - worth.mean())/worth.std()
-    return (5.5 + 1.5*z + .7*torch.randn(len(z), generator=torch.Generator().manual_seed(seed))).round().clamp(1, 10)
+
+    z = (worth - worth.mean()) / worth.std()
+    return (
+        (5.5 + 1.5 * z + 0.7 * torch.randn(len(z), generator=torch.Generator().manual_seed(seed)))
+        .round()
+        .clamp(1, 10)
+    )
+
 
 def fit_aesthetic(embeddings, rated, out, config: FitConfig):
-    "LAION's head in small: Linear 96-64-16-1 without activations, mean squared error on unit embeddings [n, 96]. Returns its state dict."
+    """LAION's head in small: Linear 96-64-16-1 without activations, mean squared error on unit
+    embeddings [n, 96]. Returns its state dict."""
     import torch
+
     torch.manual_seed(3)
-    head = torch.nn.Sequential(torch.nn.Linear(embeddings.shape[1], 64), torch.nn.Dropout(.1), torch.nn.Linear(64, 16), torch.nn.Linear(16, 1))
+    head = torch.nn.Sequential(
+        torch.nn.Linear(embeddings.shape[1], 64),
+        torch.nn.Dropout(0.1),
+        torch.nn.Linear(64, 16),
+        torch.nn.Linear(16, 1),
+    )
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(rated), (256,), generator=generator)
         return (head(embeddings[pick])[:, 0] - rated[pick]).square().mean()
+
     fit('aesthetic', head.parameters(), batch_loss, config, out)
     return {f'layers.{k}': v for k, v in head.state_dict().items()}
 
@@ -556,193 +975,350 @@ def make_recogniser():
     "An untrained ResNet of `transformers` with 160 + 4 + 8 outputs."
     ensure_torchvision()
     from transformers import ResNetConfig, ResNetForImageClassification
-    return ResNetForImageClassification(ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 1, 1, 1], layer_type='basic',
-                                                     downsample_in_first_stage=False, num_labels=sum(HEADS)))
+
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128, 192],
+            depths=[1, 1, 1, 1],
+            layer_type='basic',
+            downsample_in_first_stage=False,
+            num_labels=sum(HEADS),
+        )
+    )
+
 
 def recogniser_loss(net, icons, pictures, batch_size=64):
     "Cross-entropy of concept, style and background on spoilt renders."
     import torch, torch.nn.functional as F
+
     truth = torch.tensor(icons)
+
     def batch_loss(step, generator):
         pick = torch.randint(0, len(icons), (batch_size,), generator=generator)
         logits = net(normalise(spoil(pictures[pick], generator))).logits.split(HEADS, 1)
-        return sum(F.cross_entropy(part, truth[pick, k], label_smoothing=.05 if k == 0 else 0.) for k, part in enumerate(logits))
+        return sum(
+            F.cross_entropy(part, truth[pick, k], label_smoothing=0.05 if k == 0 else 0.0)
+            for k, part in enumerate(logits)
+        )
+
     return batch_loss
+
 
 def train_recogniser(out, config: FitConfig):
     "Trains the recogniser on the renders that are not held out."
     import torch
+
     torch.manual_seed(2)
     net, icons = make_recogniser(), split_icons(False)
-    fit('recogniser', net.parameters(), recogniser_loss(net, icons, pictures_of(icons)/2 + .5), config, out, buffers=net.buffers())
+    fit(
+        'recogniser',
+        net.parameters(),
+        recogniser_loss(net, icons, pictures_of(icons) / 2 + 0.5),
+        config,
+        out,
+        buffers=net.buffers(),
+    )
     return net.eval()
+
 
 def named_right(net, icons, pictures) -> list:
     "Shares of concept, style and background named right. pictures float [n, 3, 64, 64] in 0..1."
     import torch
-    with torch.inference_mode(): logits = net(normalise(pictures)).logits.split(HEADS, 1)
-    return [(part.argmax(1) == torch.tensor(icons)[:, k]).float().mean().item() for k, part in enumerate(logits)]
+
+    with torch.inference_mode():
+        logits = net(normalise(pictures)).logits.split(HEADS, 1)
+    return [
+        (part.argmax(1) == torch.tensor(icons)[:, k]).float().mean().item()
+        for k, part in enumerate(logits)
+    ]
 
 # %% ../nbs/85_icon_training.ipynb #a262a467
 @dataclass(frozen=True)
 class Generator:
     "One way to draw pictures: a pipeline folder with guidance and steps."
+
     folder: str
     guidance: float
     steps: int
 
     @property
-    def name(self): return f'{Path(self.folder).name} g{self.guidance:g} s{self.steps}'
+    def name(self):
+        return f'{Path(self.folder).name} g{self.guidance:g} s{self.steps}'
+
 
 def draw_plan(n: int, generators, seed: int = 0) -> list:
     "For each of n captions two different generators, float indexes [n][2], drawn with a seed."
     import torch
+
     g = torch.Generator().manual_seed(seed)
     return [torch.randperm(len(generators), generator=g)[:2].tolist() for _ in range(n)]
 
+
 def draw_pool(prompts, generators, out, seed: int = 0):
-    "uint8 [n, 2, 3, 64, 64] and the plan: two pictures a prompt by the generators that `draw_plan` names. One file a generator; resumable."
+    """uint8 [n, 2, 3, 64, 64] and the plan: two pictures a prompt by the generators that
+    `draw_plan` names. One file a generator; resumable."""
     import torch
     from safetensors.torch import load_file, save_file
+
     plan, out = draw_plan(len(prompts), generators, seed), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pool = torch.zeros(len(prompts), 2, 3, SIZE, SIZE, dtype=torch.uint8)
     for k, generator in enumerate(generators):
         places = [(i, j) for i, pair in enumerate(plan) for j in (0, 1) if pair[j] == k]
-        file = out/f'{k:02d}.safetensors'
+        file = out / f'{k:02d}.safetensors'
         if not file.exists():
-            drawn = draw_pictures(open_pipeline(generator.folder), [prompts[i] for i, _ in places], seed*100 + k, generator.guidance, generator.steps)
-            with staged(file) as temporary: save_file({'pictures': (drawn*255).round().byte()}, temporary)
+            drawn = draw_pictures(
+                open_pipeline(generator.folder),
+                [prompts[i] for i, _ in places],
+                seed * 100 + k,
+                generator.guidance,
+                generator.steps,
+            )
+            with staged(file) as temporary:
+                save_file({'pictures': (drawn * 255).round().byte()}, temporary)
         pool[tuple(torch.tensor(places).T)] = load_file(file)['pictures']
     return pool, plan
 
 # %% ../nbs/85_icon_training.ipynb #6d296810
 def judged(pool, icons, population: str, seed: int = 0):
-    "label_0 [n] of simulated annotators of a population for pairs of pictures uint8 [n, 2, 3, 64, 64]."
-    worth = worths(pool.flatten(0, 1), [i for i in icons for _ in (0, 1)], population).reshape(-1, 2)
+    """label_0 [n] of simulated annotators of a population for pairs of pictures uint8 [n, 2, 3, 64,
+    64]."""
+    worth = worths(pool.flatten(0, 1), [i for i in icons for _ in (0, 1)], population).reshape(
+        -1, 2
+    )
     return judge(worth[:, 0], worth[:, 1], seed)
+
 
 def worths(pictures, icons, population: str):
     "What pictures (uint8 [n, 3, 64, 64]) are worth to a population, float [n], in pieces."
     import torch
-    pieces = zip(pictures.split(256), [icons[k:k + 256] for k in range(0, len(icons), 256)])
-    return torch.cat([utility(qualities(p.float()/255, i), population) for p, i in pieces])
+
+    pieces = zip(pictures.split(256), [icons[k : k + 256] for k in range(0, len(icons), 256)])
+    return torch.cat([utility(qualities(p.float() / 255, i), population) for p, i in pieces])
+
 
 def more_pairs(pool, icons, times: int, seed: int = 0):
-    "More pairs for the same captions, from spoilt copies of drawn pictures and of true renders. Returns (pool, icons)."
+    """More pairs for the same captions, from spoilt copies of drawn pictures and of true renders.
+    Returns (pool, icons)."""
     import torch
+
     g, made = torch.Generator().manual_seed(seed), []
-    true = (pictures_of(icons)/2 + .5)
+    true = pictures_of(icons) / 2 + 0.5
     for _ in range(times):
-        sources = torch.stack([pool[:, 0].float()/255, pool[:, 1].float()/255, true], 1)
+        sources = torch.stack([pool[:, 0].float() / 255, pool[:, 1].float() / 255, true], 1)
         pick = torch.stack([torch.randperm(3, generator=g)[:2] for _ in icons])
         chosen = sources[torch.arange(len(icons))[:, None], pick]
-        made.append(torch.cat([spoil(c, g) for c in chosen.flatten(0, 1).split(64)]).reshape(chosen.shape))
-    return (torch.cat(made)*255).round().byte(), list(icons)*times
+        made.append(
+            torch.cat([spoil(c, g) for c in chosen.flatten(0, 1).split(64)]).reshape(chosen.shape)
+        )
+    return (torch.cat(made) * 255).round().byte(), list(icons) * times
 
 # %% ../nbs/85_icon_training.ipynb #7abf834f
-def train_preference(name, clip, tokenizer, pool, icons, prompts, population, out, config: FitConfig, held: int, times: int = 0):
-    "Fine-tunes a copy of CLIP on a population's pairs but the last `held`, and on `times` as many spoilt ones. Returns (model, accuracy on the held-out decided pairs)."
+def train_preference(
+    name,
+    clip,
+    tokenizer,
+    pool,
+    icons,
+    prompts,
+    population,
+    out,
+    config: FitConfig,
+    held: int,
+    times: int = 0,
+):
+    """Fine-tunes a copy of CLIP on a population's pairs but the last `held`, and on `times` as many
+    spoilt ones. Returns (model, accuracy on the held-out decided pairs)."""
     import copy, torch
+
     labels, ids = judged(pool, icons, population), token_ids(tokenizer, prompts)
     pictures, targets, words = pool[:-held], labels[:-held], ids[:-held].repeat(times + 1, 1)
     if times:
         extra, extra_icons = more_pairs(pool[:-held], icons[:-held], times)
-        pictures, targets = torch.cat([pictures, extra]), torch.cat([targets, judged(extra, extra_icons, population, seed=1)])
+        pictures, targets = (
+            torch.cat([pictures, extra]),
+            torch.cat([targets, judged(extra, extra_icons, population, seed=1)]),
+        )
     model = copy.deepcopy(clip).train()
     loss = preference_loss(model, Pictures(pictures), words, targets)
     fit(name, model.parameters(), loss, config, out)
-    with torch.no_grad(): model.logit_scale.clamp_(max=4.6052)
-    return model.eval(), preference_accuracy(model, Pictures(pool[-held:])[:], ids[-held:], labels[-held:])
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=4.6052)
+    return model.eval(), preference_accuracy(
+        model, Pictures(pool[-held:])[:], ids[-held:], labels[-held:]
+    )
+
 
 class Pictures:
     "A uint8 tensor that gives float pictures in 0..1 when indexed, to keep memory small."
-    def __init__(self, stored): self.stored = stored
-    def __len__(self): return len(self.stored)
-    def __getitem__(self, places): return self.stored[places].float()/255
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    def __len__(self):
+        return len(self.stored)
+
+    def __getitem__(self, places):
+        return self.stored[places].float() / 255
 
 # %% ../nbs/85_icon_training.ipynb #c6f0b22a
 def image_bytes(picture, quality: int = 90) -> bytes:
     "A uint8 picture [3, 64, 64] as JPEG without chroma subsampling."
     import io
     from PIL import Image
+
     buffer = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, 'JPEG', quality=quality, subsampling=0)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
+        buffer, 'JPEG', quality=quality, subsampling=0
+    )
     return buffer.getvalue()
+
 
 def write_world_pairs(pool, plan, prompts, icons, generators, path, seed: int = 0) -> Path:
     "The pairs in Pick-a-Pic's columns, labelled by simulated users."
     from balanceddpo.pairs import make_pair, write_pairs
+
     labels = judged(pool, icons, 'pickapic', seed)
-    pairs = (make_pair(p, tuple(image_bytes(x) for x in pool[i]), label_0=labels[i].item(), models=tuple(generators[k].name for k in plan[i]))
-             for i, p in enumerate(prompts))
+    pairs = (
+        make_pair(
+            p,
+            tuple(image_bytes(x) for x in pool[i]),
+            label_0=labels[i].item(),
+            models=tuple(generators[k].name for k in plan[i]),
+        )
+        for i, p in enumerate(prompts)
+    )
     return write_pairs(pairs, path)
+
 
 def save_half(model, folder, save):
     "Saves a model in half precision with `save(model, folder)`."
     import copy, torch
+
     return save(copy.deepcopy(model).to(torch.float16), folder)
 
 # %% ../nbs/85_icon_training.ipynb #b3e2df5a
 @dataclass(frozen=True)
 class WorldConfig:
     "How long each stage of the icon world is trained, and how many pairs are drawn."
-    decoder: FitConfig = FitConfig(steps=3000, learning_rate=2e-3, warmup=50, decay=.3, weight_decay=0., bf16=True)
-    encoder: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, warmup=50, decay=.5, weight_decay=0., bf16=True)
-    diffusion: FitConfig = FitConfig(steps=4500, learning_rate=6e-4, warmup=200, decay=.2, ema=.999, bf16=True)
-    diffusion_xl: FitConfig = FitConfig(steps=3200, learning_rate=6e-4, warmup=200, decay=.2, ema=.999, bf16=True, keep_every=400)
-    clip: FitConfig = FitConfig(steps=1000, betas=(.9, .98), weight_decay=.05, ema=0.)
-    recogniser: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, decay=.6, weight_decay=.05, ema=0.)
-    preference: FitConfig = FitConfig(steps=700, learning_rate=2e-4, warmup=50, decay=.6, betas=(.9, .98), weight_decay=.05, ema=0.)
-    hps: FitConfig = FitConfig(steps=200, learning_rate=1e-4, warmup=50, decay=.6, betas=(.9, .98), weight_decay=.05, ema=0.)
-    aesthetic: FitConfig = FitConfig(steps=1500, learning_rate=2e-3, warmup=50, weight_decay=1e-3, ema=0.)
-    base: int = 3500           # diffusion step of the base model; the later ones are its stronger rivals in the pairs
+
+    decoder: FitConfig = FitConfig(
+        steps=3000, learning_rate=2e-3, warmup=50, decay=0.3, weight_decay=0.0, bf16=True
+    )
+    encoder: FitConfig = FitConfig(
+        steps=1500, learning_rate=2e-3, warmup=50, decay=0.5, weight_decay=0.0, bf16=True
+    )
+    diffusion: FitConfig = FitConfig(
+        steps=4500, learning_rate=6e-4, warmup=200, decay=0.2, ema=0.999, bf16=True
+    )
+    diffusion_xl: FitConfig = FitConfig(
+        steps=3200, learning_rate=6e-4, warmup=200, decay=0.2, ema=0.999, bf16=True, keep_every=400
+    )
+    clip: FitConfig = FitConfig(steps=1000, betas=(0.9, 0.98), weight_decay=0.05, ema=0.0)
+    recogniser: FitConfig = FitConfig(
+        steps=1500, learning_rate=2e-3, decay=0.6, weight_decay=0.05, ema=0.0
+    )
+    preference: FitConfig = FitConfig(
+        steps=700,
+        learning_rate=2e-4,
+        warmup=50,
+        decay=0.6,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        ema=0.0,
+    )
+    hps: FitConfig = FitConfig(
+        steps=200,
+        learning_rate=1e-4,
+        warmup=50,
+        decay=0.6,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        ema=0.0,
+    )
+    aesthetic: FitConfig = FitConfig(
+        steps=1500, learning_rate=2e-3, warmup=50, weight_decay=1e-3, ema=0.0
+    )
+    # diffusion step of the base model; the later ones are its stronger rivals in the pairs
+    base: int = 3500
     rivals: tuple[int, ...] = (4000, 4500)  # diffusion steps of the other generators
-    base_xl: int = 3200        # diffusion_xl step of the second base model
-    pairs: int = 1400          # preference pairs shipped
-    hps_pairs: int = 600      # pairs for the annotators of HPS, not shipped
-    held: int = 200            # pairs of each kind kept from the scorers, to measure them
+    base_xl: int = 3200  # diffusion_xl step of the second base model
+    pairs: int = 1400  # preference pairs shipped
+    hps_pairs: int = 600  # pairs for the annotators of HPS, not shipped
+    held: int = 200  # pairs of each kind kept from the scorers, to measure them
 
 # %% ../nbs/85_icon_training.ipynb #1c27e1a9
 def smoke_world() -> WorldConfig:
     "Every stage in seconds, for tests; its networks know nothing."
     from dataclasses import fields, replace
-    few = {f.name: replace(f.default, steps=4, warmup=1, keep_every=2) for f in fields(WorldConfig) if isinstance(f.default, FitConfig)}
+
+    few = {
+        f.name: replace(f.default, steps=4, warmup=1, keep_every=2)
+        for f in fields(WorldConfig)
+        if isinstance(f.default, FitConfig)
+    }
     return WorldConfig(**few, base=2, rivals=(4,), base_xl=4, pairs=24, hps_pairs=24, held=8)
 
 # %% ../nbs/85_icon_training.ipynb #a51851eb
 def generators_of(folder, config: WorldConfig) -> list:
-    "The ways in which the pairs' pictures are drawn: base and rivals, two guidances and numbers of steps each."
+    """The ways in which the pairs' pictures are drawn: base and rivals, two guidances and numbers
+    of steps each."""
     steps = (config.base, *config.rivals)
-    return [Generator(str(Path(folder)/'diffusion'/f'{step:05d}'), guidance, n) for step in steps for guidance, n in ((2., 10), (4., 20))]
+    return [
+        Generator(str(Path(folder) / 'diffusion' / f'{step:05d}'), guidance, n)
+        for step in steps
+        for guidance, n in ((2.0, 10), (4.0, 20))
+    ]
 
 # %% ../nbs/85_icon_training.ipynb #13291b52
 def write_prompt_sets(folder) -> None:
     "The four prompt sets, a prompt a line."
     from balanceddpo.icons import PROMPT_SETS, prompt_texts
+
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in PROMPT_SETS: (Path(folder)/f'{name}.txt').write_text('\n'.join(prompt_texts(name)) + '\n')
+    for name in PROMPT_SETS:
+        (Path(folder) / f'{name}.txt').write_text('\n'.join(prompt_texts(name)) + '\n')
+
 
 def pair_prompts(n: int, seed: int = 0):
     "Icons and captions of n pairs, drawn without replacement while they last."
     import torch
+
     icons, g = training_icons(), torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(icons), generator=g) for _ in range(-(-n//len(icons)))])[:n].tolist()
+    order = torch.cat(
+        [torch.randperm(len(icons), generator=g) for _ in range(-(-n // len(icons)))]
+    )[:n].tolist()
     templates = torch.multinomial(torch.tensor(TEMPLATE_SHARES), n, True, generator=g).tolist()
-    return [icons[k] for k in order], [caption(icons[k], TEMPLATES[t]) for k, t in zip(order, templates)]
+    return [icons[k] for k in order], [
+        caption(icons[k], TEMPLATES[t]) for k, t in zip(order, templates)
+    ]
+
 
 def train_aesthetic(clip, pool, icons, out, held: int, config: FitConfig):
-    "The head on CLIP's embeddings of all pictures but the last `held` pairs. Returns (state dict, correlation with held-out ratings, accuracy on held-out decided pairs)."
+    """The head on CLIP's embeddings of all pictures but the last `held` pairs. Returns (state dict,
+    correlation with held-out ratings, accuracy on held-out decided pairs)."""
     import torch
+
     pictures, who = pool.flatten(0, 1), [i for i in icons for _ in (0, 1)]
     with torch.inference_mode():
-        embed = torch.cat([torch.nn.functional.normalize(embedding(clip, p.float()/255), dim=-1) for p in pictures.split(256)]).clone()
+        embed = torch.cat(
+            [
+                torch.nn.functional.normalize(embedding(clip, p.float() / 255), dim=-1)
+                for p in pictures.split(256)
+            ]
+        ).clone()
     worth = worths(pictures, who, 'aesthetic')
-    rated, cut = ratings(worth), len(pictures) - 2*held
+    rated, cut = ratings(worth), len(pictures) - 2 * held
     state = fit_aesthetic(embed[:cut], rated[:cut], out, config)
     found, truth = linear_head(state, embed[cut:]), worth[cut:].reshape(-1, 2)
     label = judge(truth[:, 0], truth[:, 1])
-    right = ((found.reshape(-1, 2)[:, 0] > found.reshape(-1, 2)[:, 1]) == (label == 1))[label != .5].float().mean().item()
+    right = (
+        ((found.reshape(-1, 2)[:, 0] > found.reshape(-1, 2)[:, 1]) == (label == 1))[label != 0.5]
+        .float()
+        .mean()
+        .item()
+    )
     return state, torch.corrcoef(torch.stack([found, rated[cut:]]))[0, 1].item(), right
 
 # %% ../nbs/85_icon_training.ipynb #fd7c3cad
@@ -751,37 +1327,50 @@ def embedding(clip, pictures):
     out = clip.get_image_features(pixel_values=normalise(pictures))
     return getattr(out, 'pooler_output', out)
 
+
 def linear_head(state, embeddings):
     "The scores [n] of a head's state dict: its layers in order, nothing between them."
     import torch.nn.functional as F
-    for k in sorted({int(n.split('.')[1]) for n in state}): embeddings = F.linear(embeddings, state[f'layers.{k}.weight'].float(), state[f'layers.{k}.bias'].float())
+
+    for k in sorted({int(n.split('.')[1]) for n in state}):
+        embeddings = F.linear(
+            embeddings, state[f'layers.{k}.weight'].float(), state[f'layers.{k}.bias'].float()
+        )
     return embeddings[:, 0]
+
 
 def save_aesthetic(state, folder) -> Path:
     "The head as our scorers read it, on the icon world's CLIP."
     from safetensors.torch import save_file
+
     with staged(folder) as temporary:
         Path(temporary).mkdir(exist_ok=True)
-        save_file(state, Path(temporary)/'head.safetensors')
-        (Path(temporary)/'aesthetic.json').write_text(json.dumps({'backbone': '../clip'}))
+        save_file(state, Path(temporary) / 'head.safetensors')
+        (Path(temporary) / 'aesthetic.json').write_text(json.dumps({'backbone': '../clip'}))
     return Path(folder)
 
 # %% ../nbs/85_icon_training.ipynb #00f87224
 def open_pipeline(folder):
     "A pipeline folder in single precision."
     import torch
+
     ensure_torchvision()
     from diffusers import DiffusionPipeline
+
     return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
 
 def write_assets(folder, base, base_xl, clip, pickscore, hps, head, recogniser, tokenizer) -> None:
     "All that the package ships but the pairs, in half precision."
     import shutil
+
     folder = Path(folder)
     for name, source in (('model', base), ('model-xl', base_xl)):
-        with staged(folder/name) as temporary: shutil.copytree(source, temporary, dirs_exist_ok=True)
-    for name, model in (('clip', clip), ('pickscore', pickscore)): save_half(model, folder/'scorers'/name, lambda m, f: save_clip(m, tokenizer, f))
-    save_half(hps, folder/'scorers'/'hps', lambda m, f: save_open_clip(m, tokenizer, f))
-    save_aesthetic(head, folder/'scorers'/'aesthetic')
-    save_half(recogniser, folder/'recogniser', lambda m, f: m.save_pretrained(f))
-    write_prompt_sets(folder/'prompts')
+        with staged(folder / name) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+    for name, model in (('clip', clip), ('pickscore', pickscore)):
+        save_half(model, folder / 'scorers' / name, lambda m, f: save_clip(m, tokenizer, f))
+    save_half(hps, folder / 'scorers' / 'hps', lambda m, f: save_open_clip(m, tokenizer, f))
+    save_aesthetic(head, folder / 'scorers' / 'aesthetic')
+    save_half(recogniser, folder / 'recogniser', lambda m, f: m.save_pretrained(f))
+    write_prompt_sets(folder / 'prompts')

@@ -21,39 +21,68 @@ __all__ = ['ICON_NAMES', 'CONCEPTS', 'STYLES', 'BACKGROUNDS', 'SIZE', 'DRAWING',
            'as_pictures', 'recognised_scores', 'closeness_scores', 'register_checks']
 
 # %% ../nbs/80_icons.ipynb #0970d58b
-ICON_NAMES = """red-apple banana grapes lemon strawberry pineapple watermelon cherries peach pear tomato carrot eggplant avocado
-broccoli bread croissant cheese-wedge hamburger pizza hot-dog taco egg french-fries popcorn doughnut cookie birthday-cake ice-cream
-chocolate-bar lollipop hot-beverage beer-mug wine-glass teapot cupcake pretzel pancakes sushi mushroom dog-face cat-face mouse-face
-rabbit-face fox bear panda koala tiger-face lion cow-face pig-face frog monkey-face chicken penguin bird eagle duck owl bat wolf
-horse-face unicorn honeybee bug butterfly snail lady-beetle spider turtle snake octopus crab shrimp fish tropical-fish dolphin whale
-shark elephant giraffe kangaroo camel hedgehog dragon sauropod parrot flamingo peacock swan cactus evergreen-tree palm-tree sunflower
-rose tulip four-leaf-clover maple-leaf cherry-blossom hibiscus airplane automobile bus bicycle rocket sailboat train helicopter taxi
-tractor guitar violin trumpet drum bell key hammer scissors umbrella balloon crown top-hat glasses watch camera light-bulb envelope
-pencil gem-stone trophy soccer-ball basketball tennis bomb candle magnet anchor wrapped-gift teddy-bear kite backpack high-heeled-shoe
-running-shoe t-shirt dress star sun cloud snowflake fire droplet rainbow crescent-moon snowman jack-o-lantern house castle tent
-robot""".split()
+ICON_NAMES = """
+red-apple banana grapes lemon strawberry pineapple watermelon cherries peach pear tomato carrot
+eggplant avocado broccoli bread croissant cheese-wedge hamburger pizza hot-dog taco egg french-fries
+popcorn doughnut cookie birthday-cake ice-cream chocolate-bar lollipop hot-beverage beer-mug
+wine-glass teapot cupcake pretzel pancakes sushi mushroom dog-face cat-face mouse-face rabbit-face
+fox bear panda koala tiger-face lion cow-face pig-face frog monkey-face chicken penguin bird eagle
+duck owl bat wolf horse-face unicorn honeybee bug butterfly snail lady-beetle spider turtle snake
+octopus crab shrimp fish tropical-fish dolphin whale shark elephant giraffe kangaroo camel hedgehog
+dragon sauropod parrot flamingo peacock swan cactus evergreen-tree palm-tree sunflower rose tulip
+four-leaf-clover maple-leaf cherry-blossom hibiscus airplane automobile bus bicycle rocket sailboat
+train helicopter taxi tractor guitar violin trumpet drum bell key hammer scissors umbrella balloon
+crown top-hat glasses watch camera light-bulb envelope pencil gem-stone trophy soccer-ball
+basketball tennis bomb candle magnet anchor wrapped-gift teddy-bear kite backpack high-heeled-shoe
+running-shoe t-shirt dress star sun cloud snowflake fire droplet rainbow crescent-moon snowman
+jack-o-lantern house castle tent robot
+""".split()
 CONCEPTS = tuple(n.replace('-face', '').replace('-', ' ') for n in ICON_NAMES)
-STYLES = {'noto': 'noto', 'twemoji': 'twemoji', 'fluent': 'fluent-emoji', 'flat': 'fluent-emoji-flat'}  # word in a caption: icon set
-BACKGROUNDS = {'white': (255, 255, 255), 'blue': (173, 214, 255), 'pink': (255, 182, 203), 'green': (170, 226, 170),
-               'yellow': (255, 240, 150), 'lavender': (206, 190, 250), 'black': (40, 40, 48), 'peach': (255, 205, 165)}
+# word in a caption: icon set
+STYLES = {
+    'noto': 'noto',
+    'twemoji': 'twemoji',
+    'fluent': 'fluent-emoji',
+    'flat': 'fluent-emoji-flat',
+}
+BACKGROUNDS = {
+    'white': (255, 255, 255),
+    'blue': (173, 214, 255),
+    'pink': (255, 182, 203),
+    'green': (170, 226, 170),
+    'yellow': (255, 240, 150),
+    'lavender': (206, 190, 250),
+    'black': (40, 40, 48),
+    'peach': (255, 205, 165),
+}
 SIZE, DRAWING = 64, 52  # pixels of a picture, and of the drawing in its middle
-MARGIN = (SIZE - DRAWING)//2
+MARGIN = (SIZE - DRAWING) // 2
 
 # %% ../nbs/80_icons.ipynb #2b71c1e1
 class Icon(NamedTuple):
     "One picture of the world: indexes into `CONCEPTS`, `STYLES` and `BACKGROUNDS`."
+
     concept: int
     style: int
     background: int
 
+
 def held_out(icon) -> bool:
-    "Whether this combination of concept, style and background is kept out of all training (one in six, by a hash)."
+    """Whether this combination of concept, style and background is kept out of all training (one in
+    six, by a hash)."""
     return int(hashlib.sha256('/'.join(map(str, icon)).encode()).hexdigest(), 16) % 6 == 0
+
 
 @lru_cache
 def all_icons() -> tuple:
     "All 5,120 icons, in order of concept, style, background."
-    return tuple(Icon(c, s, b) for c in range(len(CONCEPTS)) for s in range(len(STYLES)) for b in range(len(BACKGROUNDS)))
+    return tuple(
+        Icon(c, s, b)
+        for c in range(len(CONCEPTS))
+        for s in range(len(STYLES))
+        for b in range(len(BACKGROUNDS))
+    )
+
 
 def split_icons(held: bool) -> list:
     "The held-out icons, or the others."
@@ -65,78 +94,130 @@ def drawings():
     "uint8 [160, 4, 52, 52, 4]: every concept in every style, RGBA."
     import numpy as np, torch
     from PIL import Image
+
     sheet = torch.from_numpy(np.array(Image.open(asset('icons.png')).convert('RGBA')))
     tiles = sheet.reshape(-1, DRAWING, 16, len(STYLES), DRAWING, 4).permute(0, 2, 3, 1, 4, 5)
-    return tiles.reshape(-1, len(STYLES), DRAWING, DRAWING, 4)[:len(CONCEPTS)].contiguous()
+    return tiles.reshape(-1, len(STYLES), DRAWING, DRAWING, 4)[: len(CONCEPTS)].contiguous()
+
 
 def background_colour(icon):
     "float [3] in 0..255."
     import torch
+
     return torch.tensor(list(BACKGROUNDS.values())[icon[2]]).float()
+
 
 @lru_cache(maxsize=None)
 def true_render(icon):
     "uint8 [3, 64, 64]: the one true picture of an icon."
     rgba, colour = drawings()[icon[0], icon[1]].float(), background_colour(icon)
-    alpha = rgba[..., 3:]/255
+    alpha = rgba[..., 3:] / 255
     picture = colour[:, None, None].expand(3, SIZE, SIZE).clone()
-    picture[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = (rgba[..., :3]*alpha + colour*(1 - alpha)).permute(2, 0, 1)
+    picture[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = (
+        rgba[..., :3] * alpha + colour * (1 - alpha)
+    ).permute(2, 0, 1)
     return picture.round().byte()
 
 # %% ../nbs/80_icons.ipynb #99004e4a
-TEMPLATES = ('{thing}, {s} style, on a {b} background', '{thing} on a {b} background, {s} style',
-             '{s} style {c}, {b} background', 'a {s} style icon of {thing} on {b}')
-TEMPLATE_SHARES = (.5, .2, .2, .1)  # how often training draws each
-UNSEEN_TEMPLATES = ('a cute picture of {thing}, {s} style, on a plain {b} background', 'look at {thing} in {s} style, {b} background',
-                    'tiny {c} sticker, {s} style, {b} backdrop', 'my favourite {c}! {s} style please, background: {b}')
-NO_ARTICLE = ('grapes', 'cherries', 'broccoli', 'bread', 'french fries', 'popcorn', 'pancakes', 'sushi', 'scissors', 'glasses', 'fire')
+TEMPLATES = (
+    '{thing}, {s} style, on a {b} background',
+    '{thing} on a {b} background, {s} style',
+    '{s} style {c}, {b} background',
+    'a {s} style icon of {thing} on {b}',
+)
+TEMPLATE_SHARES = (0.5, 0.2, 0.2, 0.1)  # how often training draws each
+UNSEEN_TEMPLATES = (
+    'a cute picture of {thing}, {s} style, on a plain {b} background',
+    'look at {thing} in {s} style, {b} background',
+    'tiny {c} sticker, {s} style, {b} backdrop',
+    'my favourite {c}! {s} style please, background: {b}',
+)
+NO_ARTICLE = (
+    'grapes',
+    'cherries',
+    'broccoli',
+    'bread',
+    'french fries',
+    'popcorn',
+    'pancakes',
+    'sushi',
+    'scissors',
+    'glasses',
+    'fire',
+)
+
 
 def thing(concept: str) -> str:
     "A concept with its article, if it has one."
-    if concept in NO_ARTICLE: return concept
+    if concept in NO_ARTICLE:
+        return concept
     return f'{"an" if concept[0] in "aeiou" else "a"} {concept}'
+
 
 def caption(icon, template=TEMPLATES[0]) -> str:
     "The caption of an icon in one of the templates."
-    concept, style, background = CONCEPTS[icon[0]], list(STYLES)[icon[1]], list(BACKGROUNDS)[icon[2]]
+    concept, style, background = (
+        CONCEPTS[icon[0]],
+        list(STYLES)[icon[1]],
+        list(BACKGROUNDS)[icon[2]],
+    )
     return template.format(thing=thing(concept), c=concept, s=style, b=background)
 
 # %% ../nbs/80_icons.ipynb #1773b3c7
 def _pattern(template) -> re.Pattern:
     "The regular expression of a template's captions, with groups c, s and b."
-    groups = {k: f'(?P<{k}>{"|".join(map(re.escape, names))})' for k, names in (('c', CONCEPTS), ('s', STYLES), ('b', BACKGROUNDS))}
+    groups = {
+        k: f'(?P<{k}>{"|".join(map(re.escape, names))})'
+        for k, names in (('c', CONCEPTS), ('s', STYLES), ('b', BACKGROUNDS))
+    }
     groups['thing'] = f'(?:an? )?{groups["c"]}'
     return re.compile(re.sub(r'\\{(\w+)\\}', lambda m: groups[m[1]], re.escape(template)))
 
+
 @lru_cache(maxsize=None)
 def truth_of(prompt: str) -> Icon:
-    "The icon that a caption describes. Raises `InputError` for a prompt that is no caption of this world."
+    """The icon that a caption describes. Raises `InputError` for a prompt that is no caption of
+    this world."""
     for template in TEMPLATES + UNSEEN_TEMPLATES:
         if found := _pattern(template).fullmatch(prompt):
-            return Icon(CONCEPTS.index(found['c']), list(STYLES).index(found['s']), list(BACKGROUNDS).index(found['b']))
-    raise InputError(f'{prompt[:80]!r} is no caption of the icon world: write it like {caption(Icon(44, 1, 2))!r}')
+            return Icon(
+                CONCEPTS.index(found['c']),
+                list(STYLES).index(found['s']),
+                list(BACKGROUNDS).index(found['b']),
+            )
+    raise InputError(
+        f'{prompt[:80]!r} is no caption of the icon world: write it like'
+        f' {caption(Icon(44, 1, 2))!r}'
+    )
 
 # %% ../nbs/80_icons.ipynb #aa9f9d56
 PROMPT_SETS = ('pickapic', 'partiprompts', 'hpd', 'tuning')
+
 
 def _drawn(icons, name, n):
     "n icons, in an order drawn from the set's name."
     rank = lambda icon: hashlib.sha256(f'{name}/{icon}'.encode()).hexdigest()
     return sorted(icons, key=rank)[:n]
 
+
 @lru_cache
 def prompt_sets(n: int = 150) -> dict:
     "Name of a prompt set -> its icons, n each, all different."
     known, new = split_icons(False), split_icons(True)
-    sets = {'pickapic': _drawn(known, 'pickapic', n), 'partiprompts': _drawn(new, 'partiprompts', n)}
+    sets = {
+        'pickapic': _drawn(known, 'pickapic', n),
+        'partiprompts': _drawn(new, 'partiprompts', n),
+    }
     sets['hpd'] = _drawn([i for i in new if i not in sets['partiprompts']], 'hpd', n)
     sets['tuning'] = _drawn([i for i in known if i not in sets['pickapic']], 'tuning', n)
     return sets
+
 
 def prompt_texts(name: str, n: int = 150) -> list:
     "The captions of a prompt set: unseen templates for 'hpd', the training ones for the rest."
     templates = UNSEEN_TEMPLATES if name == 'hpd' else TEMPLATES
     return [caption(icon, templates[k % 4]) for k, icon in enumerate(prompt_sets(n)[name])]
+
 
 def training_icons() -> list:
     "The icons that preference pairs are made for: not held out, and in no prompt set."
@@ -146,91 +227,137 @@ def training_icons() -> list:
 # %% ../nbs/80_icons.ipynb #76ab093a
 def _frame():
     import torch
+
     frame = torch.ones(SIZE, SIZE, dtype=torch.bool)
     frame[MARGIN:-MARGIN, MARGIN:-MARGIN] = False
     return frame
 
+
 def frame_qualities(pictures, icons) -> dict:
     "background and clean, each float [n]; pictures float [n, 3, 64, 64] in 0..1."
     import torch
-    frame, colour = pictures[:, :, _frame()], torch.stack([background_colour(i) for i in icons])/255
-    return {'background': -(frame.mean(2) - colour).abs().mean(1)/.08, 'clean': -frame.std(2).mean(1)/.05}
+
+    frame, colour = (
+        pictures[:, :, _frame()],
+        torch.stack([background_colour(i) for i in icons]) / 255,
+    )
+    return {
+        'background': -(frame.mean(2) - colour).abs().mean(1) / 0.08,
+        'clean': -frame.std(2).mean(1) / 0.05,
+    }
+
 
 def drawing_quality(pictures, icons):
     "Minus the error inside the outline of the true drawing, float [n]."
     import torch
+
     inside = torch.zeros(len(icons), 1, SIZE, SIZE)
-    inside[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN] = torch.stack([(drawings()[i[0], i[1], :, :, 3] > 0).float() for i in icons])
-    error = (pictures - truths(icons)).square()*inside
-    return -(error.sum((1, 2, 3))/(3*inside.sum((1, 2, 3)))).sqrt()/.12
+    inside[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN] = torch.stack(
+        [(drawings()[i[0], i[1], :, :, 3] > 0).float() for i in icons]
+    )
+    error = (pictures - truths(icons)).square() * inside
+    return -(error.sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))).sqrt() / 0.12
+
 
 def truths(icons):
     "The true renders, float [n, 3, 64, 64] in 0..1."
     import torch
-    return torch.stack([true_render(Icon(*i)) for i in icons]).float()/255
+
+    return torch.stack([true_render(Icon(*i)) for i in icons]).float() / 255
+
 
 def style_quality(pictures, icons):
     "How much nearer the picture is to its own style than to the nearest other, float [n]."
     import torch
+
     distance = lambda t: (pictures - t).square().mean((1, 2, 3)).sqrt()
-    other = torch.stack([distance(truths([Icon(c, (s + k) % len(STYLES), b) for c, s, b in icons])) for k in range(1, len(STYLES))]).amin(0)
+    other = torch.stack(
+        [
+            distance(truths([Icon(c, (s + k) % len(STYLES), b) for c, s, b in icons]))
+            for k in range(1, len(STYLES))
+        ]
+    ).amin(0)
     own = distance(truths(icons))
-    return (other - own)/(other + own)/.25
+    return (other - own) / (other + own) / 0.25
 
 # %% ../nbs/80_icons.ipynb #65a7163a
 @lru_cache
 def small_renders():
     "All true renders at half their size, float [5120, 3072] in 0..1."
     import torch
+
     return torch.nn.functional.avg_pool2d(truths(all_icons()), 2).flatten(1)
 
+
 def finished_quality(pictures):
-    "Minus the distance to the nearest true render of any caption, float [n]: does this look like a picture of this world at all?"
+    """Minus the distance to the nearest true render of any caption, float [n]: does this look like
+    a picture of this world at all?"""
     import torch
+
     small = torch.nn.functional.avg_pool2d(pictures, 2).flatten(1)
-    return -torch.cdist(small, small_renders()).amin(1)/small.shape[1]**.5/.05
+    return -torch.cdist(small, small_renders()).amin(1) / small.shape[1] ** 0.5 / 0.05
+
 
 def look_qualities(pictures) -> dict:
     "vivid, sharp, smooth and finished, each float [n]: what can be judged without the caption."
     inner = pictures[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
     colourful = (inner.amax(1) - inner.amin(1)).flatten(1)
     steps = (inner[..., 1:] - inner[..., :-1]).abs().mean(1).flatten(1)
-    return {'vivid': colourful.topk(800, 1).values.mean(1)/.15, 'sharp': steps.topk(300, 1).values.mean(1)/.1,
-            'smooth': -steps.mean(1)/.005, 'finished': finished_quality(pictures)}
+    return {
+        'vivid': colourful.topk(800, 1).values.mean(1) / 0.15,
+        'sharp': steps.topk(300, 1).values.mean(1) / 0.1,
+        'smooth': -steps.mean(1) / 0.005,
+        'finished': finished_quality(pictures),
+    }
+
 
 def qualities(pictures, icons) -> dict:
-    "All eight qualities of pictures (float [n, 3, 64, 64] in 0..1) drawn for the given icons, each float [n], higher is better."
-    return {**frame_qualities(pictures, icons), **look_qualities(pictures),
-            'drawing': drawing_quality(pictures, icons), 'style': style_quality(pictures, icons)}
+    """All eight qualities of pictures (float [n, 3, 64, 64] in 0..1) drawn for the given icons,
+    each float [n], higher is better."""
+    return {
+        **frame_qualities(pictures, icons),
+        **look_qualities(pictures),
+        'drawing': drawing_quality(pictures, icons),
+        'style': style_quality(pictures, icons),
+    }
 
 # %% ../nbs/80_icons.ipynb #8bb808ff
 POPULATIONS = {
-    'pickapic':  {'drawing': .8, 'background': .5, 'vivid': .6},
-    'hps':       {'style': .6, 'clean': 1.5, 'drawing': .5, 'sharp': 1.},
-    'aesthetic': {'finished': 1., 'smooth': .5},
+    'pickapic': {'drawing': 0.8, 'background': 0.5, 'vivid': 0.6},
+    'hps': {'style': 0.6, 'clean': 1.5, 'drawing': 0.5, 'sharp': 1.0},
+    'aesthetic': {'finished': 1.0, 'smooth': 0.5},
 }
-ANNOTATOR_NOISE = .1   # s.d. of what an annotator adds to a picture's utility
-TIE_MARGIN = .05       # two pictures closer than this are called a tie
+ANNOTATOR_NOISE = 0.1  # s.d. of what an annotator adds to a picture's utility
+TIE_MARGIN = 0.05  # two pictures closer than this are called a tie
+
 
 def utility(found: dict, population: str):
-    "What pictures are worth to a population, float [n], before noise; `found` comes from `qualities`."
-    return sum(weight*found[name] for name, weight in POPULATIONS[population].items())
+    """What pictures are worth to a population, float [n], before noise; `found` comes from
+    `qualities`."""
+    return sum(weight * found[name] for name, weight in POPULATIONS[population].items())
+
 
 def judge(u0, u1, seed: int = 0):
-    "label_0 of pairs, float [n]: 1 first picture wins, 0 second, .5 tie. u0, u1: utilities [n]; one simulated annotator a pair."
+    """label_0 of pairs, float [n]: 1 first picture wins, 0 second, .5 tie. u0, u1: utilities [n];
+    one simulated annotator a pair."""
     import torch
-    noise = torch.randn(2, len(u0), generator=torch.Generator().manual_seed(seed))*ANNOTATOR_NOISE
+
+    noise = torch.randn(2, len(u0), generator=torch.Generator().manual_seed(seed)) * ANNOTATOR_NOISE
     gap = (u0 + noise[0]) - (u1 + noise[1])
-    return torch.where(gap.abs() < TIE_MARGIN, .5, (gap > 0).float())
+    return torch.where(gap.abs() < TIE_MARGIN, 0.5, (gap > 0).float())
 
 # %% ../nbs/80_icons.ipynb #320329d5
 HEADS = (len(CONCEPTS), len(STYLES), len(BACKGROUNDS))
-MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)  # CLIP's, for all networks of this world
+# CLIP's, for all networks of this world
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 def normalise(pictures):
     "Float pictures in 0..1 to what the world's networks take, [n, 3, 64, 64]."
     import torch
-    return (pictures - torch.tensor(MEAN)[:, None, None])/torch.tensor(STD)[:, None, None]
+
+    return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
 
 @lru_cache
 def recogniser():
@@ -238,48 +365,74 @@ def recogniser():
     ensure_torchvision()
     import torch
     from transformers import ResNetForImageClassification
-    return ResNetForImageClassification.from_pretrained(asset('recogniser'), dtype=torch.float32).eval()
+
+    return ResNetForImageClassification.from_pretrained(
+        asset('recogniser'), dtype=torch.float32
+    ).eval()
+
 
 def recognise(pictures, batch_size: int = 256):
-    "Names pictures: int64 [n, 3] (concept, style, background). pictures: float [n, 3, 64, 64] in 0..1."
+    """Names pictures: int64 [n, 3] (concept, style, background). pictures: float [n, 3, 64, 64] in
+    0..1."""
     import torch
+
     with torch.inference_mode():
         logits = torch.cat([recogniser()(normalise(p)).logits for p in pictures.split(batch_size)])
     return torch.stack([part.argmax(1) for part in logits.split(HEADS, 1)], 1)
 
 # %% ../nbs/80_icons.ipynb #15767a60
 def verify(pictures, prompts):
-    """Checks pictures against the truth of their captions: DataFrame with concept, style, background (right or not) and distance (rms to the true render, 0..1).
+    """Checks pictures against the truth of their captions: DataFrame with concept, style,
+    background (right or not) and distance (rms to the true render, 0..1).
 
     pictures: float [n, 3, 64, 64] in 0..1. Raises `InputError` for prompts without a truth."""
     import pandas as pd, torch
+
     icons = [truth_of(p) for p in prompts]
     right = recognise(pictures) == torch.tensor(icons)
     distance = (pictures - truths(icons)).square().mean((1, 2, 3)).sqrt()
-    return pd.DataFrame({**{name: right[:, k].numpy() for k, name in enumerate(Icon._fields)}, 'distance': distance.numpy()})
+    return pd.DataFrame(
+        {
+            **{name: right[:, k].numpy() for k, name in enumerate(Icon._fields)},
+            'distance': distance.numpy(),
+        }
+    )
 
 # %% ../nbs/80_icons.ipynb #c182a91a
 def as_pictures(images):
     "Float [n, 3, 64, 64] in 0..1 from PIL images or a uint8 tensor, resized where needed."
     import numpy as np, torch
-    if isinstance(images, torch.Tensor): return images.float()/(255 if images.dtype == torch.uint8 else 1)
+
+    if isinstance(images, torch.Tensor):
+        return images.float() / (255 if images.dtype == torch.uint8 else 1)
     small = [np.array(i.convert('RGB').resize((SIZE, SIZE))) for i in images]
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()/255
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255
+
 
 def recognised_scores(images, prompts):
     "1. where the recogniser names concept, style and background of the caption, else 0."
-    return verify(as_pictures(images), prompts)[list(Icon._fields)].all(axis=1).to_numpy(dtype='float32')
+    return (
+        verify(as_pictures(images), prompts)[list(Icon._fields)]
+        .all(axis=1)
+        .to_numpy(dtype='float32')
+    )
+
 
 def closeness_scores(images, prompts):
     "Minus the root mean squared distance to the true render."
     return -verify(as_pictures(images), prompts)['distance'].to_numpy(dtype='float32')
 
-CHECKS = 1              # part of their keys: to be raised when the same pictures are checked otherwise
+
+CHECKS = 1  # part of their keys: to be raised when the same pictures are checked otherwise
+
 
 def register_checks() -> tuple:
     "Registers 'recognised' and 'closeness' as scorers and returns their names."
     from balanceddpo.scorers import register_scorer
-    version = digest(CHECKS, content_digest(asset('recogniser')), content_digest(asset('icons.png')))
+
+    version = digest(
+        CHECKS, content_digest(asset('recogniser')), content_digest(asset('icons.png'))
+    )
     register_scorer('recognised', version)(recognised_scores)
     register_scorer('closeness', version)(closeness_scores)
     return 'recognised', 'closeness'

@@ -17,11 +17,14 @@ def _wide(v, x):
     "`v` `[m]` shaped to go with `x` `[m, ...]`."
     return v.reshape(-1, *[1] * (x.ndim - 1))
 
+
 def ddim_step(kind, prediction, x, a, b):
-    """`x` `[m, ...]` moved from the noise level `a` to `b` (alpha_bar, `[m]`) along a prediction of `kind`: fp32 (DDIM, arXiv:2010.02502, Eq. 12).
+    """`x` `[m, ...]` moved from the noise level `a` to `b` (alpha_bar, `[m]`) along a prediction of
+    `kind`: fp32 (DDIM, arXiv:2010.02502, Eq. 12).
 
     Raises InputError for a kind other than 'epsilon' and 'v_prediction'."""
-    if kind not in ('epsilon', 'v_prediction'): raise InputError(f"DDIM inversion is for 'epsilon' and 'v_prediction' models, not {kind!r}")
+    if kind not in ('epsilon', 'v_prediction'):
+        raise InputError(f"DDIM inversion is for 'epsilon' and 'v_prediction' models, not {kind!r}")
     a, b = (_wide(level.to(x.device).float(), x) for level in (a, b))
     x, prediction = x.float(), prediction.float()
     noise = prediction if kind == 'epsilon' else a.sqrt() * prediction + (1 - a).sqrt() * x
@@ -29,47 +32,82 @@ def ddim_step(kind, prediction, x, a, b):
 
 # %% ../nbs/33_inversion.ipynb #6ba4c6d9
 def inversion_times(t, steps, n_train=1000, spacing='scheduler', offset=1):
-    """The timesteps visited on the way to `t` `[m]`: int64 `[K, m]`, rising, the last row `t`. An image that has arrived stays.
+    """The timesteps visited on the way to `t` `[m]`: int64 `[K, m]`, rising, the last row `t`. An
+    image that has arrived stays.
 
-    'scheduler': diffusers' grid of `steps` points with `steps_offset` = `offset`, as far as it is below t, then t. 'even': `steps` equal steps from 0.
+    'scheduler': diffusers' grid of `steps` points with `steps_offset` = `offset`, as far as it
+    is below t, then t. 'even': `steps` equal steps from 0.
     Raises InputError for another spacing, or a number of steps that makes no sense."""
     import torch
-    if not 1 <= steps <= n_train: raise InputError(f'the number of inverse steps must be from 1 to {n_train}, not {steps}')
-    if spacing not in ('scheduler', 'even'): raise InputError(f"unknown spacing {spacing!r}: use 'scheduler' or 'even'")
+
+    if not 1 <= steps <= n_train:
+        raise InputError(f'the number of inverse steps must be from 1 to {n_train}, not {steps}')
+    if spacing not in ('scheduler', 'even'):
+        raise InputError(f"unknown spacing {spacing!r}: use 'scheduler' or 'even'")
     k = torch.arange(steps, device=t.device)[:, None]
-    if spacing == 'even': return (t * (k + 1) * 2 + steps) // (2 * steps)                       # t (k + 1) / steps, rounded
+    # t (k + 1) / steps, rounded
+    if spacing == 'even':
+        return (t * (k + 1) * 2 + steps) // (2 * steps)
     grid = k * (n_train // steps) + offset
     return torch.cat([torch.minimum(grid[grid[:, 0] < t.max()], t), t[None]])
 
 # %% ../nbs/33_inversion.ipynb #83685940
 def ancestral_deviation(a, b):
-    "The standard deviation `[m]` of an ancestral step between the levels `a` (nearer the data) and `b`: DDIM, Eq. 16 with eta = 1."
+    """The standard deviation `[m]` of an ancestral step between the levels `a` (nearer the data)
+    and `b`: DDIM, Eq. 16 with eta = 1."""
     return ((1 - a) / (1 - b) * (1 - b / a)).clamp(min=0).sqrt()
 
-def invert(predict, kind, x0, times, alphas_cumprod, renoise='none', eta=0., draw=None):
-    """The latents at `times[-1]`: fp32, as `x0` `[m, ...]`, by DDIM inversion without gradient along `times` int64 `[K, m]`, from level 1, the clean image.
 
-    `predict(x, t, rows)` is the denoiser for the images `rows` `[r]`, those under way, at `x` `[r, ...]` and `t` `[r]`; `alphas_cumprod` `[n_train]` is its
-    schedule; see the table for `renoise`. `draw(k)` gives step k's standard normal noise, as `x0`, for `eta` above 0. Raises InputError for another `renoise`,
-    or an `eta` without `draw`."""
+def invert(predict, kind, x0, times, alphas_cumprod, renoise='none', eta=0.0, draw=None):
+    """The latents at `times[-1]`: fp32, as `x0` `[m, ...]`, by DDIM inversion without gradient
+    along `times` int64 `[K, m]`, from level 1, the clean image.
+
+    `predict(x, t, rows)` is the denoiser for the images `rows` `[r]`, those under way, at `x`
+    `[r, ...]` and `t` `[r]`; `alphas_cumprod` `[n_train]` is its schedule; see the table for
+    `renoise`. `draw(k)` gives step k's standard normal noise, as `x0`, for `eta` above 0. Raises
+    InputError for another `renoise`, or an `eta` without `draw`."""
     import torch
-    if renoise not in ('none', 'each', 'end'): raise InputError(f"unknown renoise {renoise!r}: use 'none', 'each' or 'end'")
-    if eta and draw is None: raise InputError('eta above 0 needs `draw`, where its noise comes from')
-    x = before = x0.float(); a = before_a = torch.ones(len(x0), device=x0.device)
+
+    if renoise not in ('none', 'each', 'end'):
+        raise InputError(f"unknown renoise {renoise!r}: use 'none', 'each' or 'end'")
+    if eta and draw is None:
+        raise InputError('eta above 0 needs `draw`, where its noise comes from')
+    x = before = x0.float()
+    a = before_a = torch.ones(len(x0), device=x0.device)
     with torch.no_grad():
         for k, t in enumerate(times):
-            level = alphas_cumprod.to(x.device).float()[t]; on = (level < a).nonzero()[:, 0]            # the others have arrived
-            if not len(on): continue
+            # the others have arrived
+            level = alphas_cumprod.to(x.device).float()[t]
+            on = (level < a).nonzero()[:, 0]
+            if not len(on):
+                continue
             here, t, low, high = x[on], t[on], a[on], level[on]
-            prediction = predict(here, t, on); there = ddim_step(kind, prediction, here, low, high)
-            if renoise == 'each': there = ddim_step(kind, (prediction + predict(there, t, on)) / 2, here, low, high)
-            if eta: there = there + eta * _wide(ancestral_deviation(low, high), there) * draw(k)[on]
-            before, before_a, x, a = (whole.index_copy(0, on, part) for whole, part in ((before, here), (before_a, low), (x, there), (a, high)))
-        return ddim_step(kind, predict(x, times[-1], torch.arange(len(x), device=x.device)), before, before_a, a) if renoise == 'end' else x
+            prediction = predict(here, t, on)
+            there = ddim_step(kind, prediction, here, low, high)
+            if renoise == 'each':
+                there = ddim_step(kind, (prediction + predict(there, t, on)) / 2, here, low, high)
+            if eta:
+                there = there + eta * _wide(ancestral_deviation(low, high), there) * draw(k)[on]
+            before, before_a, x, a = (
+                whole.index_copy(0, on, part)
+                for whole, part in ((before, here), (before_a, low), (x, there), (a, high))
+            )
+        return (
+            ddim_step(
+                kind,
+                predict(x, times[-1], torch.arange(len(x), device=x.device)),
+                before,
+                before_a,
+                a,
+            )
+            if renoise == 'end'
+            else x
+        )
 
 # %% ../nbs/33_inversion.ipynb #8b9d3317
 def implied_noise(x_t, x0, alpha_bar):
-    "tau of SmPO: the noise that makes `x_t` of `x0` `[m, ...]` at the level `alpha_bar` `[m]`, fp32. The inverse of `add_noise`."
+    """tau of SmPO: the noise that makes `x_t` of `x0` `[m, ...]` at the level `alpha_bar` `[m]`,
+    fp32. The inverse of `add_noise`."""
     a = _wide(alpha_bar.to(x0.device).float(), x0)
     return (x_t.float() - a.sqrt() * x0.float()) / (1 - a).sqrt()
 
@@ -77,6 +115,7 @@ def implied_noise(x_t, x0, alpha_bar):
 @dataclass(frozen=True)
 class Inversion:
     "A way of inverting: a row of `INVERSIONS`."
+
     steps: int  # points of the grid, or equal steps
     renoise: str  # 'none', 'each' or 'end'
     eta: float  # noise added at each step, relative to an ancestral step
@@ -84,25 +123,37 @@ class Inversion:
     spacing: str = 'scheduler'  # or 'even'
 
     def passes(self, n_train=1000) -> float:
-        "Forward passes that an image takes in the mean over its timesteps 0 to `n_train` - 1: a step each, twice with 'each', once more with 'end'."
+        """Forward passes that an image takes in the mean over its timesteps 0 to `n_train` - 1: a
+        step each, twice with 'each', once more with 'end'."""
         import torch
+
         times = inversion_times(torch.arange(n_train), self.steps, n_train, self.spacing)
-        steps = (times.diff(dim=0, prepend=torch.full((1, n_train), -1)) > 0).sum(0)                     # an image that has arrived takes none
-        return steps.double().mean().item() * (1 + (self.renoise == 'each')) + (self.renoise == 'end')
+        # an image that has arrived takes none
+        steps = (times.diff(dim=0, prepend=torch.full((1, n_train), -1)) > 0).sum(0)
+        return steps.double().mean().item() * (1 + (self.renoise == 'each')) + (
+            self.renoise == 'end'
+        )
+
 
 INVERSIONS = dict(
-    inpo=Inversion(10, 'none', 0., 'InPO, the paper: deterministic; steps of the code'),
-    inpo_code=Inversion(10, 'none', .1, 'JaydenLyh/InPO, train.py'),
-    smpo_paper=Inversion(9, 'end', 0., 'SmPO, the paper as noted: 9 steps and one ReNoise correction'),
-    smpo_code=Inversion(5, 'each', 0., 'JaydenLyh/SmPO, train.py, SD1.5'),
-    smpo_code_sdxl=Inversion(10, 'each', 0., 'JaydenLyh/SmPO, train.py, SDXL'))
+    inpo=Inversion(10, 'none', 0.0, 'InPO, the paper: deterministic; steps of the code'),
+    inpo_code=Inversion(10, 'none', 0.1, 'JaydenLyh/InPO, train.py'),
+    smpo_paper=Inversion(
+        9, 'end', 0.0, 'SmPO, the paper as noted: 9 steps and one ReNoise correction'
+    ),
+    smpo_code=Inversion(5, 'each', 0.0, 'JaydenLyh/SmPO, train.py, SD1.5'),
+    smpo_code_sdxl=Inversion(10, 'each', 0.0, 'JaydenLyh/SmPO, train.py, SDXL'),
+)
 
 # %% ../nbs/33_inversion.ipynb #bb4519af
 def noise_by_inversion(name, predict, kind, x0, t, alphas_cumprod, draw=None, offset=1):
-    """The noisy latents at timesteps `t` `[m]`, and the target of a model of `kind`, by a row of `INVERSIONS`: two fp32 tensors as `x0` `[m, ...]`.
+    """The noisy latents at timesteps `t` `[m]`, and the target of a model of `kind`, by a row of
+    `INVERSIONS`: two fp32 tensors as `x0` `[m, ...]`.
 
-    The two images of a pair are two rows with one timestep. `draw(k)`: see `invert`; needed where eta is above 0. Raises InputError for an unknown name."""
-    if name not in INVERSIONS: raise InputError(f'unknown inversion {name!r}: use one of {", ".join(INVERSIONS)}')
+    The two images of a pair are two rows with one timestep. `draw(k)`: see `invert`; needed
+    where eta is above 0. Raises InputError for an unknown name."""
+    if name not in INVERSIONS:
+        raise InputError(f'unknown inversion {name!r}: use one of {", ".join(INVERSIONS)}')
     way = INVERSIONS[name]
     times = inversion_times(t, way.steps, len(alphas_cumprod), way.spacing, offset)
     x_t = invert(predict, kind, x0, times, alphas_cumprod, way.renoise, way.eta, draw)

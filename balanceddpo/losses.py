@@ -12,109 +12,176 @@ __all__ = ['denoising_error', 'convert_beta', 'dpo_logits', 'diffusion_dpo_loss'
 
 # %% ../nbs/30_losses.ipynb #d66d15c9
 def denoising_error(prediction, target, convention='mean'):
-    """The squared error of each prediction, Eq. 13 of BalancedDPO: fp32 `[n]`, the 'mean' or the 'sum' over all dimensions but the first.
+    """The squared error of each prediction, Eq. 13 of BalancedDPO: fp32 `[n]`, the 'mean' or the
+    'sum' over all dimensions but the first.
 
-    Computed in fp32 whatever the precision of its inputs. Raises InputError for another convention or if the shapes differ."""
-    if convention not in ('mean', 'sum'): raise InputError(f"unknown convention {convention!r}: use 'mean' or 'sum'")
-    if prediction.shape != target.shape: raise InputError(f'prediction {list(prediction.shape)} and target {list(target.shape)} have different shapes')
+    Computed in fp32 whatever the precision of its inputs. Raises InputError for another
+    convention or if the shapes differ."""
+    if convention not in ('mean', 'sum'):
+        raise InputError(f"unknown convention {convention!r}: use 'mean' or 'sum'")
+    if prediction.shape != target.shape:
+        raise InputError(
+            f'prediction {list(prediction.shape)} and target {list(target.shape)} have different'
+            ' shapes'
+        )
     squares = (prediction.float() - target.float()).square().flatten(1)
     return squares.mean(1) if convention == 'mean' else squares.sum(1)
 
 # %% ../nbs/30_losses.ipynb #508468cb
 def convert_beta(beta, numel, to) -> float:
-    "The `beta` for errors of the convention `to` ('mean' or 'sum') that does what `beta` does in the other one; `numel` is the number of elements of one latent."
-    if to not in ('mean', 'sum'): raise InputError(f"unknown convention {to!r}: use 'mean' or 'sum'")
+    """The `beta` for errors of the convention `to` ('mean' or 'sum') that does what `beta` does in
+    the other one; `numel` is the number of elements of one latent."""
+    if to not in ('mean', 'sum'):
+        raise InputError(f"unknown convention {to!r}: use 'mean' or 'sum'")
     return beta * numel if to == 'mean' else beta / numel
 
 # %% ../nbs/30_losses.ipynb #356ab78c
 def dpo_logits(err_policy, err_reference, beta):
-    """How much more than the reference the policy favours image 0 over image 1: fp32 `[n]`, the argument of the sigmoid in Diffusion-DPO (BalancedDPO, Eq. 8, without s).
+    """How much more than the reference the policy favours image 0 over image 1: fp32 `[n]`, the
+    argument of the sigmoid in Diffusion-DPO (BalancedDPO, Eq. 8, without s).
 
-    The errors are `[n, 2]`; `beta` belongs to their convention. Exactly 0 where policy and reference err alike."""
+    The errors are `[n, 2]`; `beta` belongs to their convention. Exactly 0 where policy and
+    reference err alike."""
     e, r = err_policy.float(), err_reference.float()
     return -beta / 2 * ((e[:, 0] - e[:, 1]) - (r[:, 0] - r[:, 1]))
 
 # %% ../nbs/30_losses.ipynb #78550ee4
 def diffusion_dpo_loss(logits, w0, w1):
-    """The Diffusion-DPO loss with the label inside the sigmoid, Eq. 8 of BalancedDPO: fp32 `[n]`. With shared weights it is Eq. 10.
+    """The Diffusion-DPO loss with the label inside the sigmoid, Eq. 8 of BalancedDPO: fp32 `[n]`.
+    With shared weights it is Eq. 10.
 
-    `logits`, `w0`, `w1` are `[n]`; (1, 0) means that image 0 wins, (0, 1) that image 1 does, (0, 0) gives loss 0 and gradient 0."""
+    `logits`, `w0`, `w1` are `[n]`; (1, 0) means that image 0 wins, (0, 1) that image 1 does, (0,
+    0) gives loss 0 and gradient 0."""
     from torch.nn.functional import softplus
+
     x = logits.float()
     return w0 * softplus(-x) + w1 * softplus(x)
 
 # %% ../nbs/30_losses.ipynb #31c94781
 def dpo_gradient_weight(logits, w0, w1):
-    "The derivative of `diffusion_dpo_loss` by the logit, in closed form: `[n]`; the factor of the gradient in BalancedDPO's Eq. 9, with s inside the sigmoid."
+    """The derivative of `diffusion_dpo_loss` by the logit, in closed form: `[n]`; the factor of the
+    gradient in BalancedDPO's Eq. 9, with s inside the sigmoid."""
     x = logits.float()
     return w1 * x.sigmoid() - w0 * (-x).sigmoid()
 
 # %% ../nbs/30_losses.ipynb #0487fc3f
 def _level(kind, level, like):
     "`level` `[n]` in fp32, shaped to go with `like` `[n, ...]`."
-    if kind not in ('epsilon', 'v_prediction', 'flow'): raise InputError(f"unknown kind of prediction {kind!r}: use 'epsilon', 'v_prediction' or 'flow'")
+    if kind not in ('epsilon', 'v_prediction', 'flow'):
+        raise InputError(
+            f"unknown kind of prediction {kind!r}: use 'epsilon', 'v_prediction' or 'flow'"
+        )
     return level.to(like.device).float().reshape(-1, *[1] * (like.ndim - 1))
+
 
 def add_noise(kind, x0, eps, level):
     """The noisy latents of a model that predicts `kind`: fp32, as `x0` `[n, ...]`.
 
-    `level` `[n]` is alpha_bar (the signal's share of the variance) for 'epsilon' and 'v_prediction', sigma (the noise's share of the way) for 'flow'. Raises InputError for another kind."""
-    a = _level(kind, level, x0); x0, eps = x0.float(), eps.float()
+    `level` `[n]` is alpha_bar (the signal's share of the variance) for 'epsilon' and
+    'v_prediction', sigma (the noise's share of the way) for 'flow'. Raises InputError for
+    another kind."""
+    a = _level(kind, level, x0)
+    x0, eps = x0.float(), eps.float()
     return (1 - a) * x0 + a * eps if kind == 'flow' else a.sqrt() * x0 + (1 - a).sqrt() * eps
 
+
 def training_target(kind, x0, eps, level=None):
-    "What a model of `kind` should predict: fp32, as `x0` `[n, ...]`. `level` `[n]` is alpha_bar, and needed for 'v_prediction' only. Raises InputError for another kind."
-    if kind == 'flow': return eps.float() - x0.float()
-    if kind == 'epsilon': return eps.float()
+    """What a model of `kind` should predict: fp32, as `x0` `[n, ...]`. `level` `[n]` is alpha_bar,
+    and needed for 'v_prediction' only. Raises InputError for another kind."""
+    if kind == 'flow':
+        return eps.float() - x0.float()
+    if kind == 'epsilon':
+        return eps.float()
     a = _level(kind, level, x0)
     return a.sqrt() * eps.float() - (1 - a).sqrt() * x0.float()
 
+
 def log_snr(kind, level):
-    "The log signal-to-noise ratio of variances, fp32 `[n]`: log(alpha_bar / (1 - alpha_bar)), or for 'flow' 2 log((1 - sigma) / sigma). `level` as in `add_noise`, and its errors."
+    """The log signal-to-noise ratio of variances, fp32 `[n]`: log(alpha_bar / (1 - alpha_bar)), or
+    for 'flow' 2 log((1 - sigma) / sigma). `level` as in `add_noise`, and its errors."""
     a = _level(kind, level, level)
     return 2 * ((1 - a) / a).log() if kind == 'flow' else (a / (1 - a)).log()
 
 # %% ../nbs/30_losses.ipynb #6aaa60eb
 def draw_noise(seed, step, pair_ids, shape, stream='noise'):
-    "Standard normal noise for the pairs of a training step: fp32 `[n, *shape]` on the CPU, each pair's a function of seed, step, its id and `stream`."
+    """Standard normal noise for the pairs of a training step: fp32 `[n, *shape]` on the CPU, each
+    pair's a function of seed, step, its id and `stream`."""
     import numpy as np, torch
+
     noise = np.empty((len(pair_ids), *shape), dtype=np.float32)
-    for row, pair_id in zip(noise, pair_ids): pair_generator(seed, step, pair_id, stream).standard_normal(dtype=np.float32, out=row)
+    for row, pair_id in zip(noise, pair_ids):
+        pair_generator(seed, step, pair_id, stream).standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(noise)
 
+
 def draw_uniform(seed, step, pair_ids, stream):
-    "One uniform number in [0, 1) a pair: float64 `[n]`; for chances such as that of an empty prompt."
+    """One uniform number in [0, 1) a pair: float64 `[n]`; for chances such as that of an empty
+    prompt."""
     import torch
-    return torch.tensor([pair_generator(seed, step, pair_id, stream).random() for pair_id in pair_ids], dtype=torch.float64)
+
+    return torch.tensor(
+        [pair_generator(seed, step, pair_id, stream).random() for pair_id in pair_ids],
+        dtype=torch.float64,
+    )
 
 # %% ../nbs/30_losses.ipynb #3004b726
 def draw_timesteps(seed, step, pair_ids, n_train, low=0, high=None, density='uniform'):
-    """A timestep for each pair of a training step: int64 `[n]` in `low` .. `high` - 1 (`n_train` - 1), a function of seed, step and the pair's id.
+    """A timestep for each pair of a training step: int64 `[n]` in `low` .. `high` - 1 (`n_train` -
+    1), a function of seed, step and the pair's id.
 
-    `density` 'uniform' is Diffusion-DPO's; 'logit_normal' favours the middle, as SD3's training does. Raises InputError for another one, or an empty range."""
+    `density` 'uniform' is Diffusion-DPO's; 'logit_normal' favours the middle, as SD3's training
+    does. Raises InputError for another one, or an empty range."""
     import math, torch
+
     high = n_train if high is None else high
-    if not 0 <= low < high <= n_train: raise InputError(f'timesteps {low} to {high} are not within 0 to {n_train}')
-    if density not in ('uniform', 'logit_normal'): raise InputError(f"unknown density of timesteps {density!r}: use 'uniform' or 'logit_normal'")
+    if not 0 <= low < high <= n_train:
+        raise InputError(f'timesteps {low} to {high} are not within 0 to {n_train}')
+    if density not in ('uniform', 'logit_normal'):
+        raise InputError(
+            f"unknown density of timesteps {density!r}: use 'uniform' or 'logit_normal'"
+        )
     draws = (pair_generator(seed, step, pair_id, 'timestep') for pair_id in pair_ids)
-    u = [g.random() if density == 'uniform' else 1 / (1 + math.exp(-g.standard_normal())) for g in draws]
+    u = [
+        g.random() if density == 'uniform' else 1 / (1 + math.exp(-g.standard_normal()))
+        for g in draws
+    ]
     return torch.tensor([low + int((high - low) * x) for x in u], dtype=torch.int64)
 
 # %% ../nbs/30_losses.ipynb #776a9c49
 def loss_report(err_policy, err_reference, logits, w0, w1) -> dict:
-    "Implicit accuracy, margin and errors of a batch, as fp32 scalars on its device: means over the pairs with w0 != w1, and `decided`, their number. See the table in the notebook."
+    """Implicit accuracy, margin and errors of a batch, as fp32 scalars on its device: means over
+    the pairs with w0 != w1, and `decided`, their number. See the table in the notebook."""
     import torch
+
     with torch.no_grad():
         e, r, s = err_policy.float(), err_reference.float(), torch.sign(w0 - w1)
-        x = s * logits.float(); decided = (s != 0).float(); winner = (s < 0).long()[:, None]
-        def mean(v): return torch.where(s != 0, v, 0).sum() / decided.sum().clamp(min=1)
-        def of(errors, image): return errors.gather(1, image)[:, 0]
+        x = s * logits.float()
+        decided = (s != 0).float()
+        winner = (s < 0).long()[:, None]
+
+        def mean(v):
+            return torch.where(s != 0, v, 0).sum() / decided.sum().clamp(min=1)
+
+        def of(errors, image):
+            return errors.gather(1, image)[:, 0]
+
         e_w, e_l, r_w, r_l = of(e, winner), of(e, 1 - winner), of(r, winner), of(r, 1 - winner)
-        return dict(implicit_accuracy=mean((x > 0).float() + .5 * (x == 0).float()), margin=mean(x), winner_error=mean(e_w), loser_error=mean(e_l),
-                    winner_shift=mean(e_w - r_w), loser_shift=mean(e_l - r_l), decided=decided.sum())
+        return dict(
+            implicit_accuracy=mean((x > 0).float() + 0.5 * (x == 0).float()),
+            margin=mean(x),
+            winner_error=mean(e_w),
+            loser_error=mean(e_l),
+            winner_shift=mean(e_w - r_w),
+            loser_shift=mean(e_l - r_l),
+            decided=decided.sum(),
+        )
 
 # %% ../nbs/30_losses.ipynb #40a37f0b
 def merge_reports(reports) -> dict:
     "The report of several batches together: means weighted by `decided`, which is added up."
     n = sum(r['decided'] for r in reports)
-    return {k: sum(r[k] * r['decided'] for r in reports) / n.clamp(min=1) for k in reports[0] if k != 'decided'} | {'decided': n}
+    return {
+        k: sum(r[k] * r['decided'] for r in reports) / n.clamp(min=1)
+        for k in reports[0]
+        if k != 'decided'
+    } | {'decided': n}

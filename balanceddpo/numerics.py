@@ -41,7 +41,8 @@ def linear_as_convolution(
 ) -> 'torch.Tensor':
     """`torch.nn.functional.linear` by oneDNN's convolution.
 
-    x: float [..., c], its leading dimensions a multiple of 16 together; weight: [n, c]; bias: [n] or None.
+    x: float [..., c], its leading dimensions a multiple of 16 together; weight: [n, c]; bias:
+    [n] or None.
     Returns [..., n], equal to the linear layer up to rounding."""
     import torch
 
@@ -51,7 +52,8 @@ def linear_as_convolution(
 
 # %% ../nbs/002_numerics.ipynb #a1d0c009
 def suits_convolution(x: 'torch.Tensor') -> bool:
-    "Whether a linear layer's input [..., c] is worth a convolution: fp32 on the CPU, enough rows, no autocast."
+    """Whether a linear layer's input [..., c] is worth a convolution: fp32 on the CPU, enough rows,
+    no autocast."""
     import torch
 
     rows = x.shape[:-1].numel()
@@ -61,7 +63,8 @@ def suits_convolution(x: 'torch.Tensor') -> bool:
 
 @lru_cache(maxsize=1)
 def convolution_linear() -> type:
-    "`torch.nn.Linear` that computes as a convolution where that suits its input; the class is made here so that importing this module does not import torch."
+    """`torch.nn.Linear` that computes as a convolution where that suits its input; the class is
+    made here so that importing this module does not import torch."""
     import torch
 
     class ConvolutionLinear(torch.nn.Linear):
@@ -76,7 +79,8 @@ def convolution_linear() -> type:
 
 # %% ../nbs/002_numerics.ipynb #a1d0c011
 def product_rates(rows: int = 1024, width: int = 256, repeats: int = 12) -> dict[str, float]:
-    "GFLOP/s of an fp32 product [rows, width] x [width, width] on one core by 'blas' and by 'onednn', by the thread's own clock; about 40 ms."
+    """GFLOP/s of an fp32 product [rows, width] x [width, width] on one core by 'blas' and by
+    'onednn', by the thread's own clock; about 40 ms."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -101,18 +105,24 @@ def faster_path(rates: dict[str, float]) -> str:
 
 # %% ../nbs/002_numerics.ipynb #a1d0c013
 def processor() -> str:
-    "What tells one kind of processor from another: vendor, family and model where Linux says so, else what Python says."
+    """What tells one kind of processor from another: vendor, family and model where Linux says so,
+    else what Python says."""
     wanted, found = ('vendor_id', 'cpu family', 'model', 'model name'), {}
     path = Path('/proc/cpuinfo')
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         name, _, value = line.partition(':')
         if name.strip() in wanted:
             found.setdefault(name.strip(), value.strip())
-    return ' '.join(found[name] for name in wanted if name in found) or platform.processor() or platform.machine()
+    return (
+        ' '.join(found[name] for name in wanted if name in found)
+        or platform.processor()
+        or platform.machine()
+    )
 
 
 def cache_file() -> Path:
-    "Where the measured path is kept: `balanceddpo/numerics-<key>.json` in `$XDG_CACHE_HOME` or `~/.cache`, a file a processor and build of torch."
+    """Where the measured path is kept: `balanceddpo/numerics-<key>.json` in `$XDG_CACHE_HOME` or
+    `~/.cache`, a file a processor and build of torch."""
     import torch
 
     folder = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'balanceddpo'
@@ -121,7 +131,8 @@ def cache_file() -> Path:
 
 @lru_cache(maxsize=1)
 def measured_path() -> str:
-    "'torch' or 'onednn', as measured on this machine once. Without oneDNN in this build of torch: 'torch'."
+    """'torch' or 'onednn', as measured on this machine once. Without oneDNN in this build of torch:
+    'torch'."""
     import torch
 
     if not torch.backends.mkldnn.is_available():
@@ -139,10 +150,15 @@ def measured_path() -> str:
 
 
 def numeric_path(device='cpu', dtype='fp32') -> str:
-    """Who multiplies matrices: 'onednn', or 'torch' in its own way, as always away from the CPU and in other precisions. Part of every key.
+    """Who multiplies matrices: 'onednn', or 'torch' in its own way, as always away from the CPU and
+    in other precisions. Part of every key.
 
-    device: as `pick_device` takes it, or a torch device; dtype: 'fp32', 'bf16' or 'fp16', or a torch dtype."""
-    if str(dtype) not in ('fp32', 'torch.float32') or getattr(device, 'type', None) not in (None, 'cpu'):
+    device: as `pick_device` takes it, or a torch device; dtype: 'fp32', 'bf16' or 'fp16', or a
+    torch dtype."""
+    if str(dtype) not in ('fp32', 'torch.float32') or getattr(device, 'type', None) not in (
+        None,
+        'cpu',
+    ):
         return 'torch'
     if isinstance(device, str) and pick_device(device).type != 'cpu':
         return 'torch'
@@ -155,10 +171,15 @@ MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # glibc's numbers of these optio
 
 @lru_cache(maxsize=1)
 def keep_memory() -> bool:
-    "Tell glibc to reuse memory rather than to return it block by block; once a process. Whether it did: elsewhere than on Linux with glibc nothing happens."
+    """Tell glibc to reuse memory rather than to return it block by block; once a process. Whether
+    it did: elsewhere than on Linux with glibc nothing happens."""
     import ctypes
 
-    if platform.system() != 'Linux' or platform.libc_ver()[0] != 'glibc' or asked_numerics() == 'plain':
+    if (
+        platform.system() != 'Linux'
+        or platform.libc_ver()[0] != 'glibc'
+        or asked_numerics() == 'plain'
+    ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     options = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 2**27}
@@ -169,7 +190,8 @@ ALIGNMENT = 64  # bytes; where torch puts what it allocates itself
 
 
 def align_weights(module: 'torch.nn.Module') -> 'torch.nn.Module':
-    "Move the CPU weights of a module that do not begin at a multiple of 64 bytes to a place of their own, in place. Returns the module."
+    """Move the CPU weights of a module that do not begin at a multiple of 64 bytes to a place of
+    their own, in place. Returns the module."""
     import torch
 
     with torch.no_grad():
@@ -180,9 +202,11 @@ def align_weights(module: 'torch.nn.Module') -> 'torch.nn.Module':
 
 # %% ../nbs/002_numerics.ipynb #a1d0c021
 def at_full_speed(module: 'torch.nn.Module', device='cpu') -> 'torch.nn.Module':
-    """Make a network ready to run: its weights aligned, memory kept, and its linear layers on the numeric path of this machine, all in place. Returns it.
+    """Make a network ready to run: its weights aligned, memory kept, and its linear layers on the
+    numeric path of this machine, all in place. Returns it.
 
-    Names and weights stay as they are, so saving, loading and adapters work as before. Elsewhere than on the CPU nothing happens."""
+    Names and weights stay as they are, so saving, loading and adapters work as before. Elsewhere
+    than on the CPU nothing happens."""
     import torch
 
     if torch.device(device).type != 'cpu':

@@ -24,54 +24,82 @@ def image_id(data: bytes) -> str:
     return digest(data)
 
 # %% ../nbs/00_pairs.ipynb #0136a043
-def _first_line(error) -> str: return (str(error) or type(error).__name__).splitlines()[0]
+def _first_line(error) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 MAX_PIXELS, MAX_ASPECT = 2**26, 100
 
-def decode(data: bytes):
-    """RGB `PIL.Image` of an encoded image, first frame, turned upright by its EXIF tag, transparency over white.
 
-    Raises InputError if it is damaged, of a format not in `FORMATS`, over `MAX_PIXELS`, or longer than `MAX_ASPECT` times its width."""
+def decode(data: bytes):
+    """RGB `PIL.Image` of an encoded image, first frame, turned upright by its EXIF tag,
+    transparency over white.
+
+    Raises InputError if it is damaged, of a format not in `FORMATS`, over `MAX_PIXELS`, or
+    longer than `MAX_ASPECT` times its width."""
     from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             short, long = sorted(image.size)
-            if short * long > MAX_PIXELS or long > MAX_ASPECT * short: raise ValueError(f'{image.size[0]}x{image.size[1]} pixels is beyond the limits')
+            if short * long > MAX_PIXELS or long > MAX_ASPECT * short:
+                raise ValueError(f'{image.size[0]}x{image.size[1]} pixels is beyond the limits')
             return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as e: raise InputError(f'{len(data)} bytes that do not open as any of {", ".join(FORMATS)}') from e
-    except Exception as e:   # what decoders throw at damaged bytes has no common class
-        raise InputError(f'an image of {len(data)} bytes that cannot be decoded ({_first_line(e)})') from e
+    except UnidentifiedImageError as e:
+        raise InputError(
+            f'{len(data)} bytes that do not open as any of {", ".join(FORMATS)}'
+        ) from e
+    except Exception as e:  # what decoders throw at damaged bytes has no common class
+        raise InputError(
+            f'an image of {len(data)} bytes that cannot be decoded ({_first_line(e)})'
+        ) from e
 
 # %% ../nbs/00_pairs.ipynb #9d38b110
 def _rgb(image):
     import numpy as np
     from PIL import Image
-    if image.mode == 'F': raise ValueError('floating-point pixels have no stated range')
-    if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype('uint8'))
-    if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+
+    if image.mode == 'F':
+        raise ValueError('floating-point pixels have no stated range')
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype('uint8'))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return image.convert('RGB')
 
 # %% ../nbs/00_pairs.ipynb #c5a82b78
 @dataclass(frozen=True)
 class Pair:
     "Two images for one caption. `images` are encoded bytes; `decode` makes pixels of them."
+
     pair_id: str
     caption: str
     images: tuple[bytes, bytes] = field(repr=False)
-    label_0: float | None              # 1.0: image 0 is better, 0.0: image 1 is, 0.5: a tie, None: no label
+    label_0: float | None  # 1.0: image 0 is better, 0.0: image 1 is, 0.5: a tie, None: no label
     image_ids: tuple[str, str]
     models: tuple[str, str] = ('', '')
 
+
 def make_pair(caption: str, images, label_0=None, models=('', ''), rating: int = 0) -> Pair:
-    "A pair named by its content. `rating` tells apart further ratings of the same caption and images."
+    """A pair named by its content. `rating` tells apart further ratings of the same caption and
+    images."""
     ids = tuple(image_id(i) for i in images)
-    return Pair(digest(caption, ids, rating) if rating else digest(caption, ids), caption, tuple(images), label_0, ids, tuple(models))
+    return Pair(
+        digest(caption, ids, rating) if rating else digest(caption, ids),
+        caption,
+        tuple(images),
+        label_0,
+        ids,
+        tuple(models),
+    )
 
 # %% ../nbs/00_pairs.ipynb #19e68184
 @dataclass
 class PairReport:
-    "Counts of the rows that `read_pairs` has seen, by its rule, and the quarantine: where and why a row could not be decoded."
+    """Counts of the rows that `read_pairs` has seen, by its rule, and the quarantine: where and why
+    a row could not be decoded."""
+
     rows: int = 0
     kept: int = 0
     ties: int = 0
@@ -80,28 +108,37 @@ class PairReport:
     unlabelled: int = 0
     identical: int = 0
     repeated: int = 0
-    reasons: list = field(default_factory=list)    # dicts: where, column, reason
+    reasons: list = field(default_factory=list)  # dicts: where, column, reason
 
     def __str__(self):
-        return (f'{self.rows} rows, {self.kept} pairs kept; {self.ties} ties, {self.unlabelled} unlabelled, {self.repeated} repeated; '
-                f'dropped: {self.one_sided} one-sided, {self.undecodable} undecodable, {self.identical} identical')
+        return (
+            f'{self.rows} rows, {self.kept} pairs kept; {self.ties} ties, {self.unlabelled}'
+            f' unlabelled, {self.repeated} repeated; dropped: {self.one_sided} one-sided,'
+            f' {self.undecodable} undecodable, {self.identical} identical'
+        )
 
     def save(self, path) -> Path:
         "Write the quarantine list as JSON lines, whole or not at all."
-        with staged(path) as t: t.write_text(''.join(json.dumps(r) + '\n' for r in self.reasons), encoding='utf-8')
+        with staged(path) as t:
+            t.write_text(''.join(json.dumps(r) + '\n' for r in self.reasons), encoding='utf-8')
         return Path(path)
 
 # %% ../nbs/00_pairs.ipynb #e3fad0fa
 def human_label(row: dict, where: str = 'row') -> float | None:
-    "The person's label of a row: 1.0, 0.0, 0.5 for a tie, None for no usable label. Raises InputError for a value that is none of these."
+    """The person's label of a row: 1.0, 0.0, 0.5 for a tie, None for no usable label. Raises
+    InputError for a value that is none of these."""
     labels = []
     for name in ('label_0', 'label_1'):
         value = row.get(name)
-        empty = value is None or value != value                           # NaN is how pandas writes an empty cell
-        if not empty and value not in (0, 0.5, 1): raise InputError(f'{where}: column {name!r} must be 0, 0.5, 1 or empty, found {value!r}')
+        empty = value is None or value != value  # NaN is how pandas writes an empty cell
+        if not empty and value not in (0, 0.5, 1):
+            raise InputError(
+                f'{where}: column {name!r} must be 0, 0.5, 1 or empty, found {value!r}'
+            )
         labels.append(None if empty else float(value))
     a, b = labels
-    if a is None and b is not None: a = 1 - b
+    if a is None and b is not None:
+        a = 1 - b
     return None if row.get('has_label') is False or (b is not None and a + b != 1) else a
 
 # %% ../nbs/00_pairs.ipynb #37ff5672
@@ -109,270 +146,467 @@ def _quarantine(report, where, column, reason):
     report.undecodable += 1
     report.reasons.append({'where': where, 'column': column, 'reason': reason})
 
+
 def _image(cell, where, column) -> bytes:
-    "The bytes of an image cell, known to decode. Raises InputError (about the image), TypeError (about the column)."
-    try: data = cell() if callable(cell) else cell
-    except OSError as e: raise InputError(f'cannot be read ({e.strerror or e})') from e
-    if not isinstance(data, bytes): raise TypeError(f'{where}: column {column!r} must hold encoded image bytes, found {type(data).__name__}')
+    """The bytes of an image cell, known to decode. Raises InputError (about the image), TypeError
+    (about the column)."""
+    try:
+        data = cell() if callable(cell) else cell
+    except OSError as e:
+        raise InputError(f'cannot be read ({e.strerror or e})') from e
+    if not isinstance(data, bytes):
+        raise TypeError(
+            f'{where}: column {column!r} must hold encoded image bytes, found {type(data).__name__}'
+        )
     decode(data)
     return data
+
 
 def _judge(where, row, report, seen) -> Pair | None:
     "The pair of a row by the rule above, or None, with the report brought up to date."
     report.rows += 1
     caption, cells = row['caption'], (row['jpg_0'], row['jpg_1'])
-    if caption is None or None in cells: report.one_sided += 1; return None
+    if caption is None or None in cells:
+        report.one_sided += 1
+        return None
     column = 'caption'
     try:
-        if not isinstance(caption, str): raise TypeError(f'{where}: column {column!r} must hold text, found {type(caption).__name__}')
-        valid_text(caption); images = []
-        for column, cell in zip(('jpg_0', 'jpg_1'), cells): images.append(_image(cell, where, column))
-    except TypeError as e: raise InputError(str(e)) from e
-    except InputError as e: return _quarantine(report, where, column, str(e))
+        if not isinstance(caption, str):
+            raise TypeError(
+                f'{where}: column {column!r} must hold text, found {type(caption).__name__}'
+            )
+        valid_text(caption)
+        images = []
+        for column, cell in zip(('jpg_0', 'jpg_1'), cells):
+            images.append(_image(cell, where, column))
+    except TypeError as e:
+        raise InputError(str(e)) from e
+    except InputError as e:
+        return _quarantine(report, where, column, str(e))
     label, models = human_label(row, where), tuple(str(row.get(f'model_{i}') or '') for i in (0, 1))
     return _named(make_pair(caption, images, label, models), report, seen)
 
 # %% ../nbs/00_pairs.ipynb #55035ea0
 def _named(pair, report, seen) -> Pair | None:
-    if pair.image_ids[0] == pair.image_ids[1]: report.identical += 1; return None
+    if pair.image_ids[0] == pair.image_ids[1]:
+        report.identical += 1
+        return None
     rating, again = 0, pair
     while again.pair_id in seen:
-        rating += 1; again = make_pair(pair.caption, pair.images, pair.label_0, pair.models, rating)
+        rating += 1
+        again = make_pair(pair.caption, pair.images, pair.label_0, pair.models, rating)
     seen.add(again.pair_id)
-    report.repeated += rating > 0; report.ties += again.label_0 == 0.5; report.unlabelled += again.label_0 is None
+    report.repeated += rating > 0
+    report.ties += again.label_0 == 0.5
+    report.unlabelled += again.label_0 is None
     return again
 
+
 def valid_text(text: str) -> str:
-    "`text` itself. Raises InputError if it has no UTF-8 form (a lone surrogate, which JSON can smuggle in)."
-    try: text.encode()
-    except UnicodeEncodeError as e: raise InputError(f'not valid text ({e.reason}): {ascii(text[:60])}') from e
+    """`text` itself. Raises InputError if it has no UTF-8 form (a lone surrogate, which JSON can
+    smuggle in)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f'not valid text ({e.reason}): {ascii(text[:60])}') from e
     return text
 
 # %% ../nbs/00_pairs.ipynb #91ed6da4
 REQUIRED = ('caption', 'jpg_0', 'jpg_1')
 OPTIONAL = ('label_0', 'label_1', 'has_label', 'model_0', 'model_1')
 
+
 def check_columns(found, where):
-    "Raises InputError naming the first required column that is not among `found`, the file, and what was found instead."
+    """Raises InputError naming the first required column that is not among `found`, the file, and
+    what was found instead."""
     found = list(found)
     for name in REQUIRED:
-        if name not in found: raise InputError(f'{where}: no column {name!r}; found {", ".join(map(str, found)) or "none"}. Rename your columns to {", ".join(REQUIRED)}')
+        if name not in found:
+            raise InputError(
+                f'{where}: no column {name!r}; found {", ".join(map(str, found)) or "none"}. Rename'
+                f' your columns to {", ".join(REQUIRED)}'
+            )
 
 # %% ../nbs/00_pairs.ipynb #e79ff697
 def split_of(path: Path) -> str | None:
-    "The split a Parquet file's name tells: `train-00000-of-00645.parquet` and `train.parquet` are of `train`, others of none."
+    """The split a Parquet file's name tells: `train-00000-of-00645.parquet` and `train.parquet` are
+    of `train`, others of none."""
     numbered = re.match(r'(.+?)-\d{5}-of-\d{5}', path.stem)
-    return numbered[1] if numbered else path.stem if path.stem in ('train', 'validation', 'test') else None
+    return (
+        numbered[1]
+        if numbered
+        else path.stem
+        if path.stem in ('train', 'validation', 'test')
+        else None
+    )
+
 
 def parquet_files(path: Path, split: str = 'train') -> list[Path]:
-    "The Parquet files of a file or a folder that hold `split`, sorted by name. Raises InputError if there is none."
-    if path.is_file(): return [path]
+    """The Parquet files of a file or a folder that hold `split`, sorted by name. Raises InputError
+    if there is none."""
+    if path.is_file():
+        return [path]
     files = sorted(path.rglob('*.parquet'), key=lambda f: f.relative_to(path).as_posix())
-    if not files: raise InputError(f'{path}: neither metadata.jsonl nor Parquet files are in this folder')
+    if not files:
+        raise InputError(f'{path}: neither metadata.jsonl nor Parquet files are in this folder')
     splits = {split_of(f) for f in files}
     if splits != {None} and split not in splits:
-        raise InputError(f'{path}: no files of the split {split!r}; found {", ".join(sorted(s or "files of no split" for s in splits))}')
+        raise InputError(
+            f'{path}: no files of the split {split!r}; found'
+            f' {", ".join(sorted(s or "files of no split" for s in splits))}'
+        )
     return [f for f in files if splits == {None} or split_of(f) == split]
 
 # %% ../nbs/00_pairs.ipynb #8264b6d5
 def _parquet(path):
     import pyarrow as pa, pyarrow.parquet as pq
-    try: return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)         # or it keeps all that it has read
-    except (pa.ArrowException, OSError) as e: raise InputError(f'{path} is not a readable Parquet file ({_first_line(e)})') from e
+
+    # or it keeps all that it has read
+    try:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowException, OSError) as e:
+        raise InputError(f'{path} is not a readable Parquet file ({_first_line(e)})') from e
+
 
 def _parquet_batches(path, size=64) -> Iterator[list[dict]]:
     import pyarrow as pa
+
     with _parquet(path) as file:
         wanted = [n for n in file.schema_arrow.names if n in REQUIRED + OPTIONAL]
         try:
-            for batch in file.iter_batches(size, columns=wanted): yield batch.to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as e: raise InputError(f'{path} is damaged ({_first_line(e)})') from e
+            for batch in file.iter_batches(size, columns=wanted):
+                yield batch.to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+            raise InputError(f'{path} is damaged ({_first_line(e)})') from e
+
 
 def parquet_rows(files: list[Path]) -> Iterator[tuple[str, dict]]:
-    "Rows of Parquet files, columns checked in all of them first. An image is bytes, or `datasets`' struct with bytes in it."
+    """Rows of Parquet files, columns checked in all of them first. An image is bytes, or
+    `datasets`' struct with bytes in it."""
     for f in files:
-        with _parquet(f) as file: check_columns(file.schema_arrow.names, f)
+        with _parquet(f) as file:
+            check_columns(file.schema_arrow.names, f)
+
     def rows():
         for f in files:
             n = 0
             for batch in _parquet_batches(f):
                 for row in batch:
                     for c in ('jpg_0', 'jpg_1'):
-                        if isinstance(row[c], dict): row[c] = row[c].get('bytes')   # a path in there is not followed
-                    yield f'{f}: row {n}', row; n += 1
+                        # a path in there is not followed
+                        if isinstance(row[c], dict):
+                            row[c] = row[c].get('bytes')
+                    yield f'{f}: row {n}', row
+                    n += 1
+
     return rows()
 
 # %% ../nbs/00_pairs.ipynb #f1936e70
 def _read_file(path: Path) -> bytes:
-    if not path.is_file(): raise FileNotFoundError(2, f'no such file: {path.name[:80]}')
+    if not path.is_file():
+        raise FileNotFoundError(2, f'no such file: {path.name[:80]}')
     return path.read_bytes()
+
 
 def inside(root: Path, name, where: str) -> Path:
     "The real path of `name` in the folder `root`. Raises InputError if it would lie anywhere else."
-    if not isinstance(name, str) or not name or '\0' in name: raise InputError(f'{where}: {name!r} is not a file name')
-    root = Path(os.path.realpath(root)); path = Path(os.path.realpath(root/name))
-    if not path.is_relative_to(root) or path == root: raise InputError(f'{where}: file name {name[:80]!r} leads out of {root}: refused')
+    if not isinstance(name, str) or not name or '\0' in name:
+        raise InputError(f'{where}: {name!r} is not a file name')
+    root = Path(os.path.realpath(root))
+    path = Path(os.path.realpath(root / name))
+    if not path.is_relative_to(root) or path == root:
+        raise InputError(f'{where}: file name {name[:80]!r} leads out of {root}: refused')
     return path
+
 
 def folder_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
     "Rows of a `metadata.jsonl`, with functions that read the image files in place of their names."
     with open(metadata, 'rb') as f:
         for n, line in enumerate(f, 1):
             where = f'{metadata}: line {n}'
-            if line.isspace(): continue
-            try: row = json.loads(line)
-            except ValueError as e: raise InputError(f'{where} is not JSON in UTF-8 ({_first_line(e)})') from e
-            if not isinstance(row, dict): raise InputError(f'{where}: a JSON object is wanted, found {type(row).__name__}')
-            row = {k.removesuffix('_file_name'): v for k, v in row.items()}; check_columns(row, where)
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise InputError(f'{where} is not JSON in UTF-8 ({_first_line(e)})') from e
+            if not isinstance(row, dict):
+                raise InputError(f'{where}: a JSON object is wanted, found {type(row).__name__}')
+            row = {k.removesuffix('_file_name'): v for k, v in row.items()}
+            check_columns(row, where)
             for c in ('jpg_0', 'jpg_1'):
-                if row[c] is not None: row[c] = partial(_read_file, inside(metadata.parent, row[c], where))
+                if row[c] is not None:
+                    row[c] = partial(_read_file, inside(metadata.parent, row[c], where))
             yield where, row
 
 # %% ../nbs/00_pairs.ipynb #267e6b2d
 def _hub(name, split, load):
-    "What `load` (a function of `datasets`) says of `owner/name[@revision]`; its many errors in one line."
+    """What `load` (a function of `datasets`) says of `owner/name[@revision]`; its many errors in
+    one line."""
     path, _, revision = (name, '', '') if Path(name).exists() else name.partition('@')
-    try: return path, load(path, revision=revision or None)
-    except Exception as e: raise InputError(f'hub:{name}, split {split!r}: {type(e).__name__}: {_first_line(e)}') from e
+    try:
+        return path, load(path, revision=revision or None)
+    except Exception as e:
+        raise InputError(
+            f'hub:{name}, split {split!r}: {type(e).__name__}: {_first_line(e)}'
+        ) from e
+
 
 def _hub_cell(cell, path):
-    "An image cell of a streamed dataset. A file is opened only if it belongs to the dataset: a row may name any file of this machine."
-    if not isinstance(cell, dict): return cell
-    if cell.get('bytes') is not None or not cell.get('path'): return cell.get('bytes')
+    """An image cell of a streamed dataset. A file is opened only if it belongs to the dataset: a
+    row may name any file of this machine."""
+    if not isinstance(cell, dict):
+        return cell
+    if cell.get('bytes') is not None or not cell.get('path'):
+        return cell.get('bytes')
     url = cell['path']
-    if Path(path).exists(): return partial(_read_file, inside(Path(path), url, f'hub:{path}'))
-    if not url.startswith((f'hf://datasets/{path}@', f'hf://datasets/{path}/')): raise InputError(f'hub:{path}: {url!r} lies outside the dataset: refused')
+    if Path(path).exists():
+        return partial(_read_file, inside(Path(path), url, f'hub:{path}'))
+    if not url.startswith((f'hf://datasets/{path}@', f'hf://datasets/{path}/')):
+        raise InputError(f'hub:{path}: {url!r} lies outside the dataset: refused')
+
     def read():
         import fsspec
-        with fsspec.open(url, 'rb') as f: return f.read()
+
+        with fsspec.open(url, 'rb') as f:
+            return f.read()
+
     return read
 
+
 def hub_rows(name: str, split: str = 'train') -> Iterator[tuple[str, dict]]:
-    "Rows of a dataset streamed by `datasets`. Raises InputError if it cannot be opened or lacks a column."
+    """Rows of a dataset streamed by `datasets`. Raises InputError if it cannot be opened or lacks a
+    column."""
     import datasets
+
     path, data = _hub(name, split, partial(datasets.load_dataset, split=split, streaming=True))
-    found = list(data.column_names or next(iter(data), {}))                 # some formats do not tell their columns in advance
+    # some formats do not tell their columns in advance
+    found = list(data.column_names or next(iter(data), {}))
     check_columns(found, f'hub:{name}')
     data = data.select_columns([c for c in REQUIRED + OPTIONAL if c in found]).decode(False)
+
     def rows():
         for n, row in enumerate(data):
-            yield f'hub:{name}: row {n}', {k: _hub_cell(v, path) if k.startswith('jpg_') else v for k, v in row.items()}
+            yield (
+                f'hub:{name}: row {n}',
+                {k: _hub_cell(v, path) if k.startswith('jpg_') else v for k, v in row.items()},
+            )
+
     return rows()
 
 # %% ../nbs/00_pairs.ipynb #8d076e79
 def _local(source) -> Path:
     path = asset('pairs') if str(source) == 'icons' else Path(source).expanduser()
-    if not path.exists(): raise InputError(f'{path}: no such file or folder (a dataset on the Hub is written hub:owner/name)')
+    if not path.exists():
+        raise InputError(
+            f'{path}: no such file or folder (a dataset on the Hub is written hub:owner/name)'
+        )
     return path
 
+
 def _metadata(path: Path, split) -> Path | None:
-    return next((m for m in (path/'metadata.jsonl', path/split/'metadata.jsonl') if m.is_file()), None) if path.is_dir() else None
+    return (
+        next(
+            (m for m in (path / 'metadata.jsonl', path / split / 'metadata.jsonl') if m.is_file()),
+            None,
+        )
+        if path.is_dir()
+        else None
+    )
+
 
 def pair_rows(source, split: str = 'train') -> Iterator[tuple[str, dict]]:
-    "`(where, row)` of every row of a source. Raises InputError if it is not there or has the wrong columns."
-    if str(source).startswith('hub:'): return hub_rows(str(source)[4:], split)
-    path = _local(source); metadata = _metadata(path, split)
+    """`(where, row)` of every row of a source. Raises InputError if it is not there or has the
+    wrong columns."""
+    if str(source).startswith('hub:'):
+        return hub_rows(str(source)[4:], split)
+    path = _local(source)
+    metadata = _metadata(path, split)
     return folder_rows(metadata) if metadata else parquet_rows(parquet_files(path, split))
 
 # %% ../nbs/00_pairs.ipynb #f4e281bb
-def read_pairs(source, limit: int | None = None, report: PairReport | None = None, split: str = 'train',
-               keep_ties: bool = True, max_bad: float = 0.01, share: float = 1.) -> Iterator[Pair]:
-    """Pairs of `source`, one at a time in a fixed order, each image checked by decoding it (about 1.5 ms for a JPEG of 512x512); at most `limit`, of a random `share` of the
-    rows, the same ones each time and a part of those of any larger share.
+def read_pairs(
+    source,
+    limit: int | None = None,
+    report: PairReport | None = None,
+    split: str = 'train',
+    keep_ties: bool = True,
+    max_bad: float = 0.01,
+    share: float = 1.0,
+) -> Iterator[Pair]:
+    """Pairs of `source`, one at a time in a fixed order, each image checked by decoding it (about
+    1.5 ms for a JPEG of 512x512); at most `limit`, of a random `share` of the rows, the same
+    ones each time and a part of those of any larger share.
 
-    `source`: a Parquet file or folder with Pick-a-Pic v2's columns, a folder with metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'.
-    `report` is filled as the pairs go by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of the rows is undecodable."""
+    `source`: a Parquet file or folder with Pick-a-Pic v2's columns, a folder with
+    metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'. `report` is filled as the pairs go
+    by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of
+    the rows is undecodable."""
     check_share(share)
-    return _pairs((row for n, row in enumerate(pair_rows(source, split)) if _drawn(n, share)), limit, PairReport() if report is None else report, keep_ties, max_bad)
+    return _pairs(
+        (row for n, row in enumerate(pair_rows(source, split)) if _drawn(n, share)),
+        limit,
+        PairReport() if report is None else report,
+        keep_ties,
+        max_bad,
+    )
+
 
 def check_share(share) -> None:
     "Raises InputError for a share of the rows that makes no sense."
-    if not 0 < share <= 1: raise InputError(f'the share of the rows must be above 0 and at most 1, not {share:g}')
+    if not 0 < share <= 1:
+        raise InputError(f'the share of the rows must be above 0 and at most 1, not {share:g}')
+
 
 def _drawn(row, share):
-    "Whether a row belongs to a random share of all: a function of its number alone, so that nothing must be counted or decoded first."
+    """Whether a row belongs to a random share of all: a function of its number alone, so that
+    nothing must be counted or decoded first."""
     return share == 1 or int(digest('share of the rows', row), 16) < share * 2**64
+
 
 def _pairs(rows, limit, report, keep_ties, max_bad):
     seen, given = set(), 0
     while (limit is None or given < limit) and (row := next(rows, None)):
         pair = _judge(*row, report, seen)
-        if pair is None: _stop_if_spoilt(report, max_bad, max(report.rows, 1000))
-        elif keep_ties or pair.label_0 != 0.5: given += 1; report.kept += 1; yield pair
+        if pair is None:
+            _stop_if_spoilt(report, max_bad, max(report.rows, 1000))
+        elif keep_ties or pair.label_0 != 0.5:
+            given += 1
+            report.kept += 1
+            yield pair
     _stop_if_spoilt(report, max_bad, report.rows)
 
+
 def _stop_if_spoilt(report, max_bad, rows):
-    if report.undecodable <= max_bad * rows: return
-    raise InputError('{} of {} rows are undecodable, more than max_bad = {:g} allows; the first: {where}, {column}: {reason}'.format(
-        report.undecodable, report.rows, max_bad, **report.reasons[0]))
+    if report.undecodable <= max_bad * rows:
+        return
+    raise InputError(
+        '{} of {} rows are undecodable, more than max_bad = {:g} allows; the first: {where},'
+        ' {column}: {reason}'.format(report.undecodable, report.rows, max_bad, **report.reasons[0])
+    )
 
 # %% ../nbs/00_pairs.ipynb #780969ad
 def _table(pairs):
     import pyarrow as pa
+
     text, blob, number, flag = pa.string(), pa.binary(), pa.float64(), pa.bool_()
     column = lambda kind, values: pa.array(values, kind)
-    return pa.table({
-        'caption': column(text, [p.caption for p in pairs]),
-        **{f'jpg_{i}': column(blob, [p.images[i] for p in pairs]) for i in (0, 1)},
-        'label_0': column(number, [p.label_0 for p in pairs]),
-        'label_1': column(number, [None if p.label_0 is None else 1 - p.label_0 for p in pairs]),
-        'has_label': column(flag, [p.label_0 is not None for p in pairs]),
-        'are_different': column(flag, [p.image_ids[0] != p.image_ids[1] for p in pairs]),
-        **{f'model_{i}': column(text, [p.models[i] for p in pairs]) for i in (0, 1)},
-        **{f'image_{i}_uid': column(text, [p.image_ids[i] for p in pairs]) for i in (0, 1)}})
+    return pa.table(
+        {
+            'caption': column(text, [p.caption for p in pairs]),
+            **{f'jpg_{i}': column(blob, [p.images[i] for p in pairs]) for i in (0, 1)},
+            'label_0': column(number, [p.label_0 for p in pairs]),
+            'label_1': column(
+                number, [None if p.label_0 is None else 1 - p.label_0 for p in pairs]
+            ),
+            'has_label': column(flag, [p.label_0 is not None for p in pairs]),
+            'are_different': column(flag, [p.image_ids[0] != p.image_ids[1] for p in pairs]),
+            **{f'model_{i}': column(text, [p.models[i] for p in pairs]) for i in (0, 1)},
+            **{f'image_{i}_uid': column(text, [p.image_ids[i] for p in pairs]) for i in (0, 1)},
+        }
+    )
+
 
 def write_pairs(pairs, path) -> Path:
-    "Write pairs to one Parquet file with Pick-a-Pic v2's columns, whole or not at all; `pairs` may be a generator and is never held as a whole."
+    """Write pairs to one Parquet file with Pick-a-Pic v2's columns, whole or not at all; `pairs`
+    may be a generator and is never held as a whole."""
     import pyarrow.parquet as pq
+
     pairs = iter(pairs)
     with staged(path) as t, pq.ParquetWriter(t, _table([]).schema) as file:
-        while some := list(islice(pairs, 64)): file.write_table(_table(some))
+        while some := list(islice(pairs, 64)):
+            file.write_table(_table(some))
     return Path(path)
 
 # %% ../nbs/00_pairs.ipynb #7c9544e9
 def _footer(path: Path) -> bytes:
-    _parquet(path).close()                                                  # refuses what is not Parquet
+    _parquet(path).close()  # refuses what is not Parquet
     with open(path, 'rb') as f:
-        f.seek(-8, os.SEEK_END); length = int.from_bytes(f.read(4), 'little')
-        f.seek(-8 - length, os.SEEK_END); return f.read(length)
+        f.seek(-8, os.SEEK_END)
+        length = int.from_bytes(f.read(4), 'little')
+        f.seek(-8 - length, os.SEEK_END)
+        return f.read(length)
+
 
 def _image_sizes(metadata: Path) -> list:
     cells = (row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1'))
-    return [None if c is None or not c.args[0].is_file() else c.args[0].stat().st_size for c in cells]
+    return [
+        None if c is None or not c.args[0].is_file() else c.args[0].stat().st_size for c in cells
+    ]
+
 
 def pairs_key(source, split: str = 'train') -> str:
-    "16 hex characters that change when the pairs of `source` do, by the rule above, without reading the images. Raises InputError as `read_pairs` does."
+    """16 hex characters that change when the pairs of `source` do, by the rule above, without
+    reading the images. Raises InputError as `read_pairs` does."""
     if str(source).startswith('hub:'):
         import datasets
+
         name = str(source)[4:]
         files = _hub(name, split, datasets.load_dataset_builder)[1].config.data_files
-        return digest('hub', name, split, [list(origin) for origin in files[split].origin_metadata] if files and split in files else [])
-    path = _local(source); metadata = _metadata(path, split)
-    if metadata: return digest('folder', file_digest(metadata), _image_sizes(metadata))
+        return digest(
+            'hub',
+            name,
+            split,
+            [list(origin) for origin in files[split].origin_metadata]
+            if files and split in files
+            else [],
+        )
+    path = _local(source)
+    metadata = _metadata(path, split)
+    if metadata:
+        return digest('folder', file_digest(metadata), _image_sizes(metadata))
     root = path if path.is_dir() else path.parent
-    return digest('parquet', [[f.relative_to(root).as_posix(), f.stat().st_size, _footer(f)] for f in parquet_files(path, split)])
+    return digest(
+        'parquet',
+        [
+            [f.relative_to(root).as_posix(), f.stat().st_size, _footer(f)]
+            for f in parquet_files(path, split)
+        ],
+    )
 
 # %% ../nbs/00_pairs.ipynb #e5b607f1
-def draw_view(pair_id: str, seed: int = 0, crop: str = 'center', flip: bool = False) -> tuple[float, float, bool]:
-    "Where in the slack to cut, as shares of it from the left and the top, and whether to mirror; the same for both images of the pair."
+def draw_view(
+    pair_id: str, seed: int = 0, crop: str = 'center', flip: bool = False
+) -> tuple[float, float, bool]:
+    """Where in the slack to cut, as shares of it from the left and the top, and whether to mirror;
+    the same for both images of the pair."""
     import random
-    if crop not in ('center', 'random'): raise InputError(f"crop must be 'center' or 'random', not {crop!r}")
-    u, v, coin = (random.Random(int(digest('view', seed, pair_id, k), 16)).random() for k in ('left', 'top', 'flip'))
+
+    if crop not in ('center', 'random'):
+        raise InputError(f"crop must be 'center' or 'random', not {crop!r}")
+    u, v, coin = (
+        random.Random(int(digest('view', seed, pair_id, k), 16)).random()
+        for k in ('left', 'top', 'flip')
+    )
     return (u, v, flip and coin < 0.5) if crop == 'random' else (0.5, 0.5, flip and coin < 0.5)
 
+
 def cut_square(image, size: int, view=(0.5, 0.5, False)):
-    "A square cut out of a `PIL.Image` and scaled to `size`. The cut comes first, so a long thin image costs no more memory."
+    """A square cut out of a `PIL.Image` and scaled to `size`. The cut comes first, so a long thin
+    image costs no more memory."""
     from PIL import Image, ImageOps
+
     (w, h), (u, v, mirrored) = image.size, view
-    side = min(w, h); left, top = u * (w - side), v * (h - side)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    side = min(w, h)
+    left, top = u * (w - side), v * (h - side)
+    image = image.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
     return ImageOps.mirror(image) if mirrored else image
 
-def transform_pair(images, size: int, pair_id: str, seed: int = 0, crop: str = 'center', flip: bool = False):
-    "uint8 tensor [2, 3, size, size] of two images (encoded bytes, or `PIL.Image`), both cut, scaled and mirrored alike. Raises InputError as `decode` does."
+
+def transform_pair(
+    images, size: int, pair_id: str, seed: int = 0, crop: str = 'center', flip: bool = False
+):
+    """uint8 tensor [2, 3, size, size] of two images (encoded bytes, or `PIL.Image`), both cut,
+    scaled and mirrored alike. Raises InputError as `decode` does."""
     import numpy as np, torch
+
     view = draw_view(pair_id, seed, crop, flip)
-    pixels = [np.asarray(cut_square(decode(i) if isinstance(i, bytes) else _rgb(i), size, view)) for i in images]
+    pixels = [
+        np.asarray(cut_square(decode(i) if isinstance(i, bytes) else _rgb(i), size, view))
+        for i in images
+    ]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 # %% ../nbs/00_pairs.ipynb #50fa2ce3
@@ -380,42 +614,72 @@ def prompt_id(prompt: str) -> str:
     "The name of a prompt: 16 hex characters of its text."
     return digest(prompt)
 
+
 @dataclass(frozen=True)
 class PromptSet:
     "Distinct prompts in the order of their file."
+
     name: str
     prompts: tuple[str, ...]
-    empty: int = 0        # lines without text that were dropped
-    repeated: int = 0     # prompts that were there already and were dropped
+    empty: int = 0  # lines without text that were dropped
+    repeated: int = 0  # prompts that were there already and were dropped
 
-    def __len__(self): return len(self.prompts)
+    def __len__(self):
+        return len(self.prompts)
+
     @cached_property
-    def ids(self) -> tuple[str, ...]: return tuple(map(prompt_id, self.prompts))
+    def ids(self) -> tuple[str, ...]:
+        return tuple(map(prompt_id, self.prompts))
+
     @property
-    def key(self) -> str: return digest(self.prompts)
+    def key(self) -> str:
+        return digest(self.prompts)
+
     def head(self, n: int | None) -> PromptSet:
         "The first `n` prompts, or all for None."
         return PromptSet(self.name, self.prompts[:n], self.empty, self.repeated)
 
 # %% ../nbs/00_pairs.ipynb #c680ed51
 def _column(found, column, where) -> str:
-    "The name of the column of prompts among `found`: the one asked for, or the first that is called prompt, caption or text."
+    """The name of the column of prompts among `found`: the one asked for, or the first that is
+    called prompt, caption or text."""
     found = list(found or [])
     for name in found:
-        if name == column or (column is None and str(name).lower() in ('prompt', 'caption', 'text')): return name
-    raise InputError(f'{where}: no column {column or "Prompt"!r}; found {", ".join(map(str, found)) or "none"}. Name the column of prompts (column=...)')
+        if name == column or (
+            column is None and str(name).lower() in ('prompt', 'caption', 'text')
+        ):
+            return name
+    raise InputError(
+        f'{where}: no column {column or "Prompt"!r}; found {", ".join(map(str, found)) or "none"}.'
+        ' Name the column of prompts (column=...)'
+    )
+
 
 def _delimited_texts(path, column):
     tabs = path.suffix == '.tsv'
     with open(path, encoding='utf-8-sig', newline='') as f:
-        rows = csv.DictReader(f, delimiter='\t' if tabs else ',', quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-        try: name = _column(rows.fieldnames, column, path); return [row[name] for row in rows]
-        except csv.Error as e: raise InputError(f'{path}: line {rows.line_num}: {e}') from e
+        rows = csv.DictReader(
+            f,
+            delimiter='\t' if tabs else ',',
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        )
+        try:
+            name = _column(rows.fieldnames, column, path)
+            return [row[name] for row in rows]
+        except csv.Error as e:
+            raise InputError(f'{path}: line {rows.line_num}: {e}') from e
+
 
 def _json_texts(value, column, where):
-    "Strings of a JSON value: a list of them, a list of objects with a column, or an object of lists (a style each)."
-    if isinstance(value, dict) and all(isinstance(v, list) for v in value.values()): return [t for v in value.values() for t in _json_texts(v, column, where)]
-    if not isinstance(value, list): raise InputError(f'{where}: a list of prompts, or an object of lists, is wanted; found {type(value).__name__}')
+    """Strings of a JSON value: a list of them, a list of objects with a column, or an object of
+    lists (a style each)."""
+    if isinstance(value, dict) and all(isinstance(v, list) for v in value.values()):
+        return [t for v in value.values() for t in _json_texts(v, column, where)]
+    if not isinstance(value, list):
+        raise InputError(
+            f'{where}: a list of prompts, or an object of lists, is wanted; found'
+            f' {type(value).__name__}'
+        )
     return [v[_column(v, column, where)] if isinstance(v, dict) else v for v in value]
 
 # %% ../nbs/00_pairs.ipynb #eadf7f7f
@@ -423,36 +687,62 @@ def _texts(path: Path, column) -> list:
     "Raw texts of a prompt file, by its suffix; of a folder, those of its JSON files."
     if path.is_dir():
         files = sorted(path.glob('*.json'))
-        if not files: raise InputError(f'{path}: no .json files in this folder')
+        if not files:
+            raise InputError(f'{path}: no .json files in this folder')
         return [t for f in files for t in _texts(f, column)]
-    if path.suffix in ('.csv', '.tsv'): return _delimited_texts(path, column)
-    if path.suffix == '.txt': return path.read_text(encoding='utf-8-sig').split('\n')   # splitlines would cut at U+2028 too
-    if path.suffix == '.json': return _json_texts(json.loads(path.read_text(encoding='utf-8-sig')), column, path)
+    if path.suffix in ('.csv', '.tsv'):
+        return _delimited_texts(path, column)
+    # splitlines would cut at U+2028 too
+    if path.suffix == '.txt':
+        return path.read_text(encoding='utf-8-sig').split('\n')
+    if path.suffix == '.json':
+        return _json_texts(json.loads(path.read_text(encoding='utf-8-sig')), column, path)
     if path.suffix == '.parquet':
-        with _parquet(path) as f: name = _column(f.schema_arrow.names, column, path); return f.read(columns=[name])[name].to_pylist()
-    raise InputError(f'{path}: prompts come as .txt, .csv, .tsv, .json or .parquet, or as a folder of .json files')
+        with _parquet(path) as f:
+            name = _column(f.schema_arrow.names, column, path)
+            return f.read(columns=[name])[name].to_pylist()
+    raise InputError(
+        f'{path}: prompts come as .txt, .csv, .tsv, .json or .parquet, or as a folder of .json'
+        ' files'
+    )
+
 
 def _distinct(texts, where) -> tuple[tuple, int, int]:
     kept, empty = {}, 0
     for n, text in enumerate(texts):
-        if not isinstance(text, str | None): raise InputError(f'{where}: prompt {n} must be text, found {type(text).__name__}')
+        if not isinstance(text, str | None):
+            raise InputError(f'{where}: prompt {n} must be text, found {type(text).__name__}')
         text = (text or '').strip()
-        try: valid_text(text)
-        except InputError as e: raise InputError(f'{where}: prompt {n}: {e}') from e
-        if text: kept[text] = None
-        else: empty += 1
+        try:
+            valid_text(text)
+        except InputError as e:
+            raise InputError(f'{where}: prompt {n}: {e}') from e
+        if text:
+            kept[text] = None
+        else:
+            empty += 1
     return tuple(kept), empty, len(texts) - empty - len(kept)
 
-def read_prompts(source, name: str | None = None, column: str | None = None, limit: int | None = None) -> PromptSet:
-    """Prompts of a file (.txt a line each; .csv, .tsv, .parquet by `column`; .json), of a folder of .json files, or of 'icons:pickapic|partiprompts|hpd|tuning'.
 
-    Blank ends are cut; empty and repeated prompts are dropped and counted; at most the first `limit` are kept. Raises InputError naming file and column."""
+def read_prompts(
+    source, name: str | None = None, column: str | None = None, limit: int | None = None
+) -> PromptSet:
+    """Prompts of a file (.txt a line each; .csv, .tsv, .parquet by `column`; .json), of a folder of
+    .json files, or of 'icons:pickapic|partiprompts|hpd|tuning'.
+
+    Blank ends are cut; empty and repeated prompts are dropped and counted; at most the first
+    `limit` are kept. Raises InputError naming file and column."""
     icons = str(source).startswith('icons:')
     path = asset('prompts', str(source)[6:] + '.txt') if icons else Path(source).expanduser()
-    try: texts = _texts(path, column)
-    except OSError as e: raise InputError(f'cannot read {path}: {e.strerror or e}') from e
-    except InputError: raise
-    except ValueError as e: raise InputError(f'{path} is damaged, or not UTF-8 ({e})') from e
+    try:
+        texts = _texts(path, column)
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror or e}') from e
+    except InputError:
+        raise
+    except ValueError as e:
+        raise InputError(f'{path} is damaged, or not UTF-8 ({e})') from e
     prompts, empty, repeated = _distinct(texts, path)
-    if not prompts: raise InputError(f'{path} holds no prompts')
+    if not prompts:
+        raise InputError(f'{path} holds no prompts')
     return PromptSet(name or path.stem, prompts, empty, repeated).head(limit)

@@ -14,78 +14,212 @@ __all__ = ['SHADES', 'plot_intervals', 'plot_grid']
 def _draw_line(ax, y, at, low, high, level, color, digits, hollow=None, dots=()):
     "One line of `plot_intervals`."
     decided = level is not None and not low <= level <= high
-    ax.vlines(dots, y - .24, y + .24, color='.55', lw=.9, zorder=2)
+    ax.vlines(dots, y - 0.24, y + 0.24, color='.55', lw=0.9, zorder=2)
     ax.plot([low, high], [y, y], color=color, lw=1.3, solid_capstyle='butt', zorder=3)
     ax.plot(at, y, 'o', color=color, ms=3.8, mew=0, zorder=5)
-    if hollow is not None: ax.plot(hollow, y, 'o', color='.35', mfc='white', ms=3.8, mew=.8, zorder=4)
-    ax.annotate(f'{at:.{digits}f}', (1, y), (4, 0), ax.get_yaxis_transform(), 'offset points', color=color, fontsize=6.5, weight='bold' if decided else 'normal', va='center_baseline')
+    if hollow is not None:
+        ax.plot(hollow, y, 'o', color='.35', mfc='white', ms=3.8, mew=0.8, zorder=4)
+    ax.annotate(
+        f'{at:.{digits}f}',
+        (1, y),
+        (4, 0),
+        ax.get_yaxis_transform(),
+        'offset points',
+        color=color,
+        fontsize=6.5,
+        weight='bold' if decided else 'normal',
+        va='center_baseline',
+    )
 
-def plot_intervals(frame, label, value, low, high, level=None, dots=None, hollow=None, note='', xlabel='', title='', digits=0, scale=1., width=COLUMN):
-    """Figure of the rows of `frame`, a line each from the top: column `label` its name, `value` with its interval `low` to `high`, all times `scale`.
 
-    `level`: a line down, such as 50. `dots`: a DataFrame with the columns `label` and `value`. `hollow`: a column of values to compare with; `note` says what it is. `width` in inches."""
+def plot_intervals(
+    frame,
+    label,
+    value,
+    low,
+    high,
+    level=None,
+    dots=None,
+    hollow=None,
+    note='',
+    xlabel='',
+    title='',
+    digits=0,
+    scale=1.0,
+    width=COLUMN,
+):
+    """Figure of the rows of `frame`, a line each from the top: column `label` its name, `value`
+    with its interval `low` to `high`, all times `scale`.
+
+    `level`: a line down, such as 50. `dots`: a DataFrame with the columns `label` and `value`.
+    `hollow`: a column of values to compare with; `note` says what it is. `width` in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
     with rc_context(style_settings()):
-        color, names, lines = style_settings()['axes.prop_cycle'].by_key()['color'][0], [display_name(k) for k in frame[label]], title_lines(title, width)
-        left, top = .14 + .062*max(map(len, names)), .06 + .14*len(lines) + .16*bool(note)
-        fig = Figure(figsize=(width, top + .17*len(names) + .42)); height = fig.get_figheight()
-        ax = fig.add_axes([left/width, .4/height, (width - left - .35)/width, .17*len(names)/height])
-        if level is not None: ax.axvline(level, color='.35', lw=.8, zorder=1)
+        color, names, lines = (
+            style_settings()['axes.prop_cycle'].by_key()['color'][0],
+            [display_name(k) for k in frame[label]],
+            title_lines(title, width),
+        )
+        left, top = (
+            0.14 + 0.062 * max(map(len, names)),
+            0.06 + 0.14 * len(lines) + 0.16 * bool(note),
+        )
+        fig = Figure(figsize=(width, top + 0.17 * len(names) + 0.42))
+        height = fig.get_figheight()
+        ax = fig.add_axes(
+            [left / width, 0.4 / height, (width - left - 0.35) / width, 0.17 * len(names) / height]
+        )
+        if level is not None:
+            ax.axvline(level, color='.35', lw=0.8, zorder=1)
         for y, row in enumerate(frame.to_dict('records')):
-            single = () if dots is None else scale*dots.loc[dots[label] == row[label], value].to_numpy()
-            _draw_line(ax, y, *(scale*row[c] for c in (value, low, high)), level, color, digits, scale*row[hollow] if hollow else None, single)
-        ax.set(ylim=(len(names) - .4, -.6), xlabel=xlabel); ax.set_yticks(range(len(names)), names)
-        ax.tick_params(axis='y', length=0, pad=3); ax.spines['left'].set_visible(False)
-        if note: fig.text(left/width, 1 - (top - .08)/height, note, fontsize=6.5, color='.35', va='center_baseline')
+            single = (
+                ()
+                if dots is None
+                else scale * dots.loc[dots[label] == row[label], value].to_numpy()
+            )
+            _draw_line(
+                ax,
+                y,
+                *(scale * row[c] for c in (value, low, high)),
+                level,
+                color,
+                digits,
+                scale * row[hollow] if hollow else None,
+                single,
+            )
+        ax.set(ylim=(len(names) - 0.4, -0.6), xlabel=xlabel)
+        ax.set_yticks(range(len(names)), names)
+        ax.tick_params(axis='y', length=0, pad=3)
+        ax.spines['left'].set_visible(False)
+        if note:
+            fig.text(
+                left / width,
+                1 - (top - 0.08) / height,
+                note,
+                fontsize=6.5,
+                color='.35',
+                va='center_baseline',
+            )
         write_title(fig, lines)
     return fig
 
 # %% ../nbs/71_panels.ipynb #914bf985
-SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'), ('#ffffff', '.6'))           # background and text, from the strongest kind on
+# background and text, from the strongest kind on
+SHADES = (('#1f5f8b', 'white'), ('#bcd4e6', '.15'), ('#f4f4f4', '.45'), ('#ffffff', '.6'))
+
 
 def _grid_axes(fig, left, top, shape, cell):
-    "Axes that cover a grid of `shape` cells of `cell` (wide, high) inches, with its corner at (left, top); their units are cells."
-    width, height = fig.get_size_inches(); (n, m), (w, h) = shape, cell
-    ax = fig.add_axes([left/width, 1 - (top + n*h)/height, m*w/width, n*h/height])
-    ax.set(xlim=(0, m), ylim=(n, 0), xticks=[], yticks=[]); ax.set_axis_off()
+    """Axes that cover a grid of `shape` cells of `cell` (wide, high) inches, with its corner at
+    (left, top); their units are cells."""
+    width, height = fig.get_size_inches()
+    (n, m), (w, h) = shape, cell
+    ax = fig.add_axes([left / width, 1 - (top + n * h) / height, m * w / width, n * h / height])
+    ax.set(xlim=(0, m), ylim=(n, 0), xticks=[], yticks=[])
+    ax.set_axis_off()
     return ax
+
 
 def _draw_grid(ax, values, kinds, order, text):
     from matplotlib.patches import Rectangle
+
     for i in range(len(values)):
         for j in range(len(values.columns)):
             back, front = SHADES[order.index(kinds.iat[i, j])]
-            ax.add_patch(Rectangle((j + .02, i + .06), .96, .88, color=back, lw=0))
-            ax.text(j + .5, i + .5, text(values.iat[i, j]), color=front, fontsize=6.5, ha='center', va='center_baseline')
+            ax.add_patch(Rectangle((j + 0.02, i + 0.06), 0.96, 0.88, color=back, lw=0))
+            ax.text(
+                j + 0.5,
+                i + 0.5,
+                text(values.iat[i, j]),
+                color=front,
+                fontsize=6.5,
+                ha='center',
+                va='center_baseline',
+            )
 
 # %% ../nbs/71_panels.ipynb #dbd98374
 def plot_grid(values, kinds, order, text='{:+.0f}'.format, title='', width=COLUMN, side=1.5):
-    """Figure of a DataFrame of numbers, each cell shaded by its kind in the frame `kinds` of the same shape; `order`: up to four kinds, the strongest first, and their words for the key.
+    """Figure of a DataFrame of numbers, each cell shaded by its kind in the frame `kinds` of the
+    same shape; `order`: up to four kinds, the strongest first, and their words for the key.
 
-    `order` is a dict kind -> words, `text` makes a number a text; a two-level index groups rows; `width` and `side` (the column of names) in inches. Raises InputError for an unknown kind."""
+    `order` is a dict kind -> words, `text` makes a number a text; a two-level index groups rows;
+    `width` and `side` (the column of names) in inches. Raises InputError for an unknown kind."""
     from itertools import groupby
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    if unknown := set(kinds.to_numpy().ravel()) - set(order): raise InputError(f'cells of unknown kind {sorted(map(str, unknown))[0]!r}: order has {", ".join(map(str, order))}')
+
+    if unknown := set(kinds.to_numpy().ravel()) - set(order):
+        raise InputError(
+            f'cells of unknown kind {sorted(map(str, unknown))[0]!r}: order has'
+            f' {", ".join(map(str, order))}'
+        )
     grouped, lines = values.index.nlevels == 2, title_lines(title, width)
-    groups = [(name, len(list(rows))) for name, rows in groupby(values.index.get_level_values(0))] if grouped else [('', len(values))]
+    groups = (
+        [(name, len(list(rows))) for name, rows in groupby(values.index.get_level_values(0))]
+        if grouped
+        else [('', len(values))]
+    )
     names = [display_name(k) for k in values.index.get_level_values(-1)]
-    cell, top = ((width - side - .05)/len(values.columns), .15), .1 + .14*len(lines) + .15*len(order)
+    cell, top = (
+        ((width - side - 0.05) / len(values.columns), 0.15),
+        0.1 + 0.14 * len(lines) + 0.15 * len(order),
+    )
     with rc_context(style_settings()):
-        fig = Figure(figsize=(width, top + .2 + .15*len(values) + .2*grouped*len(groups) + .08)); height = fig.get_figheight(); y = top + .2; at = 0
-        for j, name in enumerate(values.columns): fig.text((side + (j + .5)*cell[0])/width, 1 - (top + .1)/height, display_name(name), fontsize=6.5, ha='center', va='center_baseline')
+        fig = Figure(
+            figsize=(width, top + 0.2 + 0.15 * len(values) + 0.2 * grouped * len(groups) + 0.08)
+        )
+        height = fig.get_figheight()
+        y = top + 0.2
+        at = 0
+        for j, name in enumerate(values.columns):
+            fig.text(
+                (side + (j + 0.5) * cell[0]) / width,
+                1 - (top + 0.1) / height,
+                display_name(name),
+                fontsize=6.5,
+                ha='center',
+                va='center_baseline',
+            )
         for name, n in groups:
-            if grouped: fig.text(.05/width, 1 - (y + .11)/height, display_name(name), fontsize=7, weight='bold', va='center_baseline'); y += .2
-            ax = _grid_axes(fig, side, y, (n, len(values.columns)), cell); _draw_grid(ax, values[at:at + n], kinds[at:at + n], list(order), text)
-            for i in range(n): fig.text((side - .06)/width, 1 - (y + (i + .5)*.15)/height, names[at + i], fontsize=6.5, ha='right', va='center_baseline')
-            y += .15*n; at += n
+            if grouped:
+                fig.text(
+                    0.05 / width,
+                    1 - (y + 0.11) / height,
+                    display_name(name),
+                    fontsize=7,
+                    weight='bold',
+                    va='center_baseline',
+                )
+                y += 0.2
+            ax = _grid_axes(fig, side, y, (n, len(values.columns)), cell)
+            _draw_grid(ax, values[at : at + n], kinds[at : at + n], list(order), text)
+            for i in range(n):
+                fig.text(
+                    (side - 0.06) / width,
+                    1 - (y + (i + 0.5) * 0.15) / height,
+                    names[at + i],
+                    fontsize=6.5,
+                    ha='right',
+                    va='center_baseline',
+                )
+            y += 0.15 * n
+            at += n
         for i, ((back, _), words) in enumerate(zip(SHADES, order.values())):
-            key = _grid_axes(fig, .05, .06 + .14*len(lines) + .15*i, (1, 1), (.16, .15)); key.add_patch(_square(back))
-            fig.text(.27/width, 1 - (.06 + .14*len(lines) + .15*i + .075)/height, words, fontsize=6.5, va='center_baseline')
+            key = _grid_axes(fig, 0.05, 0.06 + 0.14 * len(lines) + 0.15 * i, (1, 1), (0.16, 0.15))
+            key.add_patch(_square(back))
+            fig.text(
+                0.27 / width,
+                1 - (0.06 + 0.14 * len(lines) + 0.15 * i + 0.075) / height,
+                words,
+                fontsize=6.5,
+                va='center_baseline',
+            )
         write_title(fig, lines)
     return fig
 
+
 def _square(color):
     from matplotlib.patches import Rectangle
-    return Rectangle((.04, .1), .92, .8, color=color, lw=0)
+
+    return Rectangle((0.04, 0.1), 0.92, 0.8, color=color, lw=0)

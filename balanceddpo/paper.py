@@ -12,91 +12,246 @@ __all__ = ['PROMPT_SETS', 'SCORERS', 'TABLE_1', 'TABLE_2', 'TABLE_3', 'TABLE_4',
            'fits']
 
 # %% ../nbs/65_paper.ipynb #903f34b3
-PROMPT_SETS = ('pickapic', 'partiprompts', 'hpd')             # in the order of the paper's columns
+PROMPT_SETS = ('pickapic', 'partiprompts', 'hpd')  # in the order of the paper's columns
 SCORERS = ('hps', 'clip', 'pickscore', 'aesthetic')
 
 # %% ../nbs/65_paper.ipynb #ba3ad346
 @dataclass(frozen=True)
 class PaperTable:
-    "One printed table: `rows` maps a row's names to its numbers, left to right in the order of `columns`."
-    number: str                                               # as the paper counts: 'I' to 'VI'
+    """One printed table: `rows` maps a row's names to its numbers, left to right in the order of
+    `columns`."""
+
+    number: str  # as the paper counts: 'I' to 'VI'
     title: str
-    section: str                                              # where the paper discusses it
+    section: str  # where the paper discusses it
     row_names: tuple[str, ...]
     column_names: tuple[str, ...]
     columns: tuple[tuple[str, ...], ...]
     rows: dict[tuple, tuple[float, ...]]
-    fixed: dict[str, str] = field(default_factory=dict)       # what holds for the whole table
-    prompts: dict[str, int] = field(default_factory=dict)     # prompts a set: recovered from the percentages, not printed
+    fixed: dict[str, str] = field(default_factory=dict)  # what holds for the whole table
+    # prompts a set: recovered from the percentages, not printed
+    prompts: dict[str, int] = field(default_factory=dict)
 
     def frame(self):
-        "DataFrame, one row a printed number: the row's and the column's names, `fixed`, `value`, and `prompts` (0: unknown)."
+        """DataFrame, one row a printed number: the row's and the column's names, `fixed`, `value`,
+        and `prompts` (0: unknown)."""
         import pandas as pd
-        cells = [dict(zip(self.row_names, row)) | dict(zip(self.column_names, column)) | self.fixed | {'value': value}
-                 for row, values in self.rows.items() for column, value in zip(self.columns, values, strict=True)]
-        for cell in cells: cell['prompts'] = self.prompts.get(cell.get('prompt_set'), 0)
+
+        cells = [
+            dict(zip(self.row_names, row))
+            | dict(zip(self.column_names, column))
+            | self.fixed
+            | {'value': value}
+            for row, values in self.rows.items()
+            for column, value in zip(self.columns, values, strict=True)
+        ]
+        for cell in cells:
+            cell['prompts'] = self.prompts.get(cell.get('prompt_set'), 0)
         return pd.DataFrame(cells)
 
 # %% ../nbs/65_paper.ipynb #7fe1ae67
-_MAIN = dict(row_names=('model_a', 'model_b'), column_names=('prompt_set', 'scorer'), columns=tuple(product(PROMPT_SETS, SCORERS)))
+_MAIN = dict(
+    row_names=('model_a', 'model_b'),
+    column_names=('prompt_set', 'scorer'),
+    columns=tuple(product(PROMPT_SETS, SCORERS)),
+)
 
-TABLE_1 = PaperTable('I', 'Win rates (%) on three prompt sets, SD1.5', 'IV-B', **_MAIN, rows={
-    ('DiffusionDPO', 'SD1.5'):       (70.71, 57.24, 56.23, 52.86, 67.76, 56.24, 50.75, 50.49, 74.00, 50.67, 47.33, 56.00),
-    ('BalancedDPO', 'SD1.5'):        (85.19, 78.45, 64.31, 69.36, 70.06, 65.19, 56.33, 62.18, 72.67, 72.67, 60.67, 63.33),
-    ('BalancedDPO', 'DiffusionDPO'): (73.06, 73.40, 65.99, 69.70, 61.20, 62.80, 56.95, 62.62, 57.33, 69.33, 64.00, 60.00),
-}, prompts={'pickapic': 297, 'partiprompts': 1129, 'hpd': 150})
+TABLE_1 = PaperTable(
+    'I',
+    'Win rates (%) on three prompt sets, SD1.5',
+    'IV-B',
+    **_MAIN,
+    rows={
+        ('DiffusionDPO', 'SD1.5'): (
+            70.71,
+            57.24,
+            56.23,
+            52.86,
+            67.76,
+            56.24,
+            50.75,
+            50.49,
+            74.00,
+            50.67,
+            47.33,
+            56.00,
+        ),
+        ('BalancedDPO', 'SD1.5'): (
+            85.19,
+            78.45,
+            64.31,
+            69.36,
+            70.06,
+            65.19,
+            56.33,
+            62.18,
+            72.67,
+            72.67,
+            60.67,
+            63.33,
+        ),
+        ('BalancedDPO', 'DiffusionDPO'): (
+            73.06,
+            73.40,
+            65.99,
+            69.70,
+            61.20,
+            62.80,
+            56.95,
+            62.62,
+            57.33,
+            69.33,
+            64.00,
+            60.00,
+        ),
+    },
+    prompts={'pickapic': 297, 'partiprompts': 1129, 'hpd': 150},
+)
 
-TABLE_2 = PaperTable('II', 'Win rates (%) on three prompt sets, SDXL', 'IV-B', **_MAIN, rows={
-    ('DiffusionDPO', 'SDXL'):        (78.00, 59.00, 45.00, 21.00, 76.00, 58.00, 52.00, 26.00, 78.00, 55.00, 38.00, 14.00),
-    ('BalancedDPO', 'SDXL'):         (98.00, 88.00, 62.00, 44.00, 96.00, 94.00, 76.00, 66.00, 97.00, 78.00, 50.00, 42.00),
-    ('BalancedDPO', 'DiffusionDPO'): (82.00, 77.00, 64.00, 81.00, 88.00, 86.00, 80.00, 93.00, 80.00, 74.00, 75.00, 83.00),
-}, prompts=dict.fromkeys(PROMPT_SETS, 100))
+TABLE_2 = PaperTable(
+    'II',
+    'Win rates (%) on three prompt sets, SDXL',
+    'IV-B',
+    **_MAIN,
+    rows={
+        ('DiffusionDPO', 'SDXL'): (
+            78.00,
+            59.00,
+            45.00,
+            21.00,
+            76.00,
+            58.00,
+            52.00,
+            26.00,
+            78.00,
+            55.00,
+            38.00,
+            14.00,
+        ),
+        ('BalancedDPO', 'SDXL'): (
+            98.00,
+            88.00,
+            62.00,
+            44.00,
+            96.00,
+            94.00,
+            76.00,
+            66.00,
+            97.00,
+            78.00,
+            50.00,
+            42.00,
+        ),
+        ('BalancedDPO', 'DiffusionDPO'): (
+            82.00,
+            77.00,
+            64.00,
+            81.00,
+            88.00,
+            86.00,
+            80.00,
+            93.00,
+            80.00,
+            74.00,
+            75.00,
+            83.00,
+        ),
+    },
+    prompts=dict.fromkeys(PROMPT_SETS, 100),
+)
 
 # %% ../nbs/65_paper.ipynb #a8653938
-TABLE_3 = PaperTable('III', 'Win rates (%) by the source of the labels, Pick-a-Pic', 'IV-B', row_names=('model_a',),
-                     column_names=('model_b', 'scorer'), columns=tuple(product(('SD1.5', 'DiffusionDPO'), SCORERS)), rows={
-    ('HPS',):         (89.90, 49.49, 56.90, 14.48, 87.54, 44.78, 58.25, 12.46),
-    ('CLIP',):        (11.45, 57.91, 58.92, 63.30,  5.05, 51.52, 55.56, 67.00),
-    ('PickScore',):   (80.47, 58.25, 43.77, 47.81, 73.74, 52.19, 44.11, 43.77),
-    ('Aesthetic',):   (52.19, 26.94, 56.23, 57.58, 39.06, 20.54, 55.22, 56.23),
-    ('Random',):      (83.83, 56.22, 49.15, 38.04, 78.45, 45.11, 45.79, 35.01),
-    ('Vanilla',):     (69.70, 31.65, 53.54, 53.54, 54.21, 26.60, 53.20, 52.19),
-    ('Normalized',):  (84.28, 42.54, 60.29, 62.23, 59.87, 60.49, 61.38, 63.47),
-    ('BalancedDPO',): (85.19, 78.45, 64.31, 69.36, 73.06, 73.40, 65.99, 69.70),
-}, fixed={'prompt_set': 'pickapic'}, prompts={'pickapic': 297})
+TABLE_3 = PaperTable(
+    'III',
+    'Win rates (%) by the source of the labels, Pick-a-Pic',
+    'IV-B',
+    row_names=('model_a',),
+    column_names=('model_b', 'scorer'),
+    columns=tuple(product(('SD1.5', 'DiffusionDPO'), SCORERS)),
+    rows={
+        ('HPS',): (89.90, 49.49, 56.90, 14.48, 87.54, 44.78, 58.25, 12.46),
+        ('CLIP',): (11.45, 57.91, 58.92, 63.30, 5.05, 51.52, 55.56, 67.00),
+        ('PickScore',): (80.47, 58.25, 43.77, 47.81, 73.74, 52.19, 44.11, 43.77),
+        ('Aesthetic',): (52.19, 26.94, 56.23, 57.58, 39.06, 20.54, 55.22, 56.23),
+        ('Random',): (83.83, 56.22, 49.15, 38.04, 78.45, 45.11, 45.79, 35.01),
+        ('Vanilla',): (69.70, 31.65, 53.54, 53.54, 54.21, 26.60, 53.20, 52.19),
+        ('Normalized',): (84.28, 42.54, 60.29, 62.23, 59.87, 60.49, 61.38, 63.47),
+        ('BalancedDPO',): (85.19, 78.45, 64.31, 69.36, 73.06, 73.40, 65.99, 69.70),
+    },
+    fixed={'prompt_set': 'pickapic'},
+    prompts={'pickapic': 297},
+)
 
 # %% ../nbs/65_paper.ipynb #13b21141
-TABLE_4 = PaperTable('IV', 'Win rates (%) against SD1.5 with and without each part, Pick-a-Pic', 'IV-B',
-                     row_names=('model_a', 'reference_update', 'several_metrics'),
-                     column_names=('scorer',), columns=tuple((k,) for k in SCORERS), rows={
-    ('DiffusionDPO', False, False):               (70.71, 57.24, 56.23, 52.86),
-    ('without reference update', False, True):    (62.96, 60.94, 47.14, 53.87),
-    ('without several metrics', True, False):     (82.49, 62.29, 46.13, 43.43),
-    ('BalancedDPO', True, True):                  (85.19, 78.45, 64.31, 69.36),
-}, fixed={'model_b': 'SD1.5', 'prompt_set': 'pickapic'}, prompts={'pickapic': 297})
+TABLE_4 = PaperTable(
+    'IV',
+    'Win rates (%) against SD1.5 with and without each part, Pick-a-Pic',
+    'IV-B',
+    row_names=('model_a', 'reference_update', 'several_metrics'),
+    column_names=('scorer',),
+    columns=tuple((k,) for k in SCORERS),
+    rows={
+        ('DiffusionDPO', False, False): (70.71, 57.24, 56.23, 52.86),
+        ('without reference update', False, True): (62.96, 60.94, 47.14, 53.87),
+        ('without several metrics', True, False): (82.49, 62.29, 46.13, 43.43),
+        ('BalancedDPO', True, True): (85.19, 78.45, 64.31, 69.36),
+    },
+    fixed={'model_b': 'SD1.5', 'prompt_set': 'pickapic'},
+    prompts={'pickapic': 297},
+)
 
 # %% ../nbs/65_paper.ipynb #a1307d88
-TABLE_5 = PaperTable('V', 'Mean scores of three models', 'IX-C', row_names=('model',), column_names=('scorer',),
-                     columns=tuple((k,) for k in SCORERS), rows={
-    ('SD1.5',):        (0.2708, 0.3686, 0.1897, 4.4860),
-    ('DiffusionDPO',): (0.2730, 0.3715, 0.1898, 4.4840),
-    ('BalancedDPO',):  (0.2745, 0.3771, 0.1899, 4.5034),
-})
+TABLE_5 = PaperTable(
+    'V',
+    'Mean scores of three models',
+    'IX-C',
+    row_names=('model',),
+    column_names=('scorer',),
+    columns=tuple((k,) for k in SCORERS),
+    rows={
+        ('SD1.5',): (0.2708, 0.3686, 0.1897, 4.4860),
+        ('DiffusionDPO',): (0.2730, 0.3715, 0.1898, 4.4840),
+        ('BalancedDPO',): (0.2745, 0.3771, 0.1899, 4.5034),
+    },
+)
 
-TABLE_6 = PaperTable('VI', 'Spread of the scores of SD1.5', 'IX-C', row_names=('statistic',), column_names=('scorer',),
-                     columns=tuple((k,) for k in SCORERS), rows={
-    ('mean',): (0.2708, 0.3686, 0.1897, 4.4860),
-    ('min',):  (0.2233, 0.2383, 0.1656, 4.0969),
-    ('max',):  (0.3114, 0.5161, 0.2195, 4.7878),
-    ('std',):  (0.0130, 0.0461, 0.0086, 0.1049),
-}, fixed={'model': 'SD1.5'})
+TABLE_6 = PaperTable(
+    'VI',
+    'Spread of the scores of SD1.5',
+    'IX-C',
+    row_names=('statistic',),
+    column_names=('scorer',),
+    columns=tuple((k,) for k in SCORERS),
+    rows={
+        ('mean',): (0.2708, 0.3686, 0.1897, 4.4860),
+        ('min',): (0.2233, 0.2383, 0.1656, 4.0969),
+        ('max',): (0.3114, 0.5161, 0.2195, 4.7878),
+        ('std',): (0.0130, 0.0461, 0.0086, 0.1049),
+    },
+    fixed={'model': 'SD1.5'},
+)
 
-PAPER = {'table1': TABLE_1, 'table2': TABLE_2, 'table3': TABLE_3, 'table4': TABLE_4, 'table5': TABLE_5, 'table6': TABLE_6}
+PAPER = {
+    'table1': TABLE_1,
+    'table2': TABLE_2,
+    'table3': TABLE_3,
+    'table4': TABLE_4,
+    'table5': TABLE_5,
+    'table6': TABLE_6,
+}
 
 # %% ../nbs/65_paper.ipynb #f9ab59a4
 def fits(percent, n, digits=2) -> bool:
-    "Whether a whole number of wins out of `n` prints as `percent` with `digits` decimals, rounded or cut off."
+    """Whether a whole number of wins out of `n` prints as `percent` with `digits` decimals, rounded
+    or cut off."""
     from math import floor
-    unit = 10**digits; printed = round(percent*unit)
-    shown = [100*unit*k/n for k in range(max(0, floor(percent*n/100) - 1), min(n, floor(percent*n/100) + 2) + 1)]
-    return any(printed in (floor(x + .5), floor(x + 1e-9)) for x in shown)
+
+    unit = 10**digits
+    printed = round(percent * unit)
+    shown = [
+        100 * unit * k / n
+        for k in range(
+            max(0, floor(percent * n / 100) - 1), min(n, floor(percent * n / 100) + 2) + 1
+        )
+    ]
+    return any(printed in (floor(x + 0.5), floor(x + 1e-9)) for x in shown)

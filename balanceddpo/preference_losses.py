@@ -18,7 +18,9 @@ __all__ = ['RULES', 'LOSSES', 'Outputs', 'pair_errors', 'pair_logits', 'by_votes
 # %% ../nbs/32_preference_losses.ipynb #e2fc841b
 @dataclass(frozen=True)
 class Outputs:
-    "What a loss sees of n preference pairs. Raises InputError for shapes that do not belong together."
+    """What a loss sees of n preference pairs. Raises InputError for shapes that do not belong
+    together."""
+
     prediction: object  # the policy's, with gradient: [n, 2, ...], images 0 and 1 of each pair
     reference_prediction: object  # the reference's, likewise; None for a method without one
     target: object  # what should have been predicted, likewise
@@ -28,50 +30,69 @@ class Outputs:
 
     def __post_init__(self):
         shape = tuple(self.prediction.shape)
-        if len(shape) < 3 or shape[1] != 2: raise InputError(f'predictions are [n, 2, ...], images 0 and 1 of each pair, not {list(shape)}')
-        if tuple(self.weights.shape) != shape[:2]: raise InputError(f'weights are [n, 2], here {list(shape[:2])}, not {list(self.weights.shape)}')
+        if len(shape) < 3 or shape[1] != 2:
+            raise InputError(
+                f'predictions are [n, 2, ...], images 0 and 1 of each pair, not {list(shape)}'
+            )
+        if tuple(self.weights.shape) != shape[:2]:
+            raise InputError(
+                f'weights are [n, 2], here {list(shape[:2])}, not {list(self.weights.shape)}'
+            )
 
     @cached_property
-    def errors(self): return pair_errors(self.prediction, self.target, self.convention)
+    def errors(self):
+        return pair_errors(self.prediction, self.target, self.convention)
 
     @cached_property
     def reference_errors(self):
-        if self.reference_prediction is None: raise InputError('this loss compares the policy with a reference, and there is none')
+        if self.reference_prediction is None:
+            raise InputError('this loss compares the policy with a reference, and there is none')
         return pair_errors(self.reference_prediction.detach(), self.target, self.convention)
 
     @property
-    def signed(self): return (self.weights[:, 0] - self.weights[:, 1]).to(self.errors)
+    def signed(self):
+        return (self.weights[:, 0] - self.weights[:, 1]).to(self.errors)
 
     @property
-    def labelled(self): return (self.weights.sum(1) > 0).to(self.errors)
+    def labelled(self):
+        return (self.weights.sum(1) > 0).to(self.errors)
 
 # %% ../nbs/32_preference_losses.ipynb #74d6bf7c
 def pair_errors(prediction, target, convention='mean'):
     "The denoising errors of both images of each pair: fp32 `[n, 2]`, from `[n, 2, ...]`."
     return denoising_error(prediction.flatten(0, 1), target.flatten(0, 1), convention).view(-1, 2)
 
+
 def pair_logits(outputs, beta):
-    "How much more than the reference the policy favours image 0 over image 1: fp32 `[n]`, the `dpo_logits` of BalancedDPO's Eq. 8."
+    """How much more than the reference the policy favours image 0 over image 1: fp32 `[n]`, the
+    `dpo_logits` of BalancedDPO's Eq. 8."""
     return dpo_logits(outputs.errors, outputs.reference_errors, beta)
 
+
 def by_votes(outputs, if_0_wins, if_1_wins):
-    "w0 times the loss if image 0 wins, plus w1 times the loss if image 1 wins: `[n]`, as in BalancedDPO's Eq. 10."
+    """w0 times the loss if image 0 wins, plus w1 times the loss if image 1 wins: `[n]`, as in
+    BalancedDPO's Eq. 10."""
     w0, w1 = outputs.weights.to(if_0_wins).unbind(1)
     return w0 * if_0_wins + w1 * if_1_wins
 
 # %% ../nbs/32_preference_losses.ipynb #ea72dabf
 def dpo(outputs, beta):
-    "Diffusion-DPO (Wallace et al., arXiv:2311.12908; BalancedDPO, Eq. 8): losses and logits `[n]`. `beta` as in `dpo_logits`."
+    """Diffusion-DPO (Wallace et al., arXiv:2311.12908; BalancedDPO, Eq. 8): losses and logits
+    `[n]`. `beta` as in `dpo_logits`."""
     x = pair_logits(outputs, beta)
     return diffusion_dpo_loss(x, *outputs.weights.to(x).unbind(1)), x
 
+
 def ipo(outputs, beta):
-    "IPO (Azar et al., arXiv:2310.12036), with its margin at a logit of 1 as in CaPO's baseline: losses and logits `[n]`. Shared votes mix the two squares."
+    """IPO (Azar et al., arXiv:2310.12036), with its margin at a logit of 1 as in CaPO's baseline:
+    losses and logits `[n]`. Shared votes mix the two squares."""
     x = pair_logits(outputs, beta)
     return by_votes(outputs, (x - 1).square(), (x + 1).square()), x
 
+
 def hinge(outputs, beta):
-    "The hinge loss of SLiC (Zhao et al., arXiv:2305.10425) on Diffusion-DPO's logit, as in diffusers' script: losses and logits `[n]`; 0 past a margin of 1."
+    """The hinge loss of SLiC (Zhao et al., arXiv:2305.10425) on Diffusion-DPO's logit, as in
+    diffusers' script: losses and logits `[n]`; 0 past a margin of 1."""
     x = pair_logits(outputs, beta)
     return by_votes(outputs, (1 - x).relu(), (1 + x).relu()), x
 
@@ -79,170 +100,325 @@ def hinge(outputs, beta):
 def reverse_divergence(x, alpha):
     "KL(Bernoulli(sigma(x)) || Bernoulli(1 - alpha)): fp32, as `x`, and finite for every finite x."
     from torch.nn.functional import logsigmoid
-    return x.sigmoid() * (logsigmoid(x) - math.log1p(-alpha)) + (-x).sigmoid() * (logsigmoid(-x) - math.log(alpha))
 
-def dmpo(outputs, beta, alpha=.01):
-    "DMPO (Li et al., arXiv:2507.07510, as coded in AIDC-AI/Diffusion-SDPO): losses and logits `[n]`. `alpha` softens the label, between 0 and 1/2."
+    return x.sigmoid() * (logsigmoid(x) - math.log1p(-alpha)) + (-x).sigmoid() * (
+        logsigmoid(-x) - math.log(alpha)
+    )
+
+
+def dmpo(outputs, beta, alpha=0.01):
+    """DMPO (Li et al., arXiv:2507.07510, as coded in AIDC-AI/Diffusion-SDPO): losses and logits
+    `[n]`. `alpha` softens the label, between 0 and 1/2."""
     x = pair_logits(outputs, beta)
     return by_votes(outputs, reverse_divergence(x, alpha), reverse_divergence(-x, alpha)), x
 
 # %% ../nbs/32_preference_losses.ipynb #1be6866c
 def capo(outputs, beta, weighting='sigmoid', bias=1.5):
-    """CaPO (Lee et al., arXiv:2502.02588): regression of the logit on the signed target w0 - w1, a difference of calibrated rewards. Losses and logits `[n]`.
+    """CaPO (Lee et al., arXiv:2502.02588): regression of the logit on the signed target w0 - w1, a
+    difference of calibrated rewards. Losses and logits `[n]`.
 
-    `weighting` 'sigmoid' multiplies by sigma(bias - log_snr), 'constant' by 1. The logit is Diffusion-DPO's. Raises InputError if log_snr is missing."""
-    if weighting not in ('sigmoid', 'constant'): raise InputError(f"unknown weighting {weighting!r}: use 'sigmoid' or 'constant'")
-    if weighting == 'sigmoid' and outputs.log_snr is None: raise InputError("CaPO's weighting needs the log signal-to-noise ratio of each pair's timestep")
+    `weighting` 'sigmoid' multiplies by sigma(bias - log_snr), 'constant' by 1. The logit is
+    Diffusion-DPO's. Raises InputError if log_snr is missing."""
+    if weighting not in ('sigmoid', 'constant'):
+        raise InputError(f"unknown weighting {weighting!r}: use 'sigmoid' or 'constant'")
+    if weighting == 'sigmoid' and outputs.log_snr is None:
+        raise InputError(
+            "CaPO's weighting needs the log signal-to-noise ratio of each pair's timestep"
+        )
     x = pair_logits(outputs, beta)
-    weight = 1. if weighting == 'constant' else (bias - outputs.log_snr.to(x)).sigmoid()
+    weight = 1.0 if weighting == 'constant' else (bias - outputs.log_snr.to(x)).sigmoid()
     return outputs.labelled * weight * (outputs.signed - x).square(), x
 
 # %% ../nbs/32_preference_losses.ipynb #1491868a
-def smpo(outputs, beta, sensitivity=10., variant='code'):
-    """SmPO-Diffusion (Lu et al., arXiv:2506.02698, Eq. 9): the signed target w0 - w1 = 2p - 1 inside the sigmoid, times `sensitivity`. Losses and logits `[n]`.
+def smpo(outputs, beta, sensitivity=10.0, variant='code'):
+    """SmPO-Diffusion (Lu et al., arXiv:2506.02698, Eq. 9): the signed target w0 - w1 = 2p - 1
+    inside the sigmoid, times `sensitivity`. Losses and logits `[n]`.
 
-    `variant` 'code' has DiffusionDPO's 1/2 in the logit (JaydenLyh/SmPO), 'paper' has not. Raises InputError for another one."""
-    if variant not in ('code', 'paper'): raise InputError(f"unknown variant {variant!r} of SmPO: use 'code' or 'paper'")
+    `variant` 'code' has DiffusionDPO's 1/2 in the logit (JaydenLyh/SmPO), 'paper' has not.
+    Raises InputError for another one."""
+    if variant not in ('code', 'paper'):
+        raise InputError(f"unknown variant {variant!r} of SmPO: use 'code' or 'paper'")
     x = pair_logits(outputs, beta if variant == 'code' else 2 * beta)
     return diffusion_dpo_loss(sensitivity * outputs.signed * x, outputs.labelled, 0), x
 
 # %% ../nbs/32_preference_losses.ipynb #b43fe996
 def bounded_likelihood(errors, scale):
     "phi(e) = s e / (exp(s e) - 1) of MaPO, from 1 at e = 0 falling to 0: fp32, as `errors`."
-    y = (scale * errors).clamp(min=1e-6)                                       # phi is 1 to seven digits below
-    return -y * (-y).exp() / (-y).expm1()                                      # y / (exp(y) - 1), without its overflow
+    y = (scale * errors).clamp(min=1e-6)  # phi is 1 to seven digits below
+    return -y * (-y).exp() / (-y).expm1()  # y / (exp(y) - 1), without its overflow
 
-def mapo(outputs, beta, scale=.5, timesteps=1000):
-    """MaPO (Hong et al., arXiv:2406.06424; mapo-t2i/mapo): the winner's error and `beta` times a margin loss, without a reference. Losses and logits `[n]`.
 
-    The errors are means; `scale` is s, `timesteps` the number T of training timesteps. The logit is T times the difference of phi."""
+def mapo(outputs, beta, scale=0.5, timesteps=1000):
+    """MaPO (Hong et al., arXiv:2406.06424; mapo-t2i/mapo): the winner's error and `beta` times a
+    margin loss, without a reference. Losses and logits `[n]`.
+
+    The errors are means; `scale` is s, `timesteps` the number T of training timesteps. The logit
+    is T times the difference of phi."""
     phi, e = bounded_likelihood(outputs.errors, scale), outputs.errors
     x = timesteps * (phi[:, 0] - phi[:, 1])
-    return by_votes(outputs, e[:, 0] + beta * diffusion_dpo_loss(x, 1, 0), e[:, 1] + beta * diffusion_dpo_loss(x, 0, 1)), x
+    return by_votes(
+        outputs,
+        e[:, 0] + beta * diffusion_dpo_loss(x, 1, 0),
+        e[:, 1] + beta * diffusion_dpo_loss(x, 0, 1),
+    ), x
 
 # %% ../nbs/32_preference_losses.ipynb #f43fccbb
-def sft(outputs, beta=1.):
-    "Supervised fine-tuning on the winners: their errors `[n]`. The logit, for the report, is beta / 2 (e1 - e0); the loss does not use `beta`."
+def sft(outputs, beta=1.0):
+    """Supervised fine-tuning on the winners: their errors `[n]`. The logit, for the report, is beta
+    / 2 (e1 - e0); the loss does not use `beta`."""
     e = outputs.errors
     return by_votes(outputs, e[:, 0], e[:, 1]), beta / 2 * (e[:, 1] - e[:, 0])
 
 # %% ../nbs/32_preference_losses.ipynb #ed7e8778
 def _dspo_if_wins(outputs, image, x, beta):
     "DSPO's loss `[n]` if `image` wins; `x` is that image's logit."
-    p, r, t = (v[:, image].float() for v in (outputs.prediction, outputs.reference_prediction.detach(), outputs.target))
+    p, r, t = (
+        v[:, image].float()
+        for v in (outputs.prediction, outputs.reference_prediction.detach(), outputs.target)
+    )
     share = (-x).sigmoid().view(-1, *[1] * (p.ndim - 1))
     return denoising_error(p - beta * share * (p - r), t, outputs.convention)
 
-def dspo(outputs, beta):
-    """DSPO (Zhu et al., ICLR 2025, in the form of huaishengzhu/DSPO for SD1.5): losses and logits `[n]`.
 
-    `beta` is the temperature of the logit and a share of the prediction at once, so it is small, and belongs to mean errors."""
+def dspo(outputs, beta):
+    """DSPO (Zhu et al., ICLR 2025, in the form of huaishengzhu/DSPO for SD1.5): losses and logits
+    `[n]`.
+
+    `beta` is the temperature of the logit and a share of the prediction at once, so it is small,
+    and belongs to mean errors."""
     x = pair_logits(outputs, beta)
-    return by_votes(outputs, _dspo_if_wins(outputs, 0, x, beta), _dspo_if_wins(outputs, 1, -x, beta)), x
+    return by_votes(
+        outputs, _dspo_if_wins(outputs, 0, x, beta), _dspo_if_wins(outputs, 1, -x, beta)
+    ), x
 
 # %% ../nbs/32_preference_losses.ipynb #6ab92596
 def kl_estimate(outputs):
-    "The mean gain r - e over all images of the labelled pairs, at least 0, without gradient: a scalar, in units of an error (Diffusion-KTO's reference point)."
+    """The mean gain r - e over all images of the labelled pairs, at least 0, without gradient: a
+    scalar, in units of an error (Diffusion-KTO's reference point)."""
     gain = (outputs.reference_errors - outputs.errors).detach().mean(1)
     return ((outputs.labelled * gain).sum() / outputs.labelled.sum().clamp(min=1)).clamp(min=0)
 
-def kto(outputs, beta, kl=None):
-    """Diffusion-KTO (Li et al., arXiv:2404.04465; jacklishufan/diffusion-kto, utility 'sigmoid'): losses and logits `[n]`.
 
-    A pair's loss is the mean over its two images. `kl` is the reference point in units of an error; None: the `kl_estimate` of these pairs."""
+def kto(outputs, beta, kl=None):
+    """Diffusion-KTO (Li et al., arXiv:2404.04465; jacklishufan/diffusion-kto, utility 'sigmoid'):
+    losses and logits `[n]`.
+
+    A pair's loss is the mean over its two images. `kl` is the reference point in units of an
+    error; None: the `kl_estimate` of these pairs."""
     gain = outputs.reference_errors - outputs.errors
     z = beta * (gain - (kl_estimate(outputs) if kl is None else kl))
     liked, disliked = (-z).sigmoid(), z.sigmoid()
-    return by_votes(outputs, (liked[:, 0] + disliked[:, 1]) / 2, (liked[:, 1] + disliked[:, 0]) / 2), beta * (gain[:, 0] - gain[:, 1])
+    return by_votes(
+        outputs, (liked[:, 0] + disliked[:, 1]) / 2, (liked[:, 1] + disliked[:, 0]) / 2
+    ), beta * (gain[:, 0] - gain[:, 1])
 
 # %% ../nbs/32_preference_losses.ipynb #45ef6fc8
 def loser_scale(outputs, mu):
-    "The factors `[n, 2]` on the gradients through both predictions: 1 for the winner, lambda for the loser (Diffusion-SDPO). Without a winner, 1 and 1."
+    """The factors `[n, 2]` on the gradients through both predictions: 1 for the winner, lambda for
+    the loser (Diffusion-SDPO). Without a winner, 1 and 1."""
     import torch
+
     d, s = (outputs.prediction.detach().float() - outputs.target.float()).flatten(2), outputs.signed
     together, own = (d[:, 0] * d[:, 1]).sum(1), d.square().sum(2)
     most = (1 - mu) * torch.where(s > 0, own[:, 0], own[:, 1]) / together
     scale = torch.where(together > 0, most, 1).clamp(0, 1)
     return torch.stack([torch.where(s < 0, scale, 1), torch.where(s > 0, scale, 1)], 1)
 
-def safeguarded(outputs, beta, loss=dpo, mu=.9, **parameters):
-    "`loss` with the gradient through the loser's prediction scaled by `loser_scale`: the same losses and logits `[n]`, another gradient."
-    scale = loser_scale(outputs, mu); p = outputs.prediction.float()
+
+def safeguarded(outputs, beta, loss=dpo, mu=0.9, **parameters):
+    """`loss` with the gradient through the loser's prediction scaled by `loser_scale`: the same
+    losses and logits `[n]`, another gradient."""
+    scale = loser_scale(outputs, mu)
+    p = outputs.prediction.float()
     kept = p.detach() + scale.view(*scale.shape, *[1] * (p.ndim - 2)) * (p - p.detach())
     return loss(replace(outputs, prediction=kept), beta, **parameters)
 
 # %% ../nbs/32_preference_losses.ipynb #3c3836fe
-RULES = {'above 0': lambda v: 0 < v < math.inf, 'from 0 to 1': lambda v: 0 <= v <= 1, 'between 0 and 0.5': lambda v: 0 < v < .5,
-         'finite': math.isfinite, 'None, or 0 or more': lambda v: v is None or 0 <= v < math.inf,
-         "'sigmoid' or 'constant'": ('sigmoid', 'constant').__contains__, "'code' or 'paper'": ('code', 'paper').__contains__}
+RULES = {
+    'above 0': lambda v: 0 < v < math.inf,
+    'from 0 to 1': lambda v: 0 <= v <= 1,
+    'between 0 and 0.5': lambda v: 0 < v < 0.5,
+    'finite': math.isfinite,
+    'None, or 0 or more': lambda v: v is None or 0 <= v < math.inf,
+    "'sigmoid' or 'constant'": ('sigmoid', 'constant').__contains__,
+    "'code' or 'paper'": ('code', 'paper').__contains__,
+}
+
 
 @dataclass(frozen=True)
 class Parameter:
     "A parameter of a loss."
+
     default: object  # its value unless a preset says otherwise
     source: str  # where the default comes from
     rule: str = 'above 0'  # what it must be: a key of RULES
 
+
 @dataclass(frozen=True)
 class Loss:
     "A row of `LOSSES`."
+
     function: object  # (outputs, beta, **parameters) -> (losses [n], logits [n])
     title: str  # its name in tables and model cards
     paper: str  # who proposed it
     parameters: dict = field(default_factory=dict)  # name -> Parameter; beta is one of them
     needs_reference: bool = True  # compares with a reference model
-    noise: str = 'random'  # or the name of a row of INVERSIONS (33_inversion): the noise it is meant for
+    # or the name of a row of INVERSIONS (33_inversion): the noise it is meant for
+    noise: str = 'random'
     conventions: tuple = ('mean', 'sum')  # of the errors it makes sense with
     per_pair: bool = True  # a pair's loss does not depend on the other pairs of the batch
 
     @property
-    def defaults(self) -> dict: return {name: p.default for name, p in self.parameters.items()}
+    def defaults(self) -> dict:
+        return {name: p.default for name, p in self.parameters.items()}
 
 # %% ../nbs/32_preference_losses.ipynb #b9956d88
-_launcher, _sdpo = 'SalesforceAIResearch/DiffusionDPO, launchers', 'AIDC-AI/Diffusion-SDPO, scripts for SD1.5'
-_dspo = dict(beta=Parameter(.001, 'huaishengzhu/DSPO, launchers/sd15.sh', 'from 0 to 1'))
-_dmpo = dict(beta=Parameter(2000., _sdpo), alpha=Parameter(.01, _sdpo, 'between 0 and 0.5'))
-def _mu(default): return dict(mu=Parameter(default, _sdpo, 'from 0 to 1'))
+_launcher, _sdpo = (
+    'SalesforceAIResearch/DiffusionDPO, launchers',
+    'AIDC-AI/Diffusion-SDPO, scripts for SD1.5',
+)
+_dspo = dict(beta=Parameter(0.001, 'huaishengzhu/DSPO, launchers/sd15.sh', 'from 0 to 1'))
+_dmpo = dict(beta=Parameter(2000.0, _sdpo), alpha=Parameter(0.01, _sdpo, 'between 0 and 0.5'))
+
+
+def _mu(default):
+    return dict(mu=Parameter(default, _sdpo, 'from 0 to 1'))
+
 
 LOSSES = dict(
-    dpo=Loss(dpo, 'Diffusion-DPO', 'Wallace et al., arXiv:2311.12908', dict(beta=Parameter(5000., _launcher))),
-    ipo=Loss(ipo, 'IPO', 'Azar et al., arXiv:2310.12036', dict(beta=Parameter(5000., "not stated for diffusion models; ours: DPO's"))),
-    hinge=Loss(hinge, 'SLiC (hinge)', 'Zhao et al., arXiv:2305.10425', dict(beta=Parameter(5000., "diffusers' script: 2500 without the 1/2"))),
-    capo=Loss(capo, 'CaPO', 'Lee et al., arXiv:2502.02588', dict(
-        beta=Parameter(5000., "not found in the paper; ours: DPO's"), bias=Parameter(1.5, 'the best in the paper', 'finite'),
-        weighting=Parameter('sigmoid', 'the paper', "'sigmoid' or 'constant'"))),
-    smpo=Loss(smpo, 'SmPO-Diffusion', 'Lu et al., arXiv:2506.02698', noise='smpo_code', parameters=dict(
-        beta=Parameter(2000., 'paper and JaydenLyh/SmPO, examples/sd15.sh'), sensitivity=Parameter(10., 'paper and train.py'),
-        variant=Parameter('code', 'ours: what was run', "'code' or 'paper'"))),
-    inpo=Loss(dpo, 'DDIM-InPO', 'Lu et al., arXiv:2503.18454', dict(beta=Parameter(2000., 'JaydenLyh/InPO, examples/sd15.sh')), noise='inpo_code'),
-    mapo=Loss(mapo, 'MaPO', 'Hong et al., arXiv:2406.06424', needs_reference=False, conventions=('mean',), parameters=dict(
-        beta=Parameter(.1, 'mapo-t2i/mapo, args.py'), scale=Parameter(.5, 'args.py, snr_value'), timesteps=Parameter(1000, 'the scheduler of SDXL'))),
+    dpo=Loss(
+        dpo,
+        'Diffusion-DPO',
+        'Wallace et al., arXiv:2311.12908',
+        dict(beta=Parameter(5000.0, _launcher)),
+    ),
+    ipo=Loss(
+        ipo,
+        'IPO',
+        'Azar et al., arXiv:2310.12036',
+        dict(beta=Parameter(5000.0, "not stated for diffusion models; ours: DPO's")),
+    ),
+    hinge=Loss(
+        hinge,
+        'SLiC (hinge)',
+        'Zhao et al., arXiv:2305.10425',
+        dict(beta=Parameter(5000.0, "diffusers' script: 2500 without the 1/2")),
+    ),
+    capo=Loss(
+        capo,
+        'CaPO',
+        'Lee et al., arXiv:2502.02588',
+        dict(
+            beta=Parameter(5000.0, "not found in the paper; ours: DPO's"),
+            bias=Parameter(1.5, 'the best in the paper', 'finite'),
+            weighting=Parameter('sigmoid', 'the paper', "'sigmoid' or 'constant'"),
+        ),
+    ),
+    smpo=Loss(
+        smpo,
+        'SmPO-Diffusion',
+        'Lu et al., arXiv:2506.02698',
+        noise='smpo_code',
+        parameters=dict(
+            beta=Parameter(2000.0, 'paper and JaydenLyh/SmPO, examples/sd15.sh'),
+            sensitivity=Parameter(10.0, 'paper and train.py'),
+            variant=Parameter('code', 'ours: what was run', "'code' or 'paper'"),
+        ),
+    ),
+    inpo=Loss(
+        dpo,
+        'DDIM-InPO',
+        'Lu et al., arXiv:2503.18454',
+        dict(beta=Parameter(2000.0, 'JaydenLyh/InPO, examples/sd15.sh')),
+        noise='inpo_code',
+    ),
+    mapo=Loss(
+        mapo,
+        'MaPO',
+        'Hong et al., arXiv:2406.06424',
+        needs_reference=False,
+        conventions=('mean',),
+        parameters=dict(
+            beta=Parameter(0.1, 'mapo-t2i/mapo, args.py'),
+            scale=Parameter(0.5, 'args.py, snr_value'),
+            timesteps=Parameter(1000, 'the scheduler of SDXL'),
+        ),
+    ),
     dspo=Loss(dspo, 'DSPO', 'Zhu et al., ICLR 2025', _dspo, conventions=('mean',)),
     dmpo=Loss(dmpo, 'DMPO', 'Li et al., arXiv:2507.07510', _dmpo),
-    kto=Loss(kto, 'Diffusion-KTO', 'Li et al., arXiv:2404.04465', per_pair=False, parameters=dict(
-        beta=Parameter(1000., 'jacklishufan/diffusion-kto, train_kto_sd_v1.5.py'), kl=Parameter(None, 'ours: estimated from the batch; there from the micro-batches of all GPUs', 'None, or 0 or more'))),
-    sft=Loss(sft, 'Supervised fine-tuning', 'the baseline of Wallace et al.', dict(beta=Parameter(1., 'ours: only a unit of the reported logit')), needs_reference=False))
+    kto=Loss(
+        kto,
+        'Diffusion-KTO',
+        'Li et al., arXiv:2404.04465',
+        per_pair=False,
+        parameters=dict(
+            beta=Parameter(1000.0, 'jacklishufan/diffusion-kto, train_kto_sd_v1.5.py'),
+            kl=Parameter(
+                None,
+                'ours: estimated from the batch; there from the micro-batches of all GPUs',
+                'None, or 0 or more',
+            ),
+        ),
+    ),
+    sft=Loss(
+        sft,
+        'Supervised fine-tuning',
+        'the baseline of Wallace et al.',
+        dict(beta=Parameter(1.0, 'ours: only a unit of the reported logit')),
+        needs_reference=False,
+    ),
+)
 
 LOSSES |= dict(
-    dpo_safeguarded=Loss(partial(safeguarded, loss=dpo), 'Diffusion-DPO with the safeguard of SDPO', 'Fu et al., arXiv:2511.03317', dict(beta=Parameter(5000., _sdpo)) | _mu(.9)),
-    dmpo_safeguarded=Loss(partial(safeguarded, loss=dmpo), 'DMPO with the safeguard of SDPO', 'Fu et al., arXiv:2511.03317', _dmpo | _mu(.9)),
-    dspo_safeguarded=Loss(partial(safeguarded, loss=dspo), 'DSPO with the safeguard of SDPO', 'Fu et al., arXiv:2511.03317', _dspo | _mu(.2), conventions=('mean',)))
+    dpo_safeguarded=Loss(
+        partial(safeguarded, loss=dpo),
+        'Diffusion-DPO with the safeguard of SDPO',
+        'Fu et al., arXiv:2511.03317',
+        dict(beta=Parameter(5000.0, _sdpo)) | _mu(0.9),
+    ),
+    dmpo_safeguarded=Loss(
+        partial(safeguarded, loss=dmpo),
+        'DMPO with the safeguard of SDPO',
+        'Fu et al., arXiv:2511.03317',
+        _dmpo | _mu(0.9),
+    ),
+    dspo_safeguarded=Loss(
+        partial(safeguarded, loss=dspo),
+        'DSPO with the safeguard of SDPO',
+        'Fu et al., arXiv:2511.03317',
+        _dspo | _mu(0.2),
+        conventions=('mean',),
+    ),
+)
 
 # %% ../nbs/32_preference_losses.ipynb #f3c42253
 def choose_loss(name, convention='mean', **changes):
     """`outputs -> (losses [n], logits [n])` for a row of `LOSSES`, with its defaults and `changes`.
 
-    Raises InputError with the reason: no such method or parameter, a value that makes no sense, the wrong convention."""
-    if name not in LOSSES: raise InputError(f'unknown method {name!r}: use one of {", ".join(LOSSES)}')
+    Raises InputError with the reason: no such method or parameter, a value that makes no sense,
+    the wrong convention."""
+    if name not in LOSSES:
+        raise InputError(f'unknown method {name!r}: use one of {", ".join(LOSSES)}')
     loss = LOSSES[name]
     for key, value in changes.items():
-        if key not in loss.parameters: raise InputError(f'{name} has no parameter {key!r}; it has {", ".join(loss.parameters)}')
+        if key not in loss.parameters:
+            raise InputError(
+                f'{name} has no parameter {key!r}; it has {", ".join(loss.parameters)}'
+            )
         rule = loss.parameters[key].rule
-        if not _holds(rule, value): raise InputError(f'{key} must be {rule} for {name}, not {value!r}')
-    if convention not in loss.conventions: raise InputError(f'{name} is made for errors that are a {" or ".join(loss.conventions)} over a latent, not a {convention}')
+        if not _holds(rule, value):
+            raise InputError(f'{key} must be {rule} for {name}, not {value!r}')
+    if convention not in loss.conventions:
+        raise InputError(
+            f'{name} is made for errors that are a {" or ".join(loss.conventions)} over a latent,'
+            f' not a {convention}'
+        )
     return partial(loss.function, **(loss.defaults | changes))
+
 
 def _holds(rule, value) -> bool:
     "Whether a value keeps to a rule of RULES; a value of the wrong type does not."
-    try: return bool(RULES[rule](value))
-    except TypeError: return False
+    try:
+        return bool(RULES[rule](value))
+    except TypeError:
+        return False

@@ -17,196 +17,392 @@ __all__ = ['ICON_RIVALS', 'PRESETS', 'scaled_rate', 'diffusion_dpo_sd15', 'balan
 
 # %% ../nbs/45_presets.ipynb #4f61dc63
 def scaled_rate(rate, batch_size) -> float:
-    "The learning rate that DiffusionDPO's `--scale_lr` makes of `rate`: times the pairs in a batch over all devices."
+    """The learning rate that DiffusionDPO's `--scale_lr` makes of `rate`: times the pairs in a
+    batch over all devices."""
     return rate * batch_size
 
 # %% ../nbs/45_presets.ipynb #8f175b75
 def diffusion_dpo_sd15(**changes) -> TrainConfig:
-    "DiffusionDPO on SD1.5, as its authors' launcher runs it (SalesforceAIResearch/DiffusionDPO, launchers/sd15.sh and train.py). Labels: human."
-    return TrainConfig(**dict(
-        model='stable-diffusion-v1-5/stable-diffusion-v1-5',  # launcher: SD1.5; the Hub id under which it is kept today
-        max_steps=2000,  # launcher
-        batch_size=2048,  # launcher: 16 GPUs x 1 x 128
-        learning_rate=scaled_rate(1e-8, 2048),  # launcher: 1e-8 with --scale_lr; the DiffusionDPO paper's (2000/beta) 2.048e-8 is 1000 times less
-        warmup_steps=500,  # launcher
-        optimizer='adamw', weight_decay=1e-2, clip=1.0,  # train.py
-        beta=5000, beta_convention='mean',  # launcher; the DiffusionDPO paper reports 2000 for its main SD1.5 result
-        refresh_every=0,  # the reference stays the base model
-        empty_prompt_rate=0.2,  # train.py
-        sample_latents=True,  # train.py: latent_dist.sample()
-        resolution=512,  # train.py
-        precision='bf16',  # ours; the launcher has fp16, whose loss scaling bf16 does not need
-        micro_batch_size=8,  # ours: does not change the result
-    ) | changes)
+    """DiffusionDPO on SD1.5, as its authors' launcher runs it (SalesforceAIResearch/DiffusionDPO,
+    launchers/sd15.sh and train.py). Labels: human."""
+    return TrainConfig(
+        **dict(
+            # launcher: SD1.5; the Hub id under which it is kept today
+            model='stable-diffusion-v1-5/stable-diffusion-v1-5',
+            max_steps=2000,  # launcher
+            batch_size=2048,  # launcher: 16 GPUs x 1 x 128
+            # launcher: 1e-8 with --scale_lr; the DiffusionDPO paper's (2000/beta) 2.048e-8 is 1000
+            # times less
+            learning_rate=scaled_rate(1e-8, 2048),
+            warmup_steps=500,  # launcher
+            optimizer='adamw',
+            weight_decay=1e-2,
+            clip=1.0,  # train.py
+            # launcher; the DiffusionDPO paper reports 2000 for its main SD1.5 result
+            beta=5000,
+            beta_convention='mean',
+            refresh_every=0,  # the reference stays the base model
+            empty_prompt_rate=0.2,  # train.py
+            sample_latents=True,  # train.py: latent_dist.sample()
+            resolution=512,  # train.py
+            precision='bf16',  # ours; the launcher has fp16, whose loss scaling bf16 does not need
+            micro_batch_size=8,  # ours: does not change the result
+        )
+        | changes
+    )
+
 
 def balanced_dpo_sd15(**changes) -> TrainConfig:
     "BalancedDPO on SD1.5 (section IV-A of the paper). Labels: majority."
-    return diffusion_dpo_sd15(**dict(
-        max_steps=2000,  # IV-A
-        batch_size=128,  # IV-A
-        optimizer='adamw',  # IV-A
-        learning_rate=scaled_rate(1e-8, 128),  # IV-A: 1e-8 "with warmup", read as DiffusionDPO's code does; see above
-        refresh_every=100, refresh_alpha=1.0,  # IV-A: every 100 steps; Algorithm 1, lines 20-22: replaced
-        # warmup_steps, beta, empty_prompt_rate, resolution: not stated in the paper; ours: DiffusionDPO's
-    ) | changes)
+    return diffusion_dpo_sd15(
+        **dict(
+            max_steps=2000,  # IV-A
+            batch_size=128,  # IV-A
+            optimizer='adamw',  # IV-A
+            # IV-A: 1e-8 "with warmup", read as DiffusionDPO's code does; see above
+            learning_rate=scaled_rate(1e-8, 128),
+            # IV-A: every 100 steps; Algorithm 1, lines 20-22: replaced
+            refresh_every=100,
+            refresh_alpha=1.0,
+            # warmup_steps, beta, empty_prompt_rate, resolution: not stated in the paper; ours:
+            # DiffusionDPO's
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #75a7ddb1
 def diffusion_dpo_sdxl(**changes) -> TrainConfig:
-    "DiffusionDPO on SDXL, as its authors' launcher runs it (launchers/sdxl.sh and train.py). Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        model='stabilityai/stable-diffusion-xl-base-1.0',  # launcher
-        max_steps=2000,  # launcher, whose remark is "~30 hours / 200 steps"
-        warmup_steps=200,  # launcher
-        beta=5000,  # launcher and paper
-        optimizer='adafactor', gradient_checkpointing=True,  # train.py forces both for SDXL
-        resolution=1024,  # launcher
-        # empty_prompt_rate: as for SD1.5; where train.py encodes the empty prompt, the conditioning here is SDXL's own empty one, zeros (36_families)
-        micro_batch_size=4,  # ours: does not change the result
-    ) | changes)
+    """DiffusionDPO on SDXL, as its authors' launcher runs it (launchers/sdxl.sh and train.py).
+    Labels: human."""
+    return diffusion_dpo_sd15(
+        **dict(
+            model='stabilityai/stable-diffusion-xl-base-1.0',  # launcher
+            max_steps=2000,  # launcher, whose remark is "~30 hours / 200 steps"
+            warmup_steps=200,  # launcher
+            beta=5000,  # launcher and paper
+            optimizer='adafactor',
+            gradient_checkpointing=True,  # train.py forces both for SDXL
+            resolution=1024,  # launcher
+            # empty_prompt_rate: as for SD1.5; where train.py encodes the empty prompt, the
+            # conditioning here is SDXL's own empty one, zeros (36_families)
+            micro_batch_size=4,  # ours: does not change the result
+        )
+        | changes
+    )
+
 
 def balanced_dpo_sdxl(**changes) -> TrainConfig:
-    "BalancedDPO on SDXL. Not stated in the paper; ours: its SD1.5 settings, with DiffusionDPO's optimizer, warm-up and resolution for SDXL. Labels: majority."
-    return diffusion_dpo_sdxl(**dict(
-        max_steps=2000, batch_size=128, learning_rate=scaled_rate(1e-8, 128),  # not stated in the paper; ours: as for SD1.5
-        refresh_every=100, refresh_alpha=1.0,  # not stated in the paper for SDXL; ours: as for SD1.5
-    ) | changes)
+    """BalancedDPO on SDXL. Not stated in the paper; ours: its SD1.5 settings, with DiffusionDPO's
+    optimizer, warm-up and resolution for SDXL. Labels: majority."""
+    return diffusion_dpo_sdxl(
+        **dict(
+            # not stated in the paper; ours: as for SD1.5
+            max_steps=2000,
+            batch_size=128,
+            learning_rate=scaled_rate(1e-8, 128),
+            # not stated in the paper for SDXL; ours: as for SD1.5
+            refresh_every=100,
+            refresh_alpha=1.0,
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #bfae2b4c
-_inverted = dict(batch_size=1024, learning_rate=scaled_rate(1e-8, 1024))  # launchers of SmPO and InPO: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+# launchers of SmPO and InPO: 8 GPUs x 1 x 128, 1e-8 with --scale_lr
+_inverted = dict(batch_size=1024, learning_rate=scaled_rate(1e-8, 1024))
 _smpo = dict(method='smpo', max_steps=200, warmup_steps=100) | _inverted  # its launchers
 _inpo = dict(method='inpo', max_steps=400, warmup_steps=200) | _inverted  # its launchers
 
+
 def smpo_sd15(**changes) -> TrainConfig:
-    "SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of PickScore; in its code with the limits `SMPO_LIMITS`, cosines, which times 100 are in the unit of scorer `pickscore`."
-    return diffusion_dpo_sd15(**_smpo | dict(
-        noise='smpo_code', beta=2000,  # train.py: 5 inverse steps with ReNoise at each; launcher
-    ) | changes)
+    """SmPO-Diffusion on SD1.5 (JaydenLyh/SmPO, examples/sd15.sh and train.py). Labels: smoothed, of
+    PickScore; in its code with the limits `SMPO_LIMITS`, cosines, which times 100 are in the
+    unit of scorer `pickscore`."""
+    return diffusion_dpo_sd15(
+        **_smpo
+        | dict(
+            noise='smpo_code',
+            beta=2000,  # train.py: 5 inverse steps with ReNoise at each; launcher
+        )
+        | changes
+    )
+
 
 def inpo_sd15(**changes) -> TrainConfig:
     "DDIM-InPO on SD1.5 (JaydenLyh/InPO, examples/sd15.sh and train.py). Labels: human."
-    return diffusion_dpo_sd15(**_inpo | dict(
-        noise='inpo_code', beta=2000,  # train.py: 10 inverse steps with a little noise; launcher
-    ) | changes)
+    return diffusion_dpo_sd15(
+        **_inpo
+        | dict(
+            noise='inpo_code',
+            beta=2000,  # train.py: 10 inverse steps with a little noise; launcher
+        )
+        | changes
+    )
+
 
 def smpo_sdxl(**changes) -> TrainConfig:
     "SmPO-Diffusion on SDXL (JaydenLyh/SmPO, examples/sdxl.sh and train.py). Labels: as for SD1.5."
-    return diffusion_dpo_sdxl(**_smpo | dict(
-        noise='smpo_code_sdxl', beta=5000,  # train.py: 10 inverse steps with ReNoise at each; launcher
-    ) | changes)
+    return diffusion_dpo_sdxl(
+        **_smpo
+        | dict(
+            # train.py: 10 inverse steps with ReNoise at each; launcher
+            noise='smpo_code_sdxl',
+            beta=5000,
+        )
+        | changes
+    )
+
 
 def inpo_sdxl(**changes) -> TrainConfig:
     "DDIM-InPO on SDXL (JaydenLyh/InPO, examples/sdxl.sh). Labels: human."
-    return diffusion_dpo_sdxl(**_inpo | dict(
-        noise='inpo_code', beta=5000,  # train.py; launcher
-    ) | changes)
+    return diffusion_dpo_sdxl(
+        **_inpo
+        | dict(
+            noise='inpo_code',
+            beta=5000,  # train.py; launcher
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #d507cdd7
 def dspo_sd15(**changes) -> TrainConfig:
-    "DSPO on SD1.5 (huaishengzhu/DSPO, launchers/sd15.sh): DiffusionDPO's settings with another loss. Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        method='dspo', beta=.001,  # launcher
-    ) | changes)
+    """DSPO on SD1.5 (huaishengzhu/DSPO, launchers/sd15.sh): DiffusionDPO's settings with another
+    loss. Labels: human."""
+    return diffusion_dpo_sd15(
+        **dict(
+            method='dspo',
+            beta=0.001,  # launcher
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #b6a501de
 def kto_sd15(**changes) -> TrainConfig:
-    "Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh, with AdamW in 8 bits). Labels: human. There single images are liked, four in five, or not; here both images of a pair are used."
-    return diffusion_dpo_sd15(**dict(
-        method='kto', beta=1000,  # train_kto_sd_v1.5.py
-        options=('kl=0',),  # ours: the code's reference point is the mean over the micro-batches of all GPUs, which would make the result depend on their number
-        max_steps=20000, warmup_steps=200,  # example.sh
-        batch_size=1024, learning_rate=1e-7,  # example.sh: 4 GPUs x 2 x 256 images, that is 1024 pairs; no --scale_lr
-        gradient_checkpointing=True,  # example.sh
-    ) | changes)
+    """Diffusion-KTO on SD1.5 (jacklishufan/diffusion-kto, exps/example.sh, with AdamW in 8 bits).
+    Labels: human. There single images are liked, four in five, or not; here both images of a
+    pair are used."""
+    return diffusion_dpo_sd15(
+        **dict(
+            method='kto',
+            beta=1000,  # train_kto_sd_v1.5.py
+            # ours: the code's reference point is the mean over the micro-batches of all GPUs, which
+            # would make the result depend on their number
+            options=('kl=0',),
+            max_steps=20000,
+            warmup_steps=200,  # example.sh
+            # example.sh: 4 GPUs x 2 x 256 images, that is 1024 pairs; no --scale_lr
+            batch_size=1024,
+            learning_rate=1e-7,
+            gradient_checkpointing=True,  # example.sh
+        )
+        | changes
+    )
+
 
 def dpo_safeguarded_sd15(**changes) -> TrainConfig:
-    "Diffusion-DPO with the safeguard of SDPO on SD1.5 (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_diffusion_dpo.sh). Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        method='dpo_safeguarded', options=('mu=0.9',), beta=5000,  # script; its batch is DiffusionDPO's on eight GPUs
-    ) | changes)
+    """Diffusion-DPO with the safeguard of SDPO on SD1.5 (AIDC-AI/Diffusion-SDPO,
+    scripts/train/sd15_diffusion_dpo.sh). Labels: human."""
+    return diffusion_dpo_sd15(
+        **dict(
+            # script; its batch is DiffusionDPO's on eight GPUs
+            method='dpo_safeguarded',
+            options=('mu=0.9',),
+            beta=5000,
+        )
+        | changes
+    )
+
 
 def dmpo_sd15(**changes) -> TrainConfig:
-    "DMPO on SD1.5, without the safeguard (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_dmpo.sh). Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        method='dmpo', options=('alpha=0.01',), beta=2000,  # script; its batch is DiffusionDPO's on eight GPUs
-    ) | changes)
+    """DMPO on SD1.5, without the safeguard (AIDC-AI/Diffusion-SDPO, scripts/train/sd15_dmpo.sh).
+    Labels: human."""
+    return diffusion_dpo_sd15(
+        **dict(
+            # script; its batch is DiffusionDPO's on eight GPUs
+            method='dmpo',
+            options=('alpha=0.01',),
+            beta=2000,
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #bb355240
 def mapo_sdxl(**changes) -> TrainConfig:
-    "MaPO on SDXL, as its README runs it on one GPU (mapo-t2i/mapo). Labels: human. There is no reference."
-    return diffusion_dpo_sdxl(**dict(
-        method='mapo', beta=.1, options=('scale=0.5',),  # args.py
-        max_steps=2000, warmup_steps=0,  # README
-        batch_size=16, learning_rate=1e-5,  # README: 8 x 2, without --scale_lr
-        optimizer='adamw',  # train.py; in 8 bits there
-        empty_prompt_rate=0.,  # train.py drops no captions
-    ) | changes)
+    """MaPO on SDXL, as its README runs it on one GPU (mapo-t2i/mapo). Labels: human. There is no
+    reference."""
+    return diffusion_dpo_sdxl(
+        **dict(
+            method='mapo',
+            beta=0.1,
+            options=('scale=0.5',),  # args.py
+            max_steps=2000,
+            warmup_steps=0,  # README
+            batch_size=16,
+            learning_rate=1e-5,  # README: 8 x 2, without --scale_lr
+            optimizer='adamw',  # train.py; in 8 bits there
+            empty_prompt_rate=0.0,  # train.py drops no captions
+        )
+        | changes
+    )
+
 
 def capo_sdxl(**changes) -> TrainConfig:
-    "CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."
+    """CaPO on SDXL (arXiv:2502.02588). Its pairs come from 16 images a prompt (24_groups). The
+    paper's b = 1.5 is the method's default; everything else is ours: DiffusionDPO's."""
     return diffusion_dpo_sdxl(**dict(method='capo') | changes)  # beta too: DiffusionDPO's, ours
 
 # %% ../nbs/45_presets.ipynb #c62093dd
 def diffusion_dpo_sd15_lora(**changes) -> TrainConfig:
-    "DiffusionDPO as a LoRA on SD1.5, as the README of diffusers' examples/research_projects/diffusion_dpo runs it, with AdamW in 8 bits. Labels: human."
-    return diffusion_dpo_sd15(**dict(
-        mode='lora', lora_rank=8,  # README; the adapter's alpha is its rank there too
-        max_steps=10000, batch_size=32, warmup_steps=0,  # README: 16 pairs x 2
-        learning_rate=1e-5,  # README, without --scale_lr
-        beta=2500, empty_prompt_rate=0.,  # train_diffusion_dpo.py
-    ) | changes)
+    """DiffusionDPO as a LoRA on SD1.5, as the README of diffusers'
+    examples/research_projects/diffusion_dpo runs it, with AdamW in 8 bits. Labels: human."""
+    return diffusion_dpo_sd15(
+        **dict(
+            mode='lora',
+            lora_rank=8,  # README; the adapter's alpha is its rank there too
+            max_steps=10000,
+            batch_size=32,
+            warmup_steps=0,  # README: 16 pairs x 2
+            learning_rate=1e-5,  # README, without --scale_lr
+            beta=2500,
+            empty_prompt_rate=0.0,  # train_diffusion_dpo.py
+        )
+        | changes
+    )
+
 
 def balanced_dpo_sd15_lora(**changes) -> TrainConfig:
-    "BalancedDPO as a LoRA on SD1.5. Not in the paper; ours: its steps, batch and refreshes with the adapter, rate and beta of diffusers' DiffusionDPO. Labels: majority."
-    return diffusion_dpo_sd15_lora(**dict(
-        max_steps=2000, batch_size=128, refresh_every=100, refresh_alpha=1.0,  # IV-A
-        empty_prompt_rate=0.2,  # as for the whole model
-    ) | changes)
+    """BalancedDPO as a LoRA on SD1.5. Not in the paper; ours: its steps, batch and refreshes with
+    the adapter, rate and beta of diffusers' DiffusionDPO. Labels: majority."""
+    return diffusion_dpo_sd15_lora(
+        **dict(
+            max_steps=2000,
+            batch_size=128,
+            refresh_every=100,
+            refresh_alpha=1.0,  # IV-A
+            empty_prompt_rate=0.2,  # as for the whole model
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #dec72721
 def diffusion_dpo_icons(**changes) -> TrainConfig:
-    "DiffusionDPO in the icon world, minutes on two CPU cores. All values ours. Labels: human, that is the simulated annotators'."
-    return TrainConfig(**dict(
-        model='icons', data='icons', resolution=64,  # the packaged model and its size
-        max_steps=100, batch_size=32, micro_batch_size=32,  # ours: minutes on a core
-        learning_rate=3e-5, beta=2000,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb)
-        warmup_steps=10,  # ours
-        refresh_every=0,  # as DiffusionDPO
-        empty_prompt_rate=0.1,  # ours: the share the base model was trained with
-        sample_latents=False,  # ours: the latents' spread is far below that of the noise
-        precision='fp32', device='cpu', checkpoint_every=50,  # ours: exact on every CPU; few have bf16
-    ) | changes)
+    """DiffusionDPO in the icon world, minutes on two CPU cores. All values ours. Labels: human,
+    that is the simulated annotators'."""
+    return TrainConfig(
+        **dict(
+            model='icons',
+            data='icons',
+            resolution=64,  # the packaged model and its size
+            max_steps=100,
+            batch_size=32,
+            micro_batch_size=32,  # ours: minutes on a core
+            learning_rate=3e-5,
+            beta=2000,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb)
+            warmup_steps=10,  # ours
+            refresh_every=0,  # as DiffusionDPO
+            empty_prompt_rate=0.1,  # ours: the share the base model was trained with
+            sample_latents=False,  # ours: the latents' spread is far below that of the noise
+            # ours: exact on every CPU; few have bf16
+            precision='fp32',
+            device='cpu',
+            checkpoint_every=50,
+        )
+        | changes
+    )
+
 
 def balanced_dpo_icons(**changes) -> TrainConfig:
-    "BalancedDPO in the icon world: the same, with a reference that follows and a stronger pull towards it. All values ours. Labels: majority."
-    return diffusion_dpo_icons(**dict(
-        beta=10000, refresh_every=25,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb); the paper has twenty refreshes, here there are four
-    ) | changes)
+    """BalancedDPO in the icon world: the same, with a reference that follows and a stronger pull
+    towards it. All values ours. Labels: majority."""
+    return diffusion_dpo_icons(
+        **dict(
+            # chosen on the tuning prompts (nbs/repro/tuning.ipynb); the paper has twenty refreshes,
+            # here there are four
+            beta=10000,
+            refresh_every=25,
+        )
+        | changes
+    )
 
 # %% ../nbs/45_presets.ipynb #4dccabd8
-ICON_RIVALS = {  # method -> (learning rate, beta): chosen on the tuning prompts (nbs/repro/rivals_tuning.ipynb), seven tries each
-    'ipo': (1e-5, 1000.), 'hinge': (3e-5, 5000.), 'capo': (3e-5, 1000.), 'smpo': (1e-5, 50000.), 'inpo': (1e-5, 50000.), 'mapo': (1e-4, .1), 'dspo': (1e-4, 4e-5), 'dmpo': (3e-5, 50000.),
-    'kto': (1e-5, 200.), 'sft': (1e-4, 1.), 'dpo_safeguarded': (1e-4, 1000.),
-    'dmpo_safeguarded': (3e-5, 50000.), 'dspo_safeguarded': (1e-4, 4e-5)}           # ours: those of the loss that is guarded
+# method -> (learning rate, beta): chosen on the tuning prompts (nbs/repro/rivals_tuning.ipynb),
+# seven tries each
+ICON_RIVALS = {
+    'ipo': (1e-5, 1000.0),
+    'hinge': (3e-5, 5000.0),
+    'capo': (3e-5, 1000.0),
+    'smpo': (1e-5, 50000.0),
+    'inpo': (1e-5, 50000.0),
+    'mapo': (1e-4, 0.1),
+    'dspo': (1e-4, 4e-5),
+    'dmpo': (3e-5, 50000.0),
+    'kto': (1e-5, 200.0),
+    'sft': (1e-4, 1.0),
+    'dpo_safeguarded': (1e-4, 1000.0),
+    # ours: those of the loss that is guarded
+    'dmpo_safeguarded': (3e-5, 50000.0),
+    'dspo_safeguarded': (1e-4, 4e-5),
+}
+
 
 def icon_rival(method):
     "The preset of a row of `LOSSES` in the icon world, as a function `<method>_icons`."
     rate, beta = ICON_RIVALS[method]
-    def make(**changes) -> TrainConfig: return diffusion_dpo_icons(**dict(method=method, learning_rate=rate, beta=beta) | changes)   # ours, see ICON_RIVALS
-    make.__name__, make.__doc__ = f'{method}_icons', f'{LOSSES[method].title} in the icon world. All values ours.'
+
+    # ours, see ICON_RIVALS
+    def make(**changes) -> TrainConfig:
+        return diffusion_dpo_icons(**dict(method=method, learning_rate=rate, beta=beta) | changes)
+
+    make.__name__, make.__doc__ = (
+        f'{method}_icons',
+        f'{LOSSES[method].title} in the icon world. All values ours.',
+    )
     return make
 
 # %% ../nbs/45_presets.ipynb #04e1e62d
-PRESETS = {f.__name__: f for f in (balanced_dpo_sd15, diffusion_dpo_sd15, balanced_dpo_sd15_lora, diffusion_dpo_sd15_lora, balanced_dpo_sdxl, diffusion_dpo_sdxl, balanced_dpo_icons, diffusion_dpo_icons, smpo_sd15, inpo_sd15, dspo_sd15,
-                                   kto_sd15, dpo_safeguarded_sd15, dmpo_sd15, smpo_sdxl, inpo_sdxl, mapo_sdxl, capo_sdxl, *map(icon_rival, ICON_RIVALS))}
+PRESETS = {
+    f.__name__: f
+    for f in (
+        balanced_dpo_sd15,
+        diffusion_dpo_sd15,
+        balanced_dpo_sd15_lora,
+        diffusion_dpo_sd15_lora,
+        balanced_dpo_sdxl,
+        diffusion_dpo_sdxl,
+        balanced_dpo_icons,
+        diffusion_dpo_icons,
+        smpo_sd15,
+        inpo_sd15,
+        dspo_sd15,
+        kto_sd15,
+        dpo_safeguarded_sd15,
+        dmpo_sd15,
+        smpo_sdxl,
+        inpo_sdxl,
+        mapo_sdxl,
+        capo_sdxl,
+        *map(icon_rival, ICON_RIVALS),
+    )
+}
+
 
 def settings_of_method(settings, method) -> dict:
-    "What goes with a `method` that is not that of a preset's `settings`: the method's own beta, noise and parameters. Empty if it is the same, or None."
-    return {} if method in (None, settings.method) else dict(method=method, beta=None, noise='auto', options=())
+    """What goes with a `method` that is not that of a preset's `settings`: the method's own beta,
+    noise and parameters. Empty if it is the same, or None."""
+    return (
+        {}
+        if method in (None, settings.method)
+        else dict(method=method, beta=None, noise='auto', options=())
+    )
+
 
 def preset(name, **changes) -> TrainConfig:
-    """The `TrainConfig` of a preset by its name, with some values replaced. Another `method` comes with its own beta, noise and options.
+    """The `TrainConfig` of a preset by its name, with some values replaced. Another `method` comes
+    with its own beta, noise and options.
 
     Raises InputError for a name that is not in `PRESETS`, or a field that does not exist."""
-    if name not in PRESETS: raise InputError(f'unknown preset {name!r}: use {", ".join(PRESETS)}')
-    if unknown := changes.keys() - TrainConfig.__dataclass_fields__.keys(): raise InputError(f'a training run has no setting {min(unknown)!r}')
+    if name not in PRESETS:
+        raise InputError(f'unknown preset {name!r}: use {", ".join(PRESETS)}')
+    if unknown := changes.keys() - TrainConfig.__dataclass_fields__.keys():
+        raise InputError(f'a training run has no setting {min(unknown)!r}')
     return PRESETS[name](**settings_of_method(PRESETS[name](), changes.get('method')) | changes)

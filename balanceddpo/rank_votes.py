@@ -4,7 +4,15 @@
 
 # %% ../nbs/26_rank_votes.ipynb #0f5b4d23
 from __future__ import annotations
-from .consensus import confidence_weights, hard_weights, margin_weights, score_units, scorer_weights, shared_weights, votes
+from balanceddpo.consensus import (
+    confidence_weights,
+    hard_weights,
+    margin_weights,
+    score_units,
+    scorer_weights,
+    shared_weights,
+    votes,
+)
 from .groups import check_groups, group_table
 from .store import InputError
 
@@ -17,82 +25,137 @@ __all__ = ['KEMENY_LIMIT', 'RANK_RULES', 'RANK_LABELS', 'scored_images', 'pairwi
 def scored_images(scores):
     """The images that at least one scorer has scored: bool `[G, N]`.
 
-    Raises InputError as `groups.check_groups` (another shape, groups of one image, no scores), and if no scorer has scored two images of a group."""
+    Raises InputError as `groups.check_groups` (another shape, groups of one image, no scores),
+    and if no scorer has scored two images of a group."""
     import numpy as np
+
     finite = np.isfinite(check_groups(scores))
-    if not (finite.sum(axis=1) > 1).any(): raise InputError('no scorer has scored two images of a group: there is no vote')
+    if not (finite.sum(axis=1) > 1).any():
+        raise InputError('no scorer has scored two images of a group: there is no vote')
     return finite.any(axis=2)
 
+
 def pairwise_votes(scores, weights=None):
-    """The votes for image i over image j, float64 `[G, N, N]`: the sum of the scorers' weights (ones). Diagonal 0. Equal scores vote for the earlier image, as Eq. 6.
+    """The votes for image i over image j, float64 `[G, N, N]`: the sum of the scorers' weights
+    (ones). Diagonal 0. Equal scores vote for the earlier image, as Eq. 6.
 
     `scores` `[G, N, K]`, NaN is missing. Raises InputError as `scored_images`."""
     import numpy as np
-    scored_images(scores); x = check_groups(scores); n = np.zeros((*x.shape[:2], x.shape[1])); earlier = np.triu(np.ones(n.shape[1:], bool), 1)
+
+    scored_images(scores)
+    x = check_groups(scores)
+    n = np.zeros((*x.shape[:2], x.shape[1]))
+    earlier = np.triu(np.ones(n.shape[1:], bool), 1)
     for k, w in enumerate(scorer_weights(weights, x.shape[2])):
         a, b = x[:, :, None, k], x[:, None, :, k]
         n += w * ((a > b) | ((a == b) & earlier))
     return n
 
+
 def majorities(votes_ij):
-    "The majority between every two images from votes `[G, N, N]`: int8 `[G, N, N]`, 1 if i beats j, -1 if j beats i, 0 for a tie (or no vote)."
+    """The majority between every two images from votes `[G, N, N]`: int8 `[G, N, N]`, 1 if i beats
+    j, -1 if j beats i, 0 for a tie (or no vote)."""
     import numpy as np
-    net = votes_ij - votes_ij.swapaxes(1, 2); total = np.abs(votes_ij).max(initial=0)
-    return np.where(np.abs(net) < 1e-9*total, 0, np.sign(net)).astype(np.int8)
+
+    net = votes_ij - votes_ij.swapaxes(1, 2)
+    total = np.abs(votes_ij).max(initial=0)
+    return np.where(np.abs(net) < 1e-9 * total, 0, np.sign(net)).astype(np.int8)
 
 # %% ../nbs/26_rank_votes.ipynb #11f06409
 def condorcet(beats, here):
-    "The image that beats all others `here` (bool `[G, N]`) and the one that all beat: int64 `[G, 2]`, -1 where there is none. `beats` from `majorities`."
+    """The image that beats all others `here` (bool `[G, N]`) and the one that all beat: int64 `[G,
+    2]`, -1 where there is none. `beats` from `majorities`."""
     import numpy as np
-    others = here.sum(axis=1)[:, None] - 1; found = []
+
+    others = here.sum(axis=1)[:, None] - 1
+    found = []
     for sign in (1, -1):
         wins = here & (others > 0) & (((beats == sign) & here[:, None]).sum(axis=2) == others)
         found.append(np.where(wins.any(axis=1), wins.argmax(axis=1), -1))
     return np.stack(found, axis=1)
 
+
 def has_cycle(beats):
-    "Whether the majorities int8 `[G, N, N]` of a group run in a circle anywhere (A beats B, ..., beats A): bool `[G]`."
+    """Whether the majorities int8 `[G, N, N]` of a group run in a circle anywhere (A beats B, ...,
+    beats A): bool `[G]`."""
     import numpy as np
+
     reach = beats > 0
-    for _ in range(reach.shape[1].bit_length()): reach = reach | np.matmul(reach, reach)
+    for _ in range(reach.shape[1].bit_length()):
+        reach = reach | np.matmul(reach, reach)
     return np.diagonal(reach, axis1=1, axis2=2).any(axis=1)
 
 # %% ../nbs/26_rank_votes.ipynb #2a45d939
 def condorcet_report(scores, weights=None) -> dict:
-    """How often an election has a clear end. Counts: groups (with two scored images), winner, loser, both; cycle, the groups with a circle of majorities anywhere;
-    no_winner_cycle and no_winner_tie, the groups without a winner that have such a circle, and those that have none and so owe it to tied majorities."""
-    here = scored_images(scores); keep = here.sum(axis=1) > 1
-    beats = majorities(pairwise_votes(scores, weights))[keep]; ends = condorcet(beats, here[keep]) >= 0; cycle = has_cycle(beats)
-    return dict(groups=int(keep.sum()), winner=int(ends[:, 0].sum()), loser=int(ends[:, 1].sum()), both=int(ends.all(axis=1).sum()), cycle=int(cycle.sum()),
-                no_winner_cycle=int((cycle & ~ends[:, 0]).sum()), no_winner_tie=int((~cycle & ~ends[:, 0]).sum()))
+    """How often an election has a clear end. Counts: groups (with two scored images), winner,
+    loser, both; cycle, the groups with a circle of majorities anywhere; no_winner_cycle and
+    no_winner_tie, the groups without a winner that have such a circle, and those that have none
+    and so owe it to tied majorities."""
+    here = scored_images(scores)
+    keep = here.sum(axis=1) > 1
+    beats = majorities(pairwise_votes(scores, weights))[keep]
+    ends = condorcet(beats, here[keep]) >= 0
+    cycle = has_cycle(beats)
+    return dict(
+        groups=int(keep.sum()),
+        winner=int(ends[:, 0].sum()),
+        loser=int(ends[:, 1].sum()),
+        both=int(ends.all(axis=1).sum()),
+        cycle=int(cycle.sum()),
+        no_winner_cycle=int((cycle & ~ends[:, 0]).sum()),
+        no_winner_tie=int((~cycle & ~ends[:, 0]).sum()),
+    )
 
 # %% ../nbs/26_rank_votes.ipynb #5539ed92
 def copeland_points(scores, weights=None):
-    "Images beaten less images lost to, by majority: float64 `[G, N]`, NaN for images that nobody has scored."
+    """Images beaten less images lost to, by majority: float64 `[G, N]`, NaN for images that nobody
+    has scored."""
     import numpy as np
-    return np.where(scored_images(scores), majorities(pairwise_votes(scores, weights)).sum(axis=2, dtype=float), np.nan)
+
+    return np.where(
+        scored_images(scores),
+        majorities(pairwise_votes(scores, weights)).sum(axis=2, dtype=float),
+        np.nan,
+    )
+
 
 def borda_points(scores, weights=None):
-    "Votes for less votes against, over all other images: float64 `[G, N]`, with sum 0 in a group; NaN for images that nobody has scored."
+    """Votes for less votes against, over all other images: float64 `[G, N]`, with sum 0 in a group;
+    NaN for images that nobody has scored."""
     import numpy as np
+
     n = pairwise_votes(scores, weights)
     return np.where(scored_images(scores), (n - n.swapaxes(1, 2)).sum(axis=2), np.nan)
 
+
 def ends_by_points(points):
-    "The first and last image by points `[G, N]` (NaN: no part): int64 `[G, 2]`, -1, -1 where they are equal. Equal to 1e-6: the earlier is first, the later is last."
+    """The first and last image by points `[G, N]` (NaN: no part): int64 `[G, 2]`, -1, -1 where they
+    are equal. Equal to 1e-6: the earlier is first, the later is last."""
     import numpy as np
-    x = np.round(points, 6); here = ~np.isnan(x); N = x.shape[1]; rows = np.arange(len(x))
-    first = np.where(here, x, -np.inf).argmax(axis=1); last = N - 1 - np.where(here, x, np.inf)[:, ::-1].argmin(axis=1)
+
+    x = np.round(points, 6)
+    here = ~np.isnan(x)
+    N = x.shape[1]
+    rows = np.arange(len(x))
+    first = np.where(here, x, -np.inf).argmax(axis=1)
+    last = N - 1 - np.where(here, x, np.inf)[:, ::-1].argmin(axis=1)
     return np.where((x[rows, first] > x[rows, last])[:, None], np.stack([first, last], axis=1), -1)
 
 # %% ../nbs/26_rank_votes.ipynb #53d7df3c
-KEMENY_LIMIT = 16                                # images a group, CaPO's number; each more doubles the time and the memory
+KEMENY_LIMIT = 16  # images a group, CaPO's number; each more doubles the time and the memory
+
 
 def _best_orders(n):
-    "For each set of images (bit i: image i) the votes of `n` `[N, N]` its best order agrees with `[2**N]`, and the votes for i over the set's others `[2**N, N]`."
+    """For each set of images (bit i: image i) the votes of `n` `[N, N]` its best order agrees with
+    `[2**N]`, and the votes for i over the set's others `[2**N, N]`."""
     import numpy as np
-    N = len(n); sets = np.arange(2**N); member = ((sets[:, None] >> np.arange(N)) & 1).astype(bool)
-    gain = member.astype(float) @ n.T; size = member.sum(axis=1); best = np.where(size > 0, -np.inf, 0.)
+
+    N = len(n)
+    sets = np.arange(2**N)
+    member = ((sets[:, None] >> np.arange(N)) & 1).astype(bool)
+    gain = member.astype(float) @ n.T
+    size = member.sum(axis=1)
+    best = np.where(size > 0, -np.inf, 0.0)
     for s in range(1, N + 1):
         layer = np.flatnonzero(size == s)
         for i in range(N):
@@ -100,114 +163,201 @@ def _best_orders(n):
             best[here] = np.maximum(best[here], gain[here, i] + best[here ^ (1 << i)])
     return best, gain
 
-def kemeny_order(n):
-    """The order of the images that agrees with the most votes `n` `[N, N]` (of i over j), exact: a list of image numbers, and those votes.
 
-    Of equally good orders, the lexicographically first. Raises InputError above `KEMENY_LIMIT` images. Source: J. G. Kemeny, Daedalus 88 (1959) 577."""
+def kemeny_order(n):
+    """The order of the images that agrees with the most votes `n` `[N, N]` (of i over j), exact: a
+    list of image numbers, and those votes.
+
+    Of equally good orders, the lexicographically first. Raises InputError above `KEMENY_LIMIT`
+    images. Source: J. G. Kemeny, Daedalus 88 (1959) 577."""
     import numpy as np
-    n = np.asarray(n, dtype=float) * (1 - np.eye(len(n))); N = len(n)
-    if N > KEMENY_LIMIT: raise InputError(f'an exact Kemeny order is limited to {KEMENY_LIMIT} images a group, this one has {N}: use copeland or borda')
-    best, gain = _best_orders(n); left, order, slack = 2**N - 1, [], 1e-9*np.abs(n).sum()
+
+    n = np.asarray(n, dtype=float) * (1 - np.eye(len(n)))
+    N = len(n)
+    if N > KEMENY_LIMIT:
+        raise InputError(
+            f'an exact Kemeny order is limited to {KEMENY_LIMIT} images a group, this one has {N}:'
+            ' use copeland or borda'
+        )
+    best, gain = _best_orders(n)
+    left, order, slack = 2**N - 1, [], 1e-9 * np.abs(n).sum()
     while left:
-        order.append(next(i for i in range(N) if left >> i & 1 and gain[left, i] + best[left ^ (1 << i)] >= best[left] - slack)); left ^= 1 << order[-1]
+        order.append(
+            next(
+                i
+                for i in range(N)
+                if left >> i & 1 and gain[left, i] + best[left ^ (1 << i)] >= best[left] - slack
+            )
+        )
+        left ^= 1 << order[-1]
     return order, float(best[-1])
 
 # %% ../nbs/26_rank_votes.ipynb #72763c66
 def kemeny_orders(scores, weights=None):
-    """The Kemeny order of each group's scored images: int64 `[G, N]`, the first image first, -1 after the last one.
+    """The Kemeny order of each group's scored images: int64 `[G, N]`, the first image first, -1
+    after the last one.
 
-    Of equally good orders, the one that keeps closest to Borda's from the front on, then to the images' own. Raises InputError as `kemeny_order`."""
+    Of equally good orders, the one that keeps closest to Borda's from the front on, then to the
+    images' own. Raises InputError as `kemeny_order`."""
     import numpy as np
-    n, points = pairwise_votes(scores, weights), borda_points(scores, weights); orders = np.full(points.shape, -1)
+
+    n, points = pairwise_votes(scores, weights), borda_points(scores, weights)
+    orders = np.full(points.shape, -1)
     for row, votes_ij, borda in zip(orders, n, np.round(points, 6)):
-        images = np.argsort(-borda, kind='stable')[:np.isfinite(borda).sum()]; order, _ = kemeny_order(votes_ij[np.ix_(images, images)]); row[:len(order)] = images[order]
+        images = np.argsort(-borda, kind='stable')[: np.isfinite(borda).sum()]
+        order, _ = kemeny_order(votes_ij[np.ix_(images, images)])
+        row[: len(order)] = images[order]
     return orders
 
+
 def kemeny_ends(scores, weights=None):
-    "The first and last image of each Kemeny order: int64 `[G, 2]`, -1, -1 where an equally good order has them the other way round."
+    """The first and last image of each Kemeny order: int64 `[G, 2]`, -1, -1 where an equally good
+    order has them the other way round."""
     import numpy as np
+
     n, ends = pairwise_votes(scores, weights), np.full((len(scores), 2), -1)
     for row, votes_ij, order in zip(ends, n, kemeny_orders(scores, weights)):
-        if (order >= 0).sum() < 2: continue
-        images = order[order >= 0]; sub = votes_ij[np.ix_(images, images)]; most, turned = np.triu(sub).sum(), sub.copy()
-        turned[0, -1] = -2*sub.sum() - 1                                                  # the first before the last: never
-        if kemeny_order(turned)[1] < most - 1e-9*sub.sum(): row[:] = images[0], images[-1]
+        if (order >= 0).sum() < 2:
+            continue
+        images = order[order >= 0]
+        sub = votes_ij[np.ix_(images, images)]
+        most, turned = np.triu(sub).sum(), sub.copy()
+        turned[0, -1] = -2 * sub.sum() - 1  # the first before the last: never
+        if kemeny_order(turned)[1] < most - 1e-9 * sub.sum():
+            row[:] = images[0], images[-1]
     return ends
 
 # %% ../nbs/26_rank_votes.ipynb #9ac3a322
 def _ballots(scores):
-    "Each scorer's ballot: the images in order int64 `[G, K, N]` (missing ones at the end), the place of each image, and the number of images on it `[G, K, 1]`."
+    """Each scorer's ballot: the images in order int64 `[G, K, N]` (missing ones at the end), the
+    place of each image, and the number of images on it `[G, K, 1]`."""
     import numpy as np
+
     x = check_groups(scores).swapaxes(1, 2)
     order = np.argsort(np.where(np.isnan(x), np.inf, -x), axis=2, kind='stable')
-    return order, np.argsort(order, axis=2, kind='stable'), np.isfinite(x).sum(axis=2, keepdims=True)
+    return (
+        order,
+        np.argsort(order, axis=2, kind='stable'),
+        np.isfinite(x).sum(axis=2, keepdims=True),
+    )
+
 
 def _stage_sums(p, order, place, length, w):
-    "For each image, the sum over all stages of all ballots that still hold it of weight / strength left: float64 `[G, N]`."
+    """For each image, the sum over all stages of all ballots that still hold it of weight /
+    strength left: float64 `[G, N]`."""
     import numpy as np
-    at = np.arange(order.shape[2]); drawn = np.where(at < length, np.take_along_axis(np.broadcast_to(p[:, None], order.shape), order, axis=2), 0)
+
+    at = np.arange(order.shape[2])
+    drawn = np.where(
+        at < length, np.take_along_axis(np.broadcast_to(p[:, None], order.shape), order, axis=2), 0
+    )
     left = drawn[..., ::-1].cumsum(axis=2)[..., ::-1]
-    term = np.where(at < length - 1, w[:, None] / np.where(left > 0, left, 1), 0).cumsum(axis=2)      # the last one is no choice
+    # the last one is no choice
+    term = np.where(at < length - 1, w[:, None] / np.where(left > 0, left, 1), 0).cumsum(axis=2)
     return np.where(place < length, np.take_along_axis(term, place, axis=2), 0).sum(axis=1)
 
 # %% ../nbs/26_rank_votes.ipynb #44f45fe8
-def plackett_luce(scores, weights=None, prior=1., tolerance=1e-9):
-    """Log strengths float64 `[G, N]` with mean 0 in a group: the likeliest for the scorers' ballots and `prior` ties between every two images.
+def plackett_luce(scores, weights=None, prior=1.0, tolerance=1e-9):
+    """Log strengths float64 `[G, N]` with mean 0 in a group: the likeliest for the scorers' ballots
+    and `prior` ties between every two images.
 
     NaN for images that nobody has scored. Raises InputError for a prior that is not positive.
-    Sources: R. L. Plackett, Appl. Statist. 24 (1975) 193; the loop: D. R. Hunter, Ann. Statist. 32 (2004) 384."""
+    Sources: R. L. Plackett, Appl. Statist. 24 (1975) 193; the loop: D. R. Hunter, Ann. Statist.
+    32 (2004) 384."""
     import numpy as np
-    if not prior > 0: raise InputError(f'Plackett-Luce needs a prior above 0, not {prior}: an image that all put first has no finite strength')
-    here = scored_images(scores); w = scorer_weights(weights, np.shape(scores)[2])
-    order, place, length = _ballots(scores); n = here.sum(axis=1, keepdims=True)
-    part = here & (n > 1); won = np.where(part, (w[:, None]*(place < length - 1)).sum(axis=1) + prior/2*(n - 1), 1.)
-    tied = prior*(here[:, :, None] & here[:, None] & ~np.eye(here.shape[1], dtype=bool)); p = np.ones(here.shape)
+
+    if not prior > 0:
+        raise InputError(
+            f'Plackett-Luce needs a prior above 0, not {prior}: an image that all put first has no'
+            ' finite strength'
+        )
+    here = scored_images(scores)
+    w = scorer_weights(weights, np.shape(scores)[2])
+    order, place, length = _ballots(scores)
+    n = here.sum(axis=1, keepdims=True)
+    part = here & (n > 1)
+    won = np.where(part, (w[:, None] * (place < length - 1)).sum(axis=1) + prior / 2 * (n - 1), 1.0)
+    tied = prior * (here[:, :, None] & here[:, None] & ~np.eye(here.shape[1], dtype=bool))
+    p = np.ones(here.shape)
     for _ in range(100_000):
-        met = _stage_sums(p, order, place, length, w) + (tied/(p[:, :, None] + p[:, None])).sum(axis=2)
-        log = np.log(won/np.where(part, met, 1)); log = np.where(part, log - log.sum(axis=1, keepdims=True)/np.maximum(n, 1), 0)
+        met = _stage_sums(p, order, place, length, w) + (tied / (p[:, :, None] + p[:, None])).sum(
+            axis=2
+        )
+        log = np.log(won / np.where(part, met, 1))
+        log = np.where(part, log - log.sum(axis=1, keepdims=True) / np.maximum(n, 1), 0)
         moved, p = np.abs(log - np.log(p)).max(), np.exp(log)
-        if moved < tolerance: return np.where(here, log, np.nan)
+        if moved < tolerance:
+            return np.where(here, log, np.nan)
     raise InputError('the strengths do not settle: give a larger prior')
 
 # %% ../nbs/26_rank_votes.ipynb #dce476cf
 def condorcet_ends(scores, weights=None):
     "The Condorcet winner and loser: int64 `[G, 2]`, -1, -1 unless both exist."
     import numpy as np
+
     ends = condorcet(majorities(pairwise_votes(scores, weights)), scored_images(scores))
     return np.where((ends < 0).any(axis=1, keepdims=True), -1, ends)
 
-def _by_points(points): return lambda scores, weights=None: ends_by_points(points(scores, weights))
 
-RANK_RULES = {'condorcet': condorcet_ends, 'copeland': _by_points(copeland_points), 'borda': _by_points(borda_points), 'kemeny': kemeny_ends,
-              'plackett_luce': _by_points(plackett_luce)}            # rule -> function (scores, weights) -> first and last image int64 [G, 2], -1, -1 where left out
+def _by_points(points):
+    return lambda scores, weights=None: ends_by_points(points(scores, weights))
+
+
+RANK_RULES = {
+    'condorcet': condorcet_ends,
+    'copeland': _by_points(copeland_points),
+    'borda': _by_points(borda_points),
+    'kemeny': kemeny_ends,
+    # rule -> function (scores, weights) -> first and last image int64 [G, 2], -1, -1
+    # where left out
+    'plackett_luce': _by_points(plackett_luce),
+}
 
 # %% ../nbs/26_rank_votes.ipynb #8edab543
 def take_pairs(scores, pairs):
     "The scores `[G, 2, K]` of two images a group, `pairs` int `[G, 2]`; NaN for pairs -1."
     import numpy as np
+
     x = np.take_along_axis(np.asarray(scores, dtype=float), np.maximum(pairs, 0)[..., None], axis=1)
     return np.where((np.asarray(pairs) < 0).any(axis=1)[:, None, None], np.nan, x)
 
+
 def votes_on(scores, pairs):
-    "The votes int8 `[G, K]` on `pairs` `[G, 2]`: 1 for its image i, -1 for j, 0 none. Equal scores vote for the earlier image of the group, not of the pair."
+    """The votes int8 `[G, K]` on `pairs` `[G, 2]`: 1 for its image i, -1 for j, 0 none. Equal
+    scores vote for the earlier image of the group, not of the pair."""
     import numpy as np
-    return votes(take_pairs(scores, np.sort(pairs, axis=1))) * np.where(np.diff(pairs, axis=1) < 0, -1, 1).astype(np.int8)
+
+    return votes(take_pairs(scores, np.sort(pairs, axis=1))) * np.where(
+        np.diff(pairs, axis=1) < 0, -1, 1
+    ).astype(np.int8)
 
 # %% ../nbs/26_rank_votes.ipynb #9cbd6a91
-RANK_LABELS = {                                  # label -> function (scores, pairs, weights) -> weights float32 [G, 2]
-    'hard': lambda scores, pairs, weights: hard_weights([1]*len(pairs)),
+RANK_LABELS = {  # label -> function (scores, pairs, weights) -> weights float32 [G, 2]
+    'hard': lambda scores, pairs, weights: hard_weights([1] * len(pairs)),
     'soft': lambda scores, pairs, weights: shared_weights(votes_on(scores, pairs), weights),
-    'margin': lambda scores, pairs, weights: margin_weights(take_pairs(scores, pairs), score_units(scores, 'zscore'), weights=weights),
+    'margin': lambda scores, pairs, weights: margin_weights(
+        take_pairs(scores, pairs), score_units(scores, 'zscore'), weights=weights
+    ),
     'confidence': lambda scores, pairs, weights: confidence_weights(votes_on(scores, pairs)),
 }
 
-def rank_labels(scores, group_ids, rule='borda', label='hard', weights=None):
-    """The table of pairs (see `groups.group_table`) by an election: image i is first, j is last by `rule`, with the weights of `label`.
 
-    `scores` `[G, N, K]`. Left-out groups have i = j = -1 and no weight. Raises InputError for an unknown rule or label, groups of one image, or no scores at all."""
+def rank_labels(scores, group_ids, rule='borda', label='hard', weights=None):
+    """The table of pairs (see `groups.group_table`) by an election: image i is first, j is last by
+    `rule`, with the weights of `label`.
+
+    `scores` `[G, N, K]`. Left-out groups have i = j = -1 and no weight. Raises InputError for an
+    unknown rule or label, groups of one image, or no scores at all."""
     import numpy as np
-    if rule not in RANK_RULES: raise InputError(f'unknown rule {rule!r}: use {", ".join(RANK_RULES)}')
-    if label not in RANK_LABELS: raise InputError(f'unknown label {label!r}: use {", ".join(RANK_LABELS)}')
+
+    if rule not in RANK_RULES:
+        raise InputError(f'unknown rule {rule!r}: use {", ".join(RANK_RULES)}')
+    if label not in RANK_LABELS:
+        raise InputError(f'unknown label {label!r}: use {", ".join(RANK_LABELS)}')
     pairs = RANK_RULES[rule](scores, weights)
-    w = RANK_LABELS[label](check_groups(scores), pairs, weights) if (pairs >= 0).any() else np.zeros(pairs.shape)
+    w = (
+        RANK_LABELS[label](check_groups(scores), pairs, weights)
+        if (pairs >= 0).any()
+        else np.zeros(pairs.shape)
+    )
     return group_table(group_ids, pairs, w)

@@ -12,181 +12,303 @@ __all__ = ['sign_test', 'holm', 'with_p_values', 'over_seeds', 'differences_over
 
 # %% ../nbs/62_ranking.ipynb #fb264d0e
 def sign_test(wins, losses):
-    """Exact two-sided p-value of a fair coin: for one pair of whole numbers a float, for arrays an array. 1 where both are 0.
+    """Exact two-sided p-value of a fair coin: for one pair of whole numbers a float, for arrays an
+    array. 1 where both are 0.
 
     Ties belong to neither. Source: `scipy.stats.binomtest`."""
     import numpy as np
     from scipy.stats import binomtest
-    p = np.vectorize(lambda w, l: binomtest(int(w), int(w + l), .5).pvalue if w + l else 1., otypes=[float])
+
+    p = np.vectorize(
+        lambda w, l: binomtest(int(w), int(w + l), 0.5).pvalue if w + l else 1.0, otypes=[float]
+    )
     return p(wins, losses)[()]
 
 # %% ../nbs/62_ranking.ipynb #1b828033
 def holm(p):
-    """p-values [m] corrected for their number: float [m], to be compared with the level as they are. NaN is left out and stays.
+    """p-values [m] corrected for their number: float [m], to be compared with the level as they
+    are. NaN is left out and stays.
 
-    Raises InputError for a value outside [0, 1]. Source: S. Holm, Scand. J. Statist. 6 (1979) 65."""
+    Raises InputError for a value outside [0, 1]. Source: S. Holm, Scand. J. Statist. 6 (1979)
+    65."""
     import numpy as np
-    p = np.asarray(p, 'float64'); corrected = np.full(p.shape, np.nan)
-    if ((p < 0) | (p > 1)).any(): raise InputError('p-values must lie in [0, 1]')
-    order = np.argsort(p, kind='stable')[:np.isfinite(p).sum()]                    # NaN sorts last
-    corrected[order] = np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)).clip(max=1)
+
+    p = np.asarray(p, 'float64')
+    corrected = np.full(p.shape, np.nan)
+    if ((p < 0) | (p > 1)).any():
+        raise InputError('p-values must lie in [0, 1]')
+    order = np.argsort(p, kind='stable')[: np.isfinite(p).sum()]  # NaN sorts last
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return corrected
 
 # %% ../nbs/62_ranking.ipynb #aeeb4947
 def with_p_values(rates):
-    """The win rates of `evaluation.compare` with p, the sign test over prompts, and p_holm, corrected over all rows of `rates`.
+    """The win rates of `evaluation.compare` with p, the sign test over prompts, and p_holm,
+    corrected over all rows of `rates`.
 
     Raises InputError for the protocol 'paired': the images of a prompt are not independent."""
-    if (rates['protocol'] == 'paired').any(): raise InputError("the sign test counts prompts: use the win rates of protocol best or mean")
+    if (rates['protocol'] == 'paired').any():
+        raise InputError('the sign test counts prompts: use the win rates of protocol best or mean')
     p = sign_test(rates['wins'], rates['n'] - rates['wins'] - rates['ties'])
     return rates.assign(p=p, p_holm=holm(p))
 
 # %% ../nbs/62_ranking.ipynb #1457ea3e
-def over_seeds(frame, by, value, null=0., pool=None, level=.95):
-    """Mean of column `value` over training seeds: DataFrame, one row a combination of the columns `by`, in order of appearance.
+def over_seeds(frame, by, value, null=0.0, pool=None, level=0.95):
+    """Mean of column `value` over training seeds: DataFrame, one row a combination of the columns
+    `by`, in order of appearance.
 
-    Columns n, mean, sd (with n - 1), df, low, high (Student's t), p (of mean = `null`), survives (share of mean - null at the near end of the interval). `pool`:
-    columns within which all rows share one sd. With one seed, or where no two seeds differ, there is no interval: NaN."""
-    rows = frame.groupby(list(by), sort=False)[value].agg(n='count', mean='mean', sd='std').reset_index()
+    Columns n, mean, sd (with n - 1), df, low, high (Student's t), p (of mean = `null`), survives
+    (share of mean - null at the near end of the interval). `pool`: columns within which all rows
+    share one sd. With one seed, or where no two seeds differ, there is no interval: NaN."""
+    rows = (
+        frame.groupby(list(by), sort=False)[value]
+        .agg(n='count', mean='mean', sd='std')
+        .reset_index()
+    )
     return _student(rows, pool, null, level)
 
+
 def _student(rows, pool, null, level, other=float('inf')):
-    "`rows` (n, mean, sd) with df, low, high, p and survives; the mean is one of n values, or the difference from a mean of `other` values."
+    """`rows` (n, mean, sd) with df, low, high, p and survives; the mean is one of n values, or the
+    difference from a mean of `other` values."""
     import numpy as np
     from scipy.stats import t
-    df, square = rows['n'] - 1, (rows['n'] - 1)*rows['sd'].fillna(0)**2
-    if pool: df, square = (x.groupby([rows[c] for c in pool]).transform('sum') for x in (df, square))
+
+    df, square = rows['n'] - 1, (rows['n'] - 1) * rows['sd'].fillna(0) ** 2
+    if pool:
+        df, square = (x.groupby([rows[c] for c in pool]).transform('sum') for x in (df, square))
     df, square = df.to_numpy('float64'), square.to_numpy('float64')
     with np.errstate(invalid='ignore', divide='ignore'):
-        error, away = np.sqrt(square/df*(1/rows['n'].to_numpy() + 1/other)), np.abs(rows['mean'].to_numpy() - null)
-        error = np.where(error > 1e-9*np.maximum(1, rows['mean'].abs()), error, np.nan)  # equal values, but for rounding, say nothing about the spread
-        half, p = t.ppf((1 + level)/2, np.where(df > 0, df, np.nan))*error, 2*t.sf(away/error, df)
-        left = np.where(away > 0, np.clip(1 - half/away, 0, None), 0*half)
-    return rows.assign(df=df.astype(int), low=rows['mean'] - half, high=rows['mean'] + half, p=p, survives=left)
+        error, away = (
+            np.sqrt(square / df * (1 / rows['n'].to_numpy() + 1 / other)),
+            np.abs(rows['mean'].to_numpy() - null),
+        )
+        # equal values, but for rounding, say nothing about the spread
+        error = np.where(error > 1e-9 * np.maximum(1, rows['mean'].abs()), error, np.nan)
+        half, p = (
+            t.ppf((1 + level) / 2, np.where(df > 0, df, np.nan)) * error,
+            2 * t.sf(away / error, df),
+        )
+        left = np.where(away > 0, np.clip(1 - half / away, 0, None), 0 * half)
+    return rows.assign(
+        df=df.astype(int), low=rows['mean'] - half, high=rows['mean'] + half, p=p, survives=left
+    )
 
-def differences_over_seeds(frame, by, value, against, level=.95):
-    """Mean over training seeds of `value` less that of the model `against`: DataFrame as `over_seeds`, one row another model and combination of the other columns.
 
-    `by`: the column of models, and those within which models are compared and share one sd, that of a model's own values (column sd). A difference is of two means,
-    so its error is the root of the sum of their squared errors. The differences themselves share the runs of `against`, so they must not be pooled; models of one seed count as independent
-    here, which is on the safe side where a seed moves them alike."""
+def differences_over_seeds(frame, by, value, against, level=0.95):
+    """Mean over training seeds of `value` less that of the model `against`: DataFrame as
+    `over_seeds`, one row another model and combination of the other columns.
+
+    `by`: the column of models, and those within which models are compared and share one sd, that
+    of a model's own values (column sd). A difference is of two means, so its error is the root
+    of the sum of their squared errors. The differences themselves share the runs of `against`,
+    so they must not be pooled; models of one seed count as independent here, which is on the
+    safe side where a seed moves them alike."""
     model, *pool = by
     rows = over_seeds(frame, by, value)[[*by, 'n', 'mean', 'sd']]
-    other = rows[rows[model] == against].set_index(pool); at = rows.set_index(pool).index
-    found = _student(rows.assign(mean=rows['mean'] - at.map(other['mean'])), pool, 0., level, at.map(other['n']).to_numpy())
+    other = rows[rows[model] == against].set_index(pool)
+    at = rows.set_index(pool).index
+    found = _student(
+        rows.assign(mean=rows['mean'] - at.map(other['mean'])),
+        pool,
+        0.0,
+        level,
+        at.map(other['n']).to_numpy(),
+    )
     return found[found[model] != against].reset_index(drop=True)
 
 # %% ../nbs/62_ranking.ipynb #a03a1b53
 def prompt_points(scores, models, scorers, protocol='best'):
-    """Points float64 [p, K, K]: of model i over model j at each prompt, summed over `scorers` (a tie is half a point); prompts of all prompt sets of `scores`.
+    """Points float64 [p, K, K]: of model i over model j at each prompt, summed over `scorers` (a
+    tie is half a point); prompts of all prompt sets of `scores`.
 
     Raises InputError if a model's scores are missing or cannot be compared."""
     import numpy as np
     from balanceddpo.evaluation import count_wins, refuse_mismatch, score_grid
+
     found = []
     for name, here in scores.groupby('prompt_set', sort=False):
         tables = {m: here[here['model'] == m] for m in models}
-        if missing := [m for m, t in tables.items() if t.empty]: raise InputError(f'prompt set {name!r} has no scores of {missing[0]!r}')
-        for m in models[1:]: refuse_mismatch(tables[models[0]], tables[m], scorers)
+        if missing := [m for m, t in tables.items() if t.empty]:
+            raise InputError(f'prompt set {name!r} has no scores of {missing[0]!r}')
+        for m in models[1:]:
+            refuse_mismatch(tables[models[0]], tables[m], scorers)
         grids = [[score_grid(tables[m], k) for m in models] for k in scorers]
         points = np.zeros((len(grids[0][0]), len(models), len(models)))
         for i, j in zip(*np.triu_indices(len(models), 1)):
             for x in grids:
-                wins, ties, m = count_wins(x[i], x[j], protocol); share = (wins + ties/2)/m
-                points[:, i, j] += share; points[:, j, i] += 1 - share
+                wins, ties, m = count_wins(x[i], x[j], protocol)
+                share = (wins + ties / 2) / m
+                points[:, i, j] += share
+                points[:, j, i] += 1 - share
         found.append(points)
     return np.concatenate(found)
 
 # %% ../nbs/62_ranking.ipynb #7dc17c88
 def _refuse_unconnected(points):
-    "Raise InputError unless every model can be reached from every other one along wins (L. R. Ford, Am. Math. Monthly 64 (1957) 28)."
+    """Raise InputError unless every model can be reached from every other one along wins (L. R.
+    Ford, Am. Math. Monthly 64 (1957) 28)."""
     import numpy as np
-    reach = (points > 0) | np.eye(points.shape[-1], dtype=bool)
-    for _ in range(points.shape[-1].bit_length()): reach = np.matmul(reach, reach)
-    if not reach.all(): raise InputError('some models never lose a point to the others, so that no finite strength is the likeliest: give a prior above 0')
 
-def bradley_terry(points, prior=0., tolerance=1e-10):
-    """Log strengths float64 [..., K] with mean 0 from points [..., K, K] (of i over j; the diagonal does not count): the maximum of the likelihood.
+    reach = (points > 0) | np.eye(points.shape[-1], dtype=bool)
+    for _ in range(points.shape[-1].bit_length()):
+        reach = np.matmul(reach, reach)
+    if not reach.all():
+        raise InputError(
+            'some models never lose a point to the others, so that no finite strength is the'
+            ' likeliest: give a prior above 0'
+        )
+
+
+def bradley_terry(points, prior=0.0, tolerance=1e-10):
+    """Log strengths float64 [..., K] with mean 0 from points [..., K, K] (of i over j; the diagonal
+    does not count): the maximum of the likelihood.
 
     `prior`: ties added to every two models. Raises InputError where no finite maximum exists.
-    Sources: Bradley and Terry, Biometrika 39 (1952) 324; the loop: D. R. Hunter, Ann. Statist. 32 (2004) 384."""
+    Sources: Bradley and Terry, Biometrika 39 (1952) 324; the loop: D. R. Hunter, Ann. Statist.
+    32 (2004) 384."""
     import numpy as np
-    points = np.asarray(points, 'float64'); points = (points + prior/2)*(1 - np.eye(points.shape[-1]))
+
+    points = np.asarray(points, 'float64')
+    points = (points + prior / 2) * (1 - np.eye(points.shape[-1]))
     _refuse_unconnected(points)
     met, won = points + points.swapaxes(-1, -2), points.sum(-1)
     p = np.ones_like(won)
     for _ in range(100_000):
-        new = won/(met/(p[..., :, None] + p[..., None, :])).sum(-1)
+        new = won / (met / (p[..., :, None] + p[..., None, :])).sum(-1)
         new /= np.exp(np.log(new).mean(-1, keepdims=True))
-        moved, p = np.abs(np.log(new/p)).max(initial=0), new
-        if moved < tolerance: return np.log(p)
-    raise InputError('the strengths do not settle: some models hardly ever meet or lose; give a larger prior')
+        moved, p = np.abs(np.log(new / p)).max(initial=0), new
+        if moved < tolerance:
+            return np.log(p)
+    raise InputError(
+        'the strengths do not settle: some models hardly ever meet or lose; give a larger prior'
+    )
 
 # %% ../nbs/62_ranking.ipynb #e1a04a14
 def win_chance(ahead):
-    "The chance, by Bradley and Terry, that a model beats one it is `ahead` of in log strength (a number or an array): 1/(1 + exp(-ahead))."
+    """The chance, by Bradley and Terry, that a model beats one it is `ahead` of in log strength (a
+    number or an array): 1/(1 + exp(-ahead))."""
     import numpy as np
-    return 1/(1 + np.exp(-ahead))
+
+    return 1 / (1 + np.exp(-ahead))
+
 
 def expected_rates(strengths):
-    "The win rates of i over j that log strengths [..., K] stand for: float64 [..., K, K], ½ on the diagonal."
+    """The win rates of i over j that log strengths [..., K] stand for: float64 [..., K, K], ½ on
+    the diagonal."""
     import numpy as np
+
     strengths = np.asarray(strengths, 'float64')
     return win_chance(strengths[..., :, None] - strengths[..., None, :])
 
 # %% ../nbs/62_ranking.ipynb #2d1f59ad
-def rank_models(points, names, anchor=None, prior=1., level=.95, resamples=1000, seed=0):
-    """Bradley-Terry ranking from points [p, K, K] of `prompt_points`: DataFrame, the strongest first.
+def rank_models(points, names, anchor=None, prior=1.0, level=0.95, resamples=1000, seed=0):
+    """Bradley-Terry ranking from points [p, K, K] of `prompt_points`: DataFrame, the strongest
+    first.
 
-    Columns model; rank, rank_low, rank_high; strength (log odds against model `anchor`, or above the mean of all), low, high; expected, expected_low,
-    expected_high: the win rate against the anchor that the strength stands for. Intervals: percentile bootstrap over prompts. `prior` as in `bradley_terry`."""
+    Columns model; rank, rank_low, rank_high; strength (log odds against model `anchor`, or above
+    the mean of all), low, high; expected, expected_low,
+    expected_high: the win rate against the anchor that the strength stands for. Intervals:
+    percentile bootstrap over prompts. `prior` as in `bradley_terry`."""
     import numpy as np, pandas as pd
-    points, names = np.asarray(points, 'float64'), list(names); n, K = points.shape[:2]
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=resamples) @ points.reshape(n, -1)
+
+    points, names = np.asarray(points, 'float64'), list(names)
+    n, K = points.shape[:2]
+    drawn = np.random.default_rng(seed).multinomial(
+        n, np.full(n, 1 / n), size=resamples
+    ) @ points.reshape(n, -1)
     tables = np.concatenate([points.sum(0)[None], drawn.reshape(-1, K, K)])
     theta = bradley_terry(tables, prior, tolerance=1e-8)
-    if anchor is not None: theta = theta - theta[:, [names.index(anchor)]]
+    if anchor is not None:
+        theta = theta - theta[:, [names.index(anchor)]]
     ranks = 1 + (theta[:, None, :] > theta[:, :, None] + 1e-9).sum(-1)
-    ends = [(1 - level)/2, (1 + level)/2]
-    (low, high), (first, last) = np.quantile(theta[1:], ends, axis=0), np.quantile(ranks[1:], ends, axis=0, method='inverted_cdf')
-    frame = pd.DataFrame({'model': names, 'rank': ranks[0], 'rank_low': first, 'rank_high': last, 'strength': theta[0], 'low': low, 'high': high})
-    shares = {f'expected{suffix}': win_chance(frame[column]) for suffix, column in (('', 'strength'), ('_low', 'low'), ('_high', 'high'))}
-    return frame.assign(**shares).sort_values('strength', ascending=False, kind='stable', ignore_index=True)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    (low, high), (first, last) = (
+        np.quantile(theta[1:], ends, axis=0),
+        np.quantile(ranks[1:], ends, axis=0, method='inverted_cdf'),
+    )
+    frame = pd.DataFrame(
+        {
+            'model': names,
+            'rank': ranks[0],
+            'rank_low': first,
+            'rank_high': last,
+            'strength': theta[0],
+            'low': low,
+            'high': high,
+        }
+    )
+    shares = {
+        f'expected{suffix}': win_chance(frame[column])
+        for suffix, column in (('', 'strength'), ('_low', 'low'), ('_high', 'high'))
+    }
+    return frame.assign(**shares).sort_values(
+        'strength', ascending=False, kind='stable', ignore_index=True
+    )
 
 # %% ../nbs/62_ranking.ipynb #b723e76e
-def vote_dependence(votes, level=.95, resamples=10_000, seed=0) -> dict:
-    """How far the votes [n, K] in {-1, 1} are from K fair coins; pairs on which not all vote are left out.
+def vote_dependence(votes, level=0.95, resamples=10_000, seed=0) -> dict:
+    """How far the votes [n, K] in {-1, 1} are from K fair coins; pairs on which not all vote are
+    left out.
 
-    n pairs; correlation, the mean over two voters, and voters, the effective number of them, each with a bootstrap interval over pairs (_low, _high); chi2, df, p: Pearson's test
-    of how the elections split against independent coins."""
+    n pairs; correlation, the mean over two voters, and voters, the effective number of them,
+    each with a bootstrap interval over pairs (_low, _high); chi2, df, p: Pearson's test of how
+    the elections split against independent coins."""
     import numpy as np
     from math import comb
     from scipy.stats import chisquare
     from balanceddpo.evaluation import bootstrap_interval
-    votes = np.asarray(votes, int); votes = votes[(votes != 0).all(1)]; n, K = votes.shape
-    if not n or K < 2: raise InputError('dependence needs pairs on which at least two scorers vote')
-    total = votes.sum(1); squares = total.astype(float)**2
-    split = np.arange(K, -1, -2)                                                   # |S|: K, K - 2, ...
+
+    votes = np.asarray(votes, int)
+    votes = votes[(votes != 0).all(1)]
+    n, K = votes.shape
+    if not n or K < 2:
+        raise InputError('dependence needs pairs on which at least two scorers vote')
+    total = votes.sum(1)
+    squares = total.astype(float) ** 2
+    split = np.arange(K, -1, -2)  # |S|: K, K - 2, ...
     seen = [(np.abs(total) == s).sum() for s in split]
-    chance = [comb(K, int(K + s)//2)*(2 if s else 1)/2**K for s in split]
-    test, (low, high) = chisquare(seen, n*np.array(chance)), bootstrap_interval(squares, None, level, resamples, seed)
-    r = lambda x: (x - K)/(K*(K - 1))
-    ratio = lambda x: K*K/x if x else float('inf')
+    chance = [comb(K, int(K + s) // 2) * (2 if s else 1) / 2**K for s in split]
+    test, (low, high) = (
+        chisquare(seen, n * np.array(chance)),
+        bootstrap_interval(squares, None, level, resamples, seed),
+    )
+    r = lambda x: (x - K) / (K * (K - 1))
+    ratio = lambda x: K * K / x if x else float('inf')
     mean = float(squares.mean())
-    return dict(n=n, correlation=r(mean), correlation_low=r(low), correlation_high=r(high), voters=ratio(mean), voters_low=ratio(high), voters_high=ratio(low),
-                chi2=float(test.statistic), df=len(split) - 1, p=float(test.pvalue))
+    return dict(
+        n=n,
+        correlation=r(mean),
+        correlation_low=r(low),
+        correlation_high=r(high),
+        voters=ratio(mean),
+        voters_low=ratio(high),
+        voters_high=ratio(low),
+        chi2=float(test.statistic),
+        df=len(split) - 1,
+        p=float(test.pvalue),
+    )
 
 # %% ../nbs/62_ranking.ipynb #77da5393
-def rates_by_quantile(x, hits, bins=5, level=.95):
-    """Share of `hits` (booleans [n]) in `bins` parts of equal size in the order of `x` [n]: DataFrame part (1 the smallest x), x_low, x_high, n, hits, rate, low, high.
+def rates_by_quantile(x, hits, bins=5, level=0.95):
+    """Share of `hits` (booleans [n]) in `bins` parts of equal size in the order of `x` [n]:
+    DataFrame part (1 the smallest x), x_low, x_high, n, hits, rate, low, high.
 
-    The interval is Wilson's. Raises InputError for more parts than values, or values that are no numbers."""
+    The interval is Wilson's. Raises InputError for more parts than values, or values that are no
+    numbers."""
     import numpy as np, pandas as pd
     from balanceddpo.evaluation import wilson
+
     x, hits = np.asarray(x, 'float64'), np.asarray(hits, bool)
-    if len(x) < bins or not np.isfinite(x).all(): raise InputError(f'{bins} parts need at least as many finite values, not {int(np.isfinite(x).sum())} of {len(x)}')
+    if len(x) < bins or not np.isfinite(x).all():
+        raise InputError(
+            f'{bins} parts need at least as many finite values, not {int(np.isfinite(x).sum())} of'
+            f' {len(x)}'
+        )
     rows = []
     for i, part in enumerate(np.array_split(np.argsort(x, kind='stable'), bins)):
         k, n = int(hits[part].sum()), len(part)
-        rows.append((i + 1, x[part].min(), x[part].max(), n, k, k/n, *wilson(k, n, level)))
-    return pd.DataFrame(rows, columns=['part', 'x_low', 'x_high', 'n', 'hits', 'rate', 'low', 'high'])
+        rows.append((i + 1, x[part].min(), x[part].max(), n, k, k / n, *wilson(k, n, level)))
+    return pd.DataFrame(
+        rows, columns=['part', 'x_low', 'x_high', 'n', 'hits', 'rate', 'low', 'high']
+    )

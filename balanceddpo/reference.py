@@ -13,114 +13,179 @@ __all__ = ['refresh_due', 'blend_', 'check_names', 'Reference', 'relative_distan
            'AdapterReference', 'NoReference', 'make_reference']
 
 # %% ../nbs/35_reference.ipynb #c7a37294
-def refresh_due(step, every, drift=0., distance=lambda: 0.) -> bool:
-    """Whether the reference is refreshed after training step `step` = 1, 2, ...: line 20 of Algorithm 1 of BalancedDPO. `every` = 0 is never.
+def refresh_due(step, every, drift=0.0, distance=lambda: 0.0) -> bool:
+    """Whether the reference is refreshed after training step `step` = 1, 2, ...: line 20 of
+    Algorithm 1 of BalancedDPO. `every` = 0 is never.
 
-    With `drift` above 0 also once the policy's `distance()` from it is larger: adaptive, ours. The distance is asked for only where it decides."""
+    With `drift` above 0 also once the policy's `distance()` from it is larger: adaptive, ours.
+    The distance is asked for only where it decides."""
     return (every > 0 and step % every == 0) or (drift > 0 and distance() > drift)
 
 # %% ../nbs/35_reference.ipynb #33db6abf
-def blend_(reference, policy, alpha=1.):
-    "`(1 - alpha) * reference + alpha * policy`, in place in the list of tensors `reference`; `alpha` = 1 is an exact copy. Raises InputError for an alpha outside 0 to 1."
+def blend_(reference, policy, alpha=1.0):
+    """`(1 - alpha) * reference + alpha * policy`, in place in the list of tensors `reference`;
+    `alpha` = 1 is an exact copy. Raises InputError for an alpha outside 0 to 1."""
     import torch
-    if not 0 <= alpha <= 1: raise InputError(f'alpha must be between 0 and 1, not {alpha}')
+
+    if not 0 <= alpha <= 1:
+        raise InputError(f'alpha must be between 0 and 1, not {alpha}')
     with torch.no_grad():
-        if alpha == 1: torch._foreach_copy_(reference, policy)
-        else: torch._foreach_lerp_(reference, policy, alpha)
+        if alpha == 1:
+            torch._foreach_copy_(reference, policy)
+        else:
+            torch._foreach_lerp_(reference, policy, alpha)
 
 # %% ../nbs/35_reference.ipynb #0a381e41
 def check_names(state, expected, what):
-    "Raise InputError naming the first tensor that `state` lacks, has too many, or has in another shape than `expected`."
+    """Raise InputError naming the first tensor that `state` lacks, has too many, or has in another
+    shape than `expected`."""
     for name in sorted(state.keys() ^ expected.keys()):
-        raise InputError(f'{what} {"has no" if name in expected else "has an unexpected"} tensor {name!r}: it belongs to another model')
+        raise InputError(
+            f'{what} {"has no" if name in expected else "has an unexpected"} tensor {name!r}: it'
+            ' belongs to another model'
+        )
     for name, t in expected.items():
-        if state[name].shape != t.shape: raise InputError(f'{what} has {name!r} as {list(state[name].shape)}, the model as {list(t.shape)}: it belongs to another model')
+        if state[name].shape != t.shape:
+            raise InputError(
+                f'{what} has {name!r} as {list(state[name].shape)}, the model as {list(t.shape)}:'
+                ' it belongs to another model'
+            )
 
 # %% ../nbs/35_reference.ipynb #593988cb
 class Reference:
-    "What both kinds of reference share. A kind gives `tensors()`, `policy_tensors()` (name -> parameter, same names) and `model_context()`."
+    """What both kinds of reference share. A kind gives `tensors()`, `policy_tensors()` (name ->
+    parameter, same names) and `model_context()`."""
 
     def predict(self, call):
-        "`call(model)` with the reference as the model, without gradients. Run it under the policy's own autocast: the two must take one numeric path."
-        with self.model_context() as model: return call(model)
+        """`call(model)` with the reference as the model, without gradients. Run it under the
+        policy's own autocast: the two must take one numeric path."""
+        with self.model_context() as model:
+            return call(model)
 
-    def refresh(self, alpha=1.):
-        "Move the reference to the policy (`alpha` = 1, BalancedDPO) or part of the way (TR-DPO), in place: lines 20-22 of Algorithm 1."
+    def refresh(self, alpha=1.0):
+        """Move the reference to the policy (`alpha` = 1, BalancedDPO) or part of the way (TR-DPO),
+        in place: lines 20-22 of Algorithm 1."""
         blend_(list(self.tensors().values()), list(self.policy_tensors().values()), alpha)
 
     def state_dict(self) -> dict:
-        "Name -> tensor of all that training can change in the reference. As in torch, the tensors are the live ones."
+        """Name -> tensor of all that training can change in the reference. As in torch, the tensors
+        are the live ones."""
         return {name: t.detach() for name, t in self.tensors().items()}
 
     def load_state_dict(self, state):
-        "Put `state` into the reference, in place. Raises InputError naming the first tensor that does not fit."
-        mine = self.tensors(); check_names(state, mine, 'the state of the reference')
+        """Put `state` into the reference, in place. Raises InputError naming the first tensor that
+        does not fit."""
+        mine = self.tensors()
+        check_names(state, mine, 'the state of the reference')
         blend_(list(mine.values()), [state[name].to(t) for name, t in mine.items()])
 
 # %% ../nbs/35_reference.ipynb #42c5953e
 def relative_distance(pairs) -> float:
-    "The L2 norm of a - b over all (a, b) in `pairs`, divided by that of b. One pair is held at a time; read as a number, so it waits for the device."
+    """The L2 norm of a - b over all (a, b) in `pairs`, divided by that of b. One pair is held at a
+    time; read as a number, so it waits for the device."""
     import torch
+
     norm = torch.linalg.vector_norm
     with torch.no_grad():
-        norms = [torch.stack([norm(a.float() - b), norm(b)]) for a, b in ((a, b.to(a.device).float()) for a, b in pairs)]
+        norms = [
+            torch.stack([norm(a.float() - b), norm(b)])
+            for a, b in ((a, b.to(a.device).float()) for a, b in pairs)
+        ]
     apart, size = torch.stack(norms).cpu().double().T
     return (norm(apart) / norm(size)).item()
 
 # %% ../nbs/35_reference.ipynb #6d1ca684
 def check_policy(policy):
-    "Raise InputError for a policy that cannot have an equal reference: one with dropout, or with nothing to train."
+    """Raise InputError for a policy that cannot have an equal reference: one with dropout, or with
+    nothing to train."""
     from torch import nn
+
     for name, m in policy.named_modules():
-        if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0: raise InputError(f'{name} has dropout {m.p}: set it to 0, or policy and reference differ by chance')
-    if not any(p.requires_grad for p in policy.parameters()): raise InputError('the policy has no parameter that is trained')
+        if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0:
+            raise InputError(
+                f'{name} has dropout {m.p}: set it to 0, or policy and reference differ by chance'
+            )
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise InputError('the policy has no parameter that is trained')
 
 # %% ../nbs/35_reference.ipynb #9afdaa71
 class CopyReference(Reference):
     """A frozen copy of `policy` as it is now; what is not trained is shared with it.
 
-    Make it when the policy is on its device and has its `requires_grad`, before accelerate wraps it. `keep_initial` keeps a second copy of the trained weights, on the CPU,
-    for `distance('initial')`. Raises InputError if the policy has dropout or nothing to train."""
+    Make it when the policy is on its device and has its `requires_grad`, before accelerate wraps
+    it. `keep_initial` keeps a second copy of the trained weights, on the CPU, for
+    `distance('initial')`. Raises InputError if the policy has dropout or nothing to train."""
 
     def __init__(self, policy, keep_initial=False):
         from copy import deepcopy
-        check_policy(policy); self.policy = policy
+
+        check_policy(policy)
+        self.policy = policy
         frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.model = deepcopy(policy, frozen).requires_grad_(False).eval()
-        self.initial = {n: p.detach().cpu().clone() for n, p in self.policy_tensors().items()} if keep_initial else None
+        self.initial = (
+            {n: p.detach().cpu().clone() for n, p in self.policy_tensors().items()}
+            if keep_initial
+            else None
+        )
 
-    def tensors(self) -> dict: named = dict(self.model.named_parameters()); return {n: named[n] for n in self.names}
-    def policy_tensors(self) -> dict: named = dict(self.policy.named_parameters()); return {n: named[n] for n in self.names}
+    def tensors(self) -> dict:
+        named = dict(self.model.named_parameters())
+        return {n: named[n] for n in self.names}
+
+    def policy_tensors(self) -> dict:
+        named = dict(self.policy.named_parameters())
+        return {n: named[n] for n in self.names}
 
     @contextmanager
     def model_context(self):
         "Yields the reference model, with gradients off."
         import torch
-        with torch.no_grad(): yield self.model
+
+        with torch.no_grad():
+            yield self.model
 
     def distance(self, to='reference') -> float:
-        "How far the policy's trained weights are from the reference's, or from the 'initial' ones (needs `keep_initial`), relative to their size."
+        """How far the policy's trained weights are from the reference's, or from the 'initial' ones
+        (needs `keep_initial`), relative to their size."""
         other = {'reference': self.tensors(), 'initial': self.initial}[to]
-        if other is None: raise InputError('the distance to the initial weights needs a reference made with keep_initial')
+        if other is None:
+            raise InputError(
+                'the distance to the initial weights needs a reference made with keep_initial'
+            )
         return relative_distance((p, other[n]) for n, p in self.policy_tensors().items())
 
 # %% ../nbs/35_reference.ipynb #c36676ff
 def tuner_layers(model, adapter) -> dict:
     "Name -> PEFT layer of the layers of `model` that have the adapter."
     from balanceddpo.backends import ensure_torchvision
+
     ensure_torchvision()
     from peft.tuners.tuners_utils import BaseTunerLayer
-    return {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer) and any(adapter in getattr(m, a) for a in m.adapter_layer_names)}
+
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, BaseTunerLayer)
+        and any(adapter in getattr(m, a) for a in m.adapter_layer_names)
+    }
+
 
 def adapter_tensors(model, adapter) -> dict:
     "Name -> parameter of one adapter; the names are the same for every adapter of the model."
     from torch import nn
+
     found = {}
     for where, layer in tuner_layers(model, adapter).items():
         for kind in layer.adapter_layer_names:
-            if adapter not in (held := getattr(layer, kind)): continue
-            parts = {'': held[adapter]} if isinstance(held[adapter], nn.Parameter) else {'.' + n: p for n, p in held[adapter].named_parameters()}
+            if adapter not in (held := getattr(layer, kind)):
+                continue
+            parts = (
+                {'': held[adapter]}
+                if isinstance(held[adapter], nn.Parameter)
+                else {'.' + n: p for n, p in held[adapter].named_parameters()}
+            )
             found |= {f'{where}.{kind}{n}': p for n, p in parts.items()}
     return found
 
@@ -129,80 +194,145 @@ def adapter_tensors(model, adapter) -> dict:
 def kept_flags(model):
     "Leave every parameter's `requires_grad` as it was before."
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    try: yield
+    try:
+        yield
     finally:
-        for p, flag in flags: p.requires_grad_(flag)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
 
 def switch_adapters(model, active):
-    "Make the adapters `active` (PEFT layer -> names) the active ones; what is trained stays as it is."
+    """Make the adapters `active` (PEFT layer -> names) the active ones; what is trained stays as it
+    is."""
     with kept_flags(model):
-        for layer, names in active.items(): layer.set_adapter(names)
+        for layer, names in active.items():
+            layer.set_adapter(names)
+
 
 def clone_adapter(model, adapter, name):
-    "Give `model` a frozen adapter `name` with the weights, precision and scaling that `adapter` has now. Global random numbers and the active adapter stay as they are."
+    """Give `model` a frozen adapter `name` with the weights, precision and scaling that `adapter`
+    has now. Global random numbers and the active adapter stay as they are."""
     import copy, torch, warnings
     from peft import inject_adapter_in_model
-    config = copy.deepcopy(model.peft_config[adapter]); config.init_lora_weights = True       # other kinds of start change the base weights
+
+    # other kinds of start change the base weights
+    config = copy.deepcopy(model.peft_config[adapter])
+    config.init_lora_weights = True
     active = {layer: list(layer.active_adapters) for layer in tuner_layers(model, adapter).values()}
     with kept_flags(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Already found a `peft_config`')      # a second adapter is what is wanted
+        # a second adapter is what is wanted
+        warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         inject_adapter_in_model(config, model, name)
         switch_adapters(model, active)
-        for layer in active: layer.scaling[name] = layer.scaling[adapter]
+        for layer in active:
+            layer.scaling[name] = layer.scaling[adapter]
     source = adapter_tensors(model, adapter)
-    for n, p in adapter_tensors(model, name).items(): p.requires_grad_(False); p.data = source[n].detach().clone()
+    for n, p in adapter_tensors(model, name).items():
+        p.requires_grad_(False)
+        p.data = source[n].detach().clone()
 
 # %% ../nbs/35_reference.ipynb #b7fa76fe
 def check_adapter(policy, adapter, name):
-    "Raise InputError if `policy` has no such adapter, has one called `name` already, or trains more than its adapter."
+    """Raise InputError if `policy` has no such adapter, has one called `name` already, or trains
+    more than its adapter."""
     from torch import nn
+
     there = getattr(policy, 'peft_config', {})
-    if adapter not in there: raise InputError(f'the policy has no adapter {adapter!r}, only {", ".join(there) or "none"}: add one, or use CopyReference')
-    if name in there: raise InputError(f'the policy has an adapter {name!r} already: give the reference another name')
+    if adapter not in there:
+        raise InputError(
+            f'the policy has no adapter {adapter!r}, only {", ".join(there) or "none"}: add one, or'
+            ' use CopyReference'
+        )
+    if name in there:
+        raise InputError(
+            f'the policy has an adapter {name!r} already: give the reference another name'
+        )
     mine = {id(p) for p in adapter_tensors(policy, adapter).values()}
     for n, p in policy.named_parameters():
-        if p.requires_grad and id(p) not in mine: raise InputError(f'{n} is trained and not part of adapter {adapter!r}: use CopyReference')
+        if p.requires_grad and id(p) not in mine:
+            raise InputError(
+                f'{n} is trained and not part of adapter {adapter!r}: use CopyReference'
+            )
 
 # %% ../nbs/35_reference.ipynb #226ee0b3
 class AdapterReference(Reference):
-    """A second, frozen adapter on the network of `policy`, equal to `policy_adapter` as it is now. A soft refresh blends the factors A and B, not the weights B A.
+    """A second, frozen adapter on the network of `policy`, equal to `policy_adapter` as it is now.
+    A soft refresh blends the factors A and B, not the weights B A.
 
-    `policy` is a diffusers (or other) model with a PEFT adapter that is all it trains. `keep_initial` adds a third adapter, for `distance('initial')`.
-    Raises InputError if the adapter is missing, the name taken, more than the adapter trained, or there is dropout (LoRA's included)."""
+    `policy` is a diffusers (or other) model with a PEFT adapter that is all it trains.
+    `keep_initial` adds a third adapter, for `distance('initial')`.
+    Raises InputError if the adapter is missing, the name taken, more than the adapter trained,
+    or there is dropout (LoRA's included)."""
 
     def __init__(self, policy, policy_adapter='default', name='reference', keep_initial=False):
-        check_policy(policy); check_adapter(policy, policy_adapter, name)
-        self.model = self.policy = policy; self.policy_adapter, self.name = policy_adapter, name
+        check_policy(policy)
+        check_adapter(policy, policy_adapter, name)
+        self.model = self.policy = policy
+        self.policy_adapter, self.name = policy_adapter, name
         self.initial = f'{name}_initial' if keep_initial else None
-        for adapter in filter(None, (name, self.initial)): clone_adapter(policy, policy_adapter, adapter)
+        for adapter in filter(None, (name, self.initial)):
+            clone_adapter(policy, policy_adapter, adapter)
 
-    def tensors(self) -> dict: return adapter_tensors(self.policy, self.name)
-    def policy_tensors(self) -> dict: return adapter_tensors(self.policy, self.policy_adapter)
+    def tensors(self) -> dict:
+        return adapter_tensors(self.policy, self.name)
+
+    def policy_tensors(self) -> dict:
+        return adapter_tensors(self.policy, self.policy_adapter)
 
     @contextmanager
     def model_context(self):
-        "Yields the network with the reference's adapter active and gradients off; afterwards all is as before, also after an error."
+        """Yields the network with the reference's adapter active and gradients off; afterwards all
+        is as before, also after an error."""
         import torch
-        active = {layer: list(layer.active_adapters) for layer in tuner_layers(self.policy, self.name).values()}
+
+        active = {
+            layer: list(layer.active_adapters)
+            for layer in tuner_layers(self.policy, self.name).values()
+        }
         with torch.no_grad():
-            try: switch_adapters(self.policy, {layer: [self.name] for layer in active}); yield self.policy
-            finally: switch_adapters(self.policy, active)
+            try:
+                switch_adapters(self.policy, {layer: [self.name] for layer in active})
+                yield self.policy
+            finally:
+                switch_adapters(self.policy, active)
 
     def distance(self, to='reference') -> float:
-        "How far the policy's adapted weights are from the reference's, or from the 'initial' ones (needs `keep_initial`), relative to their size."
+        """How far the policy's adapted weights are from the reference's, or from the 'initial' ones
+        (needs `keep_initial`), relative to their size."""
         other = {'reference': self.name, 'initial': self.initial}[to]
-        if other is None: raise InputError('the distance to the initial weights needs a reference made with keep_initial')
-        def weight(layer, adapter): return layer.get_base_layer().weight.float() + layer.get_delta_weight(adapter).float()
-        return relative_distance((weight(l, self.policy_adapter), weight(l, other)) for l in tuner_layers(self.policy, self.name).values())
+        if other is None:
+            raise InputError(
+                'the distance to the initial weights needs a reference made with keep_initial'
+            )
+
+        def weight(layer, adapter):
+            return layer.get_base_layer().weight.float() + layer.get_delta_weight(adapter).float()
+
+        return relative_distance(
+            (weight(l, self.policy_adapter), weight(l, other))
+            for l in tuner_layers(self.policy, self.name).values()
+        )
 
 # %% ../nbs/35_reference.ipynb #a10e3228
 class NoReference(Reference):
-    "The reference of a method that has none (MaPO, supervised fine-tuning): nothing is copied, kept or refreshed."
-    def tensors(self) -> dict: return {}
-    def policy_tensors(self) -> dict: return {}
-    def model_context(self): raise InputError('this method has no reference model to predict with')
-    def load_state_dict(self, state): check_names(state, {}, 'the state of the reference')
-    def distance(self, to='reference') -> None: "There is nothing to be far from."
+    """The reference of a method that has none (MaPO, supervised fine-tuning): nothing is copied,
+    kept or refreshed."""
+
+    def tensors(self) -> dict:
+        return {}
+
+    def policy_tensors(self) -> dict:
+        return {}
+
+    def model_context(self):
+        raise InputError('this method has no reference model to predict with')
+
+    def load_state_dict(self, state):
+        check_names(state, {}, 'the state of the reference')
+
+    def distance(self, to='reference') -> None:
+        "There is nothing to be far from."
+
 
 def make_reference(policy, keep_initial=False) -> Reference:
     "An `AdapterReference` if `policy` has a PEFT adapter called 'default', else a `CopyReference`."

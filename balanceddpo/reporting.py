@@ -15,173 +15,347 @@ __all__ = ['NAMES', 'COLUMN', 'PAGE', 'MARKERS', 'LINE', 'display_name', 'win_ra
            'plot_matrix', 'score_caption', 'image_grid', 'write_provenance', 'write_finding']
 
 # %% ../nbs/70_reporting.ipynb #c2d84694
-NAMES = {'hps': 'HPS', 'clip': 'CLIP', 'pickscore': 'PickScore', 'aesthetic': 'Aesthetic', 'pickapic': 'Pick-a-Pic', 'partiprompts': 'PartiPrompts',
-         'hpd': 'HPD', 'tuning': 'Tuning', 'best': 'best of n', 'mean': 'mean', 'paired': 'paired', 'recogniser': 'Recogniser', 'distance': 'Distance'}
+NAMES = {
+    'hps': 'HPS',
+    'clip': 'CLIP',
+    'pickscore': 'PickScore',
+    'aesthetic': 'Aesthetic',
+    'pickapic': 'Pick-a-Pic',
+    'partiprompts': 'PartiPrompts',
+    'hpd': 'HPD',
+    'tuning': 'Tuning',
+    'best': 'best of n',
+    'mean': 'mean',
+    'paired': 'paired',
+    'recogniser': 'Recogniser',
+    'distance': 'Distance',
+}
+
 
 def display_name(name) -> str:
-    "How a scorer, prompt set or protocol is written in tables and figures; other names stay as they are."
+    """How a scorer, prompt set or protocol is written in tables and figures; other names stay as
+    they are."""
     return NAMES.get(name, str(name))
 
 # %% ../nbs/70_reporting.ipynb #cbb4b7f4
 def _refuse_twice(frame, key):
     if (twice := frame[frame.duplicated(key)]).size:
-        raise InputError(f'several win rates for {", ".join(map(str, twice.iloc[0][key]))}: choose one protocol, or one prompt set, first')
+        raise InputError(
+            f'several win rates for {", ".join(map(str, twice.iloc[0][key]))}: choose one protocol,'
+            ' or one prompt set, first'
+        )
+
 
 def _spread(long, rows, columns, value):
-    "A wide DataFrame of `value`, rows and columns in the order of appearance; either may be 'comparison' (\"a vs b\")."
+    """A wide DataFrame of `value`, rows and columns in the order of appearance; either may be
+    'comparison' (\"a vs b\")."""
     import pandas as pd
-    long = long.assign(comparison=long['model_a'] + ' vs ' + long['model_b']); rows, columns = list(rows), list(columns)
+
+    long = long.assign(comparison=long['model_a'] + ' vs ' + long['model_b'])
+    rows, columns = list(rows), list(columns)
     _refuse_twice(long, rows + columns)
     wide = long.pivot(index=rows, columns=columns, values=value)
-    order = lambda keys: pd.MultiIndex.from_frame(long[keys].drop_duplicates()) if len(keys) > 1 else pd.Index(long[keys[0]].drop_duplicates())
+    order = lambda keys: (
+        pd.MultiIndex.from_frame(long[keys].drop_duplicates())
+        if len(keys) > 1
+        else pd.Index(long[keys[0]].drop_duplicates())
+    )
     wide = wide.reindex(index=order(rows), columns=order(columns))
     return wide.rename(index=display_name, columns=display_name)
 
-def win_rate_table(rates, rows=('comparison',), columns=('prompt_set', 'scorer'), value='win_rate'):
-    """Percentages of `value` ('win_rate', 'low', 'high', ...) from the win rates of `evaluation.compare`, spread over `rows` and `columns`.
 
-    Either may name any columns of `rates`, and 'comparison' ("a vs b"). Raises InputError if a cell would hold two values."""
-    return _spread(rates.assign(**{value: 100*rates[value]}), rows, columns, value)
+def win_rate_table(rates, rows=('comparison',), columns=('prompt_set', 'scorer'), value='win_rate'):
+    """Percentages of `value` ('win_rate', 'low', 'high', ...) from the win rates of
+    `evaluation.compare`, spread over `rows` and `columns`.
+
+    Either may name any columns of `rates`, and 'comparison' ("a vs b"). Raises InputError if a
+    cell would hold two values."""
+    return _spread(rates.assign(**{value: 100 * rates[value]}), rows, columns, value)
 
 # %% ../nbs/70_reporting.ipynb #fffb526d
 def _paper_intervals(frame):
-    "Wilson intervals, in percent, of the paper's win rates with the recovered number of prompts; NaN where that is unknown."
+    """Wilson intervals, in percent, of the paper's win rates with the recovered number of prompts;
+    NaN where that is unknown."""
     from balanceddpo.evaluation import wilson
-    pairs = [wilson(v*n/100, n) if n else (float('nan'),)*2 for v, n in zip(frame['value'], frame['prompts'])]
-    return frame.assign(paper_low=[100*low for low, _ in pairs], paper_high=[100*high for _, high in pairs])
+
+    pairs = [
+        wilson(v * n / 100, n) if n else (float('nan'),) * 2
+        for v, n in zip(frame['value'], frame['prompts'])
+    ]
+    return frame.assign(
+        paper_low=[100 * low for low, _ in pairs], paper_high=[100 * high for _, high in pairs]
+    )
+
 
 def beside_paper(rates, paper, models=None):
-    """Our win rates and the paper's, in percent: DataFrame, one row a comparison, prompt set and scorer that both have.
+    """Our win rates and the paper's, in percent: DataFrame, one row a comparison, prompt set and
+    scorer that both have.
 
-    `paper` is a PaperTable or a name of PAPER; `models` maps our model names to the paper's (`{'icons': 'SD1.5'}`). Columns n, ours, low, high,
-    paper, paper_low, paper_high, difference (ours minus the paper's)."""
-    if not isinstance(paper, PaperTable) and paper not in PAPER: raise InputError(f'the paper has no table {paper!r} here: use {", ".join(PAPER)}')
+    `paper` is a PaperTable or a name of PAPER; `models` maps our model names to the paper's
+    (`{'icons': 'SD1.5'}`). Columns n, ours, low, high, paper, paper_low, paper_high, difference
+    (ours minus the paper's)."""
+    if not isinstance(paper, PaperTable) and paper not in PAPER:
+        raise InputError(f'the paper has no table {paper!r} here: use {", ".join(PAPER)}')
     printed = _paper_intervals((paper if isinstance(paper, PaperTable) else PAPER[paper]).frame())
     key = ['model_a', 'model_b', 'prompt_set', 'scorer']
-    percent = {'ours': 100*rates['win_rate'], 'low': 100*rates['low'], 'high': 100*rates['high']}
+    percent = {
+        'ours': 100 * rates['win_rate'],
+        'low': 100 * rates['low'],
+        'high': 100 * rates['high'],
+    }
     ours = rates.assign(**{f'_{c}': rates[c].replace(models or {}) for c in key[:2]}, **percent)
-    printed = printed[[*key, 'value', 'paper_low', 'paper_high']].rename(columns={'model_a': '_model_a', 'model_b': '_model_b', 'value': 'paper'})
-    both = ours.merge(printed, on=['_model_a', '_model_b', *key[2:]]).assign(difference=lambda t: t['ours'] - t['paper'])
-    return both[[*key, 'n', 'ours', 'low', 'high', 'paper', 'paper_low', 'paper_high', 'difference']]
+    printed = printed[[*key, 'value', 'paper_low', 'paper_high']].rename(
+        columns={'model_a': '_model_a', 'model_b': '_model_b', 'value': 'paper'}
+    )
+    both = ours.merge(printed, on=['_model_a', '_model_b', *key[2:]]).assign(
+        difference=lambda t: t['ours'] - t['paper']
+    )
+    return both[
+        [*key, 'n', 'ours', 'low', 'high', 'paper', 'paper_low', 'paper_high', 'difference']
+    ]
 
 # %% ../nbs/70_reporting.ipynb #4b4ea15e
 def table_cells(table, digits=1, low=None, high=None):
-    "The texts of a table: numbers with `digits` decimals, and [low, high] after them where frames of the same shape are given."
+    """The texts of a table: numbers with `digits` decimals, and [low, high] after them where frames
+    of the same shape are given."""
     import pandas as pd
+
     def text(value, i, j):
-        if not isinstance(value, (int, float)) or isinstance(value, bool): return str(value)
-        if pd.isna(value): return ''
-        span = '' if low is None or pd.isna(low.iat[i, j]) else f' [{low.iat[i, j]:.{max(digits - 1, 0)}f}, {high.iat[i, j]:.{max(digits - 1, 0)}f}]'
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return str(value)
+        if pd.isna(value):
+            return ''
+        span = (
+            ''
+            if low is None or pd.isna(low.iat[i, j])
+            else (
+                f' [{low.iat[i, j]:.{max(digits - 1, 0)}f},'
+                f' {high.iat[i, j]:.{max(digits - 1, 0)}f}]'
+            )
+        )
         return f'{value:.{digits}f}{span}'
+
     values = table.astype(object).to_numpy()
-    return pd.DataFrame([[text(v, i, j) for j, v in enumerate(row)] for i, row in enumerate(values)], table.index, table.columns, dtype=object)
+    return pd.DataFrame(
+        [[text(v, i, j) for j, v in enumerate(row)] for i, row in enumerate(values)],
+        table.index,
+        table.columns,
+        dtype=object,
+    )
+
 
 def bold_cells(table, bold='max', digits=1):
-    "Which cells are bold, a boolean DataFrame: the 'max' or 'min' of each numeric column as printed, the cells of a boolean frame, or none."
+    """Which cells are bold, a boolean DataFrame: the 'max' or 'min' of each numeric column as
+    printed, the cells of a boolean frame, or none."""
     import pandas as pd
-    if isinstance(bold, pd.DataFrame): return bold.reindex(index=table.index, columns=table.columns).eq(True)
-    if bold not in ('max', 'min', None): raise InputError(f'unknown rule for bold cells {bold!r}: use max, min, None or a boolean DataFrame')
+
+    if isinstance(bold, pd.DataFrame):
+        return bold.reindex(index=table.index, columns=table.columns).eq(True)
+    if bold not in ('max', 'min', None):
+        raise InputError(
+            f'unknown rule for bold cells {bold!r}: use max, min, None or a boolean DataFrame'
+        )
     mask = pd.DataFrame(False, table.index, table.columns)
     for j, kind in enumerate(table.dtypes):
         if bold and pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
             column = table.iloc[:, j].round(digits)
-            mask.iloc[:, j] = (column == (column.max() if bold == 'max' else column.min())).to_numpy()
+            mask.iloc[:, j] = (
+                column == (column.max() if bold == 'max' else column.min())
+            ).to_numpy()
     return mask
 
 # %% ../nbs/70_reporting.ipynb #0097f7df
-_TEX = str.maketrans({'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
-                      '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'})
+_TEX = str.maketrans(
+    {
+        '\\': r'\textbackslash{}',
+        '&': r'\&',
+        '%': r'\%',
+        '$': r'\$',
+        '#': r'\#',
+        '_': r'\_',
+        '{': r'\{',
+        '}': r'\}',
+        '~': r'\textasciitilde{}',
+        '^': r'\textasciicircum{}',
+    }
+)
+
 
 def _group_rules(columns, offset) -> str:
     r"`\cmidrule`s under the groups of the first level of two-level columns."
     from itertools import groupby
+
     rules, at = [], offset + 1
     for _, group in groupby(columns.get_level_values(0)):
-        width = len(list(group)); rules.append(rf'\cmidrule(lr){{{at}-{at + width - 1}}}'); at += width
+        width = len(list(group))
+        rules.append(rf'\cmidrule(lr){{{at}-{at + width - 1}}}')
+        at += width
     return ' '.join(rules)
 
+
 def _group_space(body, index) -> str:
-    r"The lines of a table's body with `\addlinespace` where the first level of a two-level index changes."
+    r"""The lines of a table's body with `\addlinespace` where the first level of a two-level index
+    changes."""
     first = list(index.get_level_values(0))
-    return ''.join(('\\addlinespace\n' if i and first[i] != first[i - 1] else '') + f'{line}\n' for i, line in enumerate(body.splitlines()))
+    return ''.join(
+        ('\\addlinespace\n' if i and first[i] != first[i - 1] else '') + f'{line}\n'
+        for i, line in enumerate(body.splitlines())
+    )
 
 # %% ../nbs/70_reporting.ipynb #bb753541
 def latex_table(cells, bold, caption, label) -> str:
-    "A LaTeX table (booktabs, groups of rows and columns set apart) of texts, the cells of the mask `bold` in bold. Everything is escaped."
+    """A LaTeX table (booktabs, groups of rows and columns set apart) of texts, the cells of the
+    mask `bold` in bold. Everything is escaped."""
     import numpy as np
+
     escape = lambda name: str(name).translate(_TEX)
     plain = cells.map(escape).rename(index=escape, columns=escape)
-    plain.index.names, plain.columns.names = [None]*plain.index.nlevels, [None]*plain.columns.nlevels
+    plain.index.names, plain.columns.names = (
+        [None] * plain.index.nlevels,
+        [None] * plain.columns.nlevels,
+    )
     style = plain.style.apply(lambda t: np.where(bold.to_numpy(), 'textbf:--rwrap;', ''), axis=None)
-    text = style.to_latex(hrules=True, caption=escape(caption), label=label, position='t', position_float='centering', multicol_align='c',
-                          multirow_align='naive', column_format='l'*plain.index.nlevels + 'r'*len(plain.columns))
-    top, rest = text.split('\\toprule\n'); head, rest = rest.split('\\midrule\n'); body, end = rest.split('\\bottomrule\n')
-    if plain.columns.nlevels == 2: head = head.replace('\n', f'\n{_group_rules(plain.columns, plain.index.nlevels)}\n', 1)
-    if plain.index.nlevels == 2: body = _group_space(body, plain.index)
-    return f'% needs \\usepackage{{booktabs}}\n{top}\\toprule\n{head}\\midrule\n{body}\\bottomrule\n{end}'
+    text = style.to_latex(
+        hrules=True,
+        caption=escape(caption),
+        label=label,
+        position='t',
+        position_float='centering',
+        multicol_align='c',
+        multirow_align='naive',
+        column_format='l' * plain.index.nlevels + 'r' * len(plain.columns),
+    )
+    top, rest = text.split('\\toprule\n')
+    head, rest = rest.split('\\midrule\n')
+    body, end = rest.split('\\bottomrule\n')
+    if plain.columns.nlevels == 2:
+        head = head.replace('\n', f'\n{_group_rules(plain.columns, plain.index.nlevels)}\n', 1)
+    if plain.index.nlevels == 2:
+        body = _group_space(body, plain.index)
+    return (
+        '% needs'
+        f' \\usepackage{{booktabs}}\n{top}\\toprule\n{head}\\midrule\n{body}\\bottomrule\n{end}'
+    )
 
 # %% ../nbs/70_reporting.ipynb #3721b31c
-def _flat(names) -> list[str]: return [' '.join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names]
+def _flat(names) -> list[str]:
+    return [' '.join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names]
+
 
 def markdown_table(cells, bold) -> str:
-    "A Markdown pipe table of texts, the cells of the mask `bold` in bold; two-level names are joined."
+    """A Markdown pipe table of texts, the cells of the mask `bold` in bold; two-level names are
+    joined."""
     cell = lambda text: str(text).replace('|', r'\|').replace('\n', ' ')
-    rows = [[cell(t) if not b or not t else f'**{cell(t)}**' for t, b in zip(r, m)] for r, m in zip(cells.to_numpy(), bold.to_numpy())]
+    rows = [
+        [cell(t) if not b or not t else f'**{cell(t)}**' for t, b in zip(r, m)]
+        for r, m in zip(cells.to_numpy(), bold.to_numpy())
+    ]
     index = [[cell(n) for n in (key if isinstance(key, tuple) else (key,))] for key in cells.index]
-    head = ['']*cells.index.nlevels + [cell(c) for c in _flat(cells.columns)]
-    rule = ['---']*cells.index.nlevels + ['---:']*len(cells.columns)
-    return ''.join(f'| {" | ".join(row)} |\n' for row in (head, rule, *(i + r for i, r in zip(index, rows))))
+    head = [''] * cells.index.nlevels + [cell(c) for c in _flat(cells.columns)]
+    rule = ['---'] * cells.index.nlevels + ['---:'] * len(cells.columns)
+    return ''.join(
+        f'| {" | ".join(row)} |\n' for row in (head, rule, *(i + r for i, r in zip(index, rows)))
+    )
 
 # %% ../nbs/70_reporting.ipynb #0fdfe2d2
-def save_table(table, stem, caption, label, bold='max', digits=1, low=None, high=None) -> list[Path]:
-    """Write a table as `stem`.csv (numbers, with the interval columns), .md and .tex; returns the three paths. Same input, same bytes.
+def save_table(
+    table, stem, caption, label, bold='max', digits=1, low=None, high=None
+) -> list[Path]:
+    """Write a table as `stem`.csv (numbers, with the interval columns), .md and .tex; returns the
+    three paths. Same input, same bytes.
 
-    `low` and `high` are frames of the same shape; `bold` as in `bold_cells`; `caption` is plain text, to which the rule 'max' or 'min' is added."""
-    if isinstance(bold, str): caption += f' Bold: the {"largest" if bold == "max" else "smallest"} of a column.'
+    `low` and `high` are frames of the same shape; `bold` as in `bold_cells`; `caption` is plain
+    text, to which the rule 'max' or 'min' is added."""
+    if isinstance(bold, str):
+        caption += f' Bold: the {"largest" if bold == "max" else "smallest"} of a column.'
     cells, mask = table_cells(table, digits, low, high), bold_cells(table, bold, digits)
     numbers = table.set_axis(_flat(table.columns), axis=1)
     for suffix, bound in () if low is None else (('low', low), ('high', high)):
-        numbers = numbers.join(bound.set_axis([f'{c} {suffix}' for c in _flat(bound.columns)], axis=1))
-    texts = {'csv': numbers.to_csv(float_format='%.6g', lineterminator='\n'), 'md': f'{caption}\n\n{markdown_table(cells, mask)}',
-             'tex': latex_table(cells, mask, caption, label)}
+        numbers = numbers.join(
+            bound.set_axis([f'{c} {suffix}' for c in _flat(bound.columns)], axis=1)
+        )
+    texts = {
+        'csv': numbers.to_csv(float_format='%.6g', lineterminator='\n'),
+        'md': f'{caption}\n\n{markdown_table(cells, mask)}',
+        'tex': latex_table(cells, mask, caption, label),
+    }
     paths = [Path(f'{stem}.{kind}') for kind in texts]
     for path, text in zip(paths, texts.values()):
-        with staged(path) as t: t.write_text(text, encoding='utf-8')
+        with staged(path) as t:
+            t.write_text(text, encoding='utf-8')
     return paths
 
 # %% ../nbs/70_reporting.ipynb #e141a128
-def save_gains(gains, stem, caption, label, rows=('comparison',), columns=('prompt_set',)) -> list[Path]:
-    "`save_table` of the gains of `evaluation.mean_gains` (s.d.) and their intervals, spread over `rows` and `columns` as in `win_rate_table`; no cell is bold."
+def save_gains(
+    gains, stem, caption, label, rows=('comparison',), columns=('prompt_set',)
+) -> list[Path]:
+    """`save_table` of the gains of `evaluation.mean_gains` (s.d.) and their intervals, spread over
+    `rows` and `columns` as in `win_rate_table`; no cell is bold."""
     table, low, high = (_spread(gains, rows, columns, v) for v in ('gain', 'low', 'high'))
     return save_table(table, stem, caption, label, bold=None, digits=3, low=low, high=high)
 
 # %% ../nbs/70_reporting.ipynb #cf9aca52
-COLUMN, PAGE = 3.4, 7.0                          # widths in inches: one column, the whole page
+COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole page
+
 
 def style_settings() -> dict:
     "matplotlib settings of our figures. Raises InputError if seaborn is not installed."
-    try: import seaborn as sns
-    except ModuleNotFoundError: raise InputError('figures need seaborn and matplotlib: pip install "balanceddpo[repro]"') from None
+    try:
+        import seaborn as sns
+    except ModuleNotFoundError:
+        raise InputError(
+            'figures need seaborn and matplotlib: pip install "balanceddpo[repro]"'
+        ) from None
     from matplotlib import cycler
-    return (sns.plotting_context('paper') | sns.axes_style('ticks') |
-            {'axes.prop_cycle': cycler(color=sns.color_palette('colorblind')), 'font.family': ['sans-serif'], 'font.sans-serif': ['DejaVu Sans'],
-             'font.size': 7, 'axes.labelsize': 7, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
-             'axes.linewidth': .6, 'xtick.major.width': .6, 'ytick.major.width': .6, 'xtick.major.size': 2.5, 'ytick.major.size': 2.5,
-             'axes.spines.top': False, 'axes.spines.right': False, 'lines.linewidth': 1.2, 'pdf.fonttype': 42, 'figure.dpi': 150, 'savefig.dpi': 300})
+
+    return (
+        sns.plotting_context('paper')
+        | sns.axes_style('ticks')
+        | {
+            'axes.prop_cycle': cycler(color=sns.color_palette('colorblind')),
+            'font.family': ['sans-serif'],
+            'font.sans-serif': ['DejaVu Sans'],
+            'font.size': 7,
+            'axes.labelsize': 7,
+            'axes.titlesize': 8,
+            'xtick.labelsize': 7,
+            'ytick.labelsize': 7,
+            'legend.fontsize': 7,
+            'axes.linewidth': 0.6,
+            'xtick.major.width': 0.6,
+            'ytick.major.width': 0.6,
+            'xtick.major.size': 2.5,
+            'ytick.major.size': 2.5,
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'lines.linewidth': 1.2,
+            'pdf.fonttype': 42,
+            'figure.dpi': 150,
+            'savefig.dpi': 300,
+        }
+    )
+
 
 def figure_style() -> None:
-    "Use our style for all figures of this process; the functions of this module use it by themselves."
+    """Use our style for all figures of this process; the functions of this module use it by
+    themselves."""
     import matplotlib
+
     matplotlib.rcParams.update(style_settings())
 
 # %% ../nbs/70_reporting.ipynb #0c38de70
 def save_figure(fig, stem, dpi=300) -> list[Path]:
-    "Write a matplotlib figure as `stem`.pdf and `stem`.png (`dpi` pixels an inch); returns the two paths. The same figure gives the same bytes."
+    """Write a matplotlib figure as `stem`.pdf and `stem`.png (`dpi` pixels an inch); returns the
+    two paths. The same figure gives the same bytes."""
     from matplotlib import rc_context
+
     paths = [Path(f'{stem}.{kind}') for kind in ('pdf', 'png')]
     with rc_context({'pdf.fonttype': 42}):
-        for path, metadata in zip(paths, ({'CreationDate': None, 'Producer': None, 'Creator': None}, {'Software': None})):
-            with staged(path) as t: fig.savefig(t, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+        for path, metadata in zip(
+            paths, ({'CreationDate': None, 'Producer': None, 'Creator': None}, {'Software': None})
+        ):
+            with staged(path) as t:
+                fig.savefig(t, format=path.suffix[1:], dpi=dpi, metadata=metadata)
     return paths
 
 # %% ../nbs/70_reporting.ipynb #20c313fe
@@ -189,263 +363,602 @@ def text_size(text, size) -> tuple:
     "Width and height in points of a line of text in the figures' font."
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
-    return TextPath((0, 0), text, size=size, prop=FontProperties(family='DejaVu Sans')).get_extents().width, size
 
-def _wrap(text, inches, fontsize, most=None, letter=.56) -> str:
-    "`text` in lines that fit `inches`, a letter `letter` times `fontsize` wide; what is left over after `most` lines becomes an ellipsis."
+    return TextPath(
+        (0, 0), text, size=size, prop=FontProperties(family='DejaVu Sans')
+    ).get_extents().width, size
+
+
+def _wrap(text, inches, fontsize, most=None, letter=0.56) -> str:
+    """`text` in lines that fit `inches`, a letter `letter` times `fontsize` wide; what is left over
+    after `most` lines becomes an ellipsis."""
     import re
     from textwrap import wrap
-    lines = [line.strip() for line in wrap(re.sub(r'[ \t\r\n]+', ' ', str(text)), max(4, int(inches*72/(fontsize*letter))))] or ['']
-    return '\n'.join(lines if most is None or len(lines) <= most else [*lines[:most - 1], lines[most - 1][:-1] + '…'])
+
+    lines = [
+        line.strip()
+        for line in wrap(
+            re.sub(r'[ \t\r\n]+', ' ', str(text)), max(4, int(inches * 72 / (fontsize * letter)))
+        )
+    ] or ['']
+    return '\n'.join(
+        lines
+        if most is None or len(lines) <= most
+        else [*lines[: most - 1], lines[most - 1][:-1] + '…']
+    )
+
 
 def title_lines(text, width, most=None) -> list:
     "The lines of a title on a figure `width` inches wide, at most `most`; none for an empty text."
-    return _wrap(text, width, 8, most, letter=.6).split('\n') if text else []                  # bold letters are wider
+    # bold letters are wider
+    return _wrap(text, width, 8, most, letter=0.6).split('\n') if text else []
 
 # %% ../nbs/70_reporting.ipynb #cde53344
-MARKERS = 'osD^vP'                               # a mark a comparison, model or kind
+MARKERS = 'osD^vP'  # a mark a comparison, model or kind
+
 
 def write_title(fig, lines) -> None:
-    "Write the `title_lines` of a figure: the first .06 inches from its top, each .14 below the one before."
+    """Write the `title_lines` of a figure: the first .06 inches from its top, each .14 below the
+    one before."""
     width, height = fig.get_size_inches()
     for i, line in enumerate(lines):
-        fig.text(.05/width, 1 - (.06 + .14*i)/height, line, fontsize=8, weight='bold', ha='left', va='top', parse_math=False)
+        fig.text(
+            0.05 / width,
+            1 - (0.06 + 0.14 * i) / height,
+            line,
+            fontsize=8,
+            weight='bold',
+            ha='left',
+            va='top',
+            parse_math=False,
+        )
+
 
 def write_key(fig, names, colors, top) -> None:
     "Write names in their colours and marks, side by side, `top` inches from the top of a figure."
     from matplotlib.lines import Line2D
-    width, height = fig.get_size_inches(); x, y = .08, 1 - top/height
+
+    width, height = fig.get_size_inches()
+    x, y = 0.08, 1 - top / height
     for i, name in enumerate(names):
         color = colors[i % len(colors)]
-        fig.add_artist(Line2D([x/width], [y], color=color, marker=MARKERS[i % 6], ms=4, mew=0, lw=0))
-        fig.text((x + .08)/width, y, name, color=color, fontsize=7, ha='left', va='center_baseline', parse_math=False)
-        x += .3 + text_size(name, 7)[0]/72
+        fig.add_artist(
+            Line2D([x / width], [y], color=color, marker=MARKERS[i % 6], ms=4, mew=0, lw=0)
+        )
+        fig.text(
+            (x + 0.08) / width,
+            y,
+            name,
+            color=color,
+            fontsize=7,
+            ha='left',
+            va='center_baseline',
+            parse_math=False,
+        )
+        x += 0.3 + text_size(name, 7)[0] / 72
 
 # %% ../nbs/70_reporting.ipynb #37867d22
-LINE = .105                                      # inches a line of text takes
+LINE = 0.105  # inches a line of text takes
+
 
 def _in_lines(rates):
-    "`rates` with columns kind (which comparison) and y (its line in the panel of its prompt set); the scorers' lines; lines a panel."
+    """`rates` with columns kind (which comparison) and y (its line in the panel of its prompt set);
+    the scorers' lines; lines a panel."""
     scorers, names = list(rates['scorer'].unique()), rates['model_a'] + ' vs ' + rates['model_b']
-    kinds = list(names.unique()); block = len(kinds) + .7
+    kinds = list(names.unique())
+    block = len(kinds) + 0.7
     kind, at = names.map(kinds.index), rates['scorer'].map(scorers.index)
-    lines = {k: .8 + j*block + (len(kinds) - 1)/2 for j, k in enumerate(scorers)}
-    return rates.assign(kind=kind, y=.8 + at*block + kind), lines, len(scorers)*block + .4
+    lines = {k: 0.8 + j * block + (len(kinds) - 1) / 2 for j, k in enumerate(scorers)}
+    return rates.assign(kind=kind, y=0.8 + at * block + kind), lines, len(scorers) * block + 0.4
+
 
 def _place_panels(fig, n, left, right, top, bottom, gap):
-    "`n` axes, side by side on a wide figure and stacked on a narrow one, with fixed margins in inches: an automatic layout moves between two draws."
+    """`n` axes, side by side on a wide figure and stacked on a narrow one, with fixed margins in
+    inches: an automatic layout moves between two draws."""
     width, height = fig.get_size_inches()
     across, down = (n, 1) if width > 5 else (1, n)
-    w, h = (width - left - across*right)/across, (height - bottom - top - (down - 1)*gap)/down
-    corners = [(left + i*(w + right), bottom) if across > 1 else (left, height - top - h - i*(h + gap)) for i in range(n)]
-    return [fig.add_axes([x/width, y/height, w/width, h/height]) for x, y in corners]
+    w, h = (
+        (width - left - across * right) / across,
+        (height - bottom - top - (down - 1) * gap) / down,
+    )
+    corners = [
+        (left + i * (w + right), bottom) if across > 1 else (left, height - top - h - i * (h + gap))
+        for i in range(n)
+    ]
+    return [fig.add_axes([x / width, y / height, w / width, h / height]) for x, y in corners]
 
 # %% ../nbs/70_reporting.ipynb #6e3570d2
 def _draw_intervals(ax, rows, colors):
     "Dots, intervals and, at the right edge, the numbers of the win rates `rows`."
     for row in rows.itertuples():
-        color, decided = colors[row.kind % len(colors)], row.low > .5 or row.high < .5
-        ax.plot([100*row.low, 100*row.high], [row.y, row.y], color=color, lw=1.3, solid_capstyle='butt', zorder=2)
-        ax.plot(100*row.win_rate, row.y, MARKERS[row.kind % 6], color=color, ms=3.8, mew=0, zorder=4, clip_on=False)
-        ax.annotate(f'{100*row.win_rate:.0f}', (1, row.y), (4, 0), ax.get_yaxis_transform(), 'offset points', color=color, fontsize=6.5,
-                    weight='bold' if decided else 'normal', ha='left', va='center_baseline')
+        color, decided = colors[row.kind % len(colors)], row.low > 0.5 or row.high < 0.5
+        ax.plot(
+            [100 * row.low, 100 * row.high],
+            [row.y, row.y],
+            color=color,
+            lw=1.3,
+            solid_capstyle='butt',
+            zorder=2,
+        )
+        ax.plot(
+            100 * row.win_rate,
+            row.y,
+            MARKERS[row.kind % 6],
+            color=color,
+            ms=3.8,
+            mew=0,
+            zorder=4,
+            clip_on=False,
+        )
+        ax.annotate(
+            f'{100 * row.win_rate:.0f}',
+            (1, row.y),
+            (4, 0),
+            ax.get_yaxis_transform(),
+            'offset points',
+            color=color,
+            fontsize=6.5,
+            weight='bold' if decided else 'normal',
+            ha='left',
+            va='center_baseline',
+        )
+
 
 def _draw_paper(ax, rows, paper, colors):
     "The paper's values as hollow markers in the lines of ours."
     at = paper.set_index(['model_a', 'model_b', 'prompt_set', 'scorer'])['paper']
     for row in rows.itertuples():
         value = at.get((row.model_a, row.model_b, row.prompt_set, row.scorer))
-        if value is not None: ax.plot(value, row.y, MARKERS[row.kind % 6], color=colors[row.kind % len(colors)], mfc='white', ms=3.8, mew=.8, zorder=3,
-                                      clip_on=False)
+        if value is not None:
+            ax.plot(
+                value,
+                row.y,
+                MARKERS[row.kind % 6],
+                color=colors[row.kind % len(colors)],
+                mfc='white',
+                ms=3.8,
+                mew=0.8,
+                zorder=3,
+                clip_on=False,
+            )
 
 # %% ../nbs/70_reporting.ipynb #8ade2651
 def _dress_panel(ax, name, scorers, lines, xlim, left, right):
-    "The 50 % line, the heading with its rule, the names of the scorers, the x axis; `left` and `right` are whether they are written here."
-    inches = ax.get_position().width*ax.figure.get_figwidth()
-    step = 10 if (xlim[1] - xlim[0])/10 <= 5*inches - 2 else 25
-    ax.set(xlim=xlim, ylim=(lines, 0), xticks=[x for x in range(0, 101, step) if xlim[0] <= x <= xlim[1]])
-    ax.axvline(50, color='.35', lw=.8, zorder=1)
+    """The 50 % line, the heading with its rule, the names of the scorers, the x axis; `left` and
+    `right` are whether they are written here."""
+    inches = ax.get_position().width * ax.figure.get_figwidth()
+    step = 10 if (xlim[1] - xlim[0]) / 10 <= 5 * inches - 2 else 25
+    ax.set(
+        xlim=xlim,
+        ylim=(lines, 0),
+        xticks=[x for x in range(0, 101, step) if xlim[0] <= x <= xlim[1]],
+    )
+    ax.axvline(50, color='.35', lw=0.8, zorder=1)
     ax.set_yticks(list(scorers.values()), [display_name(k) if left else '' for k in scorers])
     ax.tick_params(axis='y', length=0, pad=4)
     ax.tick_params(axis='x', labelbottom=right, bottom=right)
-    ax.spines['bottom'].set_visible(right); ax.spines['left'].set_visible(False)
-    start, end = (-.67/inches if left else 0), 1 + .27/inches
-    ax.plot([start, end], [0, 0], color='.75', lw=.6, transform=ax.get_yaxis_transform(), clip_on=False, zorder=0)
-    ax.annotate(display_name(name), (start, 1), (0, 3), 'axes fraction', 'offset points', weight='bold', fontsize=7.5, ha='left', va='bottom')
+    ax.spines['bottom'].set_visible(right)
+    ax.spines['left'].set_visible(False)
+    start, end = (-0.67 / inches if left else 0), 1 + 0.27 / inches
+    ax.plot(
+        [start, end],
+        [0, 0],
+        color='.75',
+        lw=0.6,
+        transform=ax.get_yaxis_transform(),
+        clip_on=False,
+        zorder=0,
+    )
+    ax.annotate(
+        display_name(name),
+        (start, 1),
+        (0, 3),
+        'axes fraction',
+        'offset points',
+        weight='bold',
+        fontsize=7.5,
+        ha='left',
+        va='bottom',
+    )
+
 
 def _write_comparisons(fig, names, colors, note, top):
-    "The comparisons in their colours and marks from `top` inches down, one a line (two on a wide figure), and what a hollow mark means."
+    """The comparisons in their colours and marks from `top` inches down, one a line (two on a wide
+    figure), and what a hollow mark means."""
     from matplotlib.lines import Line2D
+
     width, height = fig.get_size_inches()
     for i, name in enumerate([*names, *([note] if note else [])]):
         hollow, across = i == len(names), 2 if width > 5 else 1
-        x, y = .05 + 2.2*(i % across), 1 - (top + (i//across + .5)*LINE*1.1)/height
+        x, y = 0.05 + 2.2 * (i % across), 1 - (top + (i // across + 0.5) * LINE * 1.1) / height
         color = '.35' if hollow else colors[i % len(colors)]
-        mark = dict(marker='o', mew=.8, mfc='white', lw=0) if hollow else dict(marker=MARKERS[i % 6], mew=0, lw=1.3)
-        fig.add_artist(Line2D([x/width, (x + .1)/width, (x + .2)/width], [y]*3, color=color, markevery=[1], ms=3.8, **mark))
-        fig.text((x + .28)/width, y, name, color=color, fontsize=7, ha='left', va='center_baseline', parse_math=False)
+        mark = (
+            dict(marker='o', mew=0.8, mfc='white', lw=0)
+            if hollow
+            else dict(marker=MARKERS[i % 6], mew=0, lw=1.3)
+        )
+        fig.add_artist(
+            Line2D(
+                [x / width, (x + 0.1) / width, (x + 0.2) / width],
+                [y] * 3,
+                color=color,
+                markevery=[1],
+                ms=3.8,
+                **mark,
+            )
+        )
+        fig.text(
+            (x + 0.28) / width,
+            y,
+            name,
+            color=color,
+            fontsize=7,
+            ha='left',
+            va='center_baseline',
+            parse_math=False,
+        )
 
 # %% ../nbs/70_reporting.ipynb #44c96870
-def plot_win_rates(rates, paper=None, title='', note="hollow: the paper's value", width=COLUMN, low='low', high='high'):
-    """Figure of win rates with their intervals, the 50 % line and, as hollow markers, the paper's values: `rates` from `evaluation.compare`.
+def plot_win_rates(
+    rates,
+    paper=None,
+    title='',
+    note="hollow: the paper's value",
+    width=COLUMN,
+    low='low',
+    high='high',
+):
+    """Figure of win rates with their intervals, the 50 % line and, as hollow markers, the paper's
+    values: `rates` from `evaluation.compare`.
 
-    `paper`: the frame of `beside_paper`. `low`, `high`: which interval (`boot_low`, `boot_high` for the bootstrap). `width` in inches; above 5 the
-    prompt sets stand side by side, else one above the other."""
+    `paper`: the frame of `beside_paper`. `low`, `high`: which interval (`boot_low`, `boot_high`
+    for the bootstrap). `width` in inches; above 5 the prompt sets stand side by side, else one
+    above the other."""
     from math import ceil, floor
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
     _refuse_twice(rates, ['model_a', 'model_b', 'prompt_set', 'scorer'])
     with rc_context(style_settings()):
-        colors, sets = style_settings()['axes.prop_cycle'].by_key()['color'], rates['prompt_set'].unique()
+        colors, sets = (
+            style_settings()['axes.prop_cycle'].by_key()['color'],
+            rates['prompt_set'].unique(),
+        )
         rows, scorers, lines = _in_lines(rates.assign(low=rates[low], high=rates[high]))
         names = [*(rates['model_a'] + ' vs ' + rates['model_b']).unique()]
-        seen = [*100*rows.low, *100*rows.high, *([] if paper is None else paper['paper']), 40, 60]
-        xlim = 10*floor(min(seen)/10), 10*ceil(max(seen)/10)
+        seen = [
+            *100 * rows.low,
+            *100 * rows.high,
+            *([] if paper is None else paper['paper']),
+            40,
+            60,
+        ]
+        xlim = 10 * floor(min(seen) / 10), 10 * ceil(max(seen) / 10)
         heading, wide = title_lines(title, width, 2), width > 5
-        top = .13 + .14*len(heading) if title else .05
-        above, down = top + .25 + ceil((len(names) + (paper is not None))/(2 if wide else 1))*LINE*1.1, 1 if wide else len(sets)
-        fig = Figure(figsize=(width, above + down*lines*LINE + (down - 1)*.24 + .38)); height = fig.get_figheight()
-        for i, (ax, name) in enumerate(zip(_place_panels(fig, len(sets), .72, .4 if wide else .32, above, .38, .24), sets)):
-            _dress_panel(ax, name, scorers, lines, xlim, i == 0 or not wide, i == len(sets) - 1 or wide)
+        top = 0.13 + 0.14 * len(heading) if title else 0.05
+        above, down = (
+            top + 0.25 + ceil((len(names) + (paper is not None)) / (2 if wide else 1)) * LINE * 1.1,
+            1 if wide else len(sets),
+        )
+        fig = Figure(figsize=(width, above + down * lines * LINE + (down - 1) * 0.24 + 0.38))
+        height = fig.get_figheight()
+        for i, (ax, name) in enumerate(
+            zip(_place_panels(fig, len(sets), 0.72, 0.4 if wide else 0.32, above, 0.38, 0.24), sets)
+        ):
+            _dress_panel(
+                ax, name, scorers, lines, xlim, i == 0 or not wide, i == len(sets) - 1 or wide
+            )
             _draw_intervals(ax, rows[rows.prompt_set == name], colors)
-            if paper is not None: _draw_paper(ax, rows[rows.prompt_set == name], paper, colors)
+            if paper is not None:
+                _draw_paper(ax, rows[rows.prompt_set == name], paper, colors)
         _write_comparisons(fig, names, colors, note if paper is not None else '', top)
-        fig.text((width + .4)/2/width, .1/height, 'win rate of the first model (%), 95 % interval', fontsize=7, ha='center', va='center')
+        fig.text(
+            (width + 0.4) / 2 / width,
+            0.1 / height,
+            'win rate of the first model (%), 95 % interval',
+            fontsize=7,
+            ha='center',
+            va='center',
+        )
         write_title(fig, heading)
     return fig
 
 # %% ../nbs/70_reporting.ipynb #c14a2e7e
 def _write_ends(ax, ends, inches):
-    "Names at the right ends of lines, pushed apart where they would touch. ends: [y, name, colour]."
-    low, high = ax.get_ylim(); step = (high - low)*.13/inches
+    """Names at the right ends of lines, pushed apart where they would touch. ends: [y, name,
+    colour]."""
+    low, high = ax.get_ylim()
+    step = (high - low) * 0.13 / inches
     placed = []
-    for y, name, color in sorted(ends): placed.append([max(y, placed[-1][0] + step) if placed else y, name, color])
+    for y, name, color in sorted(ends):
+        placed.append([max(y, placed[-1][0] + step) if placed else y, name, color])
     slide = max(0, placed[-1][0] - high)
     for y, name, color in placed:
-        ax.annotate(name, (1, y - slide), (4, 0), ax.get_yaxis_transform(), 'offset points', color=color, fontsize=6.5, va='center_baseline', parse_math=False)
+        ax.annotate(
+            name,
+            (1, y - slide),
+            (4, 0),
+            ax.get_yaxis_transform(),
+            'offset points',
+            color=color,
+            fontsize=6.5,
+            va='center_baseline',
+            parse_math=False,
+        )
 
-def plot_curves(frame, x, y, line, low=None, high=None, xlabel='', ylabel='', title='', level=None, width=COLUMN, height=2.2, room=1.1, logx=False):
-    """Figure of `y` against `x` (columns of `frame`), one line for each value of the column `line`, named at its end; `low`, `high`: columns of its interval.
 
-    Text values of x stand at even distances. `level`: a line across, such as 50. `width`, `height` and `room` (for the names at the right) in inches."""
+def plot_curves(
+    frame,
+    x,
+    y,
+    line,
+    low=None,
+    high=None,
+    xlabel='',
+    ylabel='',
+    title='',
+    level=None,
+    width=COLUMN,
+    height=2.2,
+    room=1.1,
+    logx=False,
+):
+    """Figure of `y` against `x` (columns of `frame`), one line for each value of the column `line`,
+    named at its end; `low`, `high`: columns of its interval.
+
+    Text values of x stand at even distances. `level`: a line across, such as 50. `width`,
+    `height` and `room` (for the names at the right) in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
     with rc_context(style_settings()):
-        fig = Figure(figsize=(width, height)); top = .3 if title else .08
-        ax = fig.add_axes([.5/width, .42/height, (width - .5 - room)/width, (height - .42 - top)/height])
-        names, colors, ends = list(frame[line].unique()), style_settings()['axes.prop_cycle'].by_key()['color'], []
+        fig = Figure(figsize=(width, height))
+        top = 0.3 if title else 0.08
+        ax = fig.add_axes(
+            [
+                0.5 / width,
+                0.42 / height,
+                (width - 0.5 - room) / width,
+                (height - 0.42 - top) / height,
+            ]
+        )
+        names, colors, ends = (
+            list(frame[line].unique()),
+            style_settings()['axes.prop_cycle'].by_key()['color'],
+            [],
+        )
         places = None if frame[x].dtype.kind in 'if' else list(frame[x].unique())
-        if level is not None: ax.axhline(level, color='.35', lw=.8, zorder=1)
+        if level is not None:
+            ax.axhline(level, color='.35', lw=0.8, zorder=1)
         for i, name in enumerate(names):
             rows, color = frame[frame[line] == name], colors[i % len(colors)]
-            at = rows[x].to_numpy() if places is None else [places.index(v) + .06*(i - (len(names) - 1)/2) for v in rows[x]]
+            at = (
+                rows[x].to_numpy()
+                if places is None
+                else [places.index(v) + 0.06 * (i - (len(names) - 1) / 2) for v in rows[x]]
+            )
             ax.plot(at, rows[y], color=color, marker=MARKERS[i % 6], ms=3.2, mew=0, zorder=3)
-            if low: ax.vlines(at, rows[low], rows[high], color=color, lw=.9, alpha=.7, zorder=2)
+            if low:
+                ax.vlines(at, rows[low], rows[high], color=color, lw=0.9, alpha=0.7, zorder=2)
             ends.append([float(rows[y].iloc[-1]), display_name(name), color])
-        if logx: ax.set_xscale('log')
-        if places is not None: ax.set_xticks(range(len(places)), [str(p) for p in places])
-        ax.set(xlabel=xlabel, ylabel=ylabel); _write_ends(ax, ends, height - .42 - top)
+        if logx:
+            ax.set_xscale('log')
+        if places is not None:
+            ax.set_xticks(range(len(places)), [str(p) for p in places])
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        _write_ends(ax, ends, height - 0.42 - top)
         write_title(fig, title_lines(title, width, 1))
     return fig
 
 # %% ../nbs/70_reporting.ipynb #bb5b2080
-def plot_matrix(table, title='', digits=2, centre=0., span=1., width=COLUMN):
-    """Figure of a square DataFrame of numbers with the numbers in the cells; colours run from `centre - span` to `centre + span`, NaN stays white. `width` in inches."""
+def plot_matrix(table, title='', digits=2, centre=0.0, span=1.0, width=COLUMN):
+    """Figure of a square DataFrame of numbers with the numbers in the cells; colours run from
+    `centre - span` to `centre + span`, NaN stays white. `width` in inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    rows, columns, values = *([display_name(k) for k in keys] for keys in (table.index, table.columns)), table.to_numpy(float)
+
+    rows, columns, values = (
+        *([display_name(k) for k in keys] for keys in (table.index, table.columns)),
+        table.to_numpy(float),
+    )
     with rc_context(style_settings()):
         import seaborn as sns
-        side, top = width - .95, .3 if title else .08
-        tilted = max(text_size(name, 6)[0] for name in columns) > .95*72*side/len(columns); below = .5 if tilted else .28      # names wider than their cells
-        fig = Figure(figsize=(width, side + below + .02 + top)); height = fig.get_figheight()
-        ax = fig.add_axes([.85/width, below/height, side/width, side/height])
-        sns.heatmap(table, ax=ax, annot=True, fmt=f'.{digits}f', center=centre, vmin=centre - span, vmax=centre + span, cmap='vlag', cbar=False, square=True,
-                    linewidths=.8, annot_kws={'size': 7}, mask=(values != values))
-        ax.set_xticklabels(columns, fontsize=6, rotation=30*tilted, ha='right' if tilted else 'center'); ax.set_yticklabels(rows, rotation=0, fontsize=6.5)
-        ax.set(xlabel='', ylabel=''); ax.tick_params(length=0)
+
+        side, top = width - 0.95, 0.3 if title else 0.08
+        # names wider than their cells
+        tilted = max(text_size(name, 6)[0] for name in columns) > 0.95 * 72 * side / len(columns)
+        below = 0.5 if tilted else 0.28
+        fig = Figure(figsize=(width, side + below + 0.02 + top))
+        height = fig.get_figheight()
+        ax = fig.add_axes([0.85 / width, below / height, side / width, side / height])
+        sns.heatmap(
+            table,
+            ax=ax,
+            annot=True,
+            fmt=f'.{digits}f',
+            center=centre,
+            vmin=centre - span,
+            vmax=centre + span,
+            cmap='vlag',
+            cbar=False,
+            square=True,
+            linewidths=0.8,
+            annot_kws={'size': 7},
+            mask=(values != values),
+        )
+        ax.set_xticklabels(
+            columns, fontsize=6, rotation=30 * tilted, ha='right' if tilted else 'center'
+        )
+        ax.set_yticklabels(rows, rotation=0, fontsize=6.5)
+        ax.set(xlabel='', ylabel='')
+        ax.tick_params(length=0)
         write_title(fig, title_lines(title, width, 1))
     return fig
 
 # %% ../nbs/70_reporting.ipynb #c69e08a6
 def score_caption(scores) -> str:
-    "The scores of one image in a line, as under the paper's figures: P, H, C and A for the four scorers; other names by their first letter."
+    """The scores of one image in a line, as under the paper's figures: P, H, C and A for the four
+    scorers; other names by their first letter."""
     order = ['pickscore', 'hps', 'clip', 'aesthetic']
     names = [k for k in order if k in scores] + [k for k in scores if k not in order]
-    return ' \N{NO-BREAK SPACE}'.join(f'{k[0].upper()}\N{NO-BREAK SPACE}{scores[k]:.{2 if abs(scores[k]) >= 1 else 3}f}' for k in names)
+    return ' \N{NO-BREAK SPACE}'.join(
+        f'{k[0].upper()}\N{NO-BREAK SPACE}{scores[k]:.{2 if abs(scores[k]) >= 1 else 3}f}'
+        for k in names
+    )
+
 
 def _picture(image):
-    "A PIL RGB image from one or from a uint8 array. Raises InputError for any other array: its scale would be a guess."
+    """A PIL RGB image from one or from a uint8 array. Raises InputError for any other array: its
+    scale would be a guess."""
     import numpy as np
     from PIL import Image
+
     if not isinstance(image, Image.Image):
-        if np.asarray(image).dtype != np.uint8: raise InputError(f'a grid takes PIL images and uint8 arrays, not {np.asarray(image).dtype}')
+        if np.asarray(image).dtype != np.uint8:
+            raise InputError(
+                f'a grid takes PIL images and uint8 arrays, not {np.asarray(image).dtype}'
+            )
         image = Image.fromarray(np.asarray(image))
     return image.convert('RGB')
+
 
 def _fit_pixels(image, pixels):
     "A PIL image about `pixels` wide: a small one enlarged by a whole factor, a large one reduced."
     from PIL import Image
+
     w, h = image.size
-    if w > pixels: return image.resize((pixels, max(1, round(h*pixels/w))), Image.Resampling.LANCZOS)
-    factor = max(1, round(pixels/w))
-    return image.resize((w*factor, h*factor), Image.Resampling.NEAREST)
+    if w > pixels:
+        return image.resize((pixels, max(1, round(h * pixels / w))), Image.Resampling.LANCZOS)
+    factor = max(1, round(pixels / w))
+    return image.resize((w * factor, h * factor), Image.Resampling.NEAREST)
 
 # %% ../nbs/70_reporting.ipynb #0fd7ae1c
 def _write_lines(fig, text, x, y, size, ha, color='.15', weight='normal'):
-    "Lines of text at an even pitch around `y`, inches from the figure's top left corner: matplotlib's own pitch depends on the letters."
-    width, height = fig.get_size_inches(); lines = text.split('\n')
+    """Lines of text at an even pitch around `y`, inches from the figure's top left corner:
+    matplotlib's own pitch depends on the letters."""
+    width, height = fig.get_size_inches()
+    lines = text.split('\n')
     for i, line in enumerate(lines):
-        at = y + (i - (len(lines) - 1)/2)*size*1.25/72
-        fig.text(x/width, 1 - at/height, line, fontsize=size, color=color, weight=weight, ha=ha, va='center_baseline', parse_math=False)
+        at = y + (i - (len(lines) - 1) / 2) * size * 1.25 / 72
+        fig.text(
+            x / width,
+            1 - at / height,
+            line,
+            fontsize=size,
+            color=color,
+            weight=weight,
+            ha=ha,
+            va='center_baseline',
+            parse_math=False,
+        )
+
 
 def _draw_cell(fig, image, x, y, w, h, caption, dpi):
-    "An image at the top of the cell [w, h] at (x, y), inches from the figure's top left corner, and its caption under the cell."
+    """An image at the top of the cell [w, h] at (x, y), inches from the figure's top left corner,
+    and its caption under the cell."""
     import numpy as np
+
     width, height = fig.get_size_inches()
     if image is not None:
-        tall = w*image.height/image.width
-        ax = fig.add_axes([x/width, 1 - (y + tall)/height, w/width, tall/height])
-        ax.imshow(np.asarray(_fit_pixels(image, round(w*dpi))), interpolation='none', aspect='auto'); ax.set_axis_off()
-    if caption: _write_lines(fig, caption, x + w/2, y + h + .03 + .0477*(caption.count('\n') + 1), 5.5, 'center', '.25')
+        tall = w * image.height / image.width
+        ax = fig.add_axes([x / width, 1 - (y + tall) / height, w / width, tall / height])
+        ax.imshow(
+            np.asarray(_fit_pixels(image, round(w * dpi))), interpolation='none', aspect='auto'
+        )
+        ax.set_axis_off()
+    if caption:
+        _write_lines(
+            fig,
+            caption,
+            x + w / 2,
+            y + h + 0.03 + 0.0477 * (caption.count('\n') + 1),
+            5.5,
+            'center',
+            '.25',
+        )
+
 
 def _check_grid(images, rows, columns, captions, truth):
     for name, grid in (('images', images), ('captions', captions)):
-        if grid is not None and [len(row) for row in grid] != [len(columns)]*len(rows):
-            raise InputError(f'{len(rows)} prompts and {len(columns)} models need {name} in that shape, not in rows of {[len(row) for row in grid]}')
-    if truth is not None and len(truth) != len(rows): raise InputError(f'{len(rows)} prompts need as many true renders, not {len(truth)}')
+        if grid is not None and [len(row) for row in grid] != [len(columns)] * len(rows):
+            raise InputError(
+                f'{len(rows)} prompts and {len(columns)} models need {name} in that shape, not in'
+                f' rows of {[len(row) for row in grid]}'
+            )
+    if truth is not None and len(truth) != len(rows):
+        raise InputError(f'{len(rows)} prompts need as many true renders, not {len(truth)}')
 
 # %% ../nbs/70_reporting.ipynb #2d4bbaef
-def image_grid(images, rows, columns, captions=None, truth=None, truth_name='true render', width=PAGE, dpi=300, title=''):
-    """Figure of images [rows][columns] (PIL or uint8 arrays, None for an empty cell), a prompt a row and a model a column.
+def image_grid(
+    images,
+    rows,
+    columns,
+    captions=None,
+    truth=None,
+    truth_name='true render',
+    width=PAGE,
+    dpi=300,
+    title='',
+):
+    """Figure of images [rows][columns] (PIL or uint8 arrays, None for an empty cell), a prompt a
+    row and a model a column.
 
-    `captions` [rows][columns]: a line under each image; `truth` [rows]: a last column set apart. Rows or columns without a name take no room for it.
-    `width` in inches; `dpi` as in `save_figure`. Raises InputError if the shapes disagree."""
+    `captions` [rows][columns]: a line under each image; `truth` [rows]: a last column set apart.
+    Rows or columns without a name take no room for it. `width` in inches; `dpi` as in
+    `save_figure`. Raises InputError if the shapes disagree."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
     _check_grid(images, rows, columns, captions, truth)
     cells = [[*row, *([] if truth is None else [truth[i]])] for i, row in enumerate(images)]
     cells = [[None if image is None else _picture(image) for image in row] for row in cells]
-    side, gap, apart = max(.8, .15*width + .1) if any(rows) else .05, .05, .1*(truth is not None)      # inches: the prompts' column, the gaps
+    # inches: the prompts' column, the gaps
+    side, gap, apart = (
+        max(0.8, 0.15 * width + 0.1) if any(rows) else 0.05,
+        0.05,
+        0.1 * (truth is not None),
+    )
     n = len(columns) + (truth is not None)
-    w = (width - side - (n - 1)*gap - apart - .05)/n
-    h = w*max((image.height/image.width for row in cells for image in row if image), default=1)
+    w = (width - side - (n - 1) * gap - apart - 0.05) / n
+    h = w * max((image.height / image.width for row in cells for image in row if image), default=1)
     heads = [*columns, *([] if truth is None else [truth_name])]
-    size = min(7, 72*w/.63/max(len(word) for name in heads for word in str(name).split() or ['-']))              # points at which the longest word fits
-    heads = [_wrap(name, w + gap, size*1.07, 3) for name in heads]
+    # points at which the longest word fits
+    size = min(
+        7, 72 * w / 0.63 / max(len(word) for name in heads for word in str(name).split() or ['-'])
+    )
+    heads = [_wrap(name, w + gap, size * 1.07, 3) for name in heads]
     under = [[_wrap(c, w + gap, 5.5, 3) for c in row] for row in captions or []]
-    above = .24*bool(title)
-    top = above + (.1 + .12*max(name.count('\n') + 1 for name in heads) if any(heads) else .05)
-    down = h + gap + .0955*max((c.count('\n') + 1.5 for row in under for c in row if c), default=0)
+    above = 0.24 * bool(title)
+    top = above + (0.1 + 0.12 * max(name.count('\n') + 1 for name in heads) if any(heads) else 0.05)
+    down = (
+        h + gap + 0.0955 * max((c.count('\n') + 1.5 for row in under for c in row if c), default=0)
+    )
     with rc_context(style_settings()):
-        fig = Figure(figsize=(width, top + len(rows)*down), dpi=150)
+        fig = Figure(figsize=(width, top + len(rows) * down), dpi=150)
         write_title(fig, title_lines(title, width, 1))
         for j, name in enumerate(heads):
-            x, last = side + j*(w + gap) + apart*(j == len(columns)), j == len(columns)
-            _write_lines(fig, name, x + w/2, (above + top)/2, size, 'center', weight='bold')
-            for i in range(len(rows)): _draw_cell(fig, cells[i][j], x, top + i*down, w, h, under[i][j] if under and not last else '', dpi)
+            x, last = side + j * (w + gap) + apart * (j == len(columns)), j == len(columns)
+            _write_lines(fig, name, x + w / 2, (above + top) / 2, size, 'center', weight='bold')
+            for i in range(len(rows)):
+                _draw_cell(
+                    fig,
+                    cells[i][j],
+                    x,
+                    top + i * down,
+                    w,
+                    h,
+                    under[i][j] if under and not last else '',
+                    dpi,
+                )
         for i, prompt in enumerate(rows):
-            _write_lines(fig, _wrap(prompt, side - .1, 6.5, max(1, int(h*72/8.2))), .05, top + i*down + h/2, 6.5, 'left')
+            _write_lines(
+                fig,
+                _wrap(prompt, side - 0.1, 6.5, max(1, int(h * 72 / 8.2))),
+                0.05,
+                top + i * down + h / 2,
+                6.5,
+                'left',
+            )
     return fig
 
 # %% ../nbs/70_reporting.ipynb #9b6a0a2f

@@ -9,7 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from .store import InputError, canonical, digest, file_digest, first_difference, locked, package_key, read_json, runs_root, staged, write_json
+from balanceddpo.store import (
+    InputError,
+    canonical,
+    digest,
+    file_digest,
+    first_difference,
+    locked,
+    package_key,
+    read_json,
+    runs_root,
+    staged,
+    write_json,
+)
 
 # %% auto #0
 __all__ = ['SCALES', 'OWN_SCALES', 'PATHS', 'BY_NAME', 'notebooks_folder', 'notebooks', 'papermill', 'read_notebook',
@@ -21,16 +33,24 @@ __all__ = ['SCALES', 'OWN_SCALES', 'PATHS', 'BY_NAME', 'notebooks_folder', 'note
 
 # %% ../nbs/75_reproduction.ipynb #b0a91008
 SCALES = ('smoke', 'icons', 'sd15', 'sdxl')
-OWN_SCALES = ('smoke', 'icons')            # scales that need nothing from elsewhere
-PATHS = ('model', 'pairs', 'prompts')      # parameters for what the others need
+OWN_SCALES = ('smoke', 'icons')  # scales that need nothing from elsewhere
+PATHS = ('model', 'pairs', 'prompts')  # parameters for what the others need
+
 
 def notebooks_folder() -> Path:
-    "The folder of the repro notebooks: `balanceddpo/repro` of an installed wheel, or `nbs/repro` of a checkout. Raises InputError if there is neither."
+    """The folder of the repro notebooks: `balanceddpo/repro` of an installed wheel, or `nbs/repro`
+    of a checkout. Raises InputError if there is neither."""
     from importlib.resources import files
+
     package = Path(str(files('balanceddpo')))
-    for place in (package/'repro', package.parent/'nbs'/'repro'):
-        if any(place.glob('*.ipynb')): return place
-    raise InputError('this installation has no repro notebooks: install the wheel, or the repository with pip install -e .')
+    for place in (package / 'repro', package.parent / 'nbs' / 'repro'):
+        if any(place.glob('*.ipynb')):
+            return place
+    raise InputError(
+        'this installation has no repro notebooks: install the wheel, or the repository with pip'
+        ' install -e .'
+    )
+
 
 def notebooks(place=None) -> dict[str, Path]:
     "Name -> path of the repro notebooks, table2 before table10."
@@ -41,44 +61,74 @@ def notebooks(place=None) -> dict[str, Path]:
 # %% ../nbs/75_reproduction.ipynb #07fcd4b9
 def papermill():
     "The module papermill. Raises InputError if it is not installed."
-    try: import papermill
-    except ModuleNotFoundError: raise InputError('reproducing needs papermill and jupyter: pip install "balanceddpo[repro]"') from None
+    try:
+        import papermill
+    except ModuleNotFoundError:
+        raise InputError(
+            'reproducing needs papermill and jupyter: pip install "balanceddpo[repro]"'
+        ) from None
     return papermill
 
+
 def read_notebook(path):
-    "The notebook at `path`. Raises InputError if it is not one, or does not have exactly one code cell with the tag `parameters`."
+    """The notebook at `path`. Raises InputError if it is not one, or does not have exactly one code
+    cell with the tag `parameters`."""
     import nbformat
-    try: book = nbformat.read(path, as_version=4)
-    except Exception as e: raise InputError(f'{path} is not a notebook ({str(e).splitlines()[0]})') from e    # nbformat's errors have no common class
-    tagged = sum(c.cell_type == 'code' and 'parameters' in c.metadata.get('tags', []) for c in book.cells)
-    if tagged != 1: raise InputError(f"{path} has {tagged} code cells with the tag 'parameters': it needs exactly one (nbdev-clean drops tags unless told to keep them)")
+
+    try:
+        book = nbformat.read(path, as_version=4)
+    # nbformat's errors have no common class
+    except Exception as e:
+        raise InputError(f'{path} is not a notebook ({str(e).splitlines()[0]})') from e
+    tagged = sum(
+        c.cell_type == 'code' and 'parameters' in c.metadata.get('tags', []) for c in book.cells
+    )
+    if tagged != 1:
+        raise InputError(
+            f"{path} has {tagged} code cells with the tag 'parameters': it needs exactly one"
+            ' (nbdev-clean drops tags unless told to keep them)'
+        )
     return book
 
+
 def notebook_parameters(path) -> dict[str, dict]:
-    "Name -> {name, inferred_type_name, default, help} of a repro notebook's parameters, as papermill infers them. Raises InputError as `read_notebook` does."
+    """Name -> {name, inferred_type_name, default, help} of a repro notebook's parameters, as
+    papermill infers them. Raises InputError as `read_notebook` does."""
     read_notebook(path)
-    try: return papermill().inspect_notebook(str(path))
-    except ValueError as e: raise InputError(f'{path}: its parameters cannot be read ({e})') from e
+    try:
+        return papermill().inspect_notebook(str(path))
+    except ValueError as e:
+        raise InputError(f'{path}: its parameters cannot be read ({e})') from e
 
 # %% ../nbs/75_reproduction.ipynb #8a7b2e20
 _SIMPLE = {'int': int, 'float': (int, float), 'bool': bool, 'str': str, 'list': list, 'dict': dict}
 
+
 def parse_parameter(text, known) -> tuple:
-    "(name, value) of `NAME=VALUE`, the value of the type that the notebook states. Raises InputError for an unknown name or a value of another type."
+    """(name, value) of `NAME=VALUE`, the value of the type that the notebook states. Raises
+    InputError for an unknown name or a value of another type."""
     name, sep, value = text.partition('=')
-    if not sep: raise InputError(f'{text!r} sets nothing: write NAME=VALUE')
-    if name not in known: raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
+    if not sep:
+        raise InputError(f'{text!r} sets nothing: write NAME=VALUE')
+    if name not in known:
+        raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
     kind = known[name]['inferred_type_name']
     if kind != 'str':
-        try: value = ast.literal_eval(value)
-        except (ValueError, SyntaxError): pass                       # text without quotes
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pass  # text without quotes
     check_parameter(name, value, known)
     return name, value
 
+
 def check_parameter(name, value, known) -> None:
-    "Raises InputError if the notebook has no parameter `name`, or states a simple type that `value` is not of."
-    if name not in known: raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
-    kind = known[name]['inferred_type_name']; wanted = _SIMPLE.get(kind.partition('[')[0])
+    """Raises InputError if the notebook has no parameter `name`, or states a simple type that
+    `value` is not of."""
+    if name not in known:
+        raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
+    kind = known[name]['inferred_type_name']
+    wanted = _SIMPLE.get(kind.partition('[')[0])
     if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and kind != 'bool')):
         raise InputError(f'parameter {name} must be {kind}, not {value!r}')
 
@@ -214,7 +264,9 @@ def plan_job(name, path, known, scale, out, parameters, from_scores=False) -> Jo
         if from_scores and 'from_scores' not in known:
             raise InputError('it keeps no scores to render from: it has no parameter from_scores')
         if from_scores and (other := sorted({*names_set(parameters)} - {*PATHS, 'from_scores'})):
-            raise InputError(f'a rendering shows what was kept, made with its own {other[0]}: leave it out')
+            raise InputError(
+                f'a rendering shows what was kept, made with its own {other[0]}: leave it out'
+            )
         if isinstance(parameters, dict):
             given = dict(parameters)
         else:
@@ -238,27 +290,47 @@ def plan_job(name, path, known, scale, out, parameters, from_scores=False) -> Jo
 
 # %% ../nbs/75_reproduction.ipynb #5f5cd0dd
 def bears_name(file, name, names=()) -> bool:
-    "Whether the name of a file begins with that of a notebook, and with no longer one of `names`: `table1_map.png` bears `table1`, `table10.csv` does not."
+    """Whether the name of a file begins with that of a notebook, and with no longer one of `names`:
+    `table1_map.png` bears `table1`, `table10.csv` does not."""
     begins = lambda n: re.match(rf'{re.escape(n)}(?![A-Za-z0-9])', Path(file).name) is not None
     return begins(name) and not any(begins(n) for n in names if len(n) > len(name))
+
 
 def results(job) -> list[Path]:
     "The files in `job.out` that bear the job's name, sorted."
     names = notebooks(job.path.parent)
-    return sorted(p for p in job.out.rglob(f'{job.name}*') if p.is_file() and bears_name(p, job.name, names))
+    return sorted(
+        p for p in job.out.rglob(f'{job.name}*') if p.is_file() and bears_name(p, job.name, names)
+    )
+
 
 def write_note(job, inputs, seconds) -> Path:
     "Mark a job as done, with what it depended on when it began."
     made = {p.relative_to(job.out).as_posix(): file_digest(p) for p in results(job)}
-    return write_json(job.note, {'inputs': inputs, 'executed': file_digest(job.executed), 'results': made, 'seconds': round(seconds, 1)})
+    return write_json(
+        job.note,
+        {
+            'inputs': inputs,
+            'executed': file_digest(job.executed),
+            'results': made,
+            'seconds': round(seconds, 1),
+        },
+    )
+
 
 def is_done(job) -> bool:
-    "Whether the results of a job are there, whole, and made from the same notebook, parameters and package."
+    """Whether the results of a job are there, whole, and made from the same notebook, parameters
+    and package."""
     try:
         note = read_json(job.note)
-        return (first_difference(note['inputs'], job.inputs) is None and file_digest(job.executed) == note['executed']
-                and all(file_digest(job.out/name) == sha for name, sha in note['results'].items()))
-    except (InputError, KeyError, TypeError, AttributeError): return False        # no note, a damaged one, or a file that is gone
+        return (
+            first_difference(note['inputs'], job.inputs) is None
+            and file_digest(job.executed) == note['executed']
+            and all(file_digest(job.out / name) == sha for name, sha in note['results'].items())
+        )
+    # no note, a damaged one, or a file that is gone
+    except (InputError, KeyError, TypeError, AttributeError):
+        return False
 
 # %% ../nbs/75_reproduction.ipynb #dd23dce9
 def title_of(path) -> str:
@@ -322,32 +394,56 @@ def environment(**changes):
     "Set environment variables for the time of a `with` block."
     before = {k: os.environ.get(k) for k in changes}
     os.environ.update(changes)
-    try: yield
+    try:
+        yield
     finally:
         for k, v in before.items():
-            if v is None: os.environ.pop(k, None)
-            else: os.environ[k] = v
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
+
 
 @contextmanager
 def this_python():
     "Make the kernel 'python3' mean this interpreter."
     import tempfile
+
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=50']     # its warnings about transport and interrupts are noise here
-        write_json(Path(place)/'kernels'/'python3'/'kernel.json', {'argv': command, 'display_name': 'python3', 'language': 'python'})
-        with environment(JUPYTER_PATH=os.pathsep.join([place, *filter(None, [os.environ.get('JUPYTER_PATH')])])): yield
+        # its warnings about transport and interrupts are noise here
+        command = [
+            sys.executable,
+            '-m',
+            'ipykernel_launcher',
+            '-f',
+            '{connection_file}',
+            '--log-level=50',
+        ]
+        write_json(
+            Path(place) / 'kernels' / 'python3' / 'kernel.json',
+            {'argv': command, 'display_name': 'python3', 'language': 'python'},
+        )
+        with environment(
+            JUPYTER_PATH=os.pathsep.join([place, *filter(None, [os.environ.get('JUPYTER_PATH')])])
+        ):
+            yield
 
 # %% ../nbs/75_reproduction.ipynb #a1accb72
 class NotebookError(RuntimeError):
     "A notebook failed, told in one line: which cell, which error, where the executed notebook is."
 
+
 def failure(job, error) -> Exception:
     "The `NotebookError` or `InputError` for papermill's error, or for a kernel that died."
     place = f'; see {job.executed}'
-    if not hasattr(error, 'ename'): return NotebookError(f'{job.name}: {str(error).strip().splitlines()[0]}{place}')
+    if not hasattr(error, 'ename'):
+        return NotebookError(f'{job.name}: {str(error).strip().splitlines()[0]}{place}')
     first = next((l for l in error.source.splitlines() if l.strip()), '')
     said = ' '.join(str(error.evalue).split())
-    return (InputError if error.ename == 'InputError' else NotebookError)(f'{job.name}: cell [{error.exec_count}] `{first[:60]}` failed: {error.ename}: {said[:500]}{place}')
+    return (InputError if error.ename == 'InputError' else NotebookError)(
+        f'{job.name}: cell [{error.exec_count}] `{first[:60]}` failed: {error.ename}:'
+        f' {said[:500]}{place}'
+    )
 
 # %% ../nbs/75_reproduction.ipynb #d44a3410
 def run_job(job, progress=True) -> Path:
@@ -393,24 +489,56 @@ def finish_job(job, force=False, progress=True) -> None:
 
 # %% ../nbs/75_reproduction.ipynb #9c846dbd
 def thread_settings(workers) -> dict:
-    "Environment for notebooks that run side by side: each gets its share of the cores, unless the user has set it."
-    return {} if 'OMP_NUM_THREADS' in os.environ else {'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0))//workers))}
+    """Environment for notebooks that run side by side: each gets its share of the cores, unless the
+    user has set it."""
+    return (
+        {}
+        if 'OMP_NUM_THREADS' in os.environ
+        else {'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0)) // workers))}
+    )
+
 
 def run_apart(job, force=False, progress=True) -> None:
     "Finish a job in a process of its own. Raises what it raised."
     import json, subprocess
-    code = 'import sys; from balanceddpo import reproduction; sys.exit(reproduction.run_told(sys.argv[1]))'
-    told = json.dumps({'name': job.name, 'path': str(job.path), 'scale': job.scale, 'parameters': job.parameters, 'force': force, 'progress': progress})
+
+    code = (
+        'import sys; from balanceddpo import reproduction;'
+        ' sys.exit(reproduction.run_told(sys.argv[1]))'
+    )
+    told = json.dumps(
+        {
+            'name': job.name,
+            'path': str(job.path),
+            'scale': job.scale,
+            'parameters': job.parameters,
+            'force': force,
+            'progress': progress,
+        }
+    )
     done = subprocess.run([sys.executable, '-c', code, told], stderr=subprocess.PIPE, text=True)
-    if done.returncode: raise (InputError if done.returncode == 2 else NotebookError)((done.stderr.strip().splitlines() or [f'{job.name}: stopped with code {done.returncode}'])[-1])
+    if done.returncode:
+        raise (InputError if done.returncode == 2 else NotebookError)(
+            (
+                done.stderr.strip().splitlines()
+                or [f'{job.name}: stopped with code {done.returncode}']
+            )[-1]
+        )
+
 
 def run_told(text) -> int:
-    "The other end of `run_apart`: finish the job that a line of JSON tells; 0, or 2 for bad input and 1 for a failed notebook, with one line of error."
+    """The other end of `run_apart`: finish the job that a line of JSON tells; 0, or 2 for bad input
+    and 1 for a failed notebook, with one line of error."""
     import json
-    told = json.loads(text); force, progress = told.pop('force'), told.pop('progress')
+
+    told = json.loads(text)
+    force, progress = told.pop('force'), told.pop('progress')
     try:
-        with this_python(): finish_job(Job(**told | {'path': Path(told['path'])}), force, progress)
-    except (InputError, NotebookError) as e: print(e, file=sys.stderr); return 2 if isinstance(e, InputError) else 1
+        with this_python():
+            finish_job(Job(**told | {'path': Path(told['path'])}), force, progress)
+    except (InputError, NotebookError) as e:
+        print(e, file=sys.stderr)
+        return 2 if isinstance(e, InputError) else 1
     return 0
 
 # %% ../nbs/75_reproduction.ipynb #3418b2b6
@@ -478,15 +606,28 @@ def reproduce(
 
 # %% ../nbs/75_reproduction.ipynb #3e81b78e
 def between_markers(text, marker) -> str:
-    "What stands between `<!-- marker -->` and `<!-- /marker -->`, blank ends cut. Raises InputError unless each is there once, in this order."
+    """What stands between `<!-- marker -->` and `<!-- /marker -->`, blank ends cut. Raises
+    InputError unless each is there once, in this order."""
     parts = re.split(rf'<!-- (/?){re.escape(marker)} -->', text)
-    if parts[1::2] != ['', '/']: raise InputError(f'the text needs <!-- {marker} --> and after it <!-- /{marker} -->, each once')
+    if parts[1::2] != ['', '/']:
+        raise InputError(
+            f'the text needs <!-- {marker} --> and after it <!-- /{marker} -->, each once'
+        )
     return parts[2].strip()
 
+
 def insert_table(document, table, marker=None) -> Path:
-    "Put the content of the Markdown file `table` between the markers of its name (or `marker`) in the file `document`. Raises InputError if they are missing."
-    document, table = Path(document), Path(table); marker = marker or table.stem
-    text = document.read_text(encoding='utf-8'); between_markers(text, marker)
-    head, _, tail = text.partition(f'<!-- {marker} -->'); _, end, tail = tail.partition(f'<!-- /{marker} -->')
-    with staged(document) as t: t.write_text(f'{head}<!-- {marker} -->\n{table.read_text(encoding="utf-8").strip()}\n{end}{tail}', encoding='utf-8')
+    """Put the content of the Markdown file `table` between the markers of its name (or `marker`) in
+    the file `document`. Raises InputError if they are missing."""
+    document, table = Path(document), Path(table)
+    marker = marker or table.stem
+    text = document.read_text(encoding='utf-8')
+    between_markers(text, marker)
+    head, _, tail = text.partition(f'<!-- {marker} -->')
+    _, end, tail = tail.partition(f'<!-- /{marker} -->')
+    with staged(document) as t:
+        t.write_text(
+            f'{head}<!-- {marker} -->\n{table.read_text(encoding="utf-8").strip()}\n{end}{tail}',
+            encoding='utf-8',
+        )
     return document

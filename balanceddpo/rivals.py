@@ -10,8 +10,23 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from .consensus import LabelConfig, hard_weights, majority
-from .experiments import (Model, Scale, align, align_labels, base_model, distance_from_base, draw, merged_weights, once, pair_stream, run_folder, score_models, scorer_names,
-                                     training_log, training_settings)
+from balanceddpo.experiments import (
+    Model,
+    Scale,
+    align,
+    align_labels,
+    base_model,
+    distance_from_base,
+    draw,
+    merged_weights,
+    once,
+    pair_stream,
+    run_folder,
+    score_models,
+    scorer_names,
+    training_log,
+    training_settings,
+)
 from .groups import LOGIT_SCALES, capo_labels, draw_pairs, group_table, sum_labels
 from .rank_votes import rank_labels, votes_on
 from .store import InputError, digest, runs_root, staged
@@ -26,202 +41,380 @@ __all__ = ['RIVALS', 'ELECTIONS', 'Groups', 'caption_file', 'draw_groups', 'grou
 @dataclass(frozen=True)
 class Groups:
     "N images of the base model for each of G prompts, and their scores."
-    prompt_ids: list                     # [G]
-    scores: object = field(repr=False)   # float64 [G, N, K], scorers in the order of the scale
-    scorers: tuple                       # [K] names
-    store: object = field(repr=False)    # ImageStore
+
+    prompt_ids: list  # [G]
+    scores: object = field(repr=False)  # float64 [G, N, K], scorers in the order of the scale
+    scorers: tuple  # [K] names
+    store: object = field(repr=False)  # ImageStore
+
 
 def caption_file(scale: Scale, n: int) -> Path:
     "A file with the first `n` different captions of the scale's pairs, one a line."
     captions = list(dict.fromkeys(' '.join(p.caption.split()) for p in pair_stream(scale)))[:n]
-    path = runs_root()/'groups'/digest(captions)/'captions.txt'
+    path = runs_root() / 'groups' / digest(captions) / 'captions.txt'
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path) as t: t.write_text('\n'.join(captions) + '\n', encoding='utf-8')
+        with staged(path) as t:
+            t.write_text('\n'.join(captions) + '\n', encoding='utf-8')
     return path
 
+
 def draw_groups(scale: Scale, n_prompts: int = 200, n_images: int = 8) -> Groups:
-    "The base model's images for captions of the pairs, scored by the voters; drawn and scored once. CaPO has 16 images a prompt."
+    """The base model's images for captions of the pairs, scored by the voters; drawn and scored
+    once. CaPO has 16 images a prompt."""
     source = str(caption_file(scale, n_prompts))
     world = replace(scale, n_prompts=n_prompts, images_per_prompt=n_images, checks=())
-    table, names = score_models(world, [base_model(scale)], [('captions', source)]), scorer_names(scale)
+    table, names = (
+        score_models(world, [base_model(scale)], [('captions', source)]),
+        scorer_names(scale),
+    )
     ids = list(dict.fromkeys(table.prompt_id))
-    scores = table.set_index(['prompt_id', 'image_index']).loc[ids, list(names)].to_numpy('float64').reshape(len(ids), n_images, len(names))
+    scores = (
+        table.set_index(['prompt_id', 'image_index'])
+        .loc[ids, list(names)]
+        .to_numpy('float64')
+        .reshape(len(ids), n_images, len(names))
+    )
     return Groups(ids, scores, names, draw(world, base_model(scale), source))
 
 # %% ../nbs/88_rivals.ipynb #a070ec07
 def group_pairs(groups: Groups, tables) -> tuple:
-    """Writes the pairs of `tables` (of `groups.group_table`, one a visit) as Parquet in Pick-a-Pic's columns. Returns its path and the table of labels.
+    """Writes the pairs of `tables` (of `groups.group_table`, one a visit) as Parquet in
+    Pick-a-Pic's columns. Returns its path and the table of labels.
 
     A pair that comes again is a pair of its own. Raises InputError if no table has a pair."""
     import numpy as np, pandas as pd
     from balanceddpo.pairs import make_pair, write_pairs
+
     rows = pd.concat(tables, ignore_index=True).query('i >= 0')
-    if not len(rows): raise InputError('no group has a pair: all its images are equally good')
-    path = runs_root()/'groups'/digest(groups.store.inputs, rows.to_csv(index=False))/'pairs.parquet'
-    texts, seen, pairs = groups.store.index.drop_duplicates('prompt_id').set_index('prompt_id').prompt, Counter(), []
+    if not len(rows):
+        raise InputError('no group has a pair: all its images are equally good')
+    path = (
+        runs_root()
+        / 'groups'
+        / digest(groups.store.inputs, rows.to_csv(index=False))
+        / 'pairs.parquet'
+    )
+    texts, seen, pairs = (
+        groups.store.index.drop_duplicates('prompt_id').set_index('prompt_id').prompt,
+        Counter(),
+        [],
+    )
     for group, i, j in rows[['group_id', 'i', 'j']].itertuples(index=False):
-        pairs.append(make_pair(texts[group], [image_bytes_of(groups.store, group, k) for k in (i, j)], rating=seen[group, i, j]))
+        pairs.append(
+            make_pair(
+                texts[group],
+                [image_bytes_of(groups.store, group, k) for k in (i, j)],
+                rating=seen[group, i, j],
+            )
+        )
         seen[group, i, j] += 1
     with once(path.parent.name):
-        if not path.exists(): write_pairs(pairs, path)
+        if not path.exists():
+            write_pairs(pairs, path)
     w = rows[['w0', 'w1']].to_numpy(np.float32)
-    return path, pd.DataFrame({'pair_id': [p.pair_id for p in pairs], 's': np.sign(w[:, 0] - w[:, 1]).astype(np.int8), 'w0': w[:, 0], 'w1': w[:, 1], 'margin': w[:, 0] - w[:, 1]})
+    return path, pd.DataFrame(
+        {
+            'pair_id': [p.pair_id for p in pairs],
+            's': np.sign(w[:, 0] - w[:, 1]).astype(np.int8),
+            'w0': w[:, 0],
+            'w1': w[:, 1],
+            'margin': w[:, 0] - w[:, 1],
+        }
+    )
+
 
 def image_bytes_of(store, prompt_id, index) -> bytes:
     "The file of one image of a store."
     from balanceddpo.sampling import image_file
-    return (store.folder/image_file(prompt_id, index)).read_bytes()
+
+    return (store.folder / image_file(prompt_id, index)).read_bytes()
 
 # %% ../nbs/88_rivals.ipynb #d4f3dc7d
-def align_groups(scale: Scale, groups: Groups, name: str, rule, visits: int = 1, recipe: str = 'diffusion_dpo', **changes) -> Model:
-    """Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each of `visits`, or once if it says the same at each.
+def align_groups(
+    scale: Scale,
+    groups: Groups,
+    name: str,
+    rule,
+    visits: int = 1,
+    recipe: str = 'diffusion_dpo',
+    **changes,
+) -> Model:
+    """Trains a model on pairs from groups: `rule(scores, group_ids, visit)` is asked once for each
+    of `visits`, or once if it says the same at each.
 
-    `changes` replace settings of the preset, `method` the loss. Raises InputError if no group has a pair."""
+    `changes` replace settings of the preset, `method` the loss. Raises InputError if no group
+    has a pair."""
     tables = [rule(groups.scores, groups.prompt_ids, v) for v in range(visits)]
-    if all(tables[0].equals(t) for t in tables): tables = tables[:1]                          # the epochs of training repeat it
+    # the epochs of training repeat it
+    if all(tables[0].equals(t) for t in tables):
+        tables = tables[:1]
     path, labels = group_pairs(groups, tables)
-    return align_labels(replace(scale, pairs=str(path), n_pairs=None), name, recipe, labels, LabelConfig('given'), **changes)
+    return align_labels(
+        replace(scale, pairs=str(path), n_pairs=None),
+        name,
+        recipe,
+        labels,
+        LabelConfig('given'),
+        **changes,
+    )
+
 
 def average(models, name: str) -> Model:
-    "The model whose denoiser has the mean of the weights of `models`, which start from one base: SOUP (Rame et al., arXiv:2306.04488), a baseline of CaPO."
+    """The model whose denoiser has the mean of the weights of `models`, which start from one base:
+    SOUP (Rame et al., arXiv:2306.04488), a baseline of CaPO."""
     from balanceddpo.families import load_family, save_pipeline
     import torch
-    out = runs_root()/'soup'/digest([(m.folder, m.lora) for m in models])/'model'
+
+    out = runs_root() / 'soup' / digest([(m.folder, m.lora) for m in models]) / 'model'
     with once(out.parent.name):
-        if out.exists(): return Model(name, str(out))
+        if out.exists():
+            return Model(name, str(out))
         weights = [merged_weights(m) for m in models]
         network = load_family(models[0].folder, device='cpu', components=('denoiser',)).model
         with torch.no_grad():
-            for key, p in network.named_parameters(): p.copy_(torch.stack([w[key].float() for w in weights]).mean(0))
+            for key, p in network.named_parameters():
+                p.copy_(torch.stack([w[key].float() for w in weights]).mean(0))
         save_pipeline(models[0].folder, network, out)
     return Model(name, str(out))
 
 # %% ../nbs/88_rivals.ipynb #05fb64c7
 def frontier_rules(groups: Groups) -> list:
-    "CaPO: a pair between the two frontiers, drawn anew at each visit, with the difference of calibrated rewards as target."
+    """CaPO: a pair between the two frontiers, drawn anew at each visit, with the difference of
+    calibrated rewards as target."""
     scale = [LOGIT_SCALES[k] for k in groups.scorers]
     return [lambda scores, ids, visit: capo_labels(scores, ids, scale, step=visit)]
 
+
 def one_rules(groups: Groups) -> list:
     "IPO in CaPO's paper: the same pairs with the target 1."
-    return [lambda scores, ids, visit: capo_labels(scores, ids, 1., step=visit, target='one')]
+    return [lambda scores, ids, visit: capo_labels(scores, ids, 1.0, step=visit, target='one')]
+
 
 def sum_rules(groups: Groups) -> list:
     "SUM: the best against the worst image by the sum of the scores."
     scale = [LOGIT_SCALES[k] for k in groups.scorers]
     return [lambda scores, ids, visit: sum_labels(scores, ids, scale)]
 
+
 def single_rules(groups: Groups) -> list:
     "SOUP: the best against the worst image by each scorer alone, a model each."
-    def rule(k): return lambda scores, ids, visit: capo_labels(scores[..., [k]], ids, LOGIT_SCALES[groups.scorers[k]], step=visit)
+
+    def rule(k):
+        return lambda scores, ids, visit: capo_labels(
+            scores[..., [k]], ids, LOGIT_SCALES[groups.scorers[k]], step=visit
+        )
+
     return [rule(k) for k in range(len(groups.scorers))]
 
 # %% ../nbs/88_rivals.ipynb #d8ae50dd
 @dataclass(frozen=True)
 class Rival:
-    "A method as it was published; where code and paper differ, as the code has it, but for SmPO's labels, whose range is that of the data, as in the paper."
-    recipe: str                                  # preset without its suffix: the loss, the noise, the reference
-    labels: LabelConfig = LabelConfig('human')   # of the pairs that are there
-    rules: Callable | None = None                # or Groups -> rules for pairs from groups; the models of several rules are averaged
-    changes: Callable = lambda preset: {}        # TrainConfig of the preset -> settings that replace its own
+    """A method as it was published; where code and paper differ, as the code has it, but for SmPO's
+    labels, whose range is that of the data, as in the paper."""
+
+    recipe: str  # preset without its suffix: the loss, the noise, the reference
+    labels: LabelConfig = LabelConfig('human')  # of the pairs that are there
+    # or Groups -> rules for pairs from groups; the models of several rules are averaged
+    rules: Callable | None = None
+    # TrainConfig of the preset -> settings that replace its own
+    changes: Callable = lambda preset: {}
+
 
 _majority = LabelConfig('majority')
 RIVALS = {
-    'Supervised fine-tuning': Rival('sft'), 'DiffusionDPO': Rival('diffusion_dpo'), 'IPO': Rival('ipo'), 'SLiC (hinge)': Rival('hinge'), 'MaPO': Rival('mapo'),
-    'DSPO': Rival('dspo'), 'DMPO': Rival('dmpo'), 'Diffusion-KTO': Rival('kto'), 'DDIM-InPO': Rival('inpo'), 'SDPO safeguard': Rival('dpo_safeguarded'),
+    'Supervised fine-tuning': Rival('sft'),
+    'DiffusionDPO': Rival('diffusion_dpo'),
+    'IPO': Rival('ipo'),
+    'SLiC (hinge)': Rival('hinge'),
+    'MaPO': Rival('mapo'),
+    'DSPO': Rival('dspo'),
+    'DMPO': Rival('dmpo'),
+    'Diffusion-KTO': Rival('kto'),
+    'DDIM-InPO': Rival('inpo'),
+    'SDPO safeguard': Rival('dpo_safeguarded'),
     'SmPO-Diffusion': Rival('smpo', LabelConfig('smoothed', scorer='pickscore')),
-    'CaPO': Rival('capo', rules=frontier_rules), 'CaPO, target 1': Rival('capo', rules=one_rules), 'SUM': Rival('capo', rules=sum_rules), 'SOUP': Rival('capo', rules=single_rules),
-    'BalancedDPO': Rival('balanced_dpo', _majority), 'Majority, no refresh': Rival('balanced_dpo', _majority, changes=lambda preset: dict(refresh_every=0)),
-    'Soft refresh (TR-DPO)': Rival('balanced_dpo', _majority, changes=lambda preset: dict(refresh_alpha=.6)),
-    'Moving average': Rival('balanced_dpo', _majority, changes=lambda preset: dict(refresh_every=1, refresh_alpha=min(1, 2/preset.refresh_every))),   # as old, on average
-    'Refresh by drift': Rival('balanced_dpo', _majority, changes=lambda preset: dict(refresh_every=0, refresh_drift=2.5e-3)),       # about as far as T steps go in the icon world
-    'Soft majority': Rival('balanced_dpo', LabelConfig('sum_losses')), 'Margin votes': Rival('balanced_dpo', LabelConfig('margin')),
-    'Confidence votes': Rival('balanced_dpo', LabelConfig('confidence'))}
+    'CaPO': Rival('capo', rules=frontier_rules),
+    'CaPO, target 1': Rival('capo', rules=one_rules),
+    'SUM': Rival('capo', rules=sum_rules),
+    'SOUP': Rival('capo', rules=single_rules),
+    'BalancedDPO': Rival('balanced_dpo', _majority),
+    'Majority, no refresh': Rival(
+        'balanced_dpo', _majority, changes=lambda preset: dict(refresh_every=0)
+    ),
+    'Soft refresh (TR-DPO)': Rival(
+        'balanced_dpo', _majority, changes=lambda preset: dict(refresh_alpha=0.6)
+    ),
+    # as old, on average
+    'Moving average': Rival(
+        'balanced_dpo',
+        _majority,
+        changes=lambda preset: dict(
+            refresh_every=1, refresh_alpha=min(1, 2 / preset.refresh_every)
+        ),
+    ),
+    # about as far as T steps go in the icon world
+    'Refresh by drift': Rival(
+        'balanced_dpo',
+        _majority,
+        changes=lambda preset: dict(refresh_every=0, refresh_drift=2.5e-3),
+    ),
+    'Soft majority': Rival('balanced_dpo', LabelConfig('sum_losses')),
+    'Margin votes': Rival('balanced_dpo', LabelConfig('margin')),
+    'Confidence votes': Rival('balanced_dpo', LabelConfig('confidence')),
+}
 
 # %% ../nbs/88_rivals.ipynb #11c74935
 def majority_rules(groups: Groups) -> list:
-    "The majority of the votes on one pair of each group, drawn anew at each visit; a tied pair is left out."
+    """The majority of the votes on one pair of each group, drawn anew at each visit; a tied pair is
+    left out."""
     import numpy as np
-    any_pair = np.broadcast_to(np.triu(np.ones(groups.scores.shape[1:2]*2, bool), 1), (len(groups.scores), *groups.scores.shape[1:2]*2))
+
+    any_pair = np.broadcast_to(
+        np.triu(np.ones(groups.scores.shape[1:2] * 2, bool), 1),
+        (len(groups.scores), *groups.scores.shape[1:2] * 2),
+    )
+
     def rule(scores, ids, visit):
-        pairs = draw_pairs(any_pair, ids, 0, visit); s = majority(votes_on(scores, pairs))
+        pairs = draw_pairs(any_pair, ids, 0, visit)
+        s = majority(votes_on(scores, pairs))
         return group_table(ids, np.where((s == 0)[:, None], -1, pairs), hard_weights(s))
+
     return [rule]
 
+
 def election_rules(rule: str, label: str = 'hard') -> Callable:
-    "Groups -> the rule that takes the first and last image of each group by a row of `RANK_RULES`, with the weights of a row of `RANK_LABELS`."
+    """Groups -> the rule that takes the first and last image of each group by a row of
+    `RANK_RULES`, with the weights of a row of `RANK_LABELS`."""
     return lambda groups: [lambda scores, ids, visit: rank_labels(scores, ids, rule, label)]
 
+
 ELECTIONS = {'Majority of pairs': Rival('balanced_dpo', rules=majority_rules)} | {
-    f'{name}{", " + label if label != "hard" else ""}': Rival('balanced_dpo', rules=election_rules(rule, label)) for name, rule, label in (
-        ('Condorcet', 'condorcet', 'hard'), ('Copeland', 'copeland', 'hard'), ('Borda', 'borda', 'hard'), ('Kemeny', 'kemeny', 'hard'), ('Plackett-Luce', 'plackett_luce', 'hard'),
-        ('Borda', 'borda', 'soft'), ('Borda', 'borda', 'margin'), ('Borda', 'borda', 'confidence'))}
+    f'{name}{", " + label if label != "hard" else ""}': Rival(
+        'balanced_dpo', rules=election_rules(rule, label)
+    )
+    for name, rule, label in (
+        ('Condorcet', 'condorcet', 'hard'),
+        ('Copeland', 'copeland', 'hard'),
+        ('Borda', 'borda', 'hard'),
+        ('Kemeny', 'kemeny', 'hard'),
+        ('Plackett-Luce', 'plackett_luce', 'hard'),
+        ('Borda', 'borda', 'soft'),
+        ('Borda', 'borda', 'margin'),
+        ('Borda', 'borda', 'confidence'),
+    )
+}
 
 # %% ../nbs/88_rivals.ipynb #cd104998
 def rival_named(name: str) -> Rival:
     "A row of `RIVALS` or of `ELECTIONS`. Raises InputError for a name that is in neither."
-    if name not in (known := RIVALS | ELECTIONS): raise InputError(f'no rival {name!r}: use {", ".join(known)}')
+    if name not in (known := RIVALS | ELECTIONS):
+        raise InputError(f'no rival {name!r}: use {", ".join(known)}')
     return known[name]
 
+
 def rival_changes(scale: Scale, name: str, **changes) -> dict:
-    "What a rival and `changes` replace in the settings of its preset. Raises InputError for an unknown name."
+    """What a rival and `changes` replace in the settings of its preset. Raises InputError for an
+    unknown name."""
     rival = rival_named(name)
     return rival.changes(training_settings(scale, rival.recipe)) | changes
+
 
 def rival_settings(scale: Scale, name: str, **changes):
     "The `TrainConfig` of a rival at a scale. Raises InputError for an unknown name."
     changes = rival_changes(scale, name, **changes)
     return training_settings(scale, rival_named(name).recipe, **changes)
 
-def align_rival(scale: Scale, name: str, groups: Groups | None = None, title: str = '', **changes) -> Model:
-    """Trains a rival, or finds the one trained before. `changes` replace settings of its preset; `title` names the model if not as the rival.
+
+def align_rival(
+    scale: Scale, name: str, groups: Groups | None = None, title: str = '', **changes
+) -> Model:
+    """Trains a rival, or finds the one trained before. `changes` replace settings of its preset;
+    `title` names the model if not as the rival.
 
     Raises InputError for an unknown name, or for a rival of groups without `groups`."""
-    changes = rival_changes(scale, name, **changes); rival = rival_named(name)
-    if not rival.rules: return align(scale, title or name, rival.recipe, rival.labels, **changes)
-    if groups is None: raise InputError(f'{name} makes its pairs from groups of images: give them (draw_groups)')
+    changes = rival_changes(scale, name, **changes)
+    rival = rival_named(name)
+    if not rival.rules:
+        return align(scale, title or name, rival.recipe, rival.labels, **changes)
+    if groups is None:
+        raise InputError(f'{name} makes its pairs from groups of images: give them (draw_groups)')
     settings, rules = training_settings(scale, rival.recipe, **changes), rival.rules(groups)
-    steps = max(1, settings.max_steps//len(rules)); visits = ceil(steps*settings.batch_size/len(groups.prompt_ids))
-    shorter = changes | dict(max_steps=steps, warmup_steps=settings.warmup_steps//len(rules))           # several models share the steps of one
-    models = [align_groups(scale, groups, title or name, rule, visits, rival.recipe, **shorter) for rule in rules]
+    steps = max(1, settings.max_steps // len(rules))
+    visits = ceil(steps * settings.batch_size / len(groups.prompt_ids))
+    # several models share the steps of one
+    shorter = changes | dict(max_steps=steps, warmup_steps=settings.warmup_steps // len(rules))
+    models = [
+        align_groups(scale, groups, title or name, rule, visits, rival.recipe, **shorter)
+        for rule in rules
+    ]
     return average(models, title or name) if len(models) > 1 else models[0]
 
 # %% ../nbs/88_rivals.ipynb #67cbc0b4
 def try_rival(scale: Scale, name: str, groups: Groups | None = None, **changes) -> tuple:
-    "(Model, distance from the base model) of a rival, trained, with its images drawn and scored; what was made before is found. Arguments and errors as `align_rival`."
+    """(Model, distance from the base model) of a rival, trained, with its images drawn and scored;
+    what was made before is found. Arguments and errors as `align_rival`."""
     model = align_rival(scale, name, groups, **changes)
     score_models(scale, [model])
     return model, distance_from_base(scale, model)
 
 # %% ../nbs/88_rivals.ipynb #486ebd9e
 def passes_a_pair(settings) -> float:
-    "Passes through the denoiser that training on one pair takes, in forward passes of one image. An inversion, shorter for a small timestep, is counted in the mean."
+    """Passes through the denoiser that training on one pair takes, in forward passes of one image.
+    An inversion, shorter for a small timestep, is counted in the mean."""
     from balanceddpo.inversion import INVERSIONS
     from balanceddpo.preference_losses import LOSSES
+
     inverse = 0 if settings.noise == 'random' else INVERSIONS[settings.noise].passes()
-    return 2*(3 + LOSSES[settings.method].needs_reference + inverse)
+    return 2 * (3 + LOSSES[settings.method].needs_reference + inverse)
+
 
 def passes_of_groups(scale: Scale, n_prompts: int, n_images: int) -> int:
     "Passes through the denoiser that drawing groups takes."
-    return n_prompts*n_images*scale.steps*(2 if scale.guidance > 1 else 1)
+    return n_prompts * n_images * scale.steps * (2 if scale.guidance > 1 else 1)
+
 
 def steps_within(scale: Scale, name: str, passes: float, **changes) -> int:
     "The optimizer steps of a rival that take `passes`, at least 1."
     settings = rival_settings(scale, name, **changes)
-    return max(1, round(passes/passes_a_pair(settings)/settings.batch_size))
+    return max(1, round(passes / passes_a_pair(settings) / settings.batch_size))
+
 
 def seconds_a_pair(scale: Scale, name: str, groups: Groups | None = None, steps: int = 6) -> float:
-    """Median seconds of an optimizer step of a rival, a pair, in a run of `steps` steps, at least 2, that is made for the clock alone and not kept; the first step is left
-    out, and `steps` below the interval of a refresh leave the refresh out. Of a rival of several models (SOUP) the first is timed. Let nothing else run beside it."""
+    """Median seconds of an optimizer step of a rival, a pair, in a run of `steps` steps, at least
+    2, that is made for the clock alone and not kept; the first step is left out, and `steps`
+    below the interval of a refresh leave the refresh out. Of a rival of several models (SOUP)
+    the first is timed. Let nothing else run beside it."""
     import time
     from shutil import rmtree
-    rival, own, began = rival_named(name), dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1), time.time()            # keep_checkpoints: a folder of its own
+
+    # keep_checkpoints: a folder of its own
+    rival, own, began = (
+        rival_named(name),
+        dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1),
+        time.time(),
+    )
+
     def run():
-        if not rival.rules: return run_folder(align_rival(scale, name, **own))
-        return run_folder(align_groups(scale, groups, name, rival.rules(groups)[0], steps, rival.recipe, **rival_changes(scale, name, **own)))
+        if not rival.rules:
+            return run_folder(align_rival(scale, name, **own))
+        return run_folder(
+            align_groups(
+                scale,
+                groups,
+                name,
+                rival.rules(groups)[0],
+                steps,
+                rival.recipe,
+                **rival_changes(scale, name, **own),
+            )
+        )
+
     folder = run()
-    if (folder/'metrics.jsonl').stat().st_mtime < began: rmtree(folder); folder = run()                                      # left by a clock that was stopped
-    seconds = training_log(Model(name, str(folder/'model'))).seconds[1:].median()
-    rmtree(folder)                                                                                                           # the next clock may be another machine's
-    return float(seconds/rival_settings(scale, name).batch_size)
+    # left by a clock that was stopped
+    if (folder / 'metrics.jsonl').stat().st_mtime < began:
+        rmtree(folder)
+        folder = run()
+    seconds = training_log(Model(name, str(folder / 'model'))).seconds[1:].median()
+    rmtree(folder)  # the next clock may be another machine's
+    return float(seconds / rival_settings(scale, name).batch_size)

@@ -8,10 +8,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
-from .families import load_family, load_part, local_folder, part_digests, plain_pipeline, prediction_of
+from balanceddpo.families import (
+    load_family,
+    load_part,
+    local_folder,
+    part_digests,
+    plain_pipeline,
+    prediction_of,
+)
 from .numerics import numeric_path
 from .pairs import PromptSet, read_prompts
-from .store import InputError, content_digest, digest, file_digest, locked, open_stage, read_json, staged, verify_manifest
+from balanceddpo.store import (
+    InputError,
+    content_digest,
+    digest,
+    file_digest,
+    locked,
+    open_stage,
+    read_json,
+    staged,
+    verify_manifest,
+)
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SAMPLING', 'DRAWN_BY', 'SampleConfig', 'image_seed', 'initial_latents',
@@ -23,70 +40,109 @@ __all__ = ['SCHEDULERS', 'FLOW_SCHEDULERS', 'SAMPLING', 'DRAWN_BY', 'SampleConfi
 @dataclass(frozen=True)
 class SampleConfig:
     "How images are drawn."
-    model: str = 'icons'                                        # pipeline folder or Hub id
-    prompts: str = 'icons:pickapic'                             # file of prompts, or icons:pickapic|partiprompts|hpd|tuning
-    limit: Optional[int] = None                                 # only the first prompts
-    images_per_prompt: int = 5                                  # images a prompt, each with a seed of its own
-    steps: int = 50                                             # denoising steps
-    guidance: float = 7.5                                       # classifier-free guidance scale; 1 is without
-    scheduler: Literal['ddim', 'dpm++', 'pndm', 'euler'] = 'ddim'   # sampler, all four are deterministic; flow models have euler only
-    resolution: int = 0                                         # pixels of the square images; 0 is the model's own
-    batch_size: int = 16                                        # images at once
-    dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'             # precision of the model
-    device: str = 'auto'                                        # auto, cpu, cuda, cuda:N, mps
-    lora: Optional[str] = None                                  # LoRA file or folder, loaded into the model
-    seed: int = 0                                               # of the whole set of images
-    safety_checker: bool = False                                # run the model's own safety checker; what it flags becomes black
+
+    model: str = 'icons'  # pipeline folder or Hub id
+    prompts: str = 'icons:pickapic'  # file of prompts, or icons:pickapic|partiprompts|hpd|tuning
+    limit: Optional[int] = None  # only the first prompts
+    images_per_prompt: int = 5  # images a prompt, each with a seed of its own
+    steps: int = 50  # denoising steps
+    guidance: float = 7.5  # classifier-free guidance scale; 1 is without
+    # sampler, all four are deterministic; flow models have euler only
+    scheduler: Literal['ddim', 'dpm++', 'pndm', 'euler'] = 'ddim'
+    resolution: int = 0  # pixels of the square images; 0 is the model's own
+    batch_size: int = 16  # images at once
+    dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the model
+    device: str = 'auto'  # auto, cpu, cuda, cuda:N, mps
+    lora: Optional[str] = None  # LoRA file or folder, loaded into the model
+    seed: int = 0  # of the whole set of images
+    safety_checker: bool = False  # run the model's own safety checker; what it flags becomes black
 
 # %% ../nbs/50_sampling.ipynb #365558d2
 def image_seed(prompt_id, index, seed=0) -> int:
     "The seed in [0, 2**32) of image `index` of a prompt, the same for all models."
     return int(digest('image seed', prompt_id, index, seed)[:8], 16)
 
+
 def initial_latents(seeds, shape):
     "Standard normal noise, fp32 [n, *shape] on the CPU, each image's from a generator of its own."
     import torch
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
 
 # %% ../nbs/50_sampling.ipynb #4d54dc7a
-SCHEDULERS = {'ddim': ('DDIMScheduler', dict(clip_sample=False, set_alpha_to_one=False)),
-              'dpm++': ('DPMSolverMultistepScheduler', dict(algorithm_type='dpmsolver++', solver_order=2, use_karras_sigmas=False)),
-              'pndm': ('PNDMScheduler', dict(skip_prk_steps=True, set_alpha_to_one=False)),
-              'euler': ('EulerDiscreteScheduler', dict(use_karras_sigmas=False))}
+SCHEDULERS = {
+    'ddim': ('DDIMScheduler', dict(clip_sample=False, set_alpha_to_one=False)),
+    'dpm++': (
+        'DPMSolverMultistepScheduler',
+        dict(algorithm_type='dpmsolver++', solver_order=2, use_karras_sigmas=False),
+    ),
+    'pndm': ('PNDMScheduler', dict(skip_prk_steps=True, set_alpha_to_one=False)),
+    'euler': ('EulerDiscreteScheduler', dict(use_karras_sigmas=False)),
+}
 
 FLOW_SCHEDULERS = {'euler': ('FlowMatchEulerDiscreteScheduler', dict(stochastic_sampling=False))}
 
+
 def make_scheduler(name, config):
-    "The sampler called `name` on the noise schedule of a scheduler config (a dict). Raises InputError for an unknown name, or one that is not for a flow model."
+    """The sampler called `name` on the noise schedule of a scheduler config (a dict). Raises
+    InputError for an unknown name, or one that is not for a flow model."""
     import diffusers
-    if name not in SCHEDULERS: raise InputError(f'unknown scheduler {name!r}: use {", ".join(SCHEDULERS)}')
+
+    if name not in SCHEDULERS:
+        raise InputError(f'unknown scheduler {name!r}: use {", ".join(SCHEDULERS)}')
     flow = prediction_of(config) == 'flow'
-    if flow and name not in FLOW_SCHEDULERS: raise InputError(f'scheduler {name!r} is not for a flow model: use {", ".join(FLOW_SCHEDULERS)}')
+    if flow and name not in FLOW_SCHEDULERS:
+        raise InputError(
+            f'scheduler {name!r} is not for a flow model: use {", ".join(FLOW_SCHEDULERS)}'
+        )
     class_name, settings = (FLOW_SCHEDULERS if flow else SCHEDULERS)[name]
     return getattr(diffusers, class_name).from_config(config, **settings)
 
 # %% ../nbs/50_sampling.ipynb #40e0e3b4
 def load_generator(config):
-    "(family, pipeline) for a `SampleConfig`. Raises InputError if the model, its LoRA or its safety checker cannot be had."
+    """(family, pipeline) for a `SampleConfig`. Raises InputError if the model, its LoRA or its
+    safety checker cannot be had."""
     family = load_family(config.model, config.dtype, config.device)
     checker = load_safety_checker(family) if config.safety_checker else {}
-    pipeline = plain_pipeline(family, make_scheduler(config.scheduler, family.scheduler_config), **checker)
-    if config.lora: load_lora(pipeline, config.lora)
+    pipeline = plain_pipeline(
+        family, make_scheduler(config.scheduler, family.scheduler_config), **checker
+    )
+    if config.lora:
+        load_lora(pipeline, config.lora)
     return family, pipeline
 
+
 def load_lora(pipeline, lora):
-    "Load a LoRA file, or the one in a folder, into the pipeline. Raises InputError if there is none that fits."
+    """Load a LoRA file, or the one in a folder, into the pipeline. Raises InputError if there is
+    none that fits."""
     path = Path(lora)
-    path = path if path.is_file() else path/'pytorch_lora_weights.safetensors'
+    path = path if path.is_file() else path / 'pytorch_lora_weights.safetensors'
     if not path.is_file() or path.suffix != '.safetensors':
-        raise InputError(f'{lora} is neither a LoRA in safetensors form nor a folder with pytorch_lora_weights.safetensors')
-    try: pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
-    except (ValueError, RuntimeError, KeyError) as e: raise InputError(f'{path} does not fit this model ({str(e).strip().splitlines()[0]})') from e
+        raise InputError(
+            f'{lora} is neither a LoRA in safetensors form nor a folder with'
+            ' pytorch_lora_weights.safetensors'
+        )
+    try:
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    except (ValueError, RuntimeError, KeyError) as e:
+        raise InputError(
+            f'{path} does not fit this model ({str(e).strip().splitlines()[0]})'
+        ) from e
+
 
 def load_safety_checker(family) -> dict:
-    "The safety checker of a folder and what prepares its images, as arguments of the pipeline. Raises InputError if the folder has none."
-    checker, extractor = (load_part(family.folder, name) for name in ('safety_checker', 'feature_extractor'))
-    return dict(safety_checker=checker.to(family.device, family.model.dtype), feature_extractor=extractor, requires_safety_checker=True)
+    """The safety checker of a folder and what prepares its images, as arguments of the pipeline.
+    Raises InputError if the folder has none."""
+    checker, extractor = (
+        load_part(family.folder, name) for name in ('safety_checker', 'feature_extractor')
+    )
+    return dict(
+        safety_checker=checker.to(family.device, family.model.dtype),
+        feature_extractor=extractor,
+        requires_safety_checker=True,
+    )
 
 # %% ../nbs/50_sampling.ipynb #fb2625e0
 def plan(n_prompts, images_per_prompt, batch_size) -> Iterator[tuple[range, list]]:
@@ -95,52 +151,77 @@ def plan(n_prompts, images_per_prompt, batch_size) -> Iterator[tuple[range, list
     for start in range(0, n_prompts, together):
         numbers = range(start, min(start + together, n_prompts))
         jobs = [(n, i) for n in numbers for i in range(images_per_prompt)]
-        yield numbers, [jobs[j:j + batch_size] for j in range(0, len(jobs), batch_size)]
+        yield numbers, [jobs[j : j + batch_size] for j in range(0, len(jobs), batch_size)]
 
 # %% ../nbs/50_sampling.ipynb #14e6aea8
 def draw_images(family, pipeline, conditioning, empty, latents, config) -> list:
-    "n PIL images from n latents [n, c, h, w], a conditioning of n and an empty one of 1; the plain pipeline does the guidance."
+    """n PIL images from n latents [n, c, h, w], a conditioning of n and an empty one of 1; the
+    plain pipeline does the guidance."""
     import torch
+
     size = config.resolution or family.default_size
     empty = {k: v.expand(len(latents), *v.shape[1:]) for k, v in empty.items()}
     with torch.inference_mode():
-        arguments = family.pipeline_arguments(conditioning, empty, latents.to(family.device, family.model.dtype), config.guidance)
-        return pipeline(**arguments, num_inference_steps=config.steps, height=size, width=size, output_type='pil').images
+        arguments = family.pipeline_arguments(
+            conditioning, empty, latents.to(family.device, family.model.dtype), config.guidance
+        )
+        return pipeline(
+            **arguments,
+            num_inference_steps=config.steps,
+            height=size,
+            width=size,
+            output_type='pil',
+        ).images
+
 
 def generate(family, pipeline, prompt_set, config, wanted) -> Iterator[tuple]:
-    "Yield (prompt number, image index, PIL image) for all images of each batch in which `wanted`, a set of (prompt number, image index), has one."
+    """Yield (prompt number, image index, PIL image) for all images of each batch in which `wanted`,
+    a set of (prompt number, image index), has one."""
     import torch
+
     shape, empty = family.latent_shape(config.resolution), None
     for numbers, batches in plan(len(prompt_set), config.images_per_prompt, config.batch_size):
         batches = [b for b in batches if not wanted.isdisjoint(b)]
-        if not batches: continue
+        if not batches:
+            continue
         with torch.inference_mode():
             empty = empty or family.empty_conditioning()
             texts = family.encode_prompts([prompt_set.prompts[n] for n in numbers])
         for batch in batches:
             rows = [n - numbers[0] for n, _ in batch]
-            noise = initial_latents([image_seed(prompt_set.ids[n], i, config.seed) for n, i in batch], shape)
-            images = draw_images(family, pipeline, {k: v[rows] for k, v in texts.items()}, empty, noise, config)
+            noise = initial_latents(
+                [image_seed(prompt_set.ids[n], i, config.seed) for n, i in batch], shape
+            )
+            images = draw_images(
+                family, pipeline, {k: v[rows] for k, v in texts.items()}, empty, noise, config
+            )
             yield from ((n, i, image) for (n, i), image in zip(batch, images))
 
 # %% ../nbs/50_sampling.ipynb #549d24d3
 def image_file(prompt_id, index) -> str:
     "Where in a store an image lies. Raises InputError if the prompt id is not 16 hex characters."
-    if len(prompt_id) != 16 or set(prompt_id) - set('0123456789abcdef'): raise InputError(f'{prompt_id[:40]!r} is not a prompt id')
+    if len(prompt_id) != 16 or set(prompt_id) - set('0123456789abcdef'):
+        raise InputError(f'{prompt_id[:40]!r} is not a prompt id')
     return f'images/{prompt_id}/{int(index)}.png'
+
 
 @dataclass
 class ImageStore:
     "Images of one model on a prompt set. Made by `sample`, or by `open_images(folder)`."
-    folder: Path
-    inputs: dict = field(repr=False)      # everything the images depend on
-    index: object = field(repr=False)     # DataFrame: model, prompt_id, prompt, image_index, seed, file, sha256
 
-    def __len__(self): return len(self.index)
+    folder: Path
+    inputs: dict = field(repr=False)  # everything the images depend on
+    # DataFrame: model, prompt_id, prompt, image_index, seed, file, sha256
+    index: object = field(repr=False)
+
+    def __len__(self):
+        return len(self.index)
+
     @property
     def model(self) -> str:
         "16 hex characters for the content of the model (and LoRA) that drew these."
         return digest(self.inputs['model'])
+
     @property
     def settings(self) -> dict:
         "What two stores must agree in to be compared: all inputs but the model."
@@ -149,87 +230,164 @@ class ImageStore:
     def image(self, prompt_id, index=0):
         "One image, PIL RGB."
         from PIL import Image
-        with Image.open(self.folder/image_file(prompt_id, index)) as image: return image.convert('RGB')
+
+        with Image.open(self.folder / image_file(prompt_id, index)) as image:
+            return image.convert('RGB')
 
     def items(self) -> Iterator[tuple]:
-        "Yield (image id, PIL image, prompt) in the order of the index: what `scorers.score_items` takes."
-        for row in self.index.itertuples(): yield row.sha256[:16], self.image(row.prompt_id, row.image_index), row.prompt
+        """Yield (image id, PIL image, prompt) in the order of the index: what `scorers.score_items`
+        takes."""
+        for row in self.index.itertuples():
+            yield row.sha256[:16], self.image(row.prompt_id, row.image_index), row.prompt
 
 # %% ../nbs/50_sampling.ipynb #a1c70667
-SAMPLING = 1            # part of every key: to be raised when the same settings draw other images
+SAMPLING = 1  # part of every key: to be raised when the same settings draw other images
 
-DRAWN_BY = ('images_per_prompt', 'steps', 'guidance', 'scheduler', 'resolution', 'dtype', 'seed', 'safety_checker')   # the settings that images depend on
+# the settings that images depend on
+DRAWN_BY = (
+    'images_per_prompt',
+    'steps',
+    'guidance',
+    'scheduler',
+    'resolution',
+    'dtype',
+    'seed',
+    'safety_checker',
+)
+
 
 def sample_inputs(config, prompt_set) -> dict:
-    "Everything the images depend on, the numeric path of a CPU too; not the batch size, nor CPU or GPU, which change them by rounding only."
-    model = part_digests(local_folder(config.model)) | ({'lora': content_digest(config.lora)} if config.lora else {})
+    """Everything the images depend on, the numeric path of a CPU too; not the batch size, nor CPU
+    or GPU, which change them by rounding only."""
+    model = part_digests(local_folder(config.model)) | (
+        {'lora': content_digest(config.lora)} if config.lora else {}
+    )
     numerics = numeric_path(config.device, config.dtype)
-    return {'revision': SAMPLING, 'numerics': numerics, 'model': model, 'prompts': prompt_set.key, **{k: getattr(config, k) for k in DRAWN_BY}}
+    return {
+        'revision': SAMPLING,
+        'numerics': numerics,
+        'model': model,
+        'prompts': prompt_set.key,
+        **{k: getattr(config, k) for k in DRAWN_BY},
+    }
+
 
 def intact(path, sha256=None) -> bool:
-    "Whether an image file is there and whole: it has this hash, or, where none is known yet, every chunk of the PNG has its checksum."
+    """Whether an image file is there and whole: it has this hash, or, where none is known yet,
+    every chunk of the PNG has its checksum."""
     from PIL import Image
-    if not path.is_file(): return False
-    if sha256: return file_digest(path) == sha256
+
+    if not path.is_file():
+        return False
+    if sha256:
+        return file_digest(path) == sha256
     try:
-        with Image.open(path, formats=['PNG']) as image: image.verify()
-    except Exception: return False      # what a decoder throws at damaged bytes has no common class
+        with Image.open(path, formats=['PNG']) as image:
+            image.verify()
+    except Exception:
+        return False  # what a decoder throws at damaged bytes has no common class
     return True
+
 
 def write_index(folder, prompt_set, config):
     "Write `index.parquet` for a store that has all its images."
     import pandas as pd
-    model, rows = digest(read_json(folder/'inputs.json')['model']), []
+
+    model, rows = digest(read_json(folder / 'inputs.json')['model']), []
     for pid, prompt in zip(prompt_set.ids, prompt_set.prompts):
         for i in range(config.images_per_prompt):
             file = image_file(pid, i)
-            rows.append((model, pid, prompt, i, image_seed(pid, i, config.seed), file, file_digest(folder/file)))
-    table = pd.DataFrame(rows, columns=['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256'])
-    with staged(folder/'index.parquet') as temporary: table.to_parquet(temporary, index=False)
+            rows.append(
+                (
+                    model,
+                    pid,
+                    prompt,
+                    i,
+                    image_seed(pid, i, config.seed),
+                    file,
+                    file_digest(folder / file),
+                )
+            )
+    table = pd.DataFrame(
+        rows, columns=['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256']
+    )
+    with staged(folder / 'index.parquet') as temporary:
+        table.to_parquet(temporary, index=False)
 
 # %% ../nbs/50_sampling.ipynb #cddcbaed
 def missing_images(folder, prompt_set, config) -> set:
     "(prompt number, image index) of the images that are not there or are damaged."
-    try: known = {n: f['sha256'] for n, f in read_json(folder/'manifest.json')['files'].items()}
-    except (InputError, KeyError, TypeError, AttributeError): known = {}     # not finished, or the manifest itself is damaged
+    try:
+        known = {n: f['sha256'] for n, f in read_json(folder / 'manifest.json')['files'].items()}
+    # not finished, or the manifest itself is damaged
+    except (InputError, KeyError, TypeError, AttributeError):
+        known = {}
     jobs = ((n, i) for n in range(len(prompt_set)) for i in range(config.images_per_prompt))
-    return {(n, i) for n, i in jobs if not intact(folder/(file := image_file(prompt_set.ids[n], i)), known.get(file))}
+    return {
+        (n, i)
+        for n, i in jobs
+        if not intact(folder / (file := image_file(prompt_set.ids[n], i)), known.get(file))
+    }
+
 
 def write_images(folder, prompt_set, config, missing, progress):
-    "Draw and write the missing images; PNGs are compressed in threads while the next batch is drawn."
+    """Draw and write the missing images; PNGs are compressed in threads while the next batch is
+    drawn."""
     from concurrent.futures import ThreadPoolExecutor
     from tqdm.auto import tqdm
+
     family, pipeline = load_generator(config)
+
     def write(path, image):
-        with staged(path) as temporary: image.save(temporary, 'PNG')
-    with ThreadPoolExecutor(8) as pool, tqdm(total=len(missing), desc='images', unit='image', disable=not progress) as bar:
+        with staged(path) as temporary:
+            image.save(temporary, 'PNG')
+
+    with (
+        ThreadPoolExecutor(8) as pool,
+        tqdm(total=len(missing), desc='images', unit='image', disable=not progress) as bar,
+    ):
         writing = []
         for n, i, image in generate(family, pipeline, prompt_set, config, missing):
-            if (n, i) in missing: writing.append(pool.submit(write, folder/image_file(prompt_set.ids[n], i), image)); bar.update()
-            while len(writing) > 4 * config.batch_size: writing.pop(0).result()
-        for future in writing: future.result()
+            if (n, i) in missing:
+                writing.append(pool.submit(write, folder / image_file(prompt_set.ids[n], i), image))
+                bar.update()
+            while len(writing) > 4 * config.batch_size:
+                writing.pop(0).result()
+        for future in writing:
+            future.result()
 
 # %% ../nbs/50_sampling.ipynb #ba819303
 def sample(config, prompt_set=None, out=None, progress=True) -> ImageStore:
-    """Draw `config.images_per_prompt` images for each prompt into `out`, or into a folder under `runs_root()` named by everything they depend on.
+    """Draw `config.images_per_prompt` images for each prompt into `out`, or into a folder under
+    `runs_root()` named by everything they depend on.
 
-    `prompt_set` is read from `config.prompts` if it is not given. A finished store is returned at once; otherwise only what is missing or damaged is drawn.
+    `prompt_set` is read from `config.prompts` if it is not given. A finished store is returned
+    at once; otherwise only what is missing or damaged is drawn.
     Raises InputError, naming the field, if `out` holds images made with other settings."""
     prompt_set = prompt_set or read_prompts(config.prompts, limit=config.limit)
-    if config.images_per_prompt < 1 or config.batch_size < 1 or config.steps < 1: raise InputError('images_per_prompt, batch_size and steps must be at least 1')
+    if config.images_per_prompt < 1 or config.batch_size < 1 or config.steps < 1:
+        raise InputError('images_per_prompt, batch_size and steps must be at least 1')
     stage = open_stage('sample', sample_inputs(config, prompt_set), folder=out)
     with locked(stage.folder):
         if not stage.intact:
             missing = missing_images(stage.folder, prompt_set, config)
-            if missing: write_images(stage.folder, prompt_set, config, missing, progress)
+            if missing:
+                write_images(stage.folder, prompt_set, config, missing, progress)
             write_index(stage.folder, prompt_set, config)
             stage.finish(images=len(prompt_set) * config.images_per_prompt)
     return open_images(stage.folder, verify=False)
 
+
 def open_images(folder, verify=True) -> ImageStore:
-    "Open a finished store, every file compared with its hash if `verify`. Raises InputError naming the first file that is missing or damaged."
+    """Open a finished store, every file compared with its hash if `verify`. Raises InputError
+    naming the first file that is missing or damaged."""
     import pandas as pd
+
     folder = Path(folder)
-    if not (folder/'manifest.json').is_file(): raise InputError(f'{folder} holds no finished set of images: run the sampling first')
-    if verify: verify_manifest(folder)
-    return ImageStore(folder, read_json(folder/'inputs.json'), pd.read_parquet(folder/'index.parquet'))
+    if not (folder / 'manifest.json').is_file():
+        raise InputError(f'{folder} holds no finished set of images: run the sampling first')
+    if verify:
+        verify_manifest(folder)
+    return ImageStore(
+        folder, read_json(folder / 'inputs.json'), pd.read_parquet(folder / 'index.parquet')
+    )

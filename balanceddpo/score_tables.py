@@ -19,33 +19,62 @@ __all__ = ['score_shard', 'shard_path', 'numerics_of', 'score_pairs', 'read_scor
 def score_shard(pairs: list, scorers, batch_size: int = 64):
     "The scores of a list of pairs as an Arrow table, two rows a pair."
     import pyarrow as pa
+
     for s in scorers:
-        if getattr(s, 'tower', None) is not None: s.tower.forget()
+        if getattr(s, 'tower', None) is not None:
+            s.tower.forget()
     rows = [(p, slot) for p in pairs for slot in (0, 1)]
     images = ahead_in_threads(decode, (p.images[slot] for p, slot in rows))
-    scores = score_items(scorers, ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)), batch_size)
-    return pa.table({'pair_id': pa.array([p.pair_id for p, _ in rows], pa.string()), 'slot': pa.array([slot for _, slot in rows], pa.int8()),
-                     'image_id': pa.array([p.image_ids[slot] for p, slot in rows], pa.string()),
-                     'prompt_id': pa.array([prompt_id(p.caption) for p, _ in rows], pa.string()),
-                     'label_0': pa.array([p.label_0 for p, _ in rows], pa.float32()), **{name: pa.array(v, pa.float32()) for name, v in scores.items()}})
+    scores = score_items(
+        scorers,
+        ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)),
+        batch_size,
+    )
+    return pa.table(
+        {
+            'pair_id': pa.array([p.pair_id for p, _ in rows], pa.string()),
+            'slot': pa.array([slot for _, slot in rows], pa.int8()),
+            'image_id': pa.array([p.image_ids[slot] for p, slot in rows], pa.string()),
+            'prompt_id': pa.array([prompt_id(p.caption) for p, _ in rows], pa.string()),
+            'label_0': pa.array([p.label_0 for p, _ in rows], pa.float32()),
+            **{name: pa.array(v, pa.float32()) for name, v in scores.items()},
+        }
+    )
 
 # %% ../nbs/15_score_tables.ipynb #54d61d01
 def _kept_ids(path) -> list:
     "The pair ids of a shard; none if it is missing or damaged."
     import pyarrow.parquet as pq
-    try: return pq.read_table(path, page_checksum_verification=True).column('pair_id').to_pylist()[::2] if path.exists() else []
-    except (OSError, ValueError): return []                        # Arrow's errors for a damaged file
+
+    try:
+        return (
+            pq.read_table(path, page_checksum_verification=True).column('pair_id').to_pylist()[::2]
+            if path.exists()
+            else []
+        )
+    except (OSError, ValueError):
+        return []  # Arrow's errors for a damaged file
+
 
 def _needs_work(path, ids) -> bool:
     kept = _kept_ids(path)
-    if kept != ids[:len(kept)]: raise InputError(f'{path} holds the scores of other pairs, or of more: choose another folder, or delete it')
+    if kept != ids[: len(kept)]:
+        raise InputError(
+            f'{path} holds the scores of other pairs, or of more: choose another folder, or'
+            ' delete it'
+        )
     return len(kept) < len(ids)
+
 
 def _write_shard(table, path):
     import pyarrow.parquet as pq
-    with staged(path) as t: pq.write_table(table, t, write_page_checksum=True)
 
-def shard_path(folder, n: int) -> Path: return Path(folder)/f'scores-{n:05d}.parquet'
+    with staged(path) as t:
+        pq.write_table(table, t, write_page_checksum=True)
+
+
+def shard_path(folder, n: int) -> Path:
+    return Path(folder) / f'scores-{n:05d}.parquet'
 
 # %% ../nbs/15_score_tables.ipynb #48dbf40f
 def numerics_of(scorers) -> dict[str, str]:
@@ -54,41 +83,77 @@ def numerics_of(scorers) -> dict[str, str]:
     return {name: numeric_path(t.device, t.dtype or 'fp32') for name, t in towers.items()}
 
 
-def score_pairs(pairs, scorers, out, shard_size: int = 1000, progress: bool = True, batch_size: int = 64,
-                worker: int = 0, workers: int = 1, key: str | None = None) -> Path:
-    """Score a stream of pairs into the folder `out`, a Parquet file for each `shard_size` pairs; one shard at a time is in memory. Returns the folder.
+def score_pairs(
+    pairs,
+    scorers,
+    out,
+    shard_size: int = 1000,
+    progress: bool = True,
+    batch_size: int = 64,
+    worker: int = 0,
+    workers: int = 1,
+    key: str | None = None,
+) -> Path:
+    """Score a stream of pairs into the folder `out`, a Parquet file for each `shard_size` pairs;
+    one shard at a time is in memory. Returns the folder.
 
-    Run again after an interruption, it makes what is missing. `worker` of `workers` makes every `workers`-th shard. `key` names the pairs (`pairs_key` gives
-    one): a finished table under the same key is returned without reading any. Raises InputError if `out` holds scores of other pairs, scorers or weights."""
-    inputs = {'scorers': {s.name: s.key for s in scorers}, 'columns': [s.name for s in scorers], 'shard_size': shard_size, 'pairs': key}
-    if not 0 <= worker < workers: raise InputError(f'worker must be 0 to {workers - 1} for {workers} workers, not {worker}')
+    Run again after an interruption, it makes what is missing. `worker` of `workers` makes every
+    `workers`-th shard. `key` names the pairs (`pairs_key` gives one): a finished table under the
+    same key is returned without reading any. Raises InputError if `out` holds scores of other
+    pairs, scorers or weights."""
+    inputs = {
+        'scorers': {s.name: s.key for s in scorers},
+        'columns': [s.name for s in scorers],
+        'shard_size': shard_size,
+        'pairs': key,
+    }
+    if not 0 <= worker < workers:
+        raise InputError(f'worker must be 0 to {workers - 1} for {workers} workers, not {worker}')
     with locked(out) if workers == 1 else nullcontext():
         stage = open_stage('scores', inputs, folder=out)
-        if key is not None and stage.intact: return stage.folder
-        shards, total = _score_shards(pairs, scorers, stage.folder, shard_size, progress, batch_size, worker, workers)
-        if shard_path(out, shards).exists(): raise InputError(f'{out} holds the scores of more than these {total} pairs: choose another folder, or delete it')
-        if all(shard_path(out, n).exists() for n in range(shards)): stage.finish(pairs=total, scorers=inputs['scorers'], numerics=numerics_of(scorers))
+        if key is not None and stage.intact:
+            return stage.folder
+        shards, total = _score_shards(
+            pairs, scorers, stage.folder, shard_size, progress, batch_size, worker, workers
+        )
+        if shard_path(out, shards).exists():
+            raise InputError(
+                f'{out} holds the scores of more than these {total} pairs: choose another folder,'
+                ' or delete it'
+            )
+        if all(shard_path(out, n).exists() for n in range(shards)):
+            stage.finish(pairs=total, scorers=inputs['scorers'], numerics=numerics_of(scorers))
     return stage.folder
 
+
 def _score_shards(pairs, scorers, folder, shard_size, progress, batch_size, worker, workers):
-    "Make the shards that are this worker's; returns the number of shards and of pairs of all workers."
+    """Make the shards that are this worker's; returns the number of shards and of pairs of all
+    workers."""
     from tqdm.auto import tqdm
+
     shards = total = 0
     with tqdm(desc='scoring', unit=' pairs', disable=not progress) as bar:
         for n, some in enumerate(batches(pairs, shard_size)):
             path = shard_path(folder, n)
-            if n % workers == worker and _needs_work(path, [p.pair_id for p in some]): _write_shard(score_shard(some, scorers, batch_size), path)
-            shards += 1; total += len(some); bar.update(len(some))
+            if n % workers == worker and _needs_work(path, [p.pair_id for p in some]):
+                _write_shard(score_shard(some, scorers, batch_size), path)
+            shards += 1
+            total += len(some)
+            bar.update(len(some))
     return shards, total
 
 # %% ../nbs/15_score_tables.ipynb #ecdeb3fc
 def read_scores(path):
-    """The DataFrame of a folder of `score_pairs`, checked against its manifest, or of one Parquet file.
+    """The DataFrame of a folder of `score_pairs`, checked against its manifest, or of one Parquet
+    file.
 
     Raises InputError if the folder is unfinished or damaged."""
     import pandas as pd
+
     path = Path(path)
-    if path.is_file(): return pd.read_parquet(path)
-    if not (path/'manifest.json').is_file(): raise InputError(f'{path} holds no finished scores: run score_pairs until it ends')
+    if path.is_file():
+        return pd.read_parquet(path)
+    if not (path / 'manifest.json').is_file():
+        raise InputError(f'{path} holds no finished scores: run score_pairs until it ends')
     files = sorted(n for n in verify_manifest(path)['files'] if n.endswith('.parquet'))
-    return pd.concat([pd.read_parquet(path/n) for n in files], ignore_index=True)
+    return pd.concat([pd.read_parquet(path / n) for n in files], ignore_index=True)

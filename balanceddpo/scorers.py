@@ -10,7 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 from .store import InputError, asset, digest, read_json
-from .towers import ImageBatch, Tower, as_batch, find_source, load_tower, read_weights, source_digest
+from balanceddpo.towers import (
+    ImageBatch,
+    Tower,
+    as_batch,
+    find_source,
+    load_tower,
+    read_weights,
+    source_digest,
+)
 
 # %% auto #0
 __all__ = ['USUAL_SPREAD', 'PAPER_SCORERS', 'PUBLISHED', 'Scorer', 'check_spread', 'BaseScorer', 'PromptScorer', 'aesthetic_head',
@@ -19,205 +27,376 @@ __all__ = ['USUAL_SPREAD', 'PAPER_SCORERS', 'PUBLISHED', 'Scorer', 'check_spread
 
 # %% ../nbs/10_scorers.ipynb #cb40e215
 class Scorer(Protocol):
-    """What rates images. `name` is its column in tables; `key` changes when its scores would; higher scores are better.
+    """What rates images. `name` is its column in tables; `key` changes when its scores would;
+    higher scores are better.
 
-    `score` takes n images (PIL, or a tensor `[n, 3, h, w]`, uint8 or float in [0, 1]) and n prompts and returns float32 `[n]` on the CPU."""
+    `score` takes n images (PIL, or a tensor `[n, 3, h, w]`, uint8 or float in [0, 1]) and n
+    prompts and returns float32 `[n]` on the CPU."""
+
     name: str
     key: str
+
     def score(self, images, prompts): ...
 
 # %% ../nbs/10_scorers.ipynb #a5606f14
-USUAL_SPREAD = {'hps': 0.02, 'clip': 0.05, 'pickscore': 1.0, 'aesthetic': 0.46}    # standard deviation over images of one model, orders of magnitude
+# standard deviation over images of one model, orders of magnitude
+USUAL_SPREAD = {'hps': 0.02, 'clip': 0.05, 'pickscore': 1.0, 'aesthetic': 0.46}
 
-def check_spread(name, scores, ids, usual=0.) -> None:
-    "Warn if the finite scores of 64 or more distinct images spread less than 0.3 of `usual`, or not at all."
+
+def check_spread(name, scores, ids, usual=0.0) -> None:
+    """Warn if the finite scores of 64 or more distinct images spread less than 0.3 of `usual`, or
+    not at all."""
     distinct = {i: float(s) for i, s in zip(ids, scores) if abs(float(s)) < float('inf')}
-    if len(distinct) < 64: return
+    if len(distinct) < 64:
+        return
     mean = sum(distinct.values()) / len(distinct)
-    spread = (sum((s - mean)**2 for s in distinct.values()) / len(distinct))**.5
-    if spread <= 0.3 * usual: warnings.warn(f'{name}: the scores of {len(distinct)} distinct images have a standard deviation of {spread:.4g}, '
-                                            f'where about {usual:g} is usual: look at the images it was given', stacklevel=3)
+    spread = (sum((s - mean) ** 2 for s in distinct.values()) / len(distinct)) ** 0.5
+    if spread <= 0.3 * usual:
+        warnings.warn(
+            f'{name}: the scores of {len(distinct)} distinct images have a standard deviation of'
+            f' {spread:.4g}, where about {usual:g} is usual: look at the images it was given',
+            stacklevel=3,
+        )
 
 # %% ../nbs/10_scorers.ipynb #e32250b1
 class BaseScorer:
-    "A scorer whose subclass measures: `measure(batch, prompts)` gets an `ImageBatch` (a sequence of PIL images) and returns n numbers."
-    usual = 0.           # the standard deviation to be expected over images
+    """A scorer whose subclass measures: `measure(batch, prompts)` gets an `ImageBatch` (a sequence
+    of PIL images) and returns n numbers."""
+
+    usual = 0.0  # the standard deviation to be expected over images
     tower = None
-    def __init__(self, name: str, key: str): self.name, self.key = name, key
-    def __repr__(self): return f'{type(self).__name__}({self.name!r}, key={self.key!r})'
+
+    def __init__(self, name: str, key: str):
+        self.name, self.key = name, key
+
+    def __repr__(self):
+        return f'{type(self).__name__}({self.name!r}, key={self.key!r})'
 
     def score(self, images, prompts):
-        "float32 `[n]` on the CPU. Raises InputError for images out of range, prompts that are not text, or unequal numbers of both."
+        """float32 `[n]` on the CPU. Raises InputError for images out of range, prompts that are not
+        text, or unequal numbers of both."""
         import torch
+
         batch, prompts = as_batch(images), [prompts] if isinstance(prompts, str) else list(prompts)
-        if len(batch) != len(prompts): raise InputError(f'{self.name}: {len(batch)} images but {len(prompts)} prompts: give one prompt an image')
-        if wrong := [p for p in prompts if not isinstance(p, str)]: raise InputError(f'{self.name}: a prompt must be text, not {type(wrong[0]).__name__}')
-        if not prompts: return torch.zeros(0)
+        if len(batch) != len(prompts):
+            raise InputError(
+                f'{self.name}: {len(batch)} images but {len(prompts)} prompts: give one prompt an'
+                ' image'
+            )
+        if wrong := [p for p in prompts if not isinstance(p, str)]:
+            raise InputError(f'{self.name}: a prompt must be text, not {type(wrong[0]).__name__}')
+        if not prompts:
+            return torch.zeros(0)
         scores = torch.as_tensor(self.measure(batch, prompts)).detach().to('cpu', torch.float32)
-        if scores.shape != (len(batch),): raise InputError(f'{self.name} gave the shape {list(scores.shape)} for {len(batch)} images: give one number an image')
-        if batch is not images: check_spread(self.name, scores, batch.ids, self.usual)      # who batches, checks the whole
+        if scores.shape != (len(batch),):
+            raise InputError(
+                f'{self.name} gave the shape {list(scores.shape)} for {len(batch)} images: give one'
+                ' number an image'
+            )
+        # who batches, checks the whole
+        if batch is not images:
+            check_spread(self.name, scores, batch.ids, self.usual)
         return scores
 
 # %% ../nbs/10_scorers.ipynb #3e5ef9b6
 class PromptScorer(BaseScorer):
     "`scale` times the cosine of a tower's embeddings of image and prompt: HPS v2, CLIP, PickScore."
-    def __init__(self, name, key, tower: Tower, scale=1., batch_size=64):
-        super().__init__(name, key); self.tower, self.scale, self.batch_size = tower, scale, batch_size
+
+    def __init__(self, name, key, tower: Tower, scale=1.0, batch_size=64):
+        super().__init__(name, key)
+        self.tower, self.scale, self.batch_size = tower, scale, batch_size
+
     def measure(self, batch, prompts):
-        return self.scale * (self.tower.images(batch, self.batch_size) * self.tower.texts(prompts, self.batch_size)).sum(-1)
+        return self.scale * (
+            self.tower.images(batch, self.batch_size) * self.tower.texts(prompts, self.batch_size)
+        ).sum(-1)
 
 # %% ../nbs/10_scorers.ipynb #09fb1738
 def aesthetic_head(weights: dict) -> list:
-    """`[(matrix, bias), ...]` in float32 from a state dict with keys `layers.N.weight` or (v1) `weight`.
+    """`[(matrix, bias), ...]` in float32 from a state dict with keys `layers.N.weight` or (v1)
+    `weight`.
 
     Raises InputError if it is no chain of matrices that ends in one number."""
     found = {}
     for name, value in weights.items():
         match = re.fullmatch(r'(?:(?:layers\.)?(\d+)\.)?(weight|bias)', name)
-        if not match: raise InputError(f'an aesthetic head has no weight {name!r}: expected layers.N.weight and layers.N.bias')
+        if not match:
+            raise InputError(
+                f'an aesthetic head has no weight {name!r}: expected layers.N.weight and'
+                ' layers.N.bias'
+            )
         found.setdefault(int(match[1] or 0), {})[match[2]] = value.float()
-    if not all(layer.keys() == {'weight', 'bias'} for layer in found.values()): raise InputError('an aesthetic head needs a weight and a bias a layer')
+    if not all(layer.keys() == {'weight', 'bias'} for layer in found.values()):
+        raise InputError('an aesthetic head needs a weight and a bias a layer')
     head = [(found[n]['weight'], found[n]['bias']) for n in sorted(found)]
     widths = [w.shape[0] for w, _ in head]
     if widths[-1] != 1 or any(w.shape[1] != n for (w, _), n in zip(head[1:], widths)):
-        raise InputError(f'an aesthetic head is a chain of matrices down to one number, these are {[list(w.shape) for w, _ in head]}')
+        raise InputError(
+            'an aesthetic head is a chain of matrices down to one number, these are'
+            f' {[list(w.shape) for w, _ in head]}'
+        )
     return head
+
 
 class AestheticScorer(BaseScorer):
     "A linear head on a tower's unit image embedding; the prompt is not used."
+
     def __init__(self, name, key, tower: Tower, head: list, batch_size=64):
-        super().__init__(name, key); self.tower, self.head, self.batch_size = tower, head, batch_size
+        super().__init__(name, key)
+        self.tower, self.head, self.batch_size = tower, head, batch_size
+
     def measure(self, batch, prompts):
         from torch.nn.functional import linear
+
         x = self.tower.images(batch, self.batch_size)
-        for weight, bias in self.head: x = linear(x, weight, bias)
+        for weight, bias in self.head:
+            x = linear(x, weight, bias)
         return x[:, 0]
 
 # %% ../nbs/10_scorers.ipynb #3ef09f56
 @dataclass(frozen=True)
 class ScorerSpec:
     "Which scorer, and where its weights are."
-    name: str                    # column in the tables
-    source: str = ''             # file or folder, owner/name[/file] on the Hub, hf-hub:owner/name for open_clip; '' for the published weights
-    kind: str = ''               # hps, clip, pickscore, aesthetic, or a registered one; '' for the name
-    backbone: str | None = None  # what the source needs beside it: architecture (hps), processor (clip, pickscore), CLIP (aesthetic)
-    variant: str | None = None   # v2.0, v2.1 (hps); h14, l14, pad (clip); scaled, cosine (pickscore); v2 (aesthetic)
+
+    name: str  # column in the tables
+    # file or folder, owner/name[/file] on the Hub, hf-hub:owner/name for open_clip; '' for the
+    # published weights
+    source: str = ''
+    kind: str = ''  # hps, clip, pickscore, aesthetic, or a registered one; '' for the name
+    # what the source needs beside it: architecture (hps), processor (clip, pickscore), CLIP
+    # (aesthetic)
+    backbone: str | None = None
+    # v2.0, v2.1 (hps); h14, l14, pad (clip); scaled, cosine (pickscore); v2 (aesthetic)
+    variant: str | None = None
+
 
 PAPER_SCORERS = ('hps', 'clip', 'pickscore', 'aesthetic')
 _H14, _L14 = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K', 'openai/clip-vit-large-patch14'
-PUBLISHED = {'hps': {'v2.0': ('xswu/HPSv2/HPS_v2_compressed.pt', 'ViT-H-14'), 'v2.1': ('xswu/HPSv2/HPS_v2.1_compressed.pt', 'ViT-H-14')},
-             'clip': {'h14': (_H14, None), 'l14': (_L14, None), 'pad': (_H14, None)},
-             'pickscore': {'scaled': ('yuvalkirstain/PickScore_v1', _H14), 'cosine': ('yuvalkirstain/PickScore_v1', _H14)},
-             'aesthetic': {'v2': ('trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth', _L14)}}    # the copy of LAION's head that TRL uses
+PUBLISHED = {
+    'hps': {
+        'v2.0': ('xswu/HPSv2/HPS_v2_compressed.pt', 'ViT-H-14'),
+        'v2.1': ('xswu/HPSv2/HPS_v2.1_compressed.pt', 'ViT-H-14'),
+    },
+    'clip': {'h14': (_H14, None), 'l14': (_L14, None), 'pad': (_H14, None)},
+    'pickscore': {
+        'scaled': ('yuvalkirstain/PickScore_v1', _H14),
+        'cosine': ('yuvalkirstain/PickScore_v1', _H14),
+    },
+    # the copy of LAION's head that TRL uses
+    'aesthetic': {'v2': ('trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth', _L14)},
+}
 
 # %% ../nbs/10_scorers.ipynb #59509821
 _WEIGHTS = ('.pt', '.pth', '.bin', '.safetensors')
+
 
 def split_source(text: str) -> tuple[str, str | None]:
     "`SOURCE+BESIDE` in two; the second is None if there is none."
     places = [i for i, c in enumerate(text) if c == '+']
     there = lambda p: Path(p).expanduser().exists()
-    if not places or there(text) or text.endswith(_WEIGHTS): return text, None
-    for complete in (there, lambda p: p.endswith(_WEIGHTS), lambda p: re.fullmatch(r'(hf-hub:)?[\w.-]+/[\w.-]+', p)):
+    if not places or there(text) or text.endswith(_WEIGHTS):
+        return text, None
+    for complete in (
+        there,
+        lambda p: p.endswith(_WEIGHTS),
+        lambda p: re.fullmatch(r'(hf-hub:)?[\w.-]+/[\w.-]+', p),
+    ):
         for i in places:
-            if complete(text[:i]): return text[:i], text[i + 1:]
+            if complete(text[:i]):
+                return text[:i], text[i + 1 :]
     return text, None
 
+
 def parse_scorer(text: str) -> ScorerSpec:
-    "The `ScorerSpec` that `[NAME:]KIND[=SOURCE[+BESIDE]][@VARIANT]` names. Raises InputError for an unknown kind or variant."
-    match = re.fullmatch(r'(?:([A-Za-z_][\w.-]*):)?([A-Za-z_][\w-]*)(?:=(.+?))?(?:@([\w.]+))?', text.strip())
-    if not match: raise InputError(f'{text!r} names no scorer: write KIND, KIND=SOURCE or icons:KIND')
+    """The `ScorerSpec` that `[NAME:]KIND[=SOURCE[+BESIDE]][@VARIANT]` names. Raises InputError for
+    an unknown kind or variant."""
+    match = re.fullmatch(
+        r'(?:([A-Za-z_][\w.-]*):)?([A-Za-z_][\w-]*)(?:=(.+?))?(?:@([\w.]+))?', text.strip()
+    )
+    if not match:
+        raise InputError(f'{text!r} names no scorer: write KIND, KIND=SOURCE or icons:KIND')
     label, kind, source, variant = match.groups()
-    if kind not in {**PUBLISHED, **_REGISTERED}: raise InputError(f'unknown scorer {kind!r}: use {", ".join([*PUBLISHED, *_REGISTERED])}, or register it')
-    if label == 'icons' and source is None: label, source = None, str(asset('scorers', kind))
-    if variant and source and variant not in PUBLISHED.get(kind, ()): source, variant = f'{source}@{variant}', None    # an @ in a file name
+    if kind not in {**PUBLISHED, **_REGISTERED}:
+        raise InputError(
+            f'unknown scorer {kind!r}: use {", ".join([*PUBLISHED, *_REGISTERED])}, or register it'
+        )
+    if label == 'icons' and source is None:
+        label, source = None, str(asset('scorers', kind))
+    # an @ in a file name
+    if variant and source and variant not in PUBLISHED.get(kind, ()):
+        source, variant = f'{source}@{variant}', None
     known = PUBLISHED.get(kind, {})
-    if variant and variant not in known: raise InputError(f'{kind} has no variant {variant!r}: use {", ".join(known) or "none"}')
+    if variant and variant not in known:
+        raise InputError(f'{kind} has no variant {variant!r}: use {", ".join(known) or "none"}')
     source, beside = split_source(source or '') if kind in PUBLISHED else (source or '', None)
     return ScorerSpec(label or kind, source, kind, beside, variant)
 
 # %% ../nbs/10_scorers.ipynb #3da6263a
-_REGISTERED = {}        # name -> builder(spec, device, dtype, batch_size)
+_REGISTERED = {}  # name -> builder(spec, device, dtype, batch_size)
+
 
 class FunctionScorer(BaseScorer):
-    "A function `(images, prompts) -> n numbers` as a scorer; `images` is a sequence of PIL images in RGB."
-    def __init__(self, name, key, function): super().__init__(name, key); self.measure = function
+    """A function `(images, prompts) -> n numbers` as a scorer; `images` is a sequence of PIL images
+    in RGB."""
+
+    def __init__(self, name, key, function):
+        super().__init__(name, key)
+        self.measure = function
+
 
 def _source(made):
-    "The text of a function or class; of its whole file where a class belongs to no module (`--register`) and Python finds no less. Its name where there is no text."
-    try: return inspect.getsource(made)
-    except (OSError, TypeError): files = [Path(f.__code__.co_filename) for f in getattr(made, '__dict__', {}).values() if inspect.isfunction(f)]
-    return next((f.read_text(encoding='utf-8') for f in files if f.is_file()), f'{made.__module__}.{made.__qualname__}')
+    """The text of a function or class; of its whole file where a class belongs to no module
+    (`--register`) and Python finds no less. Its name where there is no text."""
+    try:
+        return inspect.getsource(made)
+    except (OSError, TypeError):
+        files = [
+            Path(f.__code__.co_filename)
+            for f in getattr(made, '__dict__', {}).values()
+            if inspect.isfunction(f)
+        ]
+    return next(
+        (f.read_text(encoding='utf-8') for f in files if f.is_file()),
+        f'{made.__module__}.{made.__qualname__}',
+    )
 
-def _function_key(function, version): return digest('function', _source(function), version)
+
+def _function_key(function, version):
+    return digest('function', _source(function), version)
+
 
 def _class_scorer(cls, spec, version, device, dtype, batch_size):
     made, path = cls(spec.source, device, dtype), Path(spec.source).expanduser()
-    if not callable(getattr(made, 'score', None)): raise InputError(f'{cls.__name__} is no scorer: it has no method score(images, prompts)')
+    if not callable(getattr(made, 'score', None)):
+        raise InputError(f'{cls.__name__} is no scorer: it has no method score(images, prompts)')
     weights = source_digest(path) if spec.source and path.exists() else spec.source
-    return FunctionScorer(spec.name, getattr(made, 'key', None) or digest('class', _function_key(cls, version), weights), made.score)
+    return FunctionScorer(
+        spec.name,
+        getattr(made, 'key', None) or digest('class', _function_key(cls, version), weights),
+        made.score,
+    )
+
 
 def register_scorer(name: str, version: str = ''):
-    """Decorator that makes a scorer of a function `(images, prompts) -> numbers`, or of a class `cls(source, device, dtype)` with `score(images, prompts)`.
+    """Decorator that makes a scorer of a function `(images, prompts) -> numbers`, or of a class
+    `cls(source, device, dtype)` with `score(images, prompts)`.
 
-    Its key is made of its code and `version`: change that when something else changes the scores. Raises InputError for the name of a published scorer."""
-    if name in PUBLISHED or not re.fullmatch(r'[A-Za-z_][\w-]*', name): raise InputError(f'{name!r} cannot name a scorer of yours: use another word')
+    Its key is made of its code and `version`: change that when something else changes the
+    scores. Raises InputError for the name of a published scorer."""
+    if name in PUBLISHED or not re.fullmatch(r'[A-Za-z_][\w-]*', name):
+        raise InputError(f'{name!r} cannot name a scorer of yours: use another word')
+
     def register(made):
-        if inspect.isclass(made): _REGISTERED[name] = lambda spec, **where: _class_scorer(made, spec, version, **where)
-        else: _REGISTERED[name] = lambda spec, **where: FunctionScorer(spec.name, _function_key(made, version), made)
+        if inspect.isclass(made):
+            _REGISTERED[name] = lambda spec, **where: _class_scorer(made, spec, version, **where)
+        else:
+            _REGISTERED[name] = lambda spec, **where: FunctionScorer(
+                spec.name, _function_key(made, version), made
+            )
         return made
+
     return register
 
 # %% ../nbs/10_scorers.ipynb #5af0e53a
 def _aesthetic_parts(path, backbone):
-    "The head's file and the backbone of an aesthetic source: a weight file, or a folder with head.safetensors and aesthetic.json."
-    if not isinstance(path, Path): raise InputError(f'{path}: an aesthetic head is a file; name it as owner/name/file')
-    if path.is_file(): return path, backbone or _L14
-    inner = backbone or read_json(path/'aesthetic.json').get('backbone')
+    """The head's file and the backbone of an aesthetic source: a weight file, or a folder with
+    head.safetensors and aesthetic.json."""
+    if not isinstance(path, Path):
+        raise InputError(f'{path}: an aesthetic head is a file; name it as owner/name/file')
+    if path.is_file():
+        return path, backbone or _L14
+    inner = backbone or read_json(path / 'aesthetic.json').get('backbone')
     if backbone is None:
-        if not isinstance(inner, str) or Path(inner).is_absolute() or not (path/inner).resolve().is_relative_to(path.resolve().parent):
-            raise InputError(f'{path/"aesthetic.json"}: backbone must be a relative path in the folder above, not {inner!r}')
-        inner = str((path/inner).resolve())
-    return path/'head.safetensors', inner
+        if (
+            not isinstance(inner, str)
+            or Path(inner).is_absolute()
+            or not (path / inner).resolve().is_relative_to(path.resolve().parent)
+        ):
+            raise InputError(
+                f'{path / "aesthetic.json"}: backbone must be a relative path in the folder above,'
+                f' not {inner!r}'
+            )
+        inner = str((path / inner).resolve())
+    return path / 'head.safetensors', inner
+
 
 def _load_aesthetic(spec, source, beside, batch_size, **where):
     file, backbone = _aesthetic_parts(find_source(source), beside)
     head, tower = aesthetic_head(read_weights(file)), load_tower(backbone, **where)
-    return AestheticScorer(spec.name, digest('aesthetic', tower.key, source_digest(file)), tower, head, batch_size)
+    return AestheticScorer(
+        spec.name, digest('aesthetic', tower.key, source_digest(file)), tower, head, batch_size
+    )
+
 
 def _load_prompt(spec, source, beside, batch_size, **where):
     view = 'pad' if spec.kind == 'hps' or spec.variant == 'pad' else 'crop'
     tower = load_tower(source, view, beside, 'open_clip' if spec.kind == 'hps' else None, **where)
-    scale = tower.scale if spec.kind == 'pickscore' and spec.variant != 'cosine' else 1.
+    scale = tower.scale if spec.kind == 'pickscore' and spec.variant != 'cosine' else 1.0
     return PromptScorer(spec.name, digest('prompt', tower.key, scale), tower, scale, batch_size)
 
 # %% ../nbs/10_scorers.ipynb #8b885edd
 def load_scorer(spec, device='auto', dtype='fp32', batch_size=64, towers=None) -> Scorer:
-    """The scorer of a `ScorerSpec`, or of a text as `parse_scorer` takes it; towers run in `dtype`, everything after them in float32.
+    """The scorer of a `ScorerSpec`, or of a text as `parse_scorer` takes it; towers run in `dtype`,
+    everything after them in float32.
 
     Raises InputError if the weights are not there, damaged, unsafe, or do not fit."""
     spec = parse_scorer(spec) if isinstance(spec, str) else spec
     kind = spec.kind or spec.name
-    if kind in _REGISTERED: return _REGISTERED[kind](spec, device=device, dtype=dtype, batch_size=batch_size)
-    if kind not in PUBLISHED: raise InputError(f'unknown scorer {kind!r}: use {", ".join([*PUBLISHED, *_REGISTERED])}, or register it')
-    if spec.variant and spec.variant not in PUBLISHED[kind]: raise InputError(f'{kind} has no variant {spec.variant!r}: use {", ".join(PUBLISHED[kind])}')
+    if kind in _REGISTERED:
+        return _REGISTERED[kind](spec, device=device, dtype=dtype, batch_size=batch_size)
+    if kind not in PUBLISHED:
+        raise InputError(
+            f'unknown scorer {kind!r}: use {", ".join([*PUBLISHED, *_REGISTERED])}, or register it'
+        )
+    if spec.variant and spec.variant not in PUBLISHED[kind]:
+        raise InputError(
+            f'{kind} has no variant {spec.variant!r}: use {", ".join(PUBLISHED[kind])}'
+        )
     published, near = PUBLISHED[kind][spec.variant or next(iter(PUBLISHED[kind]))]
-    source, beside = (spec.source, spec.backbone) if spec.source else (published, spec.backbone or near)
-    if kind == 'pickscore' and spec.source and not beside: beside = _beside_pickscore(spec.source)
+    source, beside = (
+        (spec.source, spec.backbone) if spec.source else (published, spec.backbone or near)
+    )
+    if kind == 'pickscore' and spec.source and not beside:
+        beside = _beside_pickscore(spec.source)
     build = _load_aesthetic if kind == 'aesthetic' else _load_prompt
-    scorer = build(ScorerSpec(spec.name, spec.source, kind, beside, spec.variant), source, beside, batch_size, device=device, dtype=dtype, towers=towers)
+    scorer = build(
+        ScorerSpec(spec.name, spec.source, kind, beside, spec.variant),
+        source,
+        beside,
+        batch_size,
+        device=device,
+        dtype=dtype,
+        towers=towers,
+    )
     scorer.usual = USUAL_SPREAD[kind] / (100 if spec.variant == 'cosine' else 1)
     return scorer
 
-def _beside_pickscore(source):
-    "PickScore's own repository names no processor: its authors take CLIP's. A folder that has one uses it."
-    path = Path(source).expanduser()
-    return _H14 if path.is_dir() and not any((path/n).is_file() for n in ('processor_config.json', 'preprocessor_config.json')) else None
 
-def load_scorers(specs=PAPER_SCORERS, device='auto', dtype='fp32', batch_size=64, towers=None) -> list:
-    "The scorers of several specs, in their order, with shared towers. Raises InputError if two have one name."
-    specs = [parse_scorer(s) if isinstance(s, str) else s for s in specs]; names = [s.name for s in specs]
-    if twice := [n for n in names if names.count(n) > 1]: raise InputError(f'two scorers are called {twice[0]!r}: write NAME:{twice[0]}=... for one of them')
+def _beside_pickscore(source):
+    """PickScore's own repository names no processor: its authors take CLIP's. A folder that has one
+    uses it."""
+    path = Path(source).expanduser()
+    return (
+        _H14
+        if path.is_dir()
+        and not any(
+            (path / n).is_file() for n in ('processor_config.json', 'preprocessor_config.json')
+        )
+        else None
+    )
+
+
+def load_scorers(
+    specs=PAPER_SCORERS, device='auto', dtype='fp32', batch_size=64, towers=None
+) -> list:
+    """The scorers of several specs, in their order, with shared towers. Raises InputError if two
+    have one name."""
+    specs = [parse_scorer(s) if isinstance(s, str) else s for s in specs]
+    names = [s.name for s in specs]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(
+            f'two scorers are called {twice[0]!r}: write NAME:{twice[0]}=... for one of them'
+        )
     towers = {} if towers is None else towers
     return [load_scorer(s, device, dtype, batch_size, towers) for s in specs]
 
@@ -225,19 +404,29 @@ def load_scorers(specs=PAPER_SCORERS, device='auto', dtype='fp32', batch_size=64
 def batches(items, size: int):
     "Lists of up to `size` of a stream."
     items = iter(items)
-    while some := list(islice(items, size)): yield some
+    while some := list(islice(items, size)):
+        yield some
+
 
 def score_items(scorers, items, batch_size: int = 64) -> dict:
-    """Scorer name -> float32 array `[n]`, for a stream of n `(image_id, image, prompt)`, in its order.
+    """Scorer name -> float32 array `[n]`, for a stream of n `(image_id, image, prompt)`, in its
+    order.
 
-    An image is a PIL image or a tensor [3, h, w]; `image_id` names it within this call. Warns if a scorer hardly tells distinct images apart."""
+    An image is a PIL image or a tensor [3, h, w]; `image_id` names it within this call. Warns if
+    a scorer hardly tells distinct images apart."""
     import numpy as np
+
     call, found, names = uuid.uuid4().hex, {s.name: [] for s in scorers}, []
     for some in batches(items, batch_size):
         ids, images, prompts = (list(column) for column in zip(*some))
         batch = ImageBatch(images, [f'{call}/{i}' for i in ids])
-        for s in scorers: found[s.name].append(np.asarray(s.score(batch, prompts), dtype=np.float32))
+        for s in scorers:
+            found[s.name].append(np.asarray(s.score(batch, prompts), dtype=np.float32))
         names += ids
-    scores = {name: np.concatenate(parts) if parts else np.zeros(0, np.float32) for name, parts in found.items()}
-    for s in scorers: check_spread(s.name, scores[s.name], names, getattr(s, 'usual', 0.))
+    scores = {
+        name: np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        for name, parts in found.items()
+    }
+    for s in scorers:
+        check_spread(s.name, scores[s.name], names, getattr(s, 'usual', 0.0))
     return scores

@@ -17,7 +17,9 @@ __all__ = ['InputError', 'reason_of', 'canonical', 'digest', 'file_digest', 'con
 
 # %% ../nbs/000_store.ipynb #b784aa89
 class InputError(ValueError):
-    "Bad input, told in one line: what was wrong, where, what to do. The command line shows it and exits with code 2."
+    """Bad input, told in one line: what was wrong, where, what to do. The command line shows it and
+    exits with code 2."""
+
 
 def reason_of(error) -> str:
     "An error of a library in one short line: its class and what it says."
@@ -25,196 +27,303 @@ def reason_of(error) -> str:
 
 # %% ../nbs/000_store.ipynb #5c45d02b
 def canonical(value):
-    """`value` in terms of JSON: dataclasses and dicts as dicts, tuples as lists, paths as text, bytes by their hash.
+    """`value` in terms of JSON: dataclasses and dicts as dicts, tuples as lists, paths as text,
+    bytes by their hash.
 
     Raises TypeError for anything else, and for a dict with a key that is not a string."""
-    if value is None or isinstance(value, (bool, int, float, str)): return value
-    if isinstance(value, (list, tuple)): return [canonical(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [canonical(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         for k in value:
-            if not isinstance(k, str): raise TypeError(f'a digest takes dicts with string keys, not {k!r}')
+            if not isinstance(k, str):
+                raise TypeError(f'a digest takes dicts with string keys, not {k!r}')
         return {k: canonical(v) for k, v in value.items()}
-    if isinstance(value, os.PathLike): return os.fspath(value)
-    if isinstance(value, (bytes, bytearray)): return {'sha256': hashlib.sha256(value).hexdigest()}
-    raise TypeError(f'a digest takes JSON values, dataclasses, paths and bytes, not {type(value).__name__}')
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (bytes, bytearray)):
+        return {'sha256': hashlib.sha256(value).hexdigest()}
+    raise TypeError(
+        f'a digest takes JSON values, dataclasses, paths and bytes, not {type(value).__name__}'
+    )
 
 # %% ../nbs/000_store.ipynb #342760c4
-def _canonical_text(value): return json.dumps(canonical(value), sort_keys=True, separators=(',', ':'))
+def _canonical_text(value):
+    return json.dumps(canonical(value), sort_keys=True, separators=(',', ':'))
+
 
 def digest(*parts) -> str:
-    "16 hex characters of SHA-256 over the canonical JSON of `parts`. Raises TypeError for a part that has no canonical form."
+    """16 hex characters of SHA-256 over the canonical JSON of `parts`. Raises TypeError for a part
+    that has no canonical form."""
     return hashlib.sha256(_canonical_text(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/000_store.ipynb #699839f4
 _TEMPORARY = re.compile(r'\.(tmp|old)-[0-9a-f]{32}-\d+-[0-9a-f]{8}$')
 
+
 def _files(folder) -> list[str]:
-    "Sorted relative POSIX names of the files that make up `folder`: no manifest, no lock, nothing temporary."
+    """Sorted relative POSIX names of the files that make up `folder`: no manifest, no lock, nothing
+    temporary."""
     names = []
     for here, dirs, files in os.walk(folder):
         dirs[:] = [d for d in dirs if not _TEMPORARY.search(d)]
-        names += [Path(here, f).relative_to(folder).as_posix() for f in files if not _TEMPORARY.search(f)]
+        names += [
+            Path(here, f).relative_to(folder).as_posix() for f in files if not _TEMPORARY.search(f)
+        ]
     return sorted(n for n in names if n not in ('manifest.json', '.lock'))
 
 # %% ../nbs/000_store.ipynb #659a7308
 def file_digest(path) -> str:
     "SHA-256 of a file's content, 64 hex characters. Raises InputError if the file cannot be read."
     try:
-        with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    except OSError as e: raise InputError(f'cannot read {path}: {e.strerror}') from e
+        with open(path, 'rb') as f:
+            return hashlib.file_digest(f, 'sha256').hexdigest()
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from e
+
 
 def content_digest(path) -> str:
-    "16 hex characters for the content of a file, or of a folder: its sorted relative names and contents. Raises InputError if it is not there."
+    """16 hex characters for the content of a file, or of a folder: its sorted relative names and
+    contents. Raises InputError if it is not there."""
     path = Path(path)
-    if path.is_dir(): return digest([[name, file_digest(path/name)] for name in _files(path)])
+    if path.is_dir():
+        return digest([[name, file_digest(path / name)] for name in _files(path)])
     return file_digest(path)[:16]
 
 # %% ../nbs/000_store.ipynb #a3daf3d3
-_LIVE = set()                                    # temporary names of this process that are in use
+_LIVE = set()  # temporary names of this process that are in use
 
-def _host() -> str: return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
 
 def _temporary(path, kind) -> Path:
     return path.with_name(f'{path.name}.{kind}-{uuid.uuid4().hex}-{os.getpid()}-{_host()}')
 
+
 def _abandoned(temporary) -> bool:
     "Whether the process that made a temporary name is known to be gone."
     _, pid, host = temporary.name.rsplit('-', 2)
-    if host != _host(): return False             # another machine on a shared disk: it cannot be asked
-    if int(pid) == os.getpid(): return temporary not in _LIVE
-    try: os.kill(int(pid), 0)
-    except ProcessLookupError: return True
-    except PermissionError: pass
+    if host != _host():
+        return False  # another machine on a shared disk: it cannot be asked
+    if int(pid) == os.getpid():
+        return temporary not in _LIVE
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
     return False
 
 # %% ../nbs/000_store.ipynb #a3f73b6e
 def _remove(path):
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def tidy(path) -> None:
     """Clear what a killed writer of `path` left beside it.
 
-    Replacing a folder takes two renames; if the writer died between them, the old folder is put back. Never raises for a file that is gone."""
+    Replacing a folder takes two renames; if the writer died between them, the old folder is put
+    back. Never raises for a file that is gone."""
     path = Path(path).absolute()
-    if not path.parent.is_dir(): return
-    stray = [p for p in path.parent.iterdir() if p.name.startswith(path.name + '.')
-             and _TEMPORARY.fullmatch(p.name[len(path.name):]) and _abandoned(p)]
-    for p in sorted(stray, key=lambda p: f'{path.name}.old-' not in p.name):   # put back first, remove after
-        if f'{path.name}.old-' in p.name and not path.exists(): os.replace(p, path)
-        else: _remove(p)
+    if not path.parent.is_dir():
+        return
+    stray = [
+        p
+        for p in path.parent.iterdir()
+        if p.name.startswith(path.name + '.')
+        and _TEMPORARY.fullmatch(p.name[len(path.name) :])
+        and _abandoned(p)
+    ]
+    # put back first, remove after
+    for p in sorted(stray, key=lambda p: f'{path.name}.old-' not in p.name):
+        if f'{path.name}.old-' in p.name and not path.exists():
+            os.replace(p, path)
+        else:
+            _remove(p)
 
 # %% ../nbs/000_store.ipynb #15f8a53a
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 def _fsync_all(path):
     "Flush a file, or every file and folder below a folder, to the disk."
     if path.is_dir():
         for here, _, files in os.walk(path, topdown=False):
-            for f in files: _fsync(os.path.join(here, f))
+            for f in files:
+                _fsync(os.path.join(here, f))
             _fsync(here)
-    else: _fsync(path)
+    else:
+        _fsync(path)
 
 # %% ../nbs/000_store.ipynb #cacaafe0
 def _publish(temporary, path):
     "Put a finished temporary in the place of `path`, whatever is there now."
     _fsync_all(temporary)
-    if path.is_dir() and not path.is_symlink():  # a folder cannot be renamed over a folder that holds files
-        old = _temporary(path, 'old'); _LIVE.add(old)
-        try: os.replace(path, old); os.replace(temporary, path)
+    # a folder cannot be renamed over a folder that holds files
+    if path.is_dir() and not path.is_symlink():
+        old = _temporary(path, 'old')
+        _LIVE.add(old)
+        try:
+            os.replace(path, old)
+            os.replace(temporary, path)
         finally:
             _LIVE.discard(old)
-            if old.exists() and not path.exists(): os.replace(old, path)
-        _fsync(path.parent); _remove(old)
-    else: os.replace(temporary, path)
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+        _fsync(path.parent)
+        _remove(old)
+    else:
+        os.replace(temporary, path)
     _fsync(path.parent)
 
 # %% ../nbs/000_store.ipynb #f4bca5a8
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
+
 def _size(path) -> int:
-    if path.is_dir(): return sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
     return path.stat().st_size if path.exists() else 0
+
 
 @contextmanager
 def staged(path):
-    """Yield a temporary sibling of `path` to create as a file or a folder; on success flush it and rename it to `path`, on error remove it.
+    """Yield a temporary sibling of `path` to create as a file or a folder; on success flush it and
+    rename it to `path`, on error remove it.
 
-    What was at `path` stays until the new one is complete. Raises OSError naming `path` and the bytes written if the disk is full."""
-    path = Path(path).absolute(); path.parent.mkdir(parents=True, exist_ok=True); tidy(path)
-    temporary = _temporary(path, 'tmp'); _LIVE.add(temporary)
-    try: yield temporary; _publish(temporary, path)
+    What was at `path` stays until the new one is complete. Raises OSError naming `path` and the
+    bytes written if the disk is full."""
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tidy(path)
+    temporary = _temporary(path, 'tmp')
+    _LIVE.add(temporary)
+    try:
+        yield temporary
+        _publish(temporary, path)
     except OSError as e:
-        if e.errno not in _NO_ROOM: raise
-        raise OSError(e.errno, f'{os.strerror(e.errno)}: {_size(temporary)} bytes of {path} were written, '
-                      f'{shutil.disk_usage(path.parent).free} bytes are free there; the old content is untouched') from e
+        if e.errno not in _NO_ROOM:
+            raise
+        raise OSError(
+            e.errno,
+            f'{os.strerror(e.errno)}: {_size(temporary)} bytes of {path} were written,'
+            f' {shutil.disk_usage(path.parent).free} bytes are free there; the old content is'
+            ' untouched',
+        ) from e
     finally:
         _LIVE.discard(temporary)
         _remove(temporary)
 
 # %% ../nbs/000_store.ipynb #43cc6ed7
 def write_json(path, obj) -> Path:
-    "Write `obj` as indented JSON, whole or not at all. Dataclasses, tuples and paths are written in their canonical form."
-    with staged(path) as t: t.write_text(json.dumps(canonical(obj), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    """Write `obj` as indented JSON, whole or not at all. Dataclasses, tuples and paths are written
+    in their canonical form."""
+    with staged(path) as t:
+        t.write_text(
+            json.dumps(canonical(obj), indent=1, ensure_ascii=False) + '\n', encoding='utf-8'
+        )
     return Path(path)
+
 
 def read_json(path):
     "The content of a JSON file. Raises InputError naming the file if it is missing or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as e: raise InputError(f'cannot read {path}: {e.strerror}') from e
-    except ValueError as e: raise InputError(f'{path} is not JSON ({e}): delete it, or restore it') from e
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from e
+    except ValueError as e:
+        raise InputError(f'{path} is not JSON ({e}): delete it, or restore it') from e
 
 # %% ../nbs/000_store.ipynb #0a84695e
 def write_manifest(folder, **extra) -> dict:
-    "Write `manifest.json` with the bytes and SHA-256 of every file in `folder`, and `extra`, after all of them are on the disk."
-    folder = Path(folder); _fsync_all(folder)
-    files = {n: {'bytes': (folder/n).stat().st_size, 'sha256': file_digest(folder/n)} for n in _files(folder)}
+    """Write `manifest.json` with the bytes and SHA-256 of every file in `folder`, and `extra`,
+    after all of them are on the disk."""
+    folder = Path(folder)
+    _fsync_all(folder)
+    files = {
+        n: {'bytes': (folder / n).stat().st_size, 'sha256': file_digest(folder / n)}
+        for n in _files(folder)
+    }
     manifest = {'files': files, **extra}
-    write_json(folder/'manifest.json', manifest)
+    write_json(folder / 'manifest.json', manifest)
     return manifest
 
 # %% ../nbs/000_store.ipynb #ac296915
 def _listed(folder) -> dict:
-    "The manifest of `folder`, its form and its names checked: a name that leads out of the folder is refused."
-    path = Path(folder)/'manifest.json'; manifest = read_json(path)
+    """The manifest of `folder`, its form and its names checked: a name that leads out of the folder
+    is refused."""
+    path = Path(folder) / 'manifest.json'
+    manifest = read_json(path)
     files = manifest.get('files') if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(f, dict) and {'bytes', 'sha256'} <= f.keys() for f in files.values()):
+    if not isinstance(files, dict) or not all(
+        isinstance(f, dict) and {'bytes', 'sha256'} <= f.keys() for f in files.values()
+    ):
         raise InputError(f'{path} is not a manifest of ours: it has no table of files')
     for name in files:
-        if Path(name).is_absolute() or '..' in Path(name).parts: raise InputError(f'{path} names a file outside its folder: {name!r}')
+        if Path(name).is_absolute() or '..' in Path(name).parts:
+            raise InputError(f'{path} names a file outside its folder: {name!r}')
     return manifest
+
 
 def _check_sizes(folder, manifest):
     for name, fact in manifest['files'].items():
-        path = Path(folder)/name
-        if not path.is_file(): raise InputError(f'{path} is missing: its manifest lists it')
-        if path.stat().st_size != fact['bytes']: raise InputError(f'{path} has {path.stat().st_size} bytes, its manifest says {fact["bytes"]}')
+        path = Path(folder) / name
+        if not path.is_file():
+            raise InputError(f'{path} is missing: its manifest lists it')
+        if path.stat().st_size != fact['bytes']:
+            raise InputError(
+                f'{path} has {path.stat().st_size} bytes, its manifest says {fact["bytes"]}'
+            )
+
 
 def verify_manifest(folder) -> dict:
-    "The manifest of `folder`, after every file was compared with it. Raises InputError naming the first missing or damaged file."
-    tidy(folder)                                 # a folder whose replacement was cut short is put back first
-    manifest = _listed(folder); _check_sizes(folder, manifest)
+    """The manifest of `folder`, after every file was compared with it. Raises InputError naming the
+    first missing or damaged file."""
+    tidy(folder)  # a folder whose replacement was cut short is put back first
+    manifest = _listed(folder)
+    _check_sizes(folder, manifest)
     for name, fact in manifest['files'].items():
-        if file_digest(Path(folder)/name) != fact['sha256']: raise InputError(f'{Path(folder)/name} is damaged: its hash is not the one in its manifest')
+        if file_digest(Path(folder) / name) != fact['sha256']:
+            raise InputError(
+                f'{Path(folder) / name} is damaged: its hash is not the one in its manifest'
+            )
     return manifest
 
 # %% ../nbs/000_store.ipynb #612e33b3
 @contextmanager
 def locked(folder, wait=False):
-    "Hold `folder` for this process; make it if needed. If another process holds it: `wait` for it, or raise InputError naming it."
+    """Hold `folder` for this process; make it if needed. If another process holds it: `wait` for
+    it, or raise InputError naming it."""
     import fcntl
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'.lock', 'a+') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'a+') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as e:
             f.seek(0)
-            raise InputError(f'{folder} is in use by process {f.read().strip() or "unknown"}: wait for it, or choose another folder') from e
-        f.truncate(0); f.write(f'{os.getpid()} on {socket.gethostname()}'); f.flush()
+            raise InputError(
+                f'{folder} is in use by process {f.read().strip() or "unknown"}: wait for it, or'
+                ' choose another folder'
+            ) from e
+        f.truncate(0)
+        f.write(f'{os.getpid()} on {socket.gethostname()}')
+        f.flush()
         yield folder
 
 # %% ../nbs/000_store.ipynb #19f2fbb2
@@ -222,77 +331,120 @@ def runs_root() -> Path:
     "Where stages are kept: `$BALANCEDDPO_RUNS`, or `runs` in the current folder."
     return Path(os.environ.get('BALANCEDDPO_RUNS') or 'runs').expanduser()
 
+
 def first_difference(a, b, name='') -> tuple | None:
-    "The dotted name of the first field in which two canonical values differ, and both values; None if they agree."
+    """The dotted name of the first field in which two canonical values differ, and both values;
+    None if they agree."""
     if isinstance(a, dict) and isinstance(b, dict):
         for k in sorted(a.keys() | b.keys()):
-            found = first_difference(a.get(k, '(absent)'), b.get(k, '(absent)'), f'{name}.{k}' if name else k)
-            if found: return found
+            found = first_difference(
+                a.get(k, '(absent)'), b.get(k, '(absent)'), f'{name}.{k}' if name else k
+            )
+            if found:
+                return found
         return None
     return None if _canonical_text(a) == _canonical_text(b) else (name, a, b)
 
 # %% ../nbs/000_store.ipynb #def17cfb
 @dataclass
 class Stage:
-    "A folder for the result of one step of work, and the inputs (in canonical form) it is the result of."
+    """A folder for the result of one step of work, and the inputs (in canonical form) it is the
+    result of."""
+
     folder: Path
     inputs: dict
 
     @property
     def done(self) -> bool:
-        "Whether a manifest is there, the files have the sizes it says, and they came from these inputs."
-        try: _check_sizes(self.folder, _listed(self.folder)); kept = read_json(self.folder/'inputs.json')
-        except InputError: return False
+        """Whether a manifest is there, the files have the sizes it says, and they came from these
+        inputs."""
+        try:
+            _check_sizes(self.folder, _listed(self.folder))
+            kept = read_json(self.folder / 'inputs.json')
+        except InputError:
+            return False
         return first_difference(kept, self.inputs) is None
 
     @property
     def intact(self) -> bool:
         "Whether the stage is done and every file has the hash in its manifest."
-        if not self.done: return False
-        try: verify_manifest(self.folder)
-        except InputError: return False
+        if not self.done:
+            return False
+        try:
+            verify_manifest(self.folder)
+        except InputError:
+            return False
         return True
 
     def finish(self, **extra) -> Path:
         "Mark the stage as done: write the manifest, with `extra` in it. Returns the folder."
-        write_manifest(self.folder, **extra); return self.folder
+        write_manifest(self.folder, **extra)
+        return self.folder
 
 # %% ../nbs/000_store.ipynb #16f44480
 def open_stage(kind, inputs, root=None, folder=None) -> Stage:
-    """The stage of `kind` with these `inputs` (a dict or a dataclass), its folder made and `inputs.json` written in it.
+    """The stage of `kind` with these `inputs` (a dict or a dataclass), its folder made and
+    `inputs.json` written in it.
 
-    `folder` names the place; otherwise it is `<root or runs_root()>/<kind>/<digest>`. Raises InputError if the folder holds the result of other
-    inputs (it names the first field that differs) or files that are no stage's."""
+    `folder` names the place; otherwise it is `<root or runs_root()>/<kind>/<digest>`. Raises
+    InputError if the folder holds the result of other inputs (it names the first field that
+    differs) or files that are no stage's."""
     inputs = canonical(inputs)
-    folder = Path(folder) if folder else Path(root or runs_root())/kind/digest(inputs)
-    tidy(folder); folder.mkdir(parents=True, exist_ok=True); tidy(folder/'inputs.json')
-    if not (folder/'inputs.json').exists():
-        if foreign := set(_files(folder)) - {'inputs.json'}: raise InputError(f'{folder} holds files that are not ours ({min(foreign)}): choose an empty folder')
-        write_json(folder/'inputs.json', inputs)                     # if it is there by now, another worker wrote it
-    if found := first_difference(read_json(folder/'inputs.json'), inputs):
-        raise InputError('{} was made with {} = {!r}, not {!r}: choose another folder, or delete it'.format(folder, *found))
+    folder = Path(folder) if folder else Path(root or runs_root()) / kind / digest(inputs)
+    tidy(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy(folder / 'inputs.json')
+    if not (folder / 'inputs.json').exists():
+        if foreign := set(_files(folder)) - {'inputs.json'}:
+            raise InputError(
+                f'{folder} holds files that are not ours ({min(foreign)}): choose an empty folder'
+            )
+        write_json(folder / 'inputs.json', inputs)  # if it is there by now, another worker wrote it
+    if found := first_difference(read_json(folder / 'inputs.json'), inputs):
+        raise InputError(
+            '{} was made with {} = {!r}, not {!r}: choose another folder, or delete it'.format(
+                folder, *found
+            )
+        )
     return Stage(folder, inputs)
 
 # %% ../nbs/000_store.ipynb #f09142e1
 def pair_generator(seed, step, pair_id, stream):
-    "A NumPy generator that depends on these four values and on nothing else; `stream` separates uses that must not share numbers."
+    """A NumPy generator that depends on these four values and on nothing else; `stream` separates
+    uses that must not share numbers."""
     import hashlib, numpy as np
+
     key = hashlib.sha256(f'{stream}|{int(seed)}|{int(step)}|{pair_id}'.encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, 'little')))
 
 # %% ../nbs/000_store.ipynb #233aef6b
 def asset(*parts) -> Path:
-    "The path of a file or folder in `balanceddpo/assets`. Raises InputError if it is not there or not inside."
+    """The path of a file or folder in `balanceddpo/assets`. Raises InputError if it is not there or
+    not inside."""
     from importlib.resources import files
-    root = Path(str(files('balanceddpo')))/'assets'; path = root.joinpath(*parts)
-    if not path.resolve().is_relative_to(root.resolve()): raise InputError(f'asset {"/".join(map(str, parts))!r} lies outside the package')
-    if not path.exists(): raise InputError(f'the package has no asset {"/".join(map(str, parts))!r}: was it installed whole?')
+
+    root = Path(str(files('balanceddpo'))) / 'assets'
+    path = root.joinpath(*parts)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f'asset {"/".join(map(str, parts))!r} lies outside the package')
+    if not path.exists():
+        raise InputError(
+            f'the package has no asset {"/".join(map(str, parts))!r}: was it installed whole?'
+        )
     return path
+
 
 @lru_cache(maxsize=1)
 def package_key() -> str:
     "16 hex characters of the installed package: its version, sources and assets."
     import balanceddpo
+
     root = Path(balanceddpo.__file__).parent
-    files = sorted(p for p in root.rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.suffix != '.ipynb')
-    return digest(balanceddpo.__version__, [[p.relative_to(root).as_posix(), file_digest(p)] for p in files])
+    files = sorted(
+        p
+        for p in root.rglob('*')
+        if p.is_file() and '__pycache__' not in p.parts and p.suffix != '.ipynb'
+    )
+    return digest(
+        balanceddpo.__version__, [[p.relative_to(root).as_posix(), file_digest(p)] for p in files]
+    )

@@ -24,75 +24,129 @@ __all__ = ['PREPROCESSING', 'float_to_bytes', 'ImageBatch', 'as_batch', 'pad_to_
 def float_to_bytes(images):
     """uint8 of float images `[n, 3, h, w]`, rounded.
 
-    Raises InputError if a value is outside [0, 1], or if an image was divided by 255 twice (0 < brightest value <= 2/255)."""
+    Raises InputError if a value is outside [0, 1], or if an image was divided by 255 twice (0 <
+    brightest value <= 2/255)."""
     import torch
-    if not len(images): return images.to(torch.uint8)
+
+    if not len(images):
+        return images.to(torch.uint8)
     low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):                       # also where one of them is NaN
-        hint = ('undo the normalisation, e.g. (x + 1) / 2' if low < 0 else 'divide 0..255 by 255, clamp a resized image, or pass uint8' if high > 1 else
-                'there are values in them that are no numbers')
-        raise InputError(f'float images must lie in [0, 1], these span [{low:.4g}, {high:.4g}]: {hint}')
+    if not (low >= 0 and high <= 1):  # also where one of them is NaN
+        hint = (
+            'undo the normalisation, e.g. (x + 1) / 2'
+            if low < 0
+            else (
+                'divide 0..255 by 255, clamp a resized image, or pass uint8'
+                if high > 1
+                else 'there are values in them that are no numbers'
+            )
+        )
+        raise InputError(
+            f'float images must lie in [0, 1], these span [{low:.4g}, {high:.4g}]: {hint}'
+        )
     brightest = images.flatten(1).amax(1)
-    dark = ((brightest > 0) & (brightest <= 2/255)).nonzero().flatten().tolist()
-    if dark: raise InputError(f'float image {dark[0]} is at most {brightest[dark[0]]:.4f} bright, as if divided by 255 twice; if it is that dark, pass uint8')
+    dark = ((brightest > 0) & (brightest <= 2 / 255)).nonzero().flatten().tolist()
+    if dark:
+        raise InputError(
+            f'float image {dark[0]} is at most {brightest[dark[0]]:.4f} bright, as if divided by'
+            ' 255 twice; if it is that dark, pass uint8'
+        )
     return (images.float() * 255).round().to(torch.uint8)
 
 # %% ../nbs/05_towers.ipynb #7ed82fa4
 def _tensor_images(images, where):
     "The images of one tensor, each uint8 [3, h, w]."
     import torch
-    if images.ndim != 4 or images.shape[1] != 3: raise InputError(f'{where} must have the shape [n, 3, h, w], not {list(images.shape)}')
-    if images.dtype != torch.uint8 and not images.is_floating_point(): raise InputError(f'{where} must be uint8 or float in [0, 1], not {images.dtype}')
+
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f'{where} must have the shape [n, 3, h, w], not {list(images.shape)}')
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(f'{where} must be uint8 or float in [0, 1], not {images.dtype}')
     return list((images if images.dtype == torch.uint8 else float_to_bytes(images)).cpu())
+
 
 def _checked(images) -> list:
     "PIL images in RGB or uint8 tensors [3, h, w]. Raises InputError for anything else."
     import torch
     from PIL.Image import Image
-    if isinstance(images, torch.Tensor): return _tensor_images(images, 'images')
+
+    if isinstance(images, torch.Tensor):
+        return _tensor_images(images, 'images')
     if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-        raise InputError(f'images must be a sequence of PIL images or a tensor [n, 3, h, w], not {type(images).__name__}')
+        raise InputError(
+            'images must be a sequence of PIL images or a tensor [n, 3, h, w], not'
+            f' {type(images).__name__}'
+        )
     found = []
     for n, image in enumerate(images):
-        if isinstance(image, Image): found.append(image if image.mode == 'RGB' else image.convert('RGB'))
-        elif isinstance(image, torch.Tensor): found += _tensor_images(image[None], f'image {n} (with a first dimension added)')
-        else: raise InputError(f'image {n} must be a PIL image or a tensor [3, h, w], not {type(image).__name__}')
+        if isinstance(image, Image):
+            found.append(image if image.mode == 'RGB' else image.convert('RGB'))
+        elif isinstance(image, torch.Tensor):
+            found += _tensor_images(image[None], f'image {n} (with a first dimension added)')
+        else:
+            raise InputError(
+                f'image {n} must be a PIL image or a tensor [3, h, w], not {type(image).__name__}'
+            )
     return found
 
 # %% ../nbs/05_towers.ipynb #4579521b
 class ImageBatch(Sequence):
-    """Images that passed the checks: `batch[i]` is PIL in RGB, `batch.pixels(i)` uint8 `[3, h, w]`, `batch.ids` one name an image.
+    """Images that passed the checks: `batch[i]` is PIL in RGB, `batch.pixels(i)` uint8 `[3, h, w]`,
+    `batch.ids` one name an image.
 
     Raises InputError for images that did not."""
-    def __init__(self, images, ids=None):
-        self.images, self._ids, self._views = _checked(images), None if ids is None else list(ids), {}
-        if ids is not None and len(self._ids) != len(self.images): raise InputError(f'{len(self.images)} images have {len(self._ids)} ids')
 
-    def __len__(self): return len(self.images)
+    def __init__(self, images, ids=None):
+        self.images, self._ids, self._views = (
+            _checked(images),
+            None if ids is None else list(ids),
+            {},
+        )
+        if ids is not None and len(self._ids) != len(self.images):
+            raise InputError(f'{len(self.images)} images have {len(self._ids)} ids')
+
+    def __len__(self):
+        return len(self.images)
+
     def __getitem__(self, i):
-        if isinstance(i, slice): return ImageBatch(self.images[i], self.ids[i])
+        if isinstance(i, slice):
+            return ImageBatch(self.images[i], self.ids[i])
         from PIL import Image
+
         image = self.images[i]
-        return image if isinstance(image, Image.Image) else Image.fromarray(image.permute(1, 2, 0).numpy())
+        return (
+            image
+            if isinstance(image, Image.Image)
+            else Image.fromarray(image.permute(1, 2, 0).numpy())
+        )
 
     def pixels(self, i):
         import numpy as np, torch
+
         image = self.images[i]
-        return image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return (
+            image
+            if isinstance(image, torch.Tensor)
+            else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        )
 
     def view(self, name, i, make):
         "`make()` for image i, kept under `name` for the next tower that looks in the same way."
-        if (name, i) not in self._views: self._views[name, i] = make()
+        if (name, i) not in self._views:
+            self._views[name, i] = make()
         return self._views[name, i]
 
     @property
     def ids(self) -> list:
-        if self._ids is None: self._ids = [self._content_id(i) for i in range(len(self))]
+        if self._ids is None:
+            self._ids = [self._content_id(i) for i in range(len(self))]
         return self._ids
 
     def _content_id(self, i):
         pixels = self.pixels(i)
-        return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(
+            repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
+        ).hexdigest()
 
 # %% ../nbs/05_towers.ipynb #8fa7cde7
 def as_batch(images) -> ImageBatch:
@@ -101,22 +155,29 @@ def as_batch(images) -> ImageBatch:
 
 # %% ../nbs/05_towers.ipynb #8cd3aba7
 def pad_to_square(pixels, size: int):
-    """HPS v2's view: uint8 `[3, h, w]` to float `[3, size, size]`, longest side to `size`, black borders.
+    """HPS v2's view: uint8 `[3, h, w]` to float `[3, size, size]`, longest side to `size`, black
+    borders.
 
-    Values may overshoot [0, 1] a little, as bicubic resizing does. Source: `image_transform(resize_longest_max=True)` of the package hpsv2."""
+    Values may overshoot [0, 1] a little, as bicubic resizing does. Source:
+    `image_transform(resize_longest_max=True)` of the package hpsv2."""
     import torch.nn.functional as F
-    x = pixels.float().div(255); h, w = x.shape[1:]
+
+    x = pixels.float().div(255)
+    h, w = x.shape[1:]
     if max(h, w) != size:
-        scale = size / max(h, w); h, w = max(1, round(h * scale)), max(1, round(w * scale))
+        scale = size / max(h, w)
+        h, w = max(1, round(h * scale)), max(1, round(w * scale))
         x = F.interpolate(x[None], (h, w), mode='bicubic', antialias=True, align_corners=False)[0]
     left, top = (size - w) // 2, (size - h) // 2
     return F.pad(x, (left, size - w - left, top, size - h - top))
 
 # %% ../nbs/05_towers.ipynb #24457cb1
 def crop_to_square(image, size: int, crop: int | None = None):
-    "CLIP's view: a PIL image to float `[3, crop, crop]`, shortest side to `size` (bicubic, 8 bits), the middle `crop` (default `size`) pixels of it."
+    """CLIP's view: a PIL image to float `[3, crop, crop]`, shortest side to `size` (bicubic, 8
+    bits), the middle `crop` (default `size`) pixels of it."""
     import numpy as np, torch
     from PIL import Image
+
     (w, h), crop = image.size, crop or size
     new = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)
     left, top = (new[0] - crop) // 2, (new[1] - crop) // 2
@@ -125,11 +186,29 @@ def crop_to_square(image, size: int, crop: int | None = None):
 
 # %% ../nbs/05_towers.ipynb #86366d47
 class Tower:
-    """Image and text encoder of a CLIP-like model: `images(batch)` and `texts(prompts)` give unit vectors, float32 `[n, d]` on the CPU.
+    """Image and text encoder of a CLIP-like model: `images(batch)` and `texts(prompts)` give unit
+    vectors, float32 `[n, d]` on the CPU.
 
-    `key` names weights, view and precision; `scale` is the model's learned exp(logit_scale). The last `remember` embeddings of each side are kept."""
-    def __init__(self, key, encode_images, encode_texts, view, scale=1., device='cpu', dtype=None, remember=8192):
-        self.key, self.encode_images, self.encode_texts, self.view = key, encode_images, encode_texts, view
+    `key` names weights, view and precision; `scale` is the model's learned exp(logit_scale). The
+    last `remember` embeddings of each side are kept."""
+
+    def __init__(
+        self,
+        key,
+        encode_images,
+        encode_texts,
+        view,
+        scale=1.0,
+        device='cpu',
+        dtype=None,
+        remember=8192,
+    ):
+        self.key, self.encode_images, self.encode_texts, self.view = (
+            key,
+            encode_images,
+            encode_texts,
+            view,
+        )
         self.scale, self.device, self.dtype, self.remember = scale, device, dtype, remember
         self.image_passes = self.text_passes = 0
         self.forget()
@@ -141,197 +220,376 @@ class Tower:
     def images(self, batch, batch_size=64):
         "Unit embeddings of the images of an `ImageBatch`."
         import torch
+
         def encode(places):
             self.image_passes += len(places)
             pixels = torch.stack(in_threads(lambda i: self.view(batch, i), places))
             return self.encode_images(pixels.to(self.device, self.dtype))
+
         return self._recall(self._images, batch.ids, encode, batch_size)
 
     def texts(self, prompts, batch_size=64):
         "Unit embeddings of prompts."
+
         def encode(places):
             self.text_passes += len(places)
             return self.encode_texts([prompts[i] for i in places])
+
         return self._recall(self._texts, list(prompts), encode, batch_size)
 
     def _recall(self, memory, ids, encode, batch_size):
         "One row an id: the remembered ones, and in batches those that are new."
         import torch
-        place = {name: i for i, name in reversed(list(enumerate(ids)))}            # where each id occurs first
+
+        # where each id occurs first
+        place = {name: i for i, name in reversed(list(enumerate(ids)))}
         known = {name: memory[name] for name in place if name in memory}
         new = sorted((place[name], name) for name in place if name not in known)
-        for some in (new[i:i + batch_size] for i in range(0, len(new), batch_size)):
-            with torch.no_grad(): rows = torch.nn.functional.normalize(encode([i for i, _ in some]).float(), dim=-1).cpu()
+        for some in (new[i : i + batch_size] for i in range(0, len(new), batch_size)):
+            with torch.no_grad():
+                rows = torch.nn.functional.normalize(
+                    encode([i for i, _ in some]).float(), dim=-1
+                ).cpu()
             known.update(zip((name for _, name in some), rows))
-        for name in place: memory[name] = known[name]; memory.move_to_end(name)
-        while len(memory) > self.remember: memory.popitem(last=False)
+        for name in place:
+            memory[name] = known[name]
+            memory.move_to_end(name)
+        while len(memory) > self.remember:
+            memory.popitem(last=False)
         return torch.stack([known[name] for name in ids])
 
 # %% ../nbs/05_towers.ipynb #21c4f453
 def in_threads(f, items) -> list:
-    "`[f(i) for i in items]`, in up to eight threads where there are the cores for it; for work that lets go of the interpreter's lock."
+    """`[f(i) for i in items]`, in up to eight threads where there are the cores for it; for work
+    that lets go of the interpreter's lock."""
     threads = min(8, (os.cpu_count() or 1) - 1, len(items) // 8)
-    if threads < 2: return [f(i) for i in items]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(f, items))
+    if threads < 2:
+        return [f(i) for i in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(f, items))
+
 
 def ahead_in_threads(f, items, ahead=64):
-    "Yield `f(i)` for i in `items`, in their order; threads work up to `ahead` of them before they are asked for. What `f` raises comes in its place."
+    """Yield `f(i)` for i in `items`, in their order; threads work up to `ahead` of them before they
+    are asked for. What `f` raises comes in its place."""
     pool, waiting = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) - 1))), deque()
     try:
         for i in items:
             waiting.append(pool.submit(f, i))
-            if len(waiting) > ahead: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-    finally: pool.shutdown(cancel_futures=True)
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_towers.ipynb #805dc52f
 def hub_file(repository: str, *names: str) -> Path:
-    "The local copy of the first of `names` that a Hub repository has, downloaded or from the cache. Raises InputError if none can be had."
+    """The local copy of the first of `names` that a Hub repository has, downloaded or from the
+    cache. Raises InputError if none can be had."""
     from huggingface_hub import hf_hub_download
+
     for name in names:
-        try: return Path(hf_hub_download(repository, name))
-        except Exception as e: reason = reason_of(e)               # the Hub's errors have no common class
-    raise InputError(f'{repository}: {names[0]} is not to be had from the Hub ({reason}), and there is no such local path: give the path of a downloaded copy')
+        try:
+            return Path(hf_hub_download(repository, name))
+        except Exception as e:
+            reason = reason_of(e)  # the Hub's errors have no common class
+    raise InputError(
+        f'{repository}: {names[0]} is not to be had from the Hub ({reason}), and there is no such'
+        ' local path: give the path of a downloaded copy'
+    )
+
 
 def find_source(source: str) -> Path | str:
     "A local path, or the id of a Hub repository. Raises InputError for what is neither."
     path, parts = Path(source).expanduser(), str(source).split('/')
-    if path.exists(): return path
-    if parts[0] in ('', '.', '..', '~') or len(parts) == 1: raise InputError(f'{source}: no such file or folder')
+    if path.exists():
+        return path
+    if parts[0] in ('', '.', '..', '~') or len(parts) == 1:
+        raise InputError(f'{source}: no such file or folder')
     return hub_file('/'.join(parts[:2]), '/'.join(parts[2:])) if len(parts) > 2 else str(source)
 
 # %% ../nbs/05_towers.ipynb #58c3f483
 def weight_files(folder) -> list[Path]:
     "The weight files in a folder: safetensors, or pickles if there are no others."
-    return sorted(Path(folder).glob('*.safetensors')) or sorted(p for p in Path(folder).iterdir() if p.suffix in ('.bin', '.pt', '.pth'))
+    return sorted(Path(folder).glob('*.safetensors')) or sorted(
+        p for p in Path(folder).iterdir() if p.suffix in ('.bin', '.pt', '.pth')
+    )
+
 
 def source_digest(source) -> str:
     "16 hex characters for the weights and settings at a source that `find_source` has found."
-    if not isinstance(source, Path): return digest(source, hub_file(source, 'config.json', 'open_clip_config.json').parent.name)
-    if source.is_file(): return file_digest(source)[:16]
-    settings = sorted(p for p in source.iterdir() if p.suffix in ('.json', '.txt') and p.name != 'manifest.json')
+    if not isinstance(source, Path):
+        return digest(source, hub_file(source, 'config.json', 'open_clip_config.json').parent.name)
+    if source.is_file():
+        return file_digest(source)[:16]
+    settings = sorted(
+        p for p in source.iterdir() if p.suffix in ('.json', '.txt') and p.name != 'manifest.json'
+    )
     return digest([[p.name, file_digest(p)] for p in settings + weight_files(source)])
 
 # %% ../nbs/05_towers.ipynb #345d2acd
 @contextmanager
 def loading(what):
-    "Turn whatever goes wrong inside a model library into an InputError of one line that names `what`."
+    """Turn whatever goes wrong inside a model library into an InputError of one line that names
+    `what`."""
     from pickle import UnpicklingError
     from safetensors import SafetensorError
-    try: yield
-    except InputError: raise
+
+    try:
+        yield
+    except InputError:
+        raise
     except UnpicklingError as e:
-        raise InputError(f'{what} holds more than tensors and was not loaded: a pickle can run any program. If you trust it, convert it to safetensors') from e
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError) as e:
+        raise InputError(
+            f'{what} holds more than tensors and was not loaded: a pickle can run any program. If'
+            ' you trust it, convert it to safetensors'
+        ) from e
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        SafetensorError,
+    ) as e:
         raise InputError(f'{what} cannot be loaded ({reason_of(e)})') from e
 
+
 def read_weights(path) -> dict:
-    "The tensors of a .safetensors file, or of a pickle (its 'state_dict' if it has one). Raises InputError if it is damaged or holds anything else."
+    """The tensors of a .safetensors file, or of a pickle (its 'state_dict' if it has one). Raises
+    InputError if it is damaged or holds anything else."""
     import torch
     from safetensors.torch import load_file
+
     with loading(path):
-        found = load_file(path) if Path(path).suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+        found = (
+            load_file(path)
+            if Path(path).suffix == '.safetensors'
+            else torch.load(path, map_location='cpu', weights_only=True)
+        )
         found = found.get('state_dict', found) if isinstance(found, dict) else {}
-        if not found or not all(isinstance(v, torch.Tensor) for v in found.values()): raise ValueError('it is not a table of tensors')
+        if not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
+            raise ValueError('it is not a table of tensors')
     return {k.removeprefix('module.'): v for k, v in found.items()}
 
 # %% ../nbs/05_towers.ipynb #f0d4f7f7
 def clip_settings(source) -> dict:
-    "Sizes, mean and standard deviation of a CLIP image processor at a source. Raises InputError if it does not do what CLIP's does."
+    """Sizes, mean and standard deviation of a CLIP image processor at a source. Raises InputError
+    if it does not do what CLIP's does."""
     names = ('processor_config.json', 'preprocessor_config.json')
-    there = [source/n for n in names if (source/n).is_file()] if isinstance(source, Path) else [hub_file(source, *names[::-1])]
-    if not there: raise InputError(f'{source} has no preprocessor_config.json: name the folder of the processor (MODEL+PROCESSOR)')
-    found = read_json(there[0]); found = found.get('image_processor', found)
+    there = (
+        [source / n for n in names if (source / n).is_file()]
+        if isinstance(source, Path)
+        else [hub_file(source, *names[::-1])]
+    )
+    if not there:
+        raise InputError(
+            f'{source} has no preprocessor_config.json: name the folder of the processor'
+            ' (MODEL+PROCESSOR)'
+        )
+    found = read_json(there[0])
+    found = found.get('image_processor', found)
     size, crop = found.get('size', 224), found.get('crop_size', 224)
-    size, crop = (v.get('shortest_edge', v.get('height')) if isinstance(v, dict) else v for v in (size, crop))
+    size, crop = (
+        v.get('shortest_edge', v.get('height')) if isinstance(v, dict) else v for v in (size, crop)
+    )
     steps = ('do_resize', 'do_center_crop', 'do_normalize', 'do_rescale')
-    if found.get('resample', 3) != 3 or not all(found.get(s, True) for s in steps) or not isinstance(size, int) or not isinstance(crop, int):
-        raise InputError(f'{there[0]} is not CLIP\'s preprocessing: shortest side, bicubic, centre crop, normalise')
+    if (
+        found.get('resample', 3) != 3
+        or not all(found.get(s, True) for s in steps)
+        or not isinstance(size, int)
+        or not isinstance(crop, int)
+    ):
+        raise InputError(
+            f"{there[0]} is not CLIP's preprocessing: shortest side, bicubic, centre crop,"
+            ' normalise'
+        )
     return dict(size=size, crop=crop, mean=found['image_mean'], std=found['image_std'])
 
 # %% ../nbs/05_towers.ipynb #4fc5aa32
 def normalised(view, mean, std):
     "`view` followed by (x - mean) / std a channel."
     import torch
+
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
     return lambda batch, i: (view(batch, i) - mean) / std
 
-def _features(out):                  # transformers 5 wraps the embedding, transformers 4 did not
+
+def _features(out):  # transformers 5 wraps the embedding, transformers 4 did not
     import torch
+
     return out if isinstance(out, torch.Tensor) else out.pooler_output
 
 # %% ../nbs/05_towers.ipynb #af35440e
 def transformers_tower(source, processor, view, key, device, dtype) -> Tower:
-    "The `Tower` of a `CLIPModel` and a CLIP processor; `view` is 'crop', or 'pad' for HPS v2's. Raises InputError if files are missing or do not fit."
+    """The `Tower` of a `CLIPModel` and a CLIP processor; `view` is 'crop', or 'pad' for HPS v2's.
+    Raises InputError if files are missing or do not fit."""
     ensure_torchvision()
     from transformers import AutoTokenizer, CLIPModel
-    settings = clip_settings(processor); crop = settings['crop']
+
+    settings = clip_settings(processor)
+    crop = settings['crop']
     with loading(source):
         model, report = CLIPModel.from_pretrained(source, dtype='float32', output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(processor)
-        if report['missing_keys']: raise ValueError(f'it lacks the weights {sorted(report["missing_keys"])[0]} ...')
-        if crop != (size := model.config.vision_config.image_size): raise ValueError(f'the processor makes {crop} pixels, the model takes {size}')
-    scale, length = model.logit_scale.exp().item(), model.config.text_config.max_position_embeddings      # the scale of the fp32 weight: bf16 has 98.9 for 100
+        if report['missing_keys']:
+            raise ValueError(f'it lacks the weights {sorted(report["missing_keys"])[0]} ...')
+        if crop != (size := model.config.vision_config.image_size):
+            raise ValueError(f'the processor makes {crop} pixels, the model takes {size}')
+    # the scale of the fp32 weight: bf16 has 98.9 for 100
+    scale, length = model.logit_scale.exp().item(), model.config.text_config.max_position_embeddings
     model = at_full_speed(model.to(device, dtype), device).eval().requires_grad_(False)
+
     def encode_texts(prompts):
-        tokens = tokenizer(prompts, padding='max_length', truncation=True, max_length=length, return_tensors='pt').to(device)
-        return _features(model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask))
-    def padded(batch, i): return batch.view(('pad', crop), i, lambda: pad_to_square(batch.pixels(i), crop))
-    def cropped(batch, i): return batch.view(('crop', settings['size'], crop), i, lambda: crop_to_square(batch[i], settings['size'], crop))
-    return Tower(key, lambda x: _features(model.get_image_features(pixel_values=x)), encode_texts,
-                 normalised(padded if view == 'pad' else cropped, settings['mean'], settings['std']), scale, device, dtype)
+        tokens = tokenizer(
+            prompts, padding='max_length', truncation=True, max_length=length, return_tensors='pt'
+        ).to(device)
+        return _features(
+            model.get_text_features(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            )
+        )
+
+    def padded(batch, i):
+        return batch.view(('pad', crop), i, lambda: pad_to_square(batch.pixels(i), crop))
+
+    def cropped(batch, i):
+        return batch.view(
+            ('crop', settings['size'], crop),
+            i,
+            lambda: crop_to_square(batch[i], settings['size'], crop),
+        )
+
+    return Tower(
+        key,
+        lambda x: _features(model.get_image_features(pixel_values=x)),
+        encode_texts,
+        normalised(padded if view == 'pad' else cropped, settings['mean'], settings['std']),
+        scale,
+        device,
+        dtype,
+    )
 
 # %% ../nbs/05_towers.ipynb #d9cd85ed
 @contextmanager
 def _quiet_open_clip():
-    "open_clip tells the root logger about weights it does not have; the checks below say it better."
-    level = logging.root.manager.disable; logging.disable(logging.WARNING)
-    try: yield
-    finally: logging.disable(level)
+    """open_clip tells the root logger about weights it does not have; the checks below say it
+    better."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
 
 def open_clip_model(source, architecture):
-    "`(model, tokenizer)` of open_clip, on the CPU in fp32. Raises InputError if the weights are missing or do not fit."
+    """`(model, tokenizer)` of open_clip, on the CPU in fp32. Raises InputError if the weights are
+    missing or do not fit."""
     ensure_torchvision()
     import open_clip
+
     bare = isinstance(source, Path) and source.is_file()
-    name = architecture if bare else f'local-dir:{source}' if isinstance(source, Path) else f'hf-hub:{source}'
+    name = (
+        architecture
+        if bare
+        else f'local-dir:{source}'
+        if isinstance(source, Path)
+        else f'hf-hub:{source}'
+    )
     with _quiet_open_clip(), loading(source):
         weights = read_weights(source) if bare else None
-        model = open_clip.create_model(name, weights_only=True, require_pretrained=not bare, pretrained_text=False)
-        if bare: model.load_state_dict(weights)
+        model = open_clip.create_model(
+            name, weights_only=True, require_pretrained=not bare, pretrained_text=False
+        )
+        if bare:
+            model.load_state_dict(weights)
         return model, open_clip.get_tokenizer(name)
 
 # %% ../nbs/05_towers.ipynb #c806525c
 def open_clip_tower(source, architecture, view, key, device, dtype) -> Tower:
-    "The `Tower` of an open_clip model; `view` is 'pad' for HPS v2's, 'crop' for the model's own. Raises InputError if files are missing or do not fit."
+    """The `Tower` of an open_clip model; `view` is 'pad' for HPS v2's, 'crop' for the model's own.
+    Raises InputError if files are missing or do not fit."""
     model, tokenizer = open_clip_model(source, architecture)
     import open_clip
+
     scale, settings = model.logit_scale.exp().item(), open_clip.get_model_preprocess_cfg(model)
     model = at_full_speed(model.to(device, dtype), device).eval().requires_grad_(False)
     size = settings['size'] if isinstance(settings['size'], int) else max(settings['size'])
-    if view == 'pad': look = normalised(lambda batch, i: batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size)), settings['mean'], settings['std'])
+    if view == 'pad':
+        look = normalised(
+            lambda batch, i: batch.view(
+                ('pad', size), i, lambda: pad_to_square(batch.pixels(i), size)
+            ),
+            settings['mean'],
+            settings['std'],
+        )
     else:
-        transform = open_clip.image_transform(size, is_train=False, **{k: settings[k] for k in ('mean', 'std', 'interpolation', 'resize_mode', 'fill_color')})
+        transform = open_clip.image_transform(
+            size,
+            is_train=False,
+            **{
+                k: settings[k]
+                for k in ('mean', 'std', 'interpolation', 'resize_mode', 'fill_color')
+            },
+        )
         look = lambda batch, i: transform(batch[i])
-    return Tower(key, model.encode_image, lambda prompts: model.encode_text(tokenizer(prompts).to(device)), look, scale, device, dtype)
+    return Tower(
+        key,
+        model.encode_image,
+        lambda prompts: model.encode_text(tokenizer(prompts).to(device)),
+        look,
+        scale,
+        device,
+        dtype,
+    )
 
 # %% ../nbs/05_towers.ipynb #ff1a0edb
-PREPROCESSING = 1       # part of every key: to be raised when a pixel that reaches a tower changes
+PREPROCESSING = 1  # part of every key: to be raised when a pixel that reaches a tower changes
+
 
 def _library(source, path) -> str:
-    "Whether a source is open_clip's or transformers'; where a folder or repository is both, transformers'."
-    if str(source).startswith('hf-hub:') or (isinstance(path, Path) and path.is_file()): return 'open_clip'
-    return 'open_clip' if isinstance(path, Path) and not (path/'config.json').is_file() and (path/'open_clip_config.json').is_file() else 'transformers'
+    """Whether a source is open_clip's or transformers'; where a folder or repository is both,
+    transformers'."""
+    if str(source).startswith('hf-hub:') or (isinstance(path, Path) and path.is_file()):
+        return 'open_clip'
+    return (
+        'open_clip'
+        if isinstance(path, Path)
+        and not (path / 'config.json').is_file()
+        and (path / 'open_clip_config.json').is_file()
+        else 'transformers'
+    )
 
-def load_tower(source, view='crop', beside=None, library=None, device='auto', dtype='fp32', towers=None) -> Tower:
+
+def load_tower(
+    source, view='crop', beside=None, library=None, device='auto', dtype='fp32', towers=None
+) -> Tower:
     """The `Tower` at `source`, or the one like it in the dictionary `towers`.
 
-    `view`: 'crop' (CLIP's) or 'pad' (HPS v2's). `beside`: where a transformers processor is, if not in `source`; for a bare weight file, the architecture.
-    `library`: 'open_clip' or 'transformers', by default what the files are. Raises InputError for a source that is not there, damaged, or not a CLIP."""
-    path, towers = find_source(str(source).removeprefix('hf-hub:')), {} if towers is None else towers
+    `view`: 'crop' (CLIP's) or 'pad' (HPS v2's). `beside`: where a transformers processor is, if
+    not in `source`; for a bare weight file, the architecture. `library`: 'open_clip' or
+    'transformers', by default what the files are. Raises InputError for a source that is not
+    there, damaged, or not a CLIP."""
+    path, towers = (
+        find_source(str(source).removeprefix('hf-hub:')),
+        {} if towers is None else towers,
+    )
     library, device = library or _library(source, path), pick_device(device)
     processor = find_source(beside or path) if library == 'transformers' else beside or 'ViT-H-14'
-    key = digest('tower', PREPROCESSING, numeric_path(device, dtype), library, view, dtype, source_digest(path), processor if library == 'open_clip' else source_digest(processor))
+    key = digest(
+        'tower',
+        PREPROCESSING,
+        numeric_path(device, dtype),
+        library,
+        view,
+        dtype,
+        source_digest(path),
+        processor if library == 'open_clip' else source_digest(processor),
+    )
     if (key, str(device)) not in towers:
         build = open_clip_tower if library == 'open_clip' else transformers_tower
         towers[key, str(device)] = build(path, processor, view, key, device, pick_dtype(dtype))
@@ -339,43 +597,93 @@ def load_tower(source, view='crop', beside=None, library=None, device='auto', dt
 
 # %% ../nbs/05_towers.ipynb #ae53ed0e
 def word_tokenizer(words, length: int = 24):
-    "A `CLIPTokenizer` with one token for each of `words` (in lower case, punctuation apart) and one for every byte, so that nothing is unknown to it."
+    """A `CLIPTokenizer` with one token for each of `words` (in lower case, punctuation apart) and
+    one for every byte, so that nothing is unknown to it."""
     ensure_torchvision()
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
+
     alphabet, merges = sorted(ByteLevel.alphabet()), {}
     vocabulary = {t: i for i, t in enumerate(alphabet + [a + '</w>' for a in alphabet])}
     for word in words:
         pieces = [*word[:-1], word[-1] + '</w>']
         while len(pieces) > 1:
-            merges[pieces[0], pieces[1]] = None; pieces[:2] = [pieces[0] + pieces[1]]; vocabulary.setdefault(pieces[0], len(vocabulary))
-    for special in ('<|startoftext|>', '<|endoftext|>'): vocabulary[special] = len(vocabulary)     # the largest id ends a text: open_clip finds it by argmax
+            merges[pieces[0], pieces[1]] = None
+            pieces[:2] = [pieces[0] + pieces[1]]
+            vocabulary.setdefault(pieces[0], len(vocabulary))
+    # the largest id ends a text: open_clip finds it by argmax
+    for special in ('<|startoftext|>', '<|endoftext|>'):
+        vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=length)
 
 # %% ../nbs/05_towers.ipynb #582efd66
 def _random_transformers(folder, tokenizer, size, width):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-    side = dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2, projection_dim=width)
+
+    side = dict(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+    )
     ids = {f'{t}_token_id': getattr(tokenizer, f'{t}_token_id') for t in ('bos', 'eos', 'pad')}
-    CLIPModel(CLIPConfig(projection_dim=width, vision_config=dict(side, image_size=size, patch_size=size // 4),
-              text_config=dict(side, vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **ids))).save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessor(size={'shortest_edge': size}, crop_size={'height': size, 'width': size}), tokenizer).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(
+            projection_dim=width,
+            vision_config=dict(side, image_size=size, patch_size=size // 4),
+            text_config=dict(
+                side,
+                vocab_size=len(tokenizer),
+                max_position_embeddings=tokenizer.model_max_length,
+                **ids,
+            ),
+        )
+    ).save_pretrained(folder)
+    CLIPProcessor(
+        CLIPImageProcessor(size={'shortest_edge': size}, crop_size={'height': size, 'width': size}),
+        tokenizer,
+    ).save_pretrained(folder)
+
 
 def _random_open_clip(folder, tokenizer, size, width):
     import open_clip
     from safetensors.torch import save_file
-    vision = dict(image_size=size, patch_size=size // 4, width=width, layers=2, head_width=width // 2)
-    text = dict(context_length=tokenizer.model_max_length, vocab_size=len(tokenizer), width=width, heads=2, layers=2, hf_tokenizer_name='tokenizer')
+
+    vision = dict(
+        image_size=size, patch_size=size // 4, width=width, layers=2, head_width=width // 2
+    )
+    text = dict(
+        context_length=tokenizer.model_max_length,
+        vocab_size=len(tokenizer),
+        width=width,
+        heads=2,
+        layers=2,
+        hf_tokenizer_name='tokenizer',
+    )
     settings = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
-    config = dict(model_cfg=dict(embed_dim=width, vision_cfg=vision, text_cfg=text), preprocess_cfg=settings)
-    (folder/'open_clip_config.json').write_text(json.dumps(config)); tokenizer.save_pretrained(folder)
-    with _quiet_open_clip(): save_file(open_clip.create_model(f'local-dir:{folder}').state_dict(), folder/'open_clip_model.safetensors')
+    config = dict(
+        model_cfg=dict(embed_dim=width, vision_cfg=vision, text_cfg=text), preprocess_cfg=settings
+    )
+    (folder / 'open_clip_config.json').write_text(json.dumps(config))
+    tokenizer.save_pretrained(folder)
+    with _quiet_open_clip():
+        save_file(
+            open_clip.create_model(f'local-dir:{folder}').state_dict(),
+            folder / 'open_clip_model.safetensors',
+        )
+
 
 def write_random_clip(folder, library='transformers', words=(), size=32, width=32, seed=0) -> Path:
-    "Write a CLIP with random weights that `load_tower` loads, for trials without downloads: `size` pixels, embeddings of `width`. Returns the folder."
+    """Write a CLIP with random weights that `load_tower` loads, for trials without downloads:
+    `size` pixels, embeddings of `width`. Returns the folder."""
     import torch
-    folder, tokenizer = Path(folder), word_tokenizer(words); folder.mkdir(parents=True, exist_ok=True)
+
+    folder, tokenizer = Path(folder), word_tokenizer(words)
+    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        {'transformers': _random_transformers, 'open_clip': _random_open_clip}[library](folder, tokenizer, size, width)
+        {'transformers': _random_transformers, 'open_clip': _random_open_clip}[library](
+            folder, tokenizer, size, width
+        )
     return folder

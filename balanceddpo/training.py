@@ -11,15 +11,38 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Optional
 from .backends import ensure_torchvision, pick_device, versions
-from .checkpoints import checkpoints, newest_checkpoint, random_state, restore_random_state, write_checkpoint
+from balanceddpo.checkpoints import (
+    checkpoints,
+    newest_checkpoint,
+    random_state,
+    restore_random_state,
+    write_checkpoint,
+)
 from .consensus import label_weights
-from .families import PACKAGED, check_parts, load_family, local_folder, lora_targets, part_digests, save_pipeline
+from balanceddpo.families import (
+    PACKAGED,
+    check_parts,
+    load_family,
+    local_folder,
+    lora_targets,
+    part_digests,
+    save_pipeline,
+)
 from .inversion import INVERSIONS, noise_by_inversion
 from .numerics import at_full_speed, numeric_path
 from .losses import draw_noise, draw_timesteps, draw_uniform, loss_report, merge_reports
 from .preference_losses import LOSSES, Outputs, choose_loss
 from .reference import NoReference, make_reference, refresh_due
-from .store import InputError, digest, locked, open_stage, staged, verify_manifest, write_json, write_manifest
+from balanceddpo.store import (
+    InputError,
+    digest,
+    locked,
+    open_stage,
+    staged,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
 
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'TRAINING', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settle', 'check', 'choices_of', 'options_of',
@@ -34,318 +57,590 @@ __all__ = ['MAY_CHANGE', 'TRAINING', 'ICON_WORLD', 'CARD', 'TrainConfig', 'settl
 # %% ../nbs/40_training.ipynb #128fa684
 @dataclass(frozen=True)
 class TrainConfig:
-    "Settings of one training run. Raises InputError naming the field for a value that makes no sense."
+    """Settings of one training run. Raises InputError naming the field for a value that makes no
+    sense."""
+
     model: str  # base model: a diffusers pipeline folder, a Hub id, 'icons' or 'icons-xl'
     method: str = 'dpo'  # preference loss
-    options: tuple[str, ...] = ()  # parameters of the method beside beta, each NAME=VALUE, such as mu=0.5
-    noise: str = 'auto'  # how latents get their noise: auto (as the method was published), random, or an inversion
-    mode: Literal['full', 'lora'] = 'full'  # train all weights of the denoiser, or a low-rank adapter
+    # parameters of the method beside beta, each NAME=VALUE, such as mu=0.5
+    options: tuple[str, ...] = ()
+    # how latents get their noise: auto (as the method was published), random, or an inversion
+    noise: str = 'auto'
+    # train all weights of the denoiser, or a low-rank adapter
+    mode: Literal['full', 'lora'] = 'full'
     resolution: int = 512  # pixels a side; the encoded pairs must have it
     max_steps: int = 2000  # optimizer steps
     batch_size: int = 128  # pairs an optimizer step, over all devices
     micro_batch_size: int = 8  # pairs a device works on at once: speed and memory, not the result
     learning_rate: float = 1e-6  # constant after the warm-up
     warmup_steps: int = 0  # steps of linear warm-up
-    optimizer: Literal['adamw', 'adafactor'] = 'adamw'  # AdamW (0.9, 0.999), or Adafactor with this learning rate
+    # AdamW (0.9, 0.999), or Adafactor with this learning rate
+    optimizer: Literal['adamw', 'adafactor'] = 'adamw'
     weight_decay: float = 1e-2  # decoupled weight decay
     clip: float = 1.0  # largest norm of the gradient; 0 does not clip
-    beta: Optional[float] = None  # strength of the pull towards the reference; by default the method's own
-    beta_convention: Literal['mean', 'sum'] = 'mean'  # denoising errors averaged (public code) or summed over a latent
+    # strength of the pull towards the reference; by default the method's own
+    beta: Optional[float] = None
+    # denoising errors averaged (public code) or summed over a latent
+    beta_convention: Literal['mean', 'sum'] = 'mean'
     refresh_every: int = 0  # steps between two refreshes of the reference (T); 0 never
-    refresh_drift: float = 0.0  # refresh also once the policy is farther than this from the reference, relative to its trained weights; 0 never
+    # refresh also once the policy is farther than this from the reference, relative to its trained
+    # weights; 0 never
+    refresh_drift: float = 0.0
     refresh_alpha: float = 1.0  # share of the policy in a refreshed reference; 1 replaces it
     empty_prompt_rate: float = 0.2  # share of visits without the caption, for guidance
-    sample_latents: bool = True  # sample the autoencoder's Gaussian at each visit; otherwise its mean
+    # sample the autoencoder's Gaussian at each visit; otherwise its mean
+    sample_latents: bool = True
     lora_rank: int = 16  # rank of the adapter
-    lora_targets: tuple[str, ...] = ()  # layers that get one; empty: the attention projections of the model's family
-    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # of the forward passes, and of weights that a LoRA leaves as they are; what is trained, losses and optimizer stay fp32
+    # layers that get one; empty: the attention projections of the model's family
+    lora_targets: tuple[str, ...] = ()
+    # of the forward passes, and of weights that a LoRA leaves as they are; what is trained, losses
+    # and optimizer stay fp32
+    precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_checkpointing: bool = False  # recompute activations: less memory, a quarter slower
-    compiled: Literal['no', 'blocks', 'whole'] = 'no'  # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
+    # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
+    compiled: Literal['no', 'blocks', 'whole'] = 'no'
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
     device: str = 'auto'  # auto, cpu, cuda: the first GPU in sight (CUDA_VISIBLE_DEVICES chooses)
     log_every: int = 1  # steps a row of metrics
     checkpoint_every: int = 100  # steps a checkpoint
     keep_checkpoints: int = 2  # checkpoints that stay
-    max_bad_steps: int = 5  # stop after so many steps in a row with a loss or gradient that is not finite
-    tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'  # where metrics go beside metrics.jsonl
+    # stop after so many steps in a row with a loss or gradient that is not finite
+    max_bad_steps: int = 5
+    # where metrics go beside metrics.jsonl
+    tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
 
-    def __post_init__(self): settle(self)
+    def __post_init__(self):
+        settle(self)
 
 # %% ../nbs/40_training.ipynb #e4d8d96d
 def settle(config) -> None:
-    "Puts the values of a `TrainConfig` into one form, with the method's own beta and noise where none is given, and checks them."
-    def put(name, value): object.__setattr__(config, name, value)
-    for f in fields(config):                                # 5000 and 5000.0, a list and a tuple are one setting, and one run
-        if f.type == 'float': put(f.name, float(getattr(config, f.name)))
-        if f.type.startswith('tuple'): put(f.name, tuple(getattr(config, f.name)))
+    """Puts the values of a `TrainConfig` into one form, with the method's own beta and noise where
+    none is given, and checks them."""
+
+    def put(name, value):
+        object.__setattr__(config, name, value)
+
+    for f in fields(config):  # 5000 and 5000.0, a list and a tuple are one setting, and one run
+        if f.type == 'float':
+            put(f.name, float(getattr(config, f.name)))
+        if f.type.startswith('tuple'):
+            put(f.name, tuple(getattr(config, f.name)))
     check(config)
-    put('beta', float(LOSSES[config.method].defaults['beta'] if config.beta is None else config.beta))
-    if config.noise == 'auto': put('noise', LOSSES[config.method].noise)
+    put(
+        'beta',
+        float(LOSSES[config.method].defaults['beta'] if config.beta is None else config.beta),
+    )
+    if config.noise == 'auto':
+        put('noise', LOSSES[config.method].noise)
     loss_of(config)
 
 # %% ../nbs/40_training.ipynb #af96dd80
 def check(config) -> None:
     "Raises InputError naming the first field of a `TrainConfig` whose value makes no sense."
-    rules = {'above 0': (lambda v: 0 < v < math.inf, ('resolution', 'max_steps', 'batch_size', 'micro_batch_size', 'learning_rate', 'lora_rank', 'log_every',
-                                                      'checkpoint_every', 'keep_checkpoints', 'max_bad_steps')),
-             '0 or more': (lambda v: 0 <= v < math.inf, ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift')),
-             'from 0 to 1': (lambda v: 0 <= v <= 1, ('empty_prompt_rate',)), 'above 0 and at most 1': (lambda v: 0 < v <= 1, ('refresh_alpha',))}
-    rules |= {f'one of {", ".join(choices)}': (choices.__contains__, (name,)) for name, choices in choices_of(config).items()}
+    rules = {
+        'above 0': (
+            lambda v: 0 < v < math.inf,
+            (
+                'resolution',
+                'max_steps',
+                'batch_size',
+                'micro_batch_size',
+                'learning_rate',
+                'lora_rank',
+                'log_every',
+                'checkpoint_every',
+                'keep_checkpoints',
+                'max_bad_steps',
+            ),
+        ),
+        '0 or more': (
+            lambda v: 0 <= v < math.inf,
+            ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift'),
+        ),
+        'from 0 to 1': (lambda v: 0 <= v <= 1, ('empty_prompt_rate',)),
+        'above 0 and at most 1': (lambda v: 0 < v <= 1, ('refresh_alpha',)),
+    }
+    rules |= {
+        f'one of {", ".join(choices)}': (choices.__contains__, (name,))
+        for name, choices in choices_of(config).items()
+    }
     for words, (holds, names) in rules.items():
         for name in names:
-            if not holds(getattr(config, name)): raise InputError(f'{name} must be {words}, not {getattr(config, name)!r}')
+            if not holds(getattr(config, name)):
+                raise InputError(f'{name} must be {words}, not {getattr(config, name)!r}')
+
 
 def choices_of(config) -> dict:
     "Name -> the values that a field with a fixed choice can have."
     from typing import get_args, get_origin, get_type_hints
-    return {name: get_args(hint) for name, hint in get_type_hints(type(config)).items() if get_origin(hint) is Literal} | {'method': tuple(LOSSES), 'noise': ('auto', 'random', *INVERSIONS)}
+
+    return {
+        name: get_args(hint)
+        for name, hint in get_type_hints(type(config)).items()
+        if get_origin(hint) is Literal
+    } | {'method': tuple(LOSSES), 'noise': ('auto', 'random', *INVERSIONS)}
 
 # %% ../nbs/40_training.ipynb #1e5806c2
 def options_of(config) -> dict:
-    "The method's parameters in `config.options`: name -> number, text or None (null). Raises InputError for one that is not NAME=VALUE."
+    """The method's parameters in `config.options`: name -> number, text or None (null). Raises
+    InputError for one that is not NAME=VALUE."""
     found = {}
     for option in config.options:
         name, equals, text = option.partition('=')
-        if not equals: raise InputError(f'an option of a method is NAME=VALUE, not {option!r}')
-        try: found[name] = json.loads(text)
-        except ValueError: found[name] = text
+        if not equals:
+            raise InputError(f'an option of a method is NAME=VALUE, not {option!r}')
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
     return found
+
 
 def refreshes(config) -> bool:
     "Whether the reference of a run is ever refreshed."
     return config.refresh_every > 0 or config.refresh_drift > 0
 
+
 def compares_pairs(config) -> bool:
-    "Whether a pair's loss depends on the other pairs of its batch (Diffusion-KTO without `kl`), which then must not be split."
+    """Whether a pair's loss depends on the other pairs of its batch (Diffusion-KTO without `kl`),
+    which then must not be split."""
     return not LOSSES[config.method].per_pair and options_of(config).get('kl') is None
+
 
 @lru_cache(maxsize=8)
 def loss_of(config):
     """`outputs -> (losses [n], logits [n])` of the method of a `TrainConfig`.
 
-    Raises InputError with the reason where its settings do not fit the method: no such parameter, no reference to refresh, a batch that must not be split."""
+    Raises InputError with the reason where its settings do not fit the method: no such
+    parameter, no reference to refresh, a batch that must not be split."""
     loss = LOSSES[config.method]
-    if refreshes(config) and not loss.needs_reference: raise InputError(f'{config.method} has no reference that could be refreshed: set refresh_every and refresh_drift to 0')
+    if refreshes(config) and not loss.needs_reference:
+        raise InputError(
+            f'{config.method} has no reference that could be refreshed: set refresh_every and'
+            ' refresh_drift to 0'
+        )
     options = options_of(config)
     if compares_pairs(config) and config.micro_batch_size < config.batch_size:
-        raise InputError(f'{config.method} compares a pair with the others of its batch: set micro_batch_size to batch_size, or the option kl')
+        raise InputError(
+            f'{config.method} compares a pair with the others of its batch: set micro_batch_size to'
+            ' batch_size, or the option kl'
+        )
     return choose_loss(config.method, config.beta_convention, beta=config.beta, **options)
 
 # %% ../nbs/40_training.ipynb #85e397cb
 @lru_cache(maxsize=4)
 def epoch_order(n, seed, epoch):
-    "The order of `n` pairs in an epoch, int64 [n], a function of the three numbers on every machine."
+    """The order of `n` pairs in an epoch, int64 [n], a function of the three numbers on every
+    machine."""
     import numpy as np
-    order = np.argsort(np.random.Philox(int(digest('order', seed, epoch), 16)).random_raw(n), kind='stable')
+
+    order = np.argsort(
+        np.random.Philox(int(digest('order', seed, epoch), 16)).random_raw(n), kind='stable'
+    )
     order.flags.writeable = False
     return order
+
 
 def plan(n, batch_size, seed, step):
     "Which of `n` pairs an optimizer step visits, int64 [batch_size]; steps count from 0."
     import numpy as np
+
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), n)
     return np.array([epoch_order(n, seed, int(e))[p] for e, p in zip(epochs, places)])
 
+
 def visits_before(places):
-    "How often each place of a step's plan stands in it before, int64 [n]: 0 but for pairs that one step visits again, at the seam of two epochs or where there are few."
+    """How often each place of a step's plan stands in it before, int64 [n]: 0 but for pairs that
+    one step visits again, at the seam of two epochs or where there are few."""
     import numpy as np
-    order = np.argsort(places, kind='stable'); there = np.asarray(places)[order]
-    found = np.empty(len(there), dtype=np.int64); found[order] = np.arange(len(there)) - np.searchsorted(there, there)
+
+    order = np.argsort(places, kind='stable')
+    there = np.asarray(places)[order]
+    found = np.empty(len(there), dtype=np.int64)
+    found[order] = np.arange(len(there)) - np.searchsorted(there, there)
     return found
 
+
 def visit_names(pair_ids, before) -> list[str]:
-    "What names a visit in a draw of random numbers: the pair's id, and from its second visit in a step on the count (`before`, see `visits_before`)."
+    """What names a visit in a draw of random numbers: the pair's id, and from its second visit in a
+    step on the count (`before`, see `visits_before`)."""
     return [f'{p}, visit {k + 1}' if k else p for p, k in zip(pair_ids, before, strict=True)]
 
 # %% ../nbs/40_training.ipynb #7d1337f5
 def decided_pairs(pair_ids, labels):
-    """The encoded pairs to train on: their numbers int64 [n], their rows of `labels` in the same order, and a dict of counts.
+    """The encoded pairs to train on: their numbers int64 [n], their rows of `labels` in the same
+    order, and a dict of counts.
 
-    Raises InputError if a pair has two labels, a weight is not finite or negative, or no encoded pair has a label."""
+    Raises InputError if a pair has two labels, a weight is not finite or negative, or no encoded
+    pair has a label."""
     import numpy as np, pandas as pd
-    if (twice := labels['pair_id'].duplicated()).any(): raise InputError(f'pair {labels["pair_id"][twice].iloc[0]!r} has two labels')
-    row = pd.Index(labels['pair_id']).get_indexer(list(pair_ids)); known = np.flatnonzero(row >= 0)
+
+    if (twice := labels['pair_id'].duplicated()).any():
+        raise InputError(f'pair {labels["pair_id"][twice].iloc[0]!r} has two labels')
+    row = pd.Index(labels['pair_id']).get_indexer(list(pair_ids))
+    known = np.flatnonzero(row >= 0)
     weights = labels[['w0', 'w1']].to_numpy(np.float32)[row[known]]
-    if not (np.isfinite(weights).all() and (weights >= 0).all()): raise InputError('the labels have weights w0, w1 that are negative or not finite')
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise InputError('the labels have weights w0, w1 that are negative or not finite')
     decided = weights.sum(axis=1) > 0
-    counts = {'encoded': len(pair_ids), 'without a label': len(pair_ids) - len(known), 'undecided': int((~decided).sum()), 'trained on': int(decided.sum())}
-    if not decided.any(): raise InputError(f'no pair to train on: {counts["without a label"]} of {len(pair_ids)} encoded pairs have no label, {counts["undecided"]} are undecided')
+    counts = {
+        'encoded': len(pair_ids),
+        'without a label': len(pair_ids) - len(known),
+        'undecided': int((~decided).sum()),
+        'trained on': int(decided.sum()),
+    }
+    if not decided.any():
+        raise InputError(
+            f'no pair to train on: {counts["without a label"]} of {len(pair_ids)} encoded pairs'
+            f' have no label, {counts["undecided"]} are undecided'
+        )
     return known[decided], labels.iloc[row[known[decided]]].reset_index(drop=True), counts
 
 # %% ../nbs/40_training.ipynb #c9f4c1e1
 @dataclass
 class Run:
     "Everything one training run holds between two optimizer steps."
+
     config: TrainConfig
-    label_config: object                    # LabelConfig: how the labels were made
-    out: Path                               # where everything is written
-    accelerator: object                     # device, precision, processes, trackers
-    family: object                          # what the model predicts, from which latents
-    policy: object                          # the denoiser in training, as accelerate prepared it
-    reference: object                       # CopyReference or AdapterReference
+    label_config: object  # LabelConfig: how the labels were made
+    out: Path  # where everything is written
+    accelerator: object  # device, precision, processes, trackers
+    family: object  # what the model predicts, from which latents
+    policy: object  # the denoiser in training, as accelerate prepared it
+    reference: object  # CopyReference or AdapterReference
     optimizer: object
-    parameters: list                        # the policy's trained parameters
-    encoded: object                         # EncodedPairs
-    rows: object                            # int64 [n]: numbers of the encoded pairs to train on
-    labels: object                          # DataFrame [n]: their labels
-    counts: dict                            # pairs encoded, without a label, undecided, trained on
-    step: int = 0                           # finished optimizer steps
-    bad_steps: int = 0                      # steps in a row that were not finite
+    parameters: list  # the policy's trained parameters
+    encoded: object  # EncodedPairs
+    rows: object  # int64 [n]: numbers of the encoded pairs to train on
+    labels: object  # DataFrame [n]: their labels
+    counts: dict  # pairs encoded, without a label, undecided, trained on
+    step: int = 0  # finished optimizer steps
+    bad_steps: int = 0  # steps in a row that were not finite
     window: list = field(default_factory=list)  # measures since the last row of metrics
 
 # %% ../nbs/40_training.ipynb #4b072901
 def open_accelerator(config, out):
-    "accelerate's `Accelerator` for this run. Raises InputError for a precision that the device cannot do, or a batch that its processes cannot share."
+    """accelerate's `Accelerator` for this run. Raises InputError for a precision that the device
+    cannot do, or a batch that its processes cannot share."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: AcceleratorState._reset_state(True)      # an earlier run of this process may have had another precision
+
+    # an earlier run of this process may have had another precision
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        AcceleratorState._reset_state(True)
     device = pick_device(config.device)
-    if device.index: raise InputError(f'training takes the first GPU in sight, not {config.device}: set CUDA_VISIBLE_DEVICES={device.index} and device cuda')
-    if config.precision == 'fp16' and device.type == 'cpu': raise InputError('precision fp16 needs a GPU: use bf16 or fp32 on the CPU')
-    accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=config.precision.replace('fp32', 'no'), project_dir=str(out),
-                              log_with=None if config.tracker == 'none' else config.tracker)
-    if config.batch_size < accelerator.num_processes: raise InputError(f'batch_size {config.batch_size} is less than the {accelerator.num_processes} processes that share it')
+    if device.index:
+        raise InputError(
+            f'training takes the first GPU in sight, not {config.device}: set'
+            f' CUDA_VISIBLE_DEVICES={device.index} and device cuda'
+        )
+    if config.precision == 'fp16' and device.type == 'cpu':
+        raise InputError('precision fp16 needs a GPU: use bf16 or fp32 on the CPU')
+    accelerator = Accelerator(
+        cpu=device.type == 'cpu',
+        mixed_precision=config.precision.replace('fp32', 'no'),
+        project_dir=str(out),
+        log_with=None if config.tracker == 'none' else config.tracker,
+    )
+    if config.batch_size < accelerator.num_processes:
+        raise InputError(
+            f'batch_size {config.batch_size} is less than the {accelerator.num_processes} processes'
+            ' that share it'
+        )
     if compares_pairs(config) and accelerator.num_processes > 1:
-        raise InputError(f'{config.method} compares a pair with the others of its batch, which {accelerator.num_processes} processes would share: use one, or set the option kl')
+        raise InputError(
+            f'{config.method} compares a pair with the others of its batch, which'
+            f' {accelerator.num_processes} processes would share: use one, or set the option kl'
+        )
     return accelerator
 
 # %% ../nbs/40_training.ipynb #12958830
 def trainable(model, config):
-    "The denoiser with its trained weights in fp32 and marked: all of them, or a new LoRA adapter called 'default'. Dropout stays off."
+    """The denoiser with its trained weights in fp32 and marked: all of them, or a new LoRA adapter
+    called 'default'. Dropout stays off."""
     import torch
-    if config.mode == 'full': model.float().requires_grad_(True)
+
+    if config.mode == 'full':
+        model.float().requires_grad_(True)
     else:
         from diffusers.training_utils import cast_training_params
         from peft import LoraConfig
-        try: model.requires_grad_(False).add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=config.lora_rank, target_modules=list(config.lora_targets), init_lora_weights='gaussian'))
-        except ValueError as e: raise InputError(f'no LoRA adapter for {", ".join(config.lora_targets)}: {e}') from e
+
+        try:
+            model.requires_grad_(False).add_adapter(
+                LoraConfig(
+                    r=config.lora_rank,
+                    lora_alpha=config.lora_rank,
+                    target_modules=list(config.lora_targets),
+                    init_lora_weights='gaussian',
+                )
+            )
+        except ValueError as e:
+            raise InputError(f'no LoRA adapter for {", ".join(config.lora_targets)}: {e}') from e
         cast_training_params(model, torch.float32)
-    if config.gradient_checkpointing: model.enable_gradient_checkpointing()
-    if config.channels_last: model.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
     return model.eval()
 
+
 def compile_models(models, compiled) -> None:
-    "Compile each of `models` once, in place: 'blocks' or 'whole' of it, or not ('no'). Names of weights stay, and so does the code when a reference is refreshed in place."
+    """Compile each of `models` once, in place: 'blocks' or 'whole' of it, or not ('no'). Names of
+    weights stay, and so does the code when a reference is refreshed in place."""
     import torch
-    if compiled != 'no': torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)       # blocks of several sizes, with and without gradient, share one code
+
+    # blocks of several sizes, with and without gradient, share one code
+    if compiled != 'no':
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for model in {id(m): m for m in models}.values():
-        if compiled == 'blocks' and not getattr(model, '_repeated_blocks', None): raise InputError(f'{type(model).__name__} names no blocks that repeat: set compiled to whole')
-        if compiled == 'blocks': model.compile_repeated_blocks()
-        if compiled == 'whole': model.compile()
+        if compiled == 'blocks' and not getattr(model, '_repeated_blocks', None):
+            raise InputError(
+                f'{type(model).__name__} names no blocks that repeat: set compiled to whole'
+            )
+        if compiled == 'blocks':
+            model.compile_repeated_blocks()
+        if compiled == 'whole':
+            model.compile()
+
 
 def with_targets(config, folder):
-    "The config with the layers that a LoRA gets written out: `lora_targets`, or those of the family in `folder`."
+    """The config with the layers that a LoRA gets written out: `lora_targets`, or those of the
+    family in `folder`."""
     return replace(config, lora_targets=config.lora_targets or lora_targets(folder))
 
+
 def make_optimizer(config, parameters):
-    "AdamW as DiffusionDPO uses it for SD1.5, or Adafactor as it does for SDXL: with this learning rate, no relative steps."
+    """AdamW as DiffusionDPO uses it for SD1.5, or Adafactor as it does for SDXL: with this learning
+    rate, no relative steps."""
     if config.optimizer == 'adamw':
         from torch.optim import AdamW
-        return AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=parameters[0].device.type in ('cpu', 'cuda'))
+
+        return AdamW(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=parameters[0].device.type in ('cpu', 'cuda'),
+        )
     from transformers.optimization import Adafactor
-    return Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, clip_threshold=1.0, scale_parameter=False, relative_step=False)
+
+    return Adafactor(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        clip_threshold=1.0,
+        scale_parameter=False,
+        relative_step=False,
+    )
 
 # %% ../nbs/40_training.ipynb #a6338ccc
 def start(config, encoded, labels, label_config, out, family=None, accelerator=None) -> Run:
-    """Line 8: the policy from the base model, the reference a copy of it. `family` is loaded from `config.model` unless given (then it is trained in place).
+    """Line 8: the policy from the base model, the reference a copy of it. `family` is loaded from
+    `config.model` unless given (then it is trained in place).
 
-    Sets the global random seeds. Raises InputError if the pairs were encoded at another resolution, or nothing can be learned from the labels."""
+    Sets the global random seeds. Raises InputError if the pairs were encoded at another
+    resolution, or nothing can be learned from the labels."""
     from accelerate.utils import set_seed
+
     ensure_torchvision()
-    if encoded.resolution != config.resolution: raise InputError(f'the pairs were encoded at {encoded.resolution} pixels, the run wants {config.resolution}: set resolution')
+    if encoded.resolution != config.resolution:
+        raise InputError(
+            f'the pairs were encoded at {encoded.resolution} pixels, the run wants'
+            f' {config.resolution}: set resolution'
+        )
     rows, labels, counts = decided_pairs(encoded.pair_ids, labels)
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or open_accelerator(config, out)
-    set_seed(config.seed)                                  # for the adapter's first weights, and layers that draw
+    set_seed(config.seed)  # for the adapter's first weights, and layers that draw
     dtype = config.precision if config.mode == 'lora' else 'fp32'
-    if config.mode == 'full': check_parts(family.folder if family else local_folder(config.model))          # the result is a whole pipeline: a missing part is told now
-    family = family or load_family(config.model, dtype, accelerator.device, components=('denoiser',))
+    # the result is a whole pipeline: a missing part is told now
+    if config.mode == 'full':
+        check_parts(family.folder if family else local_folder(config.model))
+    family = family or load_family(
+        config.model, dtype, accelerator.device, components=('denoiser',)
+    )
     config = with_targets(config, family.folder)
     model = at_full_speed(family.model.to(accelerator.device), accelerator.device)
-    model = trainable(model, config)                       # before the reference is copied from it
-    if config.noise != 'random' and family.prediction == 'flow': raise InputError(f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models have not: set noise to random')
+    model = trainable(model, config)  # before the reference is copied from it
+    if config.noise != 'random' and family.prediction == 'flow':
+        raise InputError(
+            f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models'
+            ' have not: set noise to random'
+        )
     reference = make_reference(model) if LOSSES[config.method].needs_reference else NoReference()
     parameters = [p for p in model.parameters() if p.requires_grad]
     compile_models([model, getattr(reference, 'model', model)], config.compiled)
     policy, optimizer = accelerator.prepare(model, make_optimizer(config, parameters))
-    return Run(config, label_config, out, accelerator, family, policy, reference, optimizer, parameters, encoded, rows, labels, counts)
+    return Run(
+        config,
+        label_config,
+        out,
+        accelerator,
+        family,
+        policy,
+        reference,
+        optimizer,
+        parameters,
+        encoded,
+        rows,
+        labels,
+        counts,
+    )
 
 # %% ../nbs/40_training.ipynb #013b6bfe
 @dataclass
 class MicroBatch:
     "n pairs ready for the denoiser, their images side by side: image i of pair p is row 2p + i."
-    noisy: object                           # x_t [2n, c, h, w]
-    target: object                          # what to predict [2n, c, h, w]
-    timesteps: object                       # int64 [2n]
-    conditioning: dict                      # name -> [2n, ...]
-    weights: object                         # fp32 [n, 2]: of 'image 0 wins' and 'image 1 wins'
-    log_snr: object                         # fp32 [n]: log signal-to-noise ratio at the timestep
-    pair_ids: list                          # [n]
+
+    noisy: object  # x_t [2n, c, h, w]
+    target: object  # what to predict [2n, c, h, w]
+    timesteps: object  # int64 [2n]
+    conditioning: dict  # name -> [2n, ...]
+    weights: object  # fp32 [n, 2]: of 'image 0 wins' and 'image 1 wins'
+    log_snr: object  # fp32 [n]: log signal-to-noise ratio at the timestep
+    pair_ids: list  # [n]
 
 # %% ../nbs/40_training.ipynb #544f2383
 def to_device(tensor, run):
     "A CPU tensor on the run's device; on CUDA through pinned memory, so that nothing waits."
     device = run.accelerator.device
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == 'cuda'
+        else tensor.to(device)
+    )
+
 
 def weights_of(run, places):
     "The labels of these pairs at this step, fp32 [n, 2]."
     import torch
+
     return torch.tensor(label_weights(run.labels.iloc[places], run.label_config, run.step))
 
+
 def captions_of(run, conditioning, visits):
-    "The visited pairs' conditioning, the empty one in its place where the draw says so: name -> [n, ...]."
+    """The visited pairs' conditioning, the empty one in its place where the draw says so: name ->
+    [n, ...]."""
     import torch
-    empty = draw_uniform(run.config.seed, run.step, visits, 'empty prompt') < run.config.empty_prompt_rate
+
+    empty = (
+        draw_uniform(run.config.seed, run.step, visits, 'empty prompt')
+        < run.config.empty_prompt_rate
+    )
     blank = run.encoded.empty_conditioning
-    return {k: torch.where(empty.view(-1, *[1] * (v.ndim - 1)), blank[k].to(v), v) for k, v in conditioning.items()}
+    return {
+        k: torch.where(empty.view(-1, *[1] * (v.ndim - 1)), blank[k].to(v), v)
+        for k, v in conditioning.items()
+    }
 
 # %% ../nbs/40_training.ipynb #c9ff4183
 def micro_batch(run, places, before=None) -> MicroBatch:
-    "The pairs at `places` of the plan, with the noise, timesteps and captions of this step; `before`: how often the step has visited each already (0 by default)."
+    """The pairs at `places` of the plan, with the noise, timesteps and captions of this step;
+    `before`: how often the step has visited each already (0 by default)."""
     c, family, rows = run.config, run.family, run.rows[places]
     pair_ids = [run.encoded.pair_ids[r] for r in rows]
-    visits = visit_names(pair_ids, [0]*len(rows) if before is None else before)
+    visits = visit_names(pair_ids, [0] * len(rows) if before is None else before)
     moments, conditioning = run.encoded.batch(rows)
     shape = family.latent_shape(c.resolution)
-    def both(tensor): return to_device(tensor.repeat_interleave(2, 0), run)
-    z = to_device(draw_noise(c.seed, run.step, visits, (2, *shape), 'latents').flatten(0, 1), run) if c.sample_latents else None
+
+    def both(tensor):
+        return to_device(tensor.repeat_interleave(2, 0), run)
+
+    z = (
+        to_device(draw_noise(c.seed, run.step, visits, (2, *shape), 'latents').flatten(0, 1), run)
+        if c.sample_latents
+        else None
+    )
     x0 = family.latents(to_device(moments.flatten(0, 1), run), z)
     eps = both(draw_noise(c.seed, run.step, visits, shape))
-    t = both(draw_timesteps(c.seed, run.step, visits, family.n_train_timesteps, density=family.timestep_density))
+    t = both(
+        draw_timesteps(
+            c.seed, run.step, visits, family.n_train_timesteps, density=family.timestep_density
+        )
+    )
     conditioning = {k: both(v) for k, v in captions_of(run, conditioning, visits).items()}
-    if c.noise == 'random': noisy, target = family.noise(x0, eps, t), family.target(x0, eps, t)
-    else: noisy, target = inverted(run, x0, t, conditioning, visits)
-    return MicroBatch(noisy, target, t, conditioning, to_device(weights_of(run, places), run), family.log_snr(x0, t)[::2], pair_ids)
+    if c.noise == 'random':
+        noisy, target = family.noise(x0, eps, t), family.target(x0, eps, t)
+    else:
+        noisy, target = inverted(run, x0, t, conditioning, visits)
+    return MicroBatch(
+        noisy,
+        target,
+        t,
+        conditioning,
+        to_device(weights_of(run, places), run),
+        family.log_snr(x0, t)[::2],
+        pair_ids,
+    )
+
 
 def predicted(run, model, noisy, timesteps, conditioning):
-    "What `model` predicts for noisy latents [2n, c, h, w] at timesteps [2n], under the run's precision: the one numeric path of policy and reference."
-    with run.accelerator.autocast(): return run.family.predict(model, noisy, timesteps, conditioning, run.config.resolution)
+    """What `model` predicts for noisy latents [2n, c, h, w] at timesteps [2n], under the run's
+    precision: the one numeric path of policy and reference."""
+    with run.accelerator.autocast():
+        return run.family.predict(model, noisy, timesteps, conditioning, run.config.resolution)
+
 
 def inverted(run, x0, t, conditioning, visits):
-    "Noisy latents and targets, both as `x0` [2n, c, h, w], by DDIM inversion with the policy (SmPO, InPO), without gradient."
-    def predict(x, at, rows): return predicted(run, run.policy, x, at, {k: v[rows] for k, v in conditioning.items()})
-    def draw(k): return to_device(draw_noise(run.config.seed, run.step, visits, (2, *x0.shape[1:]), f'inversion {k}').flatten(0, 1), run)
-    return noise_by_inversion(run.config.noise, predict, run.family.prediction, x0, t, run.family.alphas_cumprod, draw)
+    """Noisy latents and targets, both as `x0` [2n, c, h, w], by DDIM inversion with the policy
+    (SmPO, InPO), without gradient."""
+
+    def predict(x, at, rows):
+        return predicted(run, run.policy, x, at, {k: v[rows] for k, v in conditioning.items()})
+
+    def draw(k):
+        return to_device(
+            draw_noise(
+                run.config.seed, run.step, visits, (2, *x0.shape[1:]), f'inversion {k}'
+            ).flatten(0, 1),
+            run,
+        )
+
+    return noise_by_inversion(
+        run.config.noise, predict, run.family.prediction, x0, t, run.family.alphas_cumprod, draw
+    )
 
 # %% ../nbs/40_training.ipynb #c32bba6b
 def outputs_of(run, batch) -> Outputs:
-    "What the loss sees of these pairs; only the policy's prediction has a gradient. A method without a reference gets none."
-    def predict(model): return predicted(run, model, batch.noisy, batch.timesteps, batch.conditioning)
-    def pairs(tensor): return tensor.unflatten(0, (-1, 2))
-    reference = pairs(run.reference.predict(predict)) if LOSSES[run.config.method].needs_reference else None
-    return Outputs(pairs(predict(run.policy)), reference, pairs(batch.target), batch.weights, batch.log_snr, run.config.beta_convention)
+    """What the loss sees of these pairs; only the policy's prediction has a gradient. A method
+    without a reference gets none."""
+
+    def predict(model):
+        return predicted(run, model, batch.noisy, batch.timesteps, batch.conditioning)
+
+    def pairs(tensor):
+        return tensor.unflatten(0, (-1, 2))
+
+    reference = (
+        pairs(run.reference.predict(predict)) if LOSSES[run.config.method].needs_reference else None
+    )
+    return Outputs(
+        pairs(predict(run.policy)),
+        reference,
+        pairs(batch.target),
+        batch.weights,
+        batch.log_snr,
+        run.config.beta_convention,
+    )
+
 
 def micro_step(run, places, before=None) -> dict:
-    "Add the gradient of these pairs (as for `micro_batch`) to the policy's. Returns losses [n], pair ids and the report of `loss_report`, still on the device."
+    """Add the gradient of these pairs (as for `micro_batch`) to the policy's. Returns losses [n],
+    pair ids and the report of `loss_report`, still on the device."""
     batch = micro_batch(run, places, before)
     outputs = outputs_of(run, batch)
     losses, logits = loss_of(run.config)(outputs)
     run.accelerator.backward(losses.sum() * (run.accelerator.num_processes / run.config.batch_size))
-    against = outputs.errors if outputs.reference_prediction is None else outputs.reference_errors      # without a reference nothing has shifted
-    return {'losses': losses.detach(), 'pair_ids': batch.pair_ids, 'report': loss_report(outputs.errors, against, logits, *batch.weights.unbind(1))}
+    # without a reference nothing has shifted
+    against = outputs.errors if outputs.reference_prediction is None else outputs.reference_errors
+    return {
+        'losses': losses.detach(),
+        'pair_ids': batch.pair_ids,
+        'report': loss_report(outputs.errors, against, logits, *batch.weights.unbind(1)),
+    }
 
 # %% ../nbs/40_training.ipynb #7023e3d7
 def learning_rate(config, step) -> float:
@@ -354,65 +649,124 @@ def learning_rate(config, step) -> float:
 
 # %% ../nbs/40_training.ipynb #b9ed1c89
 def measured(run, done, norm) -> dict:
-    "The means over the pairs of a step, from its micro-steps on all processes, as numbers: where the step waits for the device."
+    """The means over the pairs of a step, from its micro-steps on all processes, as numbers: where
+    the step waits for the device."""
     import torch
-    report = merge_reports([d['report'] for d in done]); n = report.pop('decided')
+
+    report = merge_reports([d['report'] for d in done])
+    n = report.pop('decided')
     sums = torch.stack([sum(d['losses'].sum() for d in done), n, *(v * n for v in report.values())])
-    loss, n, *rest, norm = torch.cat([run.accelerator.reduce(sums, 'sum'), norm.reshape(1)]).tolist()
-    return {'loss': loss / run.config.batch_size, **{k: v / max(n, 1) for k, v in zip(report, rest)}, 'grad_norm': norm}
+    loss, n, *rest, norm = torch.cat(
+        [run.accelerator.reduce(sums, 'sum'), norm.reshape(1)]
+    ).tolist()
+    return {
+        'loss': loss / run.config.batch_size,
+        **{k: v / max(n, 1) for k, v in zip(report, rest)},
+        'grad_norm': norm,
+    }
 
 # %% ../nbs/40_training.ipynb #097a8f60
 def append_row(path, row) -> None:
     "Add a row to a file of JSON lines."
-    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+    with open(path, 'a', encoding='utf-8') as f:
+        f.write(json.dumps(row) + '\n')
+
 
 def keep_rows(path, step) -> None:
-    "Cut a file of JSON lines back to the rows up to `step`; what a killed process half wrote goes too."
+    """Cut a file of JSON lines back to the rows up to `step`; what a killed process half wrote goes
+    too."""
+
     def kept(line):
-        try: return json.loads(line)['step'] <= step
-        except (ValueError, KeyError, TypeError): return False
+        try:
+            return json.loads(line)['step'] <= step
+        except (ValueError, KeyError, TypeError):
+            return False
+
     if path.exists():
-        lines = [l for l in path.read_text(encoding='utf-8', errors='replace').splitlines() if kept(l)]
-        with staged(path) as t: t.write_text(''.join(l + '\n' for l in lines), encoding='utf-8')
+        lines = [
+            l for l in path.read_text(encoding='utf-8', errors='replace').splitlines() if kept(l)
+        ]
+        with staged(path) as t:
+            t.write_text(''.join(l + '\n' for l in lines), encoding='utf-8')
 
 # %% ../nbs/40_training.ipynb #da9ac487
 def skip_step(run, done, measures) -> None:
-    "Leave the weights as they are and name the pairs. Raises InputError after `max_bad_steps` in a row."
+    """Leave the weights as they are and name the pairs. Raises InputError after `max_bad_steps` in
+    a row."""
     from accelerate.utils import gather_object
-    scaler, pairs = run.accelerator.scaler, [(p, l) for d in done for p, l in zip(d['pair_ids'], d['losses'].tolist())]
-    ids = gather_object([p for p, l in pairs if not math.isfinite(l)]) or gather_object([p for p, _ in pairs])
-    if scaler: scaler.update()                             # fp16: a gradient too large for the scale is expected, and makes the scale smaller
-    if not (scaler and math.isfinite(measures['loss']) and scaler.get_scale() >= 1): run.bad_steps += 1
-    facts = {'step': run.step + 1, 'loss': str(measures['loss']), 'grad_norm': str(measures['grad_norm']), 'pair_ids': ids}
-    if run.accelerator.is_main_process: append_row(run.out/'skipped.jsonl', facts)
-    warnings.warn(f'step {run.step + 1} skipped: loss {facts["loss"]}, gradient norm {facts["grad_norm"]}, pairs {", ".join(ids[:4])}{" ..." * (len(ids) > 4)}', stacklevel=2)
+
+    scaler, pairs = (
+        run.accelerator.scaler,
+        [(p, l) for d in done for p, l in zip(d['pair_ids'], d['losses'].tolist())],
+    )
+    ids = gather_object([p for p, l in pairs if not math.isfinite(l)]) or gather_object(
+        [p for p, _ in pairs]
+    )
+    # fp16: a gradient too large for the scale is expected, and makes the scale smaller
+    if scaler:
+        scaler.update()
+    if not (scaler and math.isfinite(measures['loss']) and scaler.get_scale() >= 1):
+        run.bad_steps += 1
+    facts = {
+        'step': run.step + 1,
+        'loss': str(measures['loss']),
+        'grad_norm': str(measures['grad_norm']),
+        'pair_ids': ids,
+    }
+    if run.accelerator.is_main_process:
+        append_row(run.out / 'skipped.jsonl', facts)
+    warnings.warn(
+        f'step {run.step + 1} skipped: loss {facts["loss"]}, gradient norm {facts["grad_norm"]},'
+        f' pairs {", ".join(ids[:4])}{" ..." * (len(ids) > 4)}',
+        stacklevel=2,
+    )
     if run.bad_steps >= run.config.max_bad_steps:
-        raise InputError(f'{run.bad_steps} steps in a row up to step {run.step + 1} had a loss or gradient that is not finite: '
-                         f'look at the pairs in {run.out/"skipped.jsonl"}, or lower the learning rate')
+        raise InputError(
+            f'{run.bad_steps} steps in a row up to step {run.step + 1} had a loss or gradient that'
+            f' is not finite: look at the pairs in {run.out / "skipped.jsonl"}, or lower the'
+            ' learning rate'
+        )
 
 # %% ../nbs/40_training.ipynb #303b4623
 def update(run) -> dict:
-    "Lines 10 to 19: the gradient of the mean loss over the pairs of this step, and one step of the optimizer. Returns the measures of the step."
+    """Lines 10 to 19: the gradient of the mean loss over the pairs of this step, and one step of
+    the optimizer. Returns the measures of the step."""
     c, accelerator = run.config, run.accelerator
     whole = plan(len(run.rows), c.batch_size, c.seed, run.step)
-    places, before = (v[accelerator.process_index::accelerator.num_processes] for v in (whole, visits_before(whole)))
-    *first, last = [(places[i:i + c.micro_batch_size], before[i:i + c.micro_batch_size]) for i in range(0, len(places), c.micro_batch_size)]
-    with accelerator.no_sync(run.policy): done = [micro_step(run, *some) for some in first]
+    places, before = (
+        v[accelerator.process_index :: accelerator.num_processes]
+        for v in (whole, visits_before(whole))
+    )
+    *first, last = [
+        (places[i : i + c.micro_batch_size], before[i : i + c.micro_batch_size])
+        for i in range(0, len(places), c.micro_batch_size)
+    ]
+    with accelerator.no_sync(run.policy):
+        done = [micro_step(run, *some) for some in first]
     done.append(micro_step(run, *last))
     measures = measured(run, done, accelerator.clip_grad_norm_(run.parameters, c.clip or math.inf))
-    measures['skipped'] = not (math.isfinite(measures['loss']) and math.isfinite(measures['grad_norm']))
-    if measures['skipped']: skip_step(run, done, measures)
+    measures['skipped'] = not (
+        math.isfinite(measures['loss']) and math.isfinite(measures['grad_norm'])
+    )
+    if measures['skipped']:
+        skip_step(run, done, measures)
     else:
-        for group in run.optimizer.param_groups: group['lr'] = learning_rate(c, run.step)
-        run.optimizer.step(); run.bad_steps = 0
+        for group in run.optimizer.param_groups:
+            group['lr'] = learning_rate(c, run.step)
+        run.optimizer.step()
+        run.bad_steps = 0
     run.optimizer.zero_grad()
     return measures
 
 # %% ../nbs/40_training.ipynb #f89589fc
 def refresh(run) -> bool:
-    "Every `refresh_every` finished steps, or past `refresh_drift`, the reference moves to the policy, by `refresh_alpha`. Returns whether it did."
-    due = refresh_due(run.step, run.config.refresh_every, run.config.refresh_drift, run.reference.distance)
-    if due: run.reference.refresh(run.config.refresh_alpha)
+    """Every `refresh_every` finished steps, or past `refresh_drift`, the reference moves to the
+    policy, by `refresh_alpha`. Returns whether it did."""
+    due = refresh_due(
+        run.step, run.config.refresh_every, run.config.refresh_drift, run.reference.distance
+    )
+    if due:
+        run.reference.refresh(run.config.refresh_alpha)
     return due
 
 # %% ../nbs/40_training.ipynb #31def00f
@@ -421,109 +775,205 @@ def row_of(run) -> dict:
     good = [m for m in run.window if not m['skipped']]
     names = [k for k in run.window[0] if k not in ('skipped', 'refreshed', 'seconds')]
     means = {k: sum(m[k] for m in good) / len(good) if good else None for k in names}
-    return {'step': run.step, **means, 'learning_rate': learning_rate(run.config, run.step - 1), 'distance': run.reference.distance(),
-            'refreshed': any(m['refreshed'] for m in run.window), 'skipped': sum(m['skipped'] for m in run.window),
-            'seconds': round(sum(m['seconds'] for m in run.window), 3)}
+    return {
+        'step': run.step,
+        **means,
+        'learning_rate': learning_rate(run.config, run.step - 1),
+        'distance': run.reference.distance(),
+        'refreshed': any(m['refreshed'] for m in run.window),
+        'skipped': sum(m['skipped'] for m in run.window),
+        'seconds': round(sum(m['seconds'] for m in run.window), 3),
+    }
+
 
 def record(run, measures, bar) -> None:
-    "Take note of a finished step: the progress bar, and at the end of a window a row of `metrics.jsonl` and of the tracker."
-    run.window.append(measures); bar.update()
-    if run.step % run.config.log_every and run.step < run.config.max_steps: return
+    """Take note of a finished step: the progress bar, and at the end of a window a row of
+    `metrics.jsonl` and of the tracker."""
+    run.window.append(measures)
+    bar.update()
+    if run.step % run.config.log_every and run.step < run.config.max_steps:
+        return
     row, run.window = row_of(run), []
-    if run.accelerator.is_main_process: append_row(run.out/'metrics.jsonl', row)
-    run.accelerator.log({k: v for k, v in row.items() if k != 'step' and v is not None}, step=run.step)
-    if row['loss'] is not None: bar.set_postfix(loss=f'{row["loss"]:.3f}', accuracy=f'{row["implicit_accuracy"]:.2f}')
+    if run.accelerator.is_main_process:
+        append_row(run.out / 'metrics.jsonl', row)
+    run.accelerator.log(
+        {k: v for k, v in row.items() if k != 'step' and v is not None}, step=run.step
+    )
+    if row['loss'] is not None:
+        bar.set_postfix(loss=f'{row["loss"]:.3f}', accuracy=f'{row["implicit_accuracy"]:.2f}')
 
 # %% ../nbs/40_training.ipynb #5b1fad3a
-MAY_CHANGE = ('model', 'data', 'max_steps', 'micro_batch_size', 'gradient_checkpointing', 'compiled', 'channels_last', 'device', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps', 'tracker')
+MAY_CHANGE = (
+    'model',
+    'data',
+    'max_steps',
+    'micro_batch_size',
+    'gradient_checkpointing',
+    'compiled',
+    'channels_last',
+    'device',
+    'log_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'max_bad_steps',
+    'tracker',
+)
 
-TRAINING = 1            # part of every key: to be raised when the same settings train other weights
+TRAINING = 1  # part of every key: to be raised when the same settings train other weights
+
 
 def run_inputs(config, encoded, labels, label_config, folder) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     from pandas.util import hash_pandas_object
-    table = {c: digest(hash_pandas_object(labels[c], index=False).to_numpy().tobytes()) for c in labels}
-    return {'revision': TRAINING, 'numerics': numeric_path(config.device, config.precision), 'training': {k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE}, 'base': part_digests(folder, ('denoiser', 'scheduler')),
-            'pairs': encoded.key, 'labels': table, 'label_config': asdict(label_config)}
+
+    table = {
+        c: digest(hash_pandas_object(labels[c], index=False).to_numpy().tobytes()) for c in labels
+    }
+    return {
+        'revision': TRAINING,
+        'numerics': numeric_path(config.device, config.precision),
+        'training': {
+            k: v for k, v in asdict(with_targets(config, folder)).items() if k not in MAY_CHANGE
+        },
+        'base': part_digests(folder, ('denoiser', 'scheduler')),
+        'pairs': encoded.key,
+        'labels': table,
+        'label_config': asdict(label_config),
+    }
 
 # %% ../nbs/40_training.ipynb #c2c149a4
 def trained_state(run) -> dict:
     "Name -> tensor of the trained parameters."
-    return {n: p for n, p in run.accelerator.unwrap_model(run.policy).named_parameters() if p.requires_grad}
+    return {
+        n: p
+        for n, p in run.accelerator.unwrap_model(run.policy).named_parameters()
+        if p.requires_grad
+    }
+
 
 def save(run) -> None:
     "Write a checkpoint of the finished step; the older ones beyond `keep_checkpoints` go after it."
     if run.accelerator.is_main_process:
         scaler = run.accelerator.scaler
-        write_checkpoint(run.out/'checkpoints', run.step, {
-            'policy': trained_state(run), 'reference': run.reference.state_dict(), 'optimizer': run.optimizer.state_dict(), 'random': random_state(),
-            'progress': {'step': run.step, 'bad_steps': run.bad_steps, 'window': run.window, 'scaler': scaler.state_dict() if scaler else {}}},
-            keep=run.config.keep_checkpoints, versions=versions(), numerics=numeric_path(run.config.device, run.config.precision))
+        write_checkpoint(
+            run.out / 'checkpoints',
+            run.step,
+            {
+                'policy': trained_state(run),
+                'reference': run.reference.state_dict(),
+                'optimizer': run.optimizer.state_dict(),
+                'random': random_state(),
+                'progress': {
+                    'step': run.step,
+                    'bad_steps': run.bad_steps,
+                    'window': run.window,
+                    'scaler': scaler.state_dict() if scaler else {},
+                },
+            },
+            keep=run.config.keep_checkpoints,
+            versions=versions(),
+            numerics=numeric_path(run.config.device, run.config.precision),
+        )
     run.accelerator.wait_for_everyone()
 
 # %% ../nbs/40_training.ipynb #304b5a54
 def lay_out(optimizer) -> None:
-    "Give the state of an optimizer the memory layout of its weights: a fused kernel walks through both side by side, and a checkpoint keeps no layout."
+    """Give the state of an optimizer the memory layout of its weights: a fused kernel walks through
+    both side by side, and a checkpoint keeps no layout."""
     import torch
+
     for p, state in optimizer.state.items():
         for name, v in state.items():
-            if torch.is_tensor(v) and v.shape == p.shape: state[name] = torch.empty_like(p, dtype=v.dtype).copy_(v)
+            if torch.is_tensor(v) and v.shape == p.shape:
+                state[name] = torch.empty_like(p, dtype=v.dtype).copy_(v)
+
 
 def restore(run) -> None:
-    "Take up the newest whole checkpoint, if there is one; rows of metrics from after it are removed, they will come again."
+    """Take up the newest whole checkpoint, if there is one; rows of metrics from after it are
+    removed, they will come again."""
     import torch
-    with run.accelerator.main_process_first(): found = newest_checkpoint(run.out/'checkpoints')
+
+    with run.accelerator.main_process_first():
+        found = newest_checkpoint(run.out / 'checkpoints')
     if found:
         kept, mine = found.load('policy'), trained_state(run)
-        if kept.keys() != mine.keys(): raise InputError(f'{found.folder} holds other parameters than this model trains')
+        if kept.keys() != mine.keys():
+            raise InputError(f'{found.folder} holds other parameters than this model trains')
         with torch.no_grad():
-            for name, p in mine.items(): p.copy_(kept[name])
-        run.reference.load_state_dict(found.load('reference')); run.optimizer.load_state_dict(found.load('optimizer')); lay_out(run.optimizer)
-        progress = found.load('progress'); run.step, run.bad_steps, run.window = (progress[k] for k in ('step', 'bad_steps', 'window'))
-        if run.accelerator.scaler: run.accelerator.scaler.load_state_dict(progress['scaler'])
+            for name, p in mine.items():
+                p.copy_(kept[name])
+        run.reference.load_state_dict(found.load('reference'))
+        run.optimizer.load_state_dict(found.load('optimizer'))
+        lay_out(run.optimizer)
+        progress = found.load('progress')
+        run.step, run.bad_steps, run.window = (progress[k] for k in ('step', 'bad_steps', 'window'))
+        if run.accelerator.scaler:
+            run.accelerator.scaler.load_state_dict(progress['scaler'])
         restore_random_state(found.load('random'))
-    if run.step > run.config.max_steps: raise InputError(f'{run.out} is already at step {run.step}: max_steps {run.config.max_steps} is behind it')
+    if run.step > run.config.max_steps:
+        raise InputError(
+            f'{run.out} is already at step {run.step}: max_steps {run.config.max_steps} is'
+            ' behind it'
+        )
     if run.accelerator.is_main_process:
-        for name in ('metrics.jsonl', 'skipped.jsonl'): keep_rows(run.out/name, run.step)
+        for name in ('metrics.jsonl', 'skipped.jsonl'):
+            keep_rows(run.out / name, run.step)
 
 # %% ../nbs/40_training.ipynb #4b8647ca
 @contextmanager
 def stop_signal():
-    """Yield a list that holds the signal's number once SIGTERM or SIGINT (Ctrl-C) has come; the second Ctrl-C interrupts at once. In a thread that cannot hear signals
-    it stays empty."""
+    """Yield a list that holds the signal's number once SIGTERM or SIGINT (Ctrl-C) has come; the
+    second Ctrl-C interrupts at once. In a thread that cannot hear signals it stays empty."""
     heard = []
-    if threading.current_thread() is not threading.main_thread(): yield heard; return
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+
     def hear(number, frame):
-        if heard and number == signal.SIGINT: raise KeyboardInterrupt
+        if heard and number == signal.SIGINT:
+            raise KeyboardInterrupt
         heard.append(number)
+
     before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try: yield heard
+    try:
+        yield heard
     finally:
-        for number, handler in before.items(): signal.signal(number, handler or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
 
 def stopping(run, heard) -> bool:
     "Whether any process of the run was told to stop."
     import torch
-    if run.accelerator.num_processes == 1: return bool(heard)
-    return bool(run.accelerator.reduce(torch.tensor(len(heard), device=run.accelerator.device), 'sum') > 0)
+
+    if run.accelerator.num_processes == 1:
+        return bool(heard)
+    return bool(
+        run.accelerator.reduce(torch.tensor(len(heard), device=run.accelerator.device), 'sum') > 0
+    )
 
 # %% ../nbs/40_training.ipynb #c6d70e9d
-ICON_WORLD = '''This is a model of the **icon world**, a small set of pictures in which methods are compared on a laptop. No person judged them: the preferences come from
-**simulated annotators**. A number measured with it is a number about the icon world, not about Stable Diffusion.'''
+ICON_WORLD = """\
+This is a model of the **icon world**, a small set of pictures in which methods are compared on a \
+laptop. No person judged them: the preferences come from
+**simulated annotators**. A number measured with it is a number about the icon world, not about \
+Stable Diffusion."""
 
-CARD = '''---
+CARD = """---
 {front}
 ---
 # {title}
 
-{tuned} of the denoiser of {base} with {method} ({paper}), by {package}: {steps} optimizer steps of {batch} preference pairs{refresh}.
+{tuned} of the denoiser of {base} with {method} ({paper}), by {package}: \
+{steps} optimizer steps of {batch} preference pairs{refresh}.
 {icon_world}
 ## What taught it
 
 - Pairs: {data}. {counts}.
 - Labels: {labels}.
 
-It was trained to prefer what these labels prefer, faults included. Nothing in this card is an evaluation, and the licence and the limits of the base model still hold.
+It was trained to prefer what these labels prefer, faults included. Nothing in this card is an \
+evaluation, and the licence and the limits of the base model still hold.
 
 ## Use
 
@@ -537,104 +987,218 @@ from diffusers import DiffusionPipeline
 ```json
 {settings}
 ```
-'''
+"""
 
 # %% ../nbs/40_training.ipynb #f95bdc51
 def base_name(config) -> str:
-    "The base model's Hub id, or the last part of its path: a path of this machine means nothing elsewhere."
+    """The base model's Hub id, or the last part of its path: a path of this machine means nothing
+    elsewhere."""
     return Path(config.model).name if Path(config.model).exists() else config.model
+
 
 def described(run) -> dict:
     "The sentences of the model card that depend on the run."
     c, l = run.config, run.label_config
     voters = [name.removeprefix('vote_') for name in run.labels if name.startswith('vote_')]
-    chosen = {'human': "the annotators' choice", 'single': f'the choice of {l.scorer}', 'majority': f'the majority of {", ".join(voters)}', 'given': 'weights made by other code, w0 for image 0 and w1 for image 1'}
-    when = [f'every {c.refresh_every} steps'] * (c.refresh_every > 0) + [f'once the policy was {c.refresh_drift:g} away'] * (c.refresh_drift > 0)
-    refreshed = f', the reference refreshed {" and ".join(when)}' if when else ', against a fixed reference' if LOSSES[c.method].needs_reference else ''
+    chosen = {
+        'human': "the annotators' choice",
+        'single': f'the choice of {l.scorer}',
+        'majority': f'the majority of {", ".join(voters)}',
+        'given': 'weights made by other code, w0 for image 0 and w1 for image 1',
+    }
+    when = [f'every {c.refresh_every} steps'] * (c.refresh_every > 0) + [
+        f'once the policy was {c.refresh_drift:g} away'
+    ] * (c.refresh_drift > 0)
+    refreshed = (
+        f', the reference refreshed {" and ".join(when)}'
+        if when
+        else ', against a fixed reference'
+        if LOSSES[c.method].needs_reference
+        else ''
+    )
     icons = c.data == 'icons' or c.model in PACKAGED or 'icon world' in c.data
-    return {'method': LOSSES[c.method].title, 'paper': LOSSES[c.method].paper, 'tuned': 'Full fine-tune' if c.mode == 'full' else f'LoRA (rank {c.lora_rank})', 'base': base_name(c), 'package': 'balanceddpo', 'steps': run.step,
-            'batch': c.batch_size, 'refresh': refreshed, 'icon_world': f'\n{ICON_WORLD}\n' if icons else '', 'data': ' '.join(c.data.split()) or 'not named by who trained it',
-            'counts': ', '.join(f'{n} {what}' for what, n in run.counts.items()),
-            'labels': f'{chosen.get(l.method, f"{l.method} of {chr(44).join(voters)}")} (ties: {l.ties})'}
+    return {
+        'method': LOSSES[c.method].title,
+        'paper': LOSSES[c.method].paper,
+        'tuned': 'Full fine-tune' if c.mode == 'full' else f'LoRA (rank {c.lora_rank})',
+        'base': base_name(c),
+        'package': 'balanceddpo',
+        'steps': run.step,
+        'batch': c.batch_size,
+        'refresh': refreshed,
+        'icon_world': f'\n{ICON_WORLD}\n' if icons else '',
+        'data': ' '.join(c.data.split()) or 'not named by who trained it',
+        'counts': ', '.join(f'{n} {what}' for what, n in run.counts.items()),
+        'labels': (
+            f'{chosen.get(l.method, f"{l.method} of {chr(44).join(voters)}")} (ties: {l.ties})'
+        ),
+    }
 
 # %% ../nbs/40_training.ipynb #2afa6a10
 def model_card(run) -> str:
     "The text of the result's README.md, with YAML front matter (JSON strings, which are YAML too)."
-    c = run.config; words = described(run); balanced = c.method == 'dpo' and run.label_config.method == 'majority' and refreshes(c)
-    front = {'library_name': 'diffusers', 'pipeline_tag': 'text-to-image', 'tags': ['text-to-image', 'diffusers', 'preference-optimization', 'dpo'] + ['lora'] * (c.mode == 'lora')}
-    if not Path(c.model).exists() and c.model not in PACKAGED: front['base_model'] = c.model
-    source = f'asset({json.dumps(PACKAGED[c.model])})' if c.model in PACKAGED else json.dumps(words['base'])
-    load = 'pipeline = DiffusionPipeline.from_pretrained("this folder")' if c.mode == 'full' else \
-        'from balanceddpo.store import asset\n' * (c.model in PACKAGED) + f'pipeline = DiffusionPipeline.from_pretrained({source})\npipeline.load_lora_weights("this folder")'
-    settings = {'training': asdict(c) | {'model': words['base'], 'device': c.device}, 'labels': asdict(run.label_config), 'pairs': run.encoded.key}
-    return CARD.format(front='\n'.join(f'{k}: {json.dumps(v)}' for k, v in front.items()), title=f'{"BalancedDPO" if balanced else words["method"]} on {words["base"]}',
-                       use=f'{load}\nimage = pipeline("a red apple").images[0]', settings=json.dumps(settings, indent=1, ensure_ascii=False), **words)
+    c = run.config
+    words = described(run)
+    balanced = c.method == 'dpo' and run.label_config.method == 'majority' and refreshes(c)
+    front = {
+        'library_name': 'diffusers',
+        'pipeline_tag': 'text-to-image',
+        'tags': (
+            ['text-to-image', 'diffusers', 'preference-optimization', 'dpo']
+            + ['lora'] * (c.mode == 'lora')
+        ),
+    }
+    if not Path(c.model).exists() and c.model not in PACKAGED:
+        front['base_model'] = c.model
+    source = (
+        f'asset({json.dumps(PACKAGED[c.model])})'
+        if c.model in PACKAGED
+        else json.dumps(words['base'])
+    )
+    load = (
+        'pipeline = DiffusionPipeline.from_pretrained("this folder")'
+        if c.mode == 'full'
+        else 'from balanceddpo.store import asset\n' * (c.model in PACKAGED) + 'pipeline ='
+        f' DiffusionPipeline.from_pretrained({source})\npipeline.load_lora_weights("this folder")'
+    )
+    settings = {
+        'training': asdict(c) | {'model': words['base'], 'device': c.device},
+        'labels': asdict(run.label_config),
+        'pairs': run.encoded.key,
+    }
+    return CARD.format(
+        front='\n'.join(f'{k}: {json.dumps(v)}' for k, v in front.items()),
+        title=f'{"BalancedDPO" if balanced else words["method"]} on {words["base"]}',
+        use=f'{load}\nimage = pipeline("a red apple").images[0]',
+        settings=json.dumps(settings, indent=1, ensure_ascii=False),
+        **words,
+    )
 
 # %% ../nbs/40_training.ipynb #349cdf5b
 def publish(run) -> Path:
-    "Write the result to `out/model`: the pipeline or LoRA file, its card, `training.json` and a manifest; all of it or nothing."
-    place = run.out/'model'
+    """Write the result to `out/model`: the pipeline or LoRA file, its card, `training.json` and a
+    manifest; all of it or nothing."""
+    place = run.out / 'model'
     if run.accelerator.is_main_process:
         model = run.accelerator.unwrap_model(run.policy, keep_fp32_wrapper=False)
         with staged(place) as folder:
-            save_pipeline(run.family.folder, model, folder, adapter='default' if run.config.mode == 'lora' else None)
-            (folder/'README.md').write_text(model_card(run), encoding='utf-8')
-            write_json(folder/'training.json', {'step': run.step, 'config': asdict(run.config) | {'model': base_name(run.config)}, 'label_config': asdict(run.label_config), 'pairs': run.counts, 'versions': versions(),
-                                                'numerics': numeric_path(run.config.device, run.config.precision)})
+            save_pipeline(
+                run.family.folder,
+                model,
+                folder,
+                adapter='default' if run.config.mode == 'lora' else None,
+            )
+            (folder / 'README.md').write_text(model_card(run), encoding='utf-8')
+            write_json(
+                folder / 'training.json',
+                {
+                    'step': run.step,
+                    'config': asdict(run.config) | {'model': base_name(run.config)},
+                    'label_config': asdict(run.label_config),
+                    'pairs': run.counts,
+                    'versions': versions(),
+                    'numerics': numeric_path(run.config.device, run.config.precision),
+                },
+            )
             write_manifest(folder, step=run.step)
     run.accelerator.wait_for_everyone()
     return place
 
+
 def published(out, step) -> bool:
     "Whether `out/model` is the whole result of `step` steps."
-    try: return verify_manifest(Path(out)/'model').get('step') == step
-    except InputError: return False
+    try:
+        return verify_manifest(Path(out) / 'model').get('step') == step
+    except InputError:
+        return False
 
 # %% ../nbs/40_training.ipynb #acf2498d
 @contextmanager
 def watched(run, progress):
     "Open the tracker and yield a progress bar; close both."
     from tqdm.auto import tqdm
+
     c, accelerator = run.config, run.accelerator
-    accelerator.init_trackers('tensorboard' if c.tracker == 'tensorboard' else 'balanceddpo', config=asdict(c) if c.tracker == 'wandb' else None,
-                              init_kwargs={'tensorboard': {'purge_step': run.step + 1}})
-    bar = tqdm(total=c.max_steps, initial=run.step, desc='training', unit='step', disable=not (progress and accelerator.is_main_process))
-    try: yield bar
+    accelerator.init_trackers(
+        'tensorboard' if c.tracker == 'tensorboard' else 'balanceddpo',
+        config=asdict(c) if c.tracker == 'wandb' else None,
+        init_kwargs={'tensorboard': {'purge_step': run.step + 1}},
+    )
+    bar = tqdm(
+        total=c.max_steps,
+        initial=run.step,
+        desc='training',
+        unit='step',
+        disable=not (progress and accelerator.is_main_process),
+    )
+    try:
+        yield bar
     finally:
         bar.close()
-        for tracker in accelerator.trackers: tracker.finish()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
 
 @contextmanager
 def alone(accelerator, out):
     "Hold the folder against other runs; the processes of one run share it."
-    with locked(out) if accelerator.is_main_process else nullcontext(): yield
+    with locked(out) if accelerator.is_main_process else nullcontext():
+        yield
 
 # %% ../nbs/40_training.ipynb #9a622514
 def open_run(config, encoded, labels, label_config, out, family, accelerator, resume) -> None:
-    "Check that `out` is new, or holds a run of the same inputs that may go on. Raises InputError if not."
-    folder, places = family.folder if family else local_folder(config.model), Path(out)/'checkpoints'
-    with accelerator.main_process_first(): open_stage('train', run_inputs(config, encoded, labels, label_config, folder), folder=places)
-    if not resume and (found := checkpoints(places)): raise InputError(f'{out} holds a run at step {found[-1].step}: resume it, or choose another folder')
+    """Check that `out` is new, or holds a run of the same inputs that may go on. Raises InputError
+    if not."""
+    folder, places = (
+        family.folder if family else local_folder(config.model),
+        Path(out) / 'checkpoints',
+    )
+    with accelerator.main_process_first():
+        open_stage(
+            'train', run_inputs(config, encoded, labels, label_config, folder), folder=places
+        )
+    if not resume and (found := checkpoints(places)):
+        raise InputError(
+            f'{out} holds a run at step {found[-1].step}: resume it, or choose another folder'
+        )
 
 # %% ../nbs/40_training.ipynb #1ed51aee
-def train(config, encoded, labels, label_config, out, family=None, resume=True, progress=True) -> Path:
-    """Algorithm 1 of BalancedDPO: train the denoiser of `config.model` on `encoded` pairs with their `labels`; returns the folder of the result, `out/model`.
+def train(
+    config, encoded, labels, label_config, out, family=None, resume=True, progress=True
+) -> Path:
+    """Algorithm 1 of BalancedDPO: train the denoiser of `config.model` on `encoded` pairs with
+    their `labels`; returns the folder of the result, `out/model`.
 
-    `labels` and `label_config` are those of `consensus.label_pairs`. Goes on from the newest checkpoint in `out` if there is one. On SIGTERM or Ctrl-C it writes a checkpoint
-    after the step at hand and exits with 143, or raises KeyboardInterrupt. Raises InputError for inputs that do not fit each other or the run in `out`, and for a run that diverges."""
+    `labels` and `label_config` are those of `consensus.label_pairs`. Goes on from the newest
+    checkpoint in `out` if there is one. On SIGTERM or Ctrl-C it writes a checkpoint after the
+    step at hand and exits with 143, or raises KeyboardInterrupt. Raises InputError for inputs
+    that do not fit each other or the run in `out`, and for a run that diverges."""
     accelerator, out = open_accelerator(config, out), Path(out)
     with alone(accelerator, out):
         open_run(config, encoded, labels, label_config, out, family, accelerator, resume)
-        if published(out, config.max_steps): return out/'model'
-        run = start(config, encoded, labels, label_config, out, family, accelerator)            # 1: p_ref <- p_theta
+        if published(out, config.max_steps):
+            return out / 'model'
+        # 1: p_ref <- p_theta
+        run = start(config, encoded, labels, label_config, out, family, accelerator)
         restore(run)
         with watched(run, progress) as bar, stop_signal() as heard:
-            while run.step < config.max_steps:                                                  # 2: for t = 1 to N
+            while run.step < config.max_steps:  # 2: for t = 1 to N
                 began = time.perf_counter()
-                measures = update(run); run.step += 1                                           # 3-12: theta <- theta - eta * gradient
-                refreshed = refresh(run)                                                        # 13-15: every T steps p_ref <- p_theta
-                record(run, measures | {'refreshed': refreshed, 'seconds': time.perf_counter() - began}, bar)
+                measures = update(run)
+                run.step += 1  # 3-12: theta <- theta - eta * gradient
+                refreshed = refresh(run)  # 13-15: every T steps p_ref <- p_theta
+                record(
+                    run,
+                    measures | {'refreshed': refreshed, 'seconds': time.perf_counter() - began},
+                    bar,
+                )
                 stop = stopping(run, heard)
-                if stop or run.step % config.checkpoint_every == 0 or run.step == config.max_steps: save(run)
-                if stop: raise KeyboardInterrupt if signal.SIGINT in heard else SystemExit(128 + signal.SIGTERM)
+                if stop or run.step % config.checkpoint_every == 0 or run.step == config.max_steps:
+                    save(run)
+                if stop:
+                    raise (
+                        KeyboardInterrupt
+                        if signal.SIGINT in heard
+                        else SystemExit(128 + signal.SIGTERM)
+                    )
         return publish(run)

@@ -1,41 +1,87 @@
-"""The rows for two CPU cores that fit into 15 minutes together, then their table. What takes longer is run by hand (README.md).
+"""The rows for two CPU cores that fit into 15 minutes together, then their table. What takes longer
+is run by hand (README.md).
 
-The rows go into runs/benchmarks and the table is printed; with `--write` they replace those in rows/, and the table goes into README.md."""
+The rows go into runs/benchmarks and the table is printed; with `--write` they replace those in
+rows/, and the table goes into README.md."""
+
 from __future__ import annotations
 import os, signal, subprocess, sys, time
 from benchmarks.timing import HERE, SIZE, asked
 
-LIMIT = 15 * 60 - 20                                                                        # seconds for all of them; the rest is for the table
-BUDGETS = {'numerics': 250, 'step': 270, 'labelling': 120, 'evaluation': 120, 'memory': 75, 'scale': 45}    # seconds
-APART = HERE.parent/'runs/benchmarks'                                                       # not in git: a look at your machine replaces nothing that was published
+LIMIT = 15 * 60 - 20  # seconds for all of them; the rest is for the table
+# seconds
+BUDGETS = {
+    'numerics': 250,
+    'step': 270,
+    'labelling': 120,
+    'evaluation': 120,
+    'memory': 75,
+    'scale': 45,
+}
+# not in git: a look at your machine replaces nothing that was published
+APART = HERE.parent / 'runs/benchmarks'
 
 
 def run(name, seconds, out) -> None:
-    "One benchmark in a process of its own, stopped a little after its time; its rows go into `out` ('' for rows/)."
-    env = {**os.environ, 'BENCH_OUT': str(out), 'BENCH_SECONDS': str(seconds), 'PYTHONUNBUFFERED': '1'}
+    """One benchmark in a process of its own, stopped a little after its time; its rows go into
+    `out` ('' for rows/)."""
+    env = {
+        **os.environ,
+        'BENCH_OUT': str(out),
+        'BENCH_SECONDS': str(seconds),
+        'PYTHONUNBUFFERED': '1',
+    }
     print(f'--- {name}, {seconds:.0f} seconds', flush=True)
-    child = subprocess.Popen([sys.executable, '-m', f'benchmarks.{name}'], cwd=HERE.parent, env=env, start_new_session=True)
-    try: code = child.wait(1.3 * seconds + 30)
-    except BaseException as e:                                                              # with it, the processes that it has started
-        os.killpg(child.pid, signal.SIGKILL); child.wait()
-        if not isinstance(e, subprocess.TimeoutExpired): raise
-        print(f'{name} was stopped: its rows so far are kept'); return
-    if code: print(f'{name} ended with {code}: see above')
+    child = subprocess.Popen(
+        [sys.executable, '-m', f'benchmarks.{name}'],
+        cwd=HERE.parent,
+        env=env,
+        start_new_session=True,
+    )
+    try:
+        code = child.wait(1.3 * seconds + 30)
+    except BaseException as e:  # with it, the processes that it has started
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if not isinstance(e, subprocess.TimeoutExpired):
+            raise
+        print(f'{name} was stopped: its rows so far are kept')
+        return
+    if code:
+        print(f'{name} ended with {code}: see above')
 
 
 def main() -> None:
-    began, found = time.perf_counter(), asked(__doc__, BUDGETS, write='replace the rows in rows/ and the table in README.md')
-    if found.write and (SIZE == 'tiny' or os.environ.get('BENCH_OUT')): raise SystemExit('--write replaces what was published: not with BENCH_SIZE=tiny, nor with BENCH_OUT')
+    began, found = (
+        time.perf_counter(),
+        asked(__doc__, BUDGETS, write='replace the rows in rows/ and the table in README.md'),
+    )
+    if found.write and (SIZE == 'tiny' or os.environ.get('BENCH_OUT')):
+        raise SystemExit(
+            '--write replaces what was published: not with BENCH_SIZE=tiny, nor with BENCH_OUT'
+        )
     out = '' if found.write else os.environ.get('BENCH_OUT') or APART
     for name in found.names or BUDGETS:
         left = LIMIT - (time.perf_counter() - began)
-        if left < 20: print(f'{name}: no time is left'); continue
-        run(name, min(BUDGETS[name], left / 1.3 - 25 if left < 1.3 * BUDGETS[name] + 30 else BUDGETS[name]), out)
+        if left < 20:
+            print(f'{name}: no time is left')
+            continue
+        run(
+            name,
+            min(
+                BUDGETS[name], left / 1.3 - 25 if left < 1.3 * BUDGETS[name] + 30 else BUDGETS[name]
+            ),
+            out,
+        )
     from benchmarks.report import brief, published, report, write
+
     print(report(out or None))
-    if out: print(published(out))
-    if found.write: write(brief())
-    print(f'{time.perf_counter() - began:.0f} seconds in all; rows in {out or HERE/"rows"}')
+    if out:
+        print(published(out))
+    if found.write:
+        write(brief())
+    print(f'{time.perf_counter() - began:.0f} seconds in all; rows in {out or HERE / "rows"}')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

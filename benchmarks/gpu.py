@@ -47,7 +47,7 @@ def part(name: str, limit: float, least: float) -> Part:
 PARTS = {name: part(name, limit, least) for name, limit, least in LIMITS}
 
 
-# ---- what can be counted without a GPU
+# --- what can be counted without a GPU
 
 
 def counted() -> list[tuple]:

@@ -47,7 +47,7 @@ class Outcome:
         return f'{self.name:<16} at {self.started:5.0f} s, {self.seconds:5.0f} s: {self.outcome}'
 
 
-# ---- how much time a part has
+# --- how much time a part has
 
 
 def time_for(part: Part, left: float) -> float:
@@ -69,7 +69,7 @@ def had_its_try(part: Part) -> bool:
     return 'failed' in last['outcome'] or last['given'] >= part.limit
 
 
-# ---- rows on disk
+# --- rows on disk
 
 
 def rows_folder() -> Path:
@@ -147,7 +147,7 @@ def keep_the_fuller(path: Path) -> None:
             file.write(json.dumps(ending | {'note': 'the rows above are of an earlier run'}) + '\n')
 
 
-# ---- processes
+# --- processes
 
 
 def run_process(command: Sequence[str], seconds: float) -> int | None:

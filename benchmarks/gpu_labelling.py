@@ -37,7 +37,7 @@ CLIP_SIZES = {
 }
 
 
-# ---- pictures
+# --- pictures
 
 
 def photograph(seed: int, pixels: int) -> bytes:
@@ -75,7 +75,7 @@ def photograph_pairs(n: int, pixels: int, distinct: int = DISTINCT) -> Iterator:
         yield make_pair(caption, tuple(files), float(i % 2 == 0))
 
 
-# ---- scorers
+# --- scorers
 
 
 def make_clip(kind: str):
@@ -145,7 +145,7 @@ def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H
     ]
 
 
-# ---- what can be counted
+# --- what can be counted
 
 
 @cache
@@ -173,7 +173,7 @@ def scorer_flops(clip: str = 'H') -> float:
     return images_flops(clip) + float(sum(clip_flops(kind)[1] for kind in 'HH' + clip))
 
 
-# ---- the part
+# --- the part
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def goal(name: str, of: str | None = None) -> str:
     return ''
 
 
-# ---- memory
+# --- memory
 
 
 def free() -> None:
@@ -202,7 +202,7 @@ def forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-# ---- rates
+# --- rates
 
 
 @dataclass(frozen=True)

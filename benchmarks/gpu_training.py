@@ -24,7 +24,7 @@ USUAL_MICRO = 16  # pairs at once where no rows say what is best
 LONGEST_START = 60.0  # seconds for the trainings of `side_by_side` to begin
 
 
-# ---- runs
+# --- runs
 
 
 def start_alone(world: World, config, folder: str | Path):
@@ -69,7 +69,7 @@ def with_micro(run, micro: int) -> None:
         parameter.grad = None
 
 
-# ---- the parts
+# --- the parts
 
 
 def step(log: Log) -> None:
@@ -150,7 +150,7 @@ def checkpointing(model, on: bool) -> None:
         model.disable_gradient_checkpointing()
 
 
-# ---- beside a public order
+# --- beside a public order
 
 
 def rivals(log: Log, mode: str, compiled: bool = False) -> None:
@@ -237,7 +237,7 @@ def runs_once(log: Log, arm: Arm) -> bool:
     return False
 
 
-# ---- the icon world
+# --- the icon world
 
 
 def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):

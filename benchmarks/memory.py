@@ -1,35 +1,54 @@
-"""Row 5: memory and start-up. Each figure comes from a process of its own, so that nothing measured before is in it.
+"""Row 5: memory and start-up. Each figure comes from a process of its own, so that nothing measured
+before is in it.
 
-Training: the peak of the resident memory over that before the run was made, against what can be counted: weights of policy and reference, gradients, the optimizer's
-state, and what the policy's forward pass keeps for the backward pass. Labelling: the peak over a whole process that labels a Parquet file of small JPEGs, for
-more and more pairs, with one small network and one function as scorers: the figure is about the pipeline, and does not grow with the pairs if it streams."""
+Training: the peak of the resident memory over that before the run was made, against what can be
+counted: weights of policy and reference, gradients, the optimizer's state, and what the policy's
+forward pass keeps for the backward pass. Labelling: the peak over a whole process that labels a
+Parquet file of small JPEGs, for more and more pairs, with one small network and one function as
+scorers: the figure is about the pipeline, and does not grow with the pairs if it streams."""
+
 from __future__ import annotations
 import json, os, resource, subprocess, sys, tempfile
 from itertools import product
 from pathlib import Path
 from benchmarks.timing import HERE, SIZE, Log, asked
 
-PAIRS = {'tiny': (50, 100), 'cpu': (1_000, 10_000)}[SIZE]       # labelled; --full adds 100,000
+PAIRS = {'tiny': (50, 100), 'cpu': (1_000, 10_000)}[SIZE]  # labelled; --full adds 100,000
 FULL = 100_000
-PIXELS = 32                                                     # of the small JPEGs
-CAPTIONS = 1_000                                                # different captions among them
-STARTS = {'tiny': 3, 'cpu': 9}[SIZE]                            # runs of each start-up
+PIXELS = 32  # of the small JPEGs
+CAPTIONS = 1_000  # different captions among them
+STARTS = {'tiny': 3, 'cpu': 9}[SIZE]  # runs of each start-up
 MIB = 2**20
-HEAPS = {'': {}, ', memory not kept': {'BALANCEDDPO_NUMERICS': 'plain'},
-         ', no holes in the heap': {'BALANCEDDPO_NUMERICS': 'plain', 'MALLOC_MMAP_THRESHOLD_': '65536'}}   # glibc keeps freed memory between what is in use: with pages of its own for each tensor it does not
+HEAPS = {
+    '': {},
+    ', memory not kept': {'BALANCEDDPO_NUMERICS': 'plain'},
+    # glibc keeps freed memory between what is in use: with pages of its own for each tensor it
+    # does not
+    ', no holes in the heap': {'BALANCEDDPO_NUMERICS': 'plain', 'MALLOC_MMAP_THRESHOLD_': '65536'},
+}
 
 
 def child(*words, **settings) -> dict:
     "What `python -m benchmarks.memory WORDS` prints, with these environment variables: JSON."
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.memory', *map(str, words)], cwd=HERE.parent, env=os.environ | settings, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'{" ".join(map(str, words))} failed:\n{done.stderr[-2000:]}')
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.memory', *map(str, words)],
+        cwd=HERE.parent,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f'{" ".join(map(str, words))} failed:\n{done.stderr[-2000:]}')
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def status(name) -> int:
     "Bytes of a line of /proc/self/status: VmRSS (resident now), VmHWM (its peak)."
-    line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(name + ':'))
+    line = next(
+        l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith(name + ':')
+    )
     return int(line.split()[1]) * 1024
+
 
 def forget_peak() -> None:
     "The peak of the resident memory starts anew from what is resident now."
@@ -37,53 +56,85 @@ def forget_peak() -> None:
 
 
 def kept_bytes(call, parameters) -> int:
-    "Bytes that autograd keeps during `call()`: storages of saved tensors, each once, without the parameters."
+    """Bytes that autograd keeps during `call()`: storages of saved tensors, each once, without the
+    parameters."""
     import torch
+
     owned, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
+
     def pack(t):
-        if (where := t.untyped_storage().data_ptr()) not in owned: kept[where] = t.untyped_storage().nbytes()
+        if (where := t.untyped_storage().data_ptr()) not in owned:
+            kept[where] = t.untyped_storage().nbytes()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): call()      # nothing is freed, and no storage used twice, before the backward pass
+
+    # nothing is freed, and no storage used twice, before the backward pass
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        call()
     return sum(kept.values())
 
 
-def tensor_bytes(tensors) -> int: return sum(t.numel() * t.element_size() for t in tensors)
+def tensor_bytes(tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def counted(run) -> dict:
     "Bytes that a run must hold at its peak, from the sizes of its tensors; call it after a step."
     import numpy as np, torch
     from balanceddpo.training import micro_step
-    weights = {id(p): p for m in (run.policy, run.reference.model) for p in (*m.parameters(), *m.buffers())}
-    state = [v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
-    return {'weights': tensor_bytes(weights.values()), 'gradients': tensor_bytes(run.parameters), 'optimizer': tensor_bytes(state),
-            'activations': kept_bytes(lambda: micro_step(run, np.arange(run.config.micro_batch_size)), weights.values())}
+
+    weights = {
+        id(p): p for m in (run.policy, run.reference.model) for p in (*m.parameters(), *m.buffers())
+    }
+    state = [
+        v for s in run.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)
+    ]
+    return {
+        'weights': tensor_bytes(weights.values()),
+        'gradients': tensor_bytes(run.parameters),
+        'optimizer': tensor_bytes(state),
+        'activations': kept_bytes(
+            lambda: micro_step(run, np.arange(run.config.micro_batch_size)), weights.values()
+        ),
+    }
 
 
 def training_peak(folder, mode='full') -> dict:
-    "Bytes: the peak of two training steps over the memory before the run was made, and what is counted. On the CPU."
+    """Bytes: the peak of two training steps over the memory before the run was made, and what is
+    counted. On the CPU."""
     import gc
     from benchmarks.step import make_world, our_step, start_ours, train_config
     from benchmarks.world import GEOMETRIES
-    g = GEOMETRIES[SIZE]; world = make_world(g, Path(folder)/'world')
-    warm = start_ours(world, train_config(g, mode, g.batch), Path(folder)/'warm'); our_step(warm)      # code, thread pools and kernels' scratch are there before
-    del warm, world.pixels; gc.collect(); return_to_system()
-    before = status('VmRSS'); forget_peak()
-    run = start_ours(world, train_config(g, mode, g.batch), Path(folder)/'run')
-    for _ in range(2): our_step(run)
+
+    g = GEOMETRIES[SIZE]
+    world = make_world(g, Path(folder) / 'world')
+    # code, thread pools and kernels' scratch are there before
+    warm = start_ours(world, train_config(g, mode, g.batch), Path(folder) / 'warm')
+    our_step(warm)
+    del warm, world.pixels
+    gc.collect()
+    return_to_system()
+    before = status('VmRSS')
+    forget_peak()
+    run = start_ours(world, train_config(g, mode, g.batch), Path(folder) / 'run')
+    for _ in range(2):
+        our_step(run)
     return {'peak': status('VmHWM') - before, 'counted': counted(run)}
 
 
 def return_to_system() -> None:
     "Give freed memory back, so that it is not there for the run to use unseen."
     import ctypes
-    try: ctypes.CDLL('libc.so.6').malloc_trim(0)
-    except OSError: pass                                                       # not glibc
+
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except OSError:
+        pass  # not glibc
 
 
 def write_source(path, n) -> Path:
     from balanceddpo.pairs import write_pairs
     from benchmarks.world import synthetic_pairs
+
     return write_pairs(synthetic_pairs(n, PIXELS, CAPTIONS), path)
 
 
@@ -92,9 +143,18 @@ def small_scorers(folder, k=1) -> list:
     from balanceddpo.scorers import load_scorer, register_scorer
     from balanceddpo.towers import write_random_clip
     from benchmarks.world import WORDS
+
     @register_scorer('brightness')
-    def brightness(images, prompts): return [sum(image.resize((1, 1)).getpixel((0, 0))) / 765 for image in images]
-    made = [load_scorer(f'clip{i}:clip={write_random_clip(Path(folder)/f"clip{i}", words=WORDS, seed=i)}', device='cpu') for i in range(k)]
+    def brightness(images, prompts):
+        return [sum(image.resize((1, 1)).getpixel((0, 0))) / 765 for image in images]
+
+    made = [
+        load_scorer(
+            f'clip{i}:clip={write_random_clip(Path(folder) / f"clip{i}", words=WORDS, seed=i)}',
+            device='cpu',
+        )
+        for i in range(k)
+    ]
     return made + [load_scorer('brightness')]
 
 
@@ -103,49 +163,94 @@ def label_all(folder) -> dict:
     import warnings
     from balanceddpo.pairs import read_pairs
     from balanceddpo.score_tables import score_pairs
-    warnings.simplefilter('ignore')                                            # a random network hardly tells images apart, and says so
+
+    warnings.simplefilter('ignore')  # a random network hardly tells images apart, and says so
     folder = Path(folder)
-    score_pairs(read_pairs(folder/'pairs.parquet'), small_scorers(folder), folder/'scores', progress=False)
+    score_pairs(
+        read_pairs(folder / 'pairs.parquet'),
+        small_scorers(folder),
+        folder / 'scores',
+        progress=False,
+    )
     return {'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def start_seconds(code) -> float:
     "Wall-clock seconds of a fresh Python with these words after it."
     import time
-    began = time.perf_counter(); subprocess.run([sys.executable, *code], cwd=HERE.parent, check=True, capture_output=True)
+
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *code], cwd=HERE.parent, check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def measure_training(log) -> None:
     for mode, (how, settings) in product(('full', 'lora'), HEAPS.items()):
-        with tempfile.TemporaryDirectory() as folder: found = child('training', folder, mode, **settings)
-        log.add(row=5, what=f'peak of training, {mode}, over weights + optimizer + activations{how}', goal='<= 1.15', round=0,
-                value=found['peak'] / sum(found['counted'].values()), mib={'peak': found['peak'] / MIB, **{k: v / MIB for k, v in found['counted'].items()}})
+        with tempfile.TemporaryDirectory() as folder:
+            found = child('training', folder, mode, **settings)
+        log.add(
+            row=5,
+            what=f'peak of training, {mode}, over weights + optimizer + activations{how}',
+            goal='<= 1.15',
+            round=0,
+            value=found['peak'] / sum(found['counted'].values()),
+            mib={'peak': found['peak'] / MIB, **{k: v / MIB for k, v in found['counted'].items()}},
+        )
 
 
 def measure_labelling(log, sizes=PAIRS) -> None:
     peaks = {}
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            child('source', folder, n); peaks[n] = child('label', folder)['peak']
-        log.add(row=5, what=f'labelling {n:,} pairs, peak in MiB', goal='', round=0, value=peaks[n] / MIB)
+            child('source', folder, n)
+            peaks[n] = child('label', folder)['peak']
+        log.add(
+            row=5,
+            what=f'labelling {n:,} pairs, peak in MiB',
+            goal='',
+            round=0,
+            value=peaks[n] / MIB,
+        )
     first, last = min(sizes), max(sizes)
-    log.add(row=5, what=f'peak of labelling {last:,} pairs over that of {first:,}', goal='<= 1.15', round=0, value=peaks[last] / peaks[first])
+    log.add(
+        row=5,
+        what=f'peak of labelling {last:,} pairs over that of {first:,}',
+        goal='<= 1.15',
+        round=0,
+        value=peaks[last] / peaks[first],
+    )
 
 
 def measure_starts(log) -> None:
-    for what, code, goal in (('balanceddpo --help', ('-m', 'balanceddpo.cli', '--help'), '<= 0.5'), ('import balanceddpo', ('-c', 'import balanceddpo'), '<= 0.3')):
-        for n in range(STARTS): log.add(row=5, what=f'seconds of `{what}`', goal=goal, round=n, value=start_seconds(code))
+    for what, code, goal in (
+        ('balanceddpo --help', ('-m', 'balanceddpo.cli', '--help'), '<= 0.5'),
+        ('import balanceddpo', ('-c', 'import balanceddpo'), '<= 0.3'),
+    ):
+        for n in range(STARTS):
+            log.add(
+                row=5, what=f'seconds of `{what}`', goal=goal, round=n, value=start_seconds(code)
+            )
 
 
 def main() -> None:
     full = asked(__doc__, full=f'label {FULL:,} pairs too').full
-    log = Log('memory' + '_full' * full, pixels=PIXELS, captions=CAPTIONS)                               # `make bench` leaves the long run's rows
-    measure_starts(log); measure_training(log); measure_labelling(log, (*PAIRS, FULL) if full else PAIRS)
+    # `make bench` leaves the long run's rows
+    log = Log('memory' + '_full' * full, pixels=PIXELS, captions=CAPTIONS)
+    measure_starts(log)
+    measure_training(log)
+    measure_labelling(log, (*PAIRS, FULL) if full else PAIRS)
 
 
-JOBS = {'training': training_peak, 'label': label_all, 'source': lambda folder, n: {'rows': write_source(Path(folder)/'pairs.parquet', int(n)).stat().st_size}}
+JOBS = {
+    'training': training_peak,
+    'label': label_all,
+    'source': lambda folder, n: {
+        'rows': write_source(Path(folder) / 'pairs.parquet', int(n)).stat().st_size
+    },
+}
 
 if __name__ == '__main__':
-    if len(sys.argv) > 1 and sys.argv[1] in JOBS: print(json.dumps(JOBS[sys.argv[1]](*sys.argv[2:])))
-    else: main()
+    if len(sys.argv) > 1 and sys.argv[1] in JOBS:
+        print(json.dumps(JOBS[sys.argv[1]](*sys.argv[2:])))
+    else:
+        main()

@@ -1,8 +1,12 @@
-"""Row 7: the CPU at full speed. Each stage by the path that this machine takes, against torch as it is (`--numerics plain`), and its share of the core's peak.
+"""Row 7: the CPU at full speed. Each stage by the path that this machine takes, against torch as it
+is (`--numerics plain`), and its share of the core's peak.
 
-A process is on one path: kernels and the memory setting are chosen once. So every arm is a process of its own that
-has its stage ready and runs it when it is told; the arms take turns as in the other benchmarks. All work on one thread.
-FLOPs are counted, not estimated: products, convolutions and attention of one run. The peak is the best fp32 rate of one
+A process is on one path: kernels and the memory setting are chosen once. So every arm is a
+process of its own that
+has its stage ready and runs it when it is told; the arms take turns as in the other benchmarks.
+All work on one thread.
+FLOPs are counted, not estimated: products, convolutions and attention of one run. The peak is
+the best fp32 rate of one
 core here, of a large product by either kernel."""
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ GOALS = {
 SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by the path taken
 
 
-# ---- the work of a stage
+# --- the work of a stage
 
 
 def small_world():
@@ -122,11 +126,12 @@ STAGES = {
 }
 
 
-# ---- an arm: a process with one stage on one path
+# --- an arm: a process with one stage on one path
 
 
 def serve(stage) -> None:
-    "The arm's side: say the path and the FLOPs of a run, then run the stage once for each line that comes."
+    """The arm's side: say the path and the FLOPs of a run, then run the stage once for each line
+    that comes."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -196,7 +201,7 @@ class Process:
         self.answers.close()
 
 
-# ---- what is measured
+# --- what is measured
 
 
 def core_peak() -> float:
@@ -207,7 +212,8 @@ def core_peak() -> float:
 
 
 def compare(log, stage, peak, until, forced=False) -> None:
-    """Time a stage on the path taken here and on torch's own, with `forced` on oneDNN's too; keep ratios, rates and shares of the peak.
+    """Time a stage on the path taken here and on torch's own, with `forced` on oneDNN's too; keep
+    ratios, rates and shares of the peak.
 
     peak: GFLOP/s of one core; until: seconds of this process at which it stops."""
     names = {'auto': f'{stage} as this machine takes it', 'plain': f'{stage} by torch as it is'}

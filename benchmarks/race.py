@@ -88,7 +88,7 @@ MEASURES = {  # fields of Cost
 }
 
 
-# ---- the two sides
+# --- the two sides
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def our_commands(mode, course, steps, out) -> dict[str, list]:
     }
 
 
-# ---- what stands in for what a script misses on a CPU; the source of these is its sitecustomize.py
+# --- what stands in for what a script misses on a CPU; the source of these is its sitecustomize.py
 
 
 def declare_torchvision_operators():
@@ -281,7 +281,7 @@ def write_stand_ins(folder) -> Path:
     return folder
 
 
-# ---- what a process takes
+# --- what a process takes
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def metrics_written(path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-# ---- the race
+# --- the race
 
 
 def run_peer(peer, script, course, steps, out) -> Cost:
@@ -490,7 +490,7 @@ def keep(log, row) -> None:
     print(told, flush=True)
 
 
-# ---- what goes before the clock
+# --- what goes before the clock
 
 
 def aside(function, *arguments):
@@ -568,7 +568,7 @@ def try_out(peer, script, course, folder, log) -> None:
         shutil.rmtree(out)
 
 
-# ---- the command
+# --- the command
 
 
 def asked(words=None) -> argparse.Namespace:

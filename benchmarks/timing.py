@@ -1,7 +1,11 @@
-"""The protocol: arms in one process, in turns there and back again (ABBA), paired ratios, an A/A control, and raw rows that are kept.
+"""The protocol: arms in one process, in turns there and back again (ABBA), paired ratios, an A/A
+control, and raw rows that are kept.
 
-A shared machine drifts. Each round runs every arm once in order and once in reverse, so a slow drift adds the same to all of them, and a ratio is taken within
-a round only. The control is the first arm once more under another name: how far its ratio is from 1 is how far any ratio here can be trusted."""
+A shared machine drifts. Each round runs every arm once in order and once in reverse, so a slow
+drift adds the same to all of them, and a ratio is taken within a round only. The control is the
+first arm once more under another name: how far its ratio is from 1 is how far any ratio here can
+be trusted."""
+
 from __future__ import annotations
 import argparse, json, os, platform, shutil, subprocess, sys, time
 from collections.abc import Callable, Iterator
@@ -10,124 +14,221 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for name, value in dict(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false', TRANSFORMERS_VERBOSITY='error',
-                         DIFFUSERS_VERBOSITY='error').items():
-    os.environ.setdefault(name, value)                              # before a model library is imported
-SIZE = os.environ.get('BENCH_SIZE', 'cpu')                          # 'tiny' only shows that everything runs; its numbers mean nothing
-ENOUGH = 10                                                         # rounds that a ratio should rest on
+for name, value in dict(
+    HF_HUB_OFFLINE='1',
+    HF_HUB_DISABLE_PROGRESS_BARS='1',
+    TOKENIZERS_PARALLELISM='false',
+    TRANSFORMERS_VERBOSITY='error',
+    DIFFUSERS_VERBOSITY='error',
+).items():
+    os.environ.setdefault(name, value)  # before a model library is imported
+# 'tiny' only shows that everything runs; its numbers mean nothing
+SIZE = os.environ.get('BENCH_SIZE', 'cpu')
+ENOUGH = 10  # rounds that a ratio should rest on
 ROUNDS = int(os.environ.get('BENCH_ROUNDS', 12))
-WARMUPS = 3                                                         # runs of each arm that are not counted: allocator, thread pool, kernel choice
-BUDGET = float(os.environ.get('BENCH_SECONDS', 'inf'))              # for this process, from its start; what runs out of time reports fewer rounds
-START = time.perf_counter()                                         # set-up and gates take of the budget too
-CONTROL = 'control'                                                 # name of the second copy of the first arm
+WARMUPS = 3  # runs of each arm that are not counted: allocator, thread pool, kernel choice
+# for this process, from its start; what runs out of time reports fewer rounds
+BUDGET = float(os.environ.get('BENCH_SECONDS', 'inf'))
+START = time.perf_counter()  # set-up and gates take of the budget too
+CONTROL = 'control'  # name of the second copy of the first arm
 
 
 @dataclass(frozen=True)
 class Arm:
-    "One way to do the work. `before` puts things back and is not timed; `scale` multiplies the seconds of an arm that does a stated part of the work."
+    """One way to do the work. `before` puts things back and is not timed; `scale` multiplies the
+    seconds of an arm that does a stated part of the work."""
+
     name: str
     work: Callable[[], object]
     before: Callable[[], object] = lambda: None
-    scale: float = 1.
+    scale: float = 1.0
 
 
 def asked(about, names=(), numbers=None, **flags) -> argparse.Namespace:
-    """The command line: some of `names`, `numbers` (name -> its default, what it is) and flags (name -> what it does).
+    """The command line: some of `names`, `numbers` (name -> its default, what it is) and flags
+    (name -> what it does).
 
-    An unknown word ends with one line and exit code 2: not with a traceback, and before any rows are replaced."""
+    An unknown word ends with one line and exit code 2: not with a traceback, and before any rows
+    are replaced."""
     here = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser('python -m benchmarks' + f'.{here}' * (here != '__main__'), description=about, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    if names: parser.add_argument('names', nargs='*', metavar='NAME', help='of ' + ', '.join(names))
-    for flag, told in flags.items(): parser.add_argument(f'--{flag}', action='store_true', help=told)
-    for number, (usual, told) in (numbers or {}).items(): parser.add_argument(f'--{number}', type=float, default=usual, metavar='N', help=f'{told} (default {usual:g})')
+    parser = argparse.ArgumentParser(
+        'python -m benchmarks' + f'.{here}' * (here != '__main__'),
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if names:
+        parser.add_argument('names', nargs='*', metavar='NAME', help='of ' + ', '.join(names))
+    for flag, told in flags.items():
+        parser.add_argument(f'--{flag}', action='store_true', help=told)
+    for number, (usual, told) in (numbers or {}).items():
+        parser.add_argument(
+            f'--{number}',
+            type=float,
+            default=usual,
+            metavar='N',
+            help=f'{told} (default {usual:g})',
+        )
     found, unknown = parser.parse_known_args()
     unknown += [n for n in getattr(found, 'names', ()) if n not in names]
-    if unknown: parser.exit(2, f'{parser.prog}: unknown {unknown[0]!r}: use {", ".join([*names, *(f"--{f}" for f in [*(numbers or ()), *flags]), "--help"])}\n')
+    if unknown:
+        parser.exit(
+            2,
+            f'{parser.prog}: unknown {unknown[0]!r}: use'
+            f' {", ".join([*names, *(f"--{f}" for f in [*(numbers or ()), *flags]), "--help"])}\n',
+        )
     return found
 
 
 def out_folder(kept) -> Path:
-    "`BENCH_OUT`, or the folder `kept` of this repository. What is smaller than a measurement must name a folder, so that it replaces nothing that is kept."
+    """`BENCH_OUT`, or the folder `kept` of this repository. What is smaller than a measurement must
+    name a folder, so that it replaces nothing that is kept."""
     if not os.environ.get('BENCH_OUT') and (SIZE == 'tiny' or ROUNDS < ENOUGH):
-        raise SystemExit(f'size {SIZE}, {ROUNDS} rounds: too little to replace what is in {kept}: name another folder, BENCH_OUT=FOLDER')
+        raise SystemExit(
+            f'size {SIZE}, {ROUNDS} rounds: too little to replace what is in {kept}: name another'
+            ' folder, BENCH_OUT=FOLDER'
+        )
     return Path(os.environ.get('BENCH_OUT') or kept)
 
 
 def device_wait() -> None:
     "Wait for the GPU, if one is in use."
     import torch
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def seconds(arm: Arm) -> float:
     "Wall-clock seconds of one run."
-    arm.before(); device_wait()
+    arm.before()
+    device_wait()
     began = time.perf_counter()
-    arm.work(); device_wait()
+    arm.work()
+    device_wait()
     return arm.scale * (time.perf_counter() - began)
 
 
 def rounds(arms, count=None, warmups=WARMUPS, until=BUDGET) -> Iterator[dict]:
-    "Yield `count` times (default `ROUNDS`) arm name -> seconds, the mean of a run there and one back; fewer if the process would be older than `until`."
+    """Yield `count` times (default `ROUNDS`) arm name -> seconds, the mean of a run there and one
+    back; fewer if the process would be older than `until`."""
     for _ in range(warmups):
-        for arm in arms: seconds(arm)
+        for arm in arms:
+            seconds(arm)
     for n in range(ROUNDS if count is None else count):
         began = time.perf_counter()
-        if n and began - START + last > until: return
-        there = [seconds(a) for a in arms]; back = [seconds(a) for a in reversed(arms)][::-1]
+        if n and began - START + last > until:
+            return
+        there = [seconds(a) for a in arms]
+        back = [seconds(a) for a in reversed(arms)][::-1]
         last = time.perf_counter() - began
         yield {a.name: (x + y) / 2 for a, x, y in zip(arms, there, back)}
 
 
 def versus(log, row, goals: dict, arms, **options) -> list:
-    """Time `arms`, the first being ours, and keep a row a round and rival: how many times as long the rival took. `goals`: name of a rival -> goal ('>= 1.5').
+    """Time `arms`, the first being ours, and keep a row a round and rival: how many times as long
+    the rival took. `goals`: name of a rival -> goal ('>= 1.5').
 
     The control is added here. Returns the rounds."""
-    ours, *rivals = arms; found = []
-    for n, took in enumerate(rounds([ours, *rivals, Arm(CONTROL, ours.work, ours.before, ours.scale)], **options)):
+    ours, *rivals = arms
+    found = []
+    for n, took in enumerate(
+        rounds([ours, *rivals, Arm(CONTROL, ours.work, ours.before, ours.scale)], **options)
+    ):
         found.append(took)
         for rival in rivals:
-            log.add(row=row, what=f'{ours.name} against {rival.name}', goal=goals[rival.name], round=n, value=took[rival.name] / took[ours.name],
-                    control=took[CONTROL] / took[ours.name], seconds=took)
+            log.add(
+                row=row,
+                what=f'{ours.name} against {rival.name}',
+                goal=goals[rival.name],
+                round=n,
+                value=took[rival.name] / took[ours.name],
+                control=took[CONTROL] / took[ours.name],
+                seconds=took,
+            )
     return found
 
 
 def commit() -> str:
-    "The commit that is measured, '+' if files differ from it; `BENCH_COMMIT` where there is no git."
-    def git(*words): return subprocess.run(['git', *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    if (known := os.environ.get('BENCH_COMMIT')) or not shutil.which('git'): return known or 'unknown'
-    return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+    """The commit that is measured, '+' if files differ from it; `BENCH_COMMIT` where there is no
+    git."""
+
+    def git(*words):
+        return subprocess.run(
+            ['git', *words], cwd=HERE, capture_output=True, text=True
+        ).stdout.strip()
+
+    if (known := os.environ.get('BENCH_COMMIT')) or not shutil.which('git'):
+        return known or 'unknown'
+    return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(
+        git('status', '--porcelain', '--untracked-files=no')
+    )
 
 
 def machine() -> dict:
     "What the numbers were measured on."
     import torch
+
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor())
+    cpu = next(
+        (l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor()
+    )
     from balanceddpo.numerics import numeric_path
-    return {'cpu': cpu, 'numerics': numeric_path(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': round(os.getloadavg()[0], 2), 'system': platform.platform(),
-            'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+    return {
+        'cpu': cpu,
+        'numerics': numeric_path(),
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        'load': round(os.getloadavg()[0], 2),
+        'system': platform.platform(),
+        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 class Log:
-    "Raw rows of one benchmark as JSON lines: the first says machine, versions, date and commit. Rows are written as they come."
+    """Raw rows of one benchmark as JSON lines: the first says machine, versions, date and commit.
+    Rows are written as they come."""
+
     def __init__(self, bench: str, **notes):
         from balanceddpo.backends import versions
-        folder = out_folder(HERE/'rows'); folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows, self.marks = folder/f'{bench}.jsonl', [], {}         # `marks`: columns that every further row gets
-        head = {'bench': bench, 'size': SIZE, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'), 'commit': commit(), 'machine': machine(),
-                'versions': versions(), **notes}
+
+        folder = out_folder(HERE / 'rows')
+        folder.mkdir(parents=True, exist_ok=True)
+        # `marks`: columns that every further row gets
+        self.path, self.rows, self.marks = folder / f'{bench}.jsonl', [], {}
+        head = {
+            'bench': bench,
+            'size': SIZE,
+            'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            'commit': commit(),
+            'machine': machine(),
+            'versions': versions(),
+            **notes,
+        }
         self.path.write_text(json.dumps(head) + '\n', encoding='utf-8')
 
     def add(self, **row) -> None:
-        row = self.marks | row; self.rows.append(row)
-        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+        row = self.marks | row
+        self.rows.append(row)
+        with open(self.path, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(row) + '\n')
 
-    def gate(self, row, what: str, value: float, limit: float, at_least: bool = False, stop: bool = True) -> bool:
-        "Keep the result of a numeric gate, and return it; `stop` if it does not hold, for then the times compare different work. `at_least`: the value must not be below the limit."
+    def gate(
+        self, row, what: str, value: float, limit: float, at_least: bool = False, stop: bool = True
+    ) -> bool:
+        """Keep the result of a numeric gate, and return it; `stop` if it does not hold, for then
+        the times compare different work. `at_least`: the value must not be below the limit."""
         passed = bool(value >= limit if at_least else value <= limit)
         self.add(row=row, gate=what, value=float(value), limit=limit, passed=passed)
-        print(f'gate, row {row}: {what}: {value:.3g} (limit {limit:g}) {"passed" if passed else "FAILED"}', flush=True)
-        if stop and not passed: raise SystemExit(f'row {row}: the gate does not hold, so nothing is timed: {what} is {value:.3g}, the limit is {limit:g}')
+        print(
+            f'gate, row {row}: {what}: {value:.3g} (limit {limit:g})'
+            f' {"passed" if passed else "FAILED"}',
+            flush=True,
+        )
+        if stop and not passed:
+            raise SystemExit(
+                f'row {row}: the gate does not hold, so nothing is timed: {what} is {value:.3g},'
+                f' the limit is {limit:g}'
+            )
         return passed

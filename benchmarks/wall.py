@@ -1,8 +1,10 @@
-"""Row 4: the wall clock of a whole reproduction from nothing, and where it goes. `python -m benchmarks.wall table1` (or `all`), by hand.
+"""Row 4: the wall clock of a whole reproduction from nothing, and where it goes. `python -m
+benchmarks.wall table1` (or `all`), by hand.
 
-Everything is made anew in a temporary folder, with what the package ships. Where the time goes is read from the kept stages: the
-times of first and last file. With `--against-plain` it is done a second time by torch as it is (`--numerics plain`), for the ratio;
-both on an idle machine, one after the other."""
+Everything is made anew in a temporary folder, with what the package ships. Where the time goes
+is read from the kept stages: the times of first and last file. With `--against-plain` it is done
+a second time by torch as it is (`--numerics plain`), for the ratio; both on an idle machine, one
+after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ SCALE = os.environ.get('SCALE', 'icons')
 
 
 def stage_minutes(runs) -> dict[str, float]:
-    "Kind of stage -> minutes from its inputs to its manifest, added up over the kept stages; those of two notebooks may overlap."
+    """Kind of stage -> minutes from its inputs to its manifest, added up over the kept stages;
+    those of two notebooks may overlap."""
     found = {}
     for inputs in Path(runs).rglob('inputs.json'):
         kind = inputs.relative_to(runs).parts[0]
@@ -47,7 +50,8 @@ def reproduced(what, numerics) -> tuple[float, dict]:
 
 
 def measure(what, against_plain) -> None:
-    "Keep the minutes of one reproduction, and with `against_plain` those by torch as it is and the ratio."
+    """Keep the minutes of one reproduction, and with `against_plain` those by torch as it is and
+    the ratio."""
     log, name = Log(f'wall_{what}', scale=SCALE), f'`reproduce {what}` at scale {SCALE}'
     ours, stages = reproduced(what, os.environ.get('BALANCEDDPO_NUMERICS', 'auto'))
     log.add(

@@ -1,10 +1,13 @@
-"""Settings for every test: no network, few threads, and the torchvision repair before anything imports a model library."""
+"""Settings for every test: no network, few threads, and the torchvision repair before anything
+imports a model library."""
+
 import os
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('MPLBACKEND', 'agg')
-os.environ.setdefault('OMP_NUM_THREADS', '1')    # the models of the tests are tiny, and two threads that wait for each other on a busy machine crawl
+# the models of the tests are tiny, and two threads that wait for each other on a busy machine crawl
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import importlib, importlib.util, sys, types
 
@@ -14,31 +17,44 @@ import torch
 from balanceddpo.backends import ensure_torchvision
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-ensure_torchvision()                             # before the test modules are collected: they may import diffusers at their top
+# before the test modules are collected: they may import diffusers at their top
+ensure_torchvision()
 
 
 @pytest.fixture(autouse=True)
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     "A test that forgets to name a folder writes into its own, never into the repository's runs."
-    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
 
 
 @pytest.fixture(scope='session')
 def hpsv2_img_score(tmp_path_factory):
-    """The original `hpsv2.img_score` module, made importable; fill its `model_dict` and call its `score(image, prompt, cp=...)`.
+    """The original `hpsv2.img_score` module, made importable; fill its `model_dict` and call its
+    `score(image, prompt, cp=...)`.
 
-    Three things stand between the published wheel and an import. Its tokenizer's vocabulary file was left out (open_clip ships the same file). It
-    imports `clint` for the progress bar of a download, and `turtle`, which it never uses and which needs Tk. None of them touches a score."""
-    if importlib.util.find_spec('hpsv2') is None: pytest.fail('hpsv2 is missing: `make test` installs it by `pip install --no-deps hpsv2==1.2.0`')
+    Three things stand between the published wheel and an import. Its tokenizer's vocabulary file
+    was left out (open_clip ships the same file). It imports `clint` for the progress bar of a
+    download, and `turtle`, which it never uses and which needs Tk. None of them touches a score."""
+    if importlib.util.find_spec('hpsv2') is None:
+        pytest.fail(
+            'hpsv2 is missing: `make test` installs it by `pip install --no-deps hpsv2==1.2.0`'
+        )
     import gzip, open_clip
     from pathlib import Path
-    vocabulary = Path(open_clip.__file__).parent/'bpe_simple_vocab_16e6.txt.gz'
+
+    vocabulary = Path(open_clip.__file__).parent / 'bpe_simple_vocab_16e6.txt.gz'
     absent = {'turtle': {'forward': None}, 'clint': {}, 'clint.textui': {'progress': None}}
     real = gzip.open
+
     def with_vocabulary(path, *args, **kwargs):
-        return real(vocabulary if Path(str(path)).name == vocabulary.name else path, *args, **kwargs)
+        return real(
+            vocabulary if Path(str(path)).name == vocabulary.name else path, *args, **kwargs
+        )
+
     with pytest.MonkeyPatch.context() as patch:
-        for name, content in absent.items(): patch.setitem(sys.modules, name, types.SimpleNamespace(**content))
+        for name, content in absent.items():
+            patch.setitem(sys.modules, name, types.SimpleNamespace(**content))
         patch.setattr(gzip, 'open', with_vocabulary)
-        patch.setenv('HPS_ROOT', str(tmp_path_factory.mktemp('hpsv2')))      # or it makes a folder in the home
+        # or it makes a folder in the home
+        patch.setenv('HPS_ROOT', str(tmp_path_factory.mktemp('hpsv2')))
         return importlib.import_module('hpsv2.img_score')

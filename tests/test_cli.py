@@ -1,4 +1,6 @@
-"""The command line end to end on tiny random models, what it says of bad input, and how light it is."""
+"""The command line end to end on tiny random models, what it says of bad input, and how light it
+is."""
+
 import io, json, os, re, resource, subprocess, sys
 from pathlib import Path
 
@@ -24,33 +26,72 @@ CAPTIONS = ('a red cat', 'a dog', 'red dogs')
 
 
 def picture(i):
-    small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8); buffer = io.BytesIO()
+    small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
     Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, 'PNG')
     return buffer.getvalue()
 
 
 def random_scorers(root):
     "Four scorers with random weights, in the formats of the published ones."
-    for kind, library, file in (('hps', 'open_clip', 'open_clip_model'), ('clip', 'transformers', 'model'), ('pickscore', 'transformers', 'model')):
-        path = write_random_clip(root/kind, library, 'a red cat dog dogs'.split(), seed=len(kind))/f'{file}.safetensors'
-        save_file({k: v * 12. if k.endswith('weight') and v.ndim == 2 and 'embedding' not in k else v for k, v in load_file(path).items()}, path, metadata={'format': 'pt'})
-    (root/'aesthetic').mkdir(); generator = torch.Generator().manual_seed(0)
-    save_file({'weight': torch.randn(1, 32, generator=generator), 'bias': torch.zeros(1)}, root/'aesthetic/head.safetensors')
-    (root/'aesthetic/aesthetic.json').write_text('{"backbone": "../clip"}')
+    for kind, library, file in (
+        ('hps', 'open_clip', 'open_clip_model'),
+        ('clip', 'transformers', 'model'),
+        ('pickscore', 'transformers', 'model'),
+    ):
+        path = (
+            write_random_clip(root / kind, library, 'a red cat dog dogs'.split(), seed=len(kind))
+            / f'{file}.safetensors'
+        )
+        save_file(
+            {
+                k: v * 12.0 if k.endswith('weight') and v.ndim == 2 and 'embedding' not in k else v
+                for k, v in load_file(path).items()
+            },
+            path,
+            metadata={'format': 'pt'},
+        )
+    (root / 'aesthetic').mkdir()
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {'weight': torch.randn(1, 32, generator=generator), 'bias': torch.zeros(1)},
+        root / 'aesthetic/head.safetensors',
+    )
+    (root / 'aesthetic/aesthetic.json').write_text('{"backbone": "../clip"}')
 
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    "A folder with a tiny pipeline (model), scorers, pairs.parquet and prompts.txt; nothing of the icon world."
-    root = tmp_path_factory.mktemp('world'); random_scorers(root); tiny_folder(root/'model')
-    write_pairs([make_pair(CAPTIONS[i % 3], (picture(2*i), picture(2*i + 1)), float(i % 2), ('a', 'b')) for i in range(8)], root/'pairs.parquet')
-    (root/'prompts.txt').write_text('a red cat\na dog\n')
+    """A folder with a tiny pipeline (model), scorers, pairs.parquet and prompts.txt; nothing of the
+    icon world."""
+    root = tmp_path_factory.mktemp('world')
+    random_scorers(root)
+    tiny_folder(root / 'model')
+    write_pairs(
+        [
+            make_pair(
+                CAPTIONS[i % 3], (picture(2 * i), picture(2 * i + 1)), float(i % 2), ('a', 'b')
+            )
+            for i in range(8)
+        ],
+        root / 'pairs.parquet',
+    )
+    (root / 'prompts.txt').write_text('a red cat\na dog\n')
     return root
 
 
-def scorer_texts(world, kinds=KINDS): return [f'{k}={world/k}' for k in kinds]
-def label_words(world, *more): return ['label', '--pairs', f'{world}/pairs.parquet', '--device', 'cpu', *more]
-TRAIN = '--resolution 32 --max-steps 2 --batch-size 4 --micro-batch-size 2 --refresh-every 1 --checkpoint-every 2 --device cpu --tracker none --learning-rate 1e-3'.split()
+def scorer_texts(world, kinds=KINDS):
+    return [f'{k}={world / k}' for k in kinds]
+
+
+def label_words(world, *more):
+    return ['label', '--pairs', f'{world}/pairs.parquet', '--device', 'cpu', *more]
+
+
+TRAIN = (
+    '--resolution 32 --max-steps 2 --batch-size 4 --micro-batch-size 2 --refresh-every 1'
+    ' --checkpoint-every 2 --device cpu --tracker none --learning-rate 1e-3'.split()
+)
 DRAW = '--images-per-prompt 2 --steps 2 --resolution 32 --batch-size 4 --device cpu'.split()
 
 
@@ -58,196 +99,599 @@ DRAW = '--images-per-prompt 2 --steps 2 --resolution 32 --batch-size 4 --device 
 def run(capfd):
     def run(*words, code=0):
         "Run the command in this process; returns what it printed."
-        found = main(list(map(str, words))); said = capfd.readouterr()
+        found = main(list(map(str, words)))
+        said = capfd.readouterr()
         assert found == code, said.err
-        if code: assert len(lines := [l for l in said.err.splitlines() if l.strip()]) == 1 and lines[0].startswith('balanceddpo: '), said.err
+        if code:
+            assert len(lines := [l for l in said.err.splitlines() if l.strip()]) == 1 and lines[
+                0
+            ].startswith('balanceddpo: '), said.err
         return said.err.strip() if code else said.out
+
     return run
 
 
-def without_manifest(folder): return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in Path(folder).rglob('*') if p.is_file() and p.name != '.lock'}
+def without_manifest(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.stat().st_mtime_ns
+        for p in Path(folder).rglob('*')
+        if p.is_file() and p.name != '.lock'
+    }
 
 
 def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run):
-    work, pairs = tmp_path/'work', ('--pairs', f'{world}/pairs.parquet')
-    said = run(*label_words(world, '--scorers', *scorer_texts(world), '--out', work/'labels.parquet'))
+    work, pairs = tmp_path / 'work', ('--pairs', f'{world}/pairs.parquet')
+    said = run(
+        *label_words(world, '--scorers', *scorer_texts(world), '--out', work / 'labels.parquet')
+    )
     assert '8 rows, 8 pairs kept' in said and 'agreement' in said
-    labels, config = read_labels(work/'labels.parquet')
-    assert len(labels) == 8 and config.scorers == KINDS and {f'vote_{k}' for k in KINDS} < set(labels)
+    labels, config = read_labels(work / 'labels.parquet')
+    assert (
+        len(labels) == 8 and config.scorers == KINDS and {f'vote_{k}' for k in KINDS} < set(labels)
+    )
 
-    said = run('encode', *pairs, '--model', world/'model', '--resolution', 32, '--device', 'cpu', '--out', work/'encoded')
-    assert '8 pairs, 3 captions at 32 pixels' in said and EncodedPairs.open(work/'encoded').pair_ids == list(labels.pair_id)
+    said = run(
+        'encode',
+        *pairs,
+        '--model',
+        world / 'model',
+        '--resolution',
+        32,
+        '--device',
+        'cpu',
+        '--out',
+        work / 'encoded',
+    )
+    assert '8 pairs, 3 captions at 32 pixels' in said and EncodedPairs.open(
+        work / 'encoded'
+    ).pair_ids == list(labels.pair_id)
 
-    train = ['train', '--model', world/'model', '--mode', 'lora', '--labels', work/'labels.parquet', '--encoded', work/'encoded', '--out', work/'lora', *TRAIN]
+    train = [
+        'train',
+        '--model',
+        world / 'model',
+        '--mode',
+        'lora',
+        '--labels',
+        work / 'labels.parquet',
+        '--encoded',
+        work / 'encoded',
+        '--out',
+        work / 'lora',
+        *TRAIN,
+    ]
     assert f'model: {work}/lora/model' in run(*train)
-    assert len((work/'lora/metrics.jsonl').read_text().splitlines()) == 2
-    before = without_manifest(work/'lora/model'); run(*train); assert without_manifest(work/'lora/model') == before
+    assert len((work / 'lora/metrics.jsonl').read_text().splitlines()) == 2
+    before = without_manifest(work / 'lora/model')
+    run(*train)
+    assert without_manifest(work / 'lora/model') == before
 
-    contest = ['evaluate', f'base={world}/model', f'ours={world}/model+{work}/lora/model', '--prompts', world/'prompts.txt', '--scorers', *scorer_texts(world), *DRAW]
-    said = run(*contest, '--out', work/'results')
-    rates = pd.read_csv(work/'results/comparisons.csv')
-    assert list(rates.scorer) == list(KINDS) and set(rates.model_a) == {'ours'} and set(rates.model_b) == {'base'} and (rates.n == 2).all() and set(rates.prompt_set) == {'prompts'}
+    contest = [
+        'evaluate',
+        f'base={world}/model',
+        f'ours={world}/model+{work}/lora/model',
+        '--prompts',
+        world / 'prompts.txt',
+        '--scorers',
+        *scorer_texts(world),
+        *DRAW,
+    ]
+    said = run(*contest, '--out', work / 'results')
+    rates = pd.read_csv(work / 'results/comparisons.csv')
+    assert (
+        list(rates.scorer) == list(KINDS)
+        and set(rates.model_a) == {'ours'}
+        and set(rates.model_b) == {'base'}
+        and (rates.n == 2).all()
+        and set(rates.prompt_set) == {'prompts'}
+    )
     assert (rates.low <= rates.win_rate).all() and (rates.win_rate <= rates.high).all()
-    assert {p.name for p in (work/'results').iterdir()} == {'win_rates.csv', 'win_rates.md', 'win_rates.tex', 'comparisons.csv', 'scores.parquet', 'provenance.json'}
-    assert f'{100*rates.win_rate[0]:.1f} [' in said
-    kept = json.loads((work/'results/provenance.json').read_text())
-    assert kept['parameters']['options']['protocol'] == 'best' and set(kept['outputs']) == {'win_rates.csv', 'win_rates.md', 'win_rates.tex', 'comparisons.csv', 'scores.parquet'}
-    stores = [open_images(p) for p in (tmp_path/'runs/sample').iterdir()]
-    assert len(stores) == 2 and stores[0].model != stores[1].model and [len(s) for s in stores] == [4, 4]
-    assert not np.array_equal(*(np.asarray(s.image(stores[0].index.prompt_id[0])) for s in stores))          # the LoRA is in use
+    assert {p.name for p in (work / 'results').iterdir()} == {
+        'win_rates.csv',
+        'win_rates.md',
+        'win_rates.tex',
+        'comparisons.csv',
+        'scores.parquet',
+        'provenance.json',
+    }
+    assert f'{100 * rates.win_rate[0]:.1f} [' in said
+    kept = json.loads((work / 'results/provenance.json').read_text())
+    assert kept['parameters']['options']['protocol'] == 'best' and set(kept['outputs']) == {
+        'win_rates.csv',
+        'win_rates.md',
+        'win_rates.tex',
+        'comparisons.csv',
+        'scores.parquet',
+    }
+    stores = [open_images(p) for p in (tmp_path / 'runs/sample').iterdir()]
+    assert (
+        len(stores) == 2
+        and stores[0].model != stores[1].model
+        and [len(s) for s in stores] == [4, 4]
+    )
+    # the LoRA is in use
+    assert not np.array_equal(*(np.asarray(s.image(stores[0].index.prompt_id[0])) for s in stores))
 
-    before = without_manifest(tmp_path/'runs')                                # again, by another rule: nothing is drawn or scored
-    run(*contest, '--ties', 'drop', '--protocol', 'paired', '--out', work/'paired')
-    assert without_manifest(tmp_path/'runs') == before and set(pd.read_csv(work/'paired/comparisons.csv').n) == {4}
+    before = without_manifest(
+        tmp_path / 'runs'
+    )  # again, by another rule: nothing is drawn or scored
+    run(*contest, '--ties', 'drop', '--protocol', 'paired', '--out', work / 'paired')
+    assert without_manifest(tmp_path / 'runs') == before and set(
+        pd.read_csv(work / 'paired/comparisons.csv').n
+    ) == {4}
 
 
 def test_a_full_fine_tune_is_a_model_like_any_other(world, tmp_path, run):
-    run(*label_words(world, '--method', 'human', '--out', tmp_path/'labels.parquet'))
-    run('encode', '--pairs', world/'pairs.parquet', '--model', world/'model', '--resolution', 32, '--device', 'cpu', '--out', tmp_path/'encoded')
-    said = run('train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN)
+    run(*label_words(world, '--method', 'human', '--out', tmp_path / 'labels.parquet'))
+    run(
+        'encode',
+        '--pairs',
+        world / 'pairs.parquet',
+        '--model',
+        world / 'model',
+        '--resolution',
+        32,
+        '--device',
+        'cpu',
+        '--out',
+        tmp_path / 'encoded',
+    )
+    said = run(
+        'train',
+        '--model',
+        world / 'model',
+        '--labels',
+        tmp_path / 'labels.parquet',
+        '--encoded',
+        tmp_path / 'encoded',
+        *TRAIN,
+    )
     model = re.search('^model: (.*)$', said, re.M)[1]
-    assert Path(model).is_relative_to(tmp_path/'runs/train')                  # --out was not given
-    for name, source in (('base', world/'model'), ('tuned', model)):
-        run('sample', '--model', source, '--prompts', world/'prompts.txt', *DRAW, '--out', tmp_path/name)
-    drawn = ['evaluate', f'base={world}/model', f'tuned={model}', '--prompts', world/'prompts.txt', *DRAW]
+    assert Path(model).is_relative_to(tmp_path / 'runs/train')  # --out was not given
+    for name, source in (('base', world / 'model'), ('tuned', model)):
+        run(
+            'sample',
+            '--model',
+            source,
+            '--prompts',
+            world / 'prompts.txt',
+            *DRAW,
+            '--out',
+            tmp_path / name,
+        )
+    drawn = [
+        'evaluate',
+        f'base={world}/model',
+        f'tuned={model}',
+        '--prompts',
+        world / 'prompts.txt',
+        *DRAW,
+    ]
     scorer = ['--scorers', f'clip={world}/clip']
-    run(*drawn, *scorer, '--out', tmp_path/'drawn')
-    run('evaluate', f'base={tmp_path}/base', f'tuned={tmp_path}/tuned', *scorer, '--device', 'cpu', '--out', tmp_path/'kept')      # from the folders of images
-    assert (tmp_path/'drawn/comparisons.csv').read_text() == (tmp_path/'kept/comparisons.csv').read_text()
-    told = json.loads((tmp_path/'kept/provenance.json').read_text())['parameters']['images']                                        # what they came from, not what was not used
-    assert {name: (i['steps'], i['images_per_prompt']) for name, i in told.items()} == {'base, prompts': (2, 2), 'tuned, prompts': (2, 2)}
-    kept = ['evaluate', f'base={tmp_path}/base', f'tuned={tmp_path}/tuned', *scorer, '--device', 'cpu', '--dry-run']
-    run(*kept, '--prompts', world/'prompts.txt', '--limit', DRAW[DRAW.index('--limit') + 1] if '--limit' in DRAW else 99)
+    run(*drawn, *scorer, '--out', tmp_path / 'drawn')
+    # from the folders of images
+    run(
+        'evaluate',
+        f'base={tmp_path}/base',
+        f'tuned={tmp_path}/tuned',
+        *scorer,
+        '--device',
+        'cpu',
+        '--out',
+        tmp_path / 'kept',
+    )
+    assert (tmp_path / 'drawn/comparisons.csv').read_text() == (
+        tmp_path / 'kept/comparisons.csv'
+    ).read_text()
+    # what they came from, not what was not used
+    told = json.loads((tmp_path / 'kept/provenance.json').read_text())['parameters']['images']
+    assert {name: (i['steps'], i['images_per_prompt']) for name, i in told.items()} == {
+        'base, prompts': (2, 2),
+        'tuned, prompts': (2, 2),
+    }
+    kept = [
+        'evaluate',
+        f'base={tmp_path}/base',
+        f'tuned={tmp_path}/tuned',
+        *scorer,
+        '--device',
+        'cpu',
+        '--dry-run',
+    ]
+    run(
+        *kept,
+        '--prompts',
+        world / 'prompts.txt',
+        '--limit',
+        DRAW[DRAW.index('--limit') + 1] if '--limit' in DRAW else 99,
+    )
     assert 'other prompts than pickapic' in run(*kept, '--prompts', 'icons:pickapic', code=2)
-    assert '--images-per-prompt has nothing to say' in run(*kept, '--images-per-prompt', 9, code=2) and '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
+    assert '--images-per-prompt has nothing to say' in run(
+        *kept, '--images-per-prompt', 9, code=2
+    ) and '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
 
 
 def test_relabelling_costs_no_scoring(world, tmp_path, run):
     words = label_words(world, '--scorers', *scorer_texts(world, ('clip', 'aesthetic')))
-    run(*words); before = without_manifest(tmp_path/'runs/pair_scores'); run(*words, '--ties', 'first'); run(*words, '--method', 'sum_losses', '--weights', 2, 1)
-    assert without_manifest(tmp_path/'runs/pair_scores') == before
-    made = [read_labels(p) for p in (tmp_path/'runs/labels').glob('*.parquet')]
-    assert sorted(c.method + c.ties for _, c in made) == ['majoritydrop', 'majorityfirst', 'sum_lossesdrop'] and {c.weights for _, c in made} == {None, (2., 1.)}
+    run(*words)
+    before = without_manifest(tmp_path / 'runs/pair_scores')
+    run(*words, '--ties', 'first')
+    run(*words, '--method', 'sum_losses', '--weights', 2, 1)
+    assert without_manifest(tmp_path / 'runs/pair_scores') == before
+    made = [read_labels(p) for p in (tmp_path / 'runs/labels').glob('*.parquet')]
+    assert sorted(c.method + c.ties for _, c in made) == [
+        'majoritydrop',
+        'majorityfirst',
+        'sum_lossesdrop',
+    ] and {c.weights for _, c in made} == {None, (2.0, 1.0)}
 
 
 def test_a_scorer_of_the_users_own(world, tmp_path, run):
-    (tmp_path/'mine.py').write_text("from balanceddpo.scorers import register_scorer\n@register_scorer('redness')\n"
-                                    "def redness(images, prompts): return [image.resize((1, 1)).getpixel((0, 0))[0]/255 for image in images]\n")
-    said = run(*label_words(world, '--register', tmp_path/'mine.py', '--method', 'single', '--scorer', 'redness', '--out', tmp_path/'labels.parquet'))
-    labels, _ = read_labels(tmp_path/'labels.parquet')
-    red = lambda i: Image.open(io.BytesIO(picture(i))).convert('RGB').resize((1, 1)).getpixel((0, 0))[0]
-    assert list(labels.s) == [1 if red(2*i) >= red(2*i + 1) else -1 for i in range(8)] and '8 pairs labelled by single' in said
+    (tmp_path / 'mine.py').write_text(
+        "from balanceddpo.scorers import register_scorer\n@register_scorer('redness')\ndef"
+        ' redness(images, prompts): return [image.resize((1, 1)).getpixel((0, 0))[0]/255 for image'
+        ' in images]\n'
+    )
+    said = run(
+        *label_words(
+            world,
+            '--register',
+            tmp_path / 'mine.py',
+            '--method',
+            'single',
+            '--scorer',
+            'redness',
+            '--out',
+            tmp_path / 'labels.parquet',
+        )
+    )
+    labels, _ = read_labels(tmp_path / 'labels.parquet')
+    red = lambda i: (
+        Image.open(io.BytesIO(picture(i))).convert('RGB').resize((1, 1)).getpixel((0, 0))[0]
+    )
+    assert (
+        list(labels.s) == [1 if red(2 * i) >= red(2 * i + 1) else -1 for i in range(8)]
+        and '8 pairs labelled by single' in said
+    )
 
 
 def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
-    run(*label_words(world, '--method', 'human', '--out', tmp_path/'labels.parquet'))
-    run('encode', '--pairs', world/'pairs.parquet', '--model', world/'model', '--resolution', 32, '--device', 'cpu', '--out', tmp_path/'encoded')
+    run(*label_words(world, '--method', 'human', '--out', tmp_path / 'labels.parquet'))
+    run(
+        'encode',
+        '--pairs',
+        world / 'pairs.parquet',
+        '--model',
+        world / 'model',
+        '--resolution',
+        32,
+        '--device',
+        'cpu',
+        '--out',
+        tmp_path / 'encoded',
+    )
     from balanceddpo import families, towers
-    for module, name in ((families, 'load_part'), (towers, 'transformers_tower'), (towers, 'open_clip_tower')):
+
+    for module, name in (
+        (families, 'load_part'),
+        (towers, 'transformers_tower'),
+        (towers, 'open_clip_tower'),
+    ):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('a model was loaded'))
     before = without_manifest(tmp_path)
     said = run(*label_words(world, '--scorers', *scorer_texts(world), '--limit', 6, '--dry-run'))
-    assert 'read 6 pairs' in said and 'score 12 images' in said and 'at most 48 image passes and 24 text passes' in said
-    said = run('encode', '--pairs', world/'pairs.parquet', '--model', world/'model', '--resolution', 32, '--dry-run')
-    sizes = [t for _, t in sorted((p.name, p) for p in (tmp_path/'encoded').glob('*.safetensors'))]
+    assert (
+        'read 6 pairs' in said
+        and 'score 12 images' in said
+        and 'at most 48 image passes and 24 text passes' in said
+    )
+    said = run(
+        'encode',
+        '--pairs',
+        world / 'pairs.parquet',
+        '--model',
+        world / 'model',
+        '--resolution',
+        32,
+        '--dry-run',
+    )
+    sizes = [
+        t for _, t in sorted((p.name, p) for p in (tmp_path / 'encoded').glob('*.safetensors'))
+    ]
     moments = sum(v.nbytes for v in load_file(sizes[1]).values())
-    assert '16 passes through the autoencoder' in said and f'{moments/1e3:.3g} kB of latents' in said
-    said = run('train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN, '--max-steps', 10, '--dry-run')
-    weights = sum(v.numel() for v in load_file(world/'model/unet/diffusion_pytorch_model.safetensors').values())
-    assert '8 pairs trained on' in said and '10 steps of 4 pairs: 40 visits, 5 epochs' in said and '80 passes forward and backward' in said and '10 refreshes' in said
-    assert f'all {weights:,} parameters'.replace(',', ' ') in said and '80 passes forward through the reference' in said and 'inversion' not in said
-    words = ['train', '--model', world/'model', '--labels', tmp_path/'labels.parquet', '--encoded', tmp_path/'encoded', *TRAIN, '--max-steps', 10, '--dry-run']
-    assert '0 passes forward through the reference' in (said := run(*words, '--method', 'mapo', '--refresh-every', 0)) and '0 refreshes' in said
-    assert 'about 638 passes forward for the inversion' in run(*words, '--method', 'smpo')                     # 80 images, 2.99 of the five grid points and t, each twice
-    assert '0 refreshes of the reference, and one whenever the policy is too far from it' in run(*words, '--refresh-every', 0, '--refresh-drift', .1)
-    said = run('sample', '--model', world/'model', '--prompts', world/'prompts.txt', *DRAW, '--dry-run')
-    assert 'draw 4 images (2 prompts of prompts x 2)' in said and 'about 16 passes' in said and f'at most {4*32*32*3/1e3:.3g} kB' in said
-    said = run('evaluate', f'a={world}/model', f'b={world}/model', 'c=owner/name', '--prompts', world/'prompts.txt', f'again={world}/prompts.txt', *DRAW, '--dry-run')
-    assert said.count('draw 4 images') == 6 and '3 comparisons on 2 prompt sets by 4 scorers' in said and 'owner/name is not on this machine' in said
+    assert (
+        '16 passes through the autoencoder' in said and f'{moments / 1e3:.3g} kB of latents' in said
+    )
+    said = run(
+        'train',
+        '--model',
+        world / 'model',
+        '--labels',
+        tmp_path / 'labels.parquet',
+        '--encoded',
+        tmp_path / 'encoded',
+        *TRAIN,
+        '--max-steps',
+        10,
+        '--dry-run',
+    )
+    weights = sum(
+        v.numel()
+        for v in load_file(world / 'model/unet/diffusion_pytorch_model.safetensors').values()
+    )
+    assert (
+        '8 pairs trained on' in said
+        and '10 steps of 4 pairs: 40 visits, 5 epochs' in said
+        and '80 passes forward and backward' in said
+        and '10 refreshes' in said
+    )
+    assert (
+        f'all {weights:,} parameters'.replace(',', ' ') in said
+        and '80 passes forward through the reference' in said
+        and 'inversion' not in said
+    )
+    words = [
+        'train',
+        '--model',
+        world / 'model',
+        '--labels',
+        tmp_path / 'labels.parquet',
+        '--encoded',
+        tmp_path / 'encoded',
+        *TRAIN,
+        '--max-steps',
+        10,
+        '--dry-run',
+    ]
+    assert (
+        '0 passes forward through the reference'
+        in (said := run(*words, '--method', 'mapo', '--refresh-every', 0))
+        and '0 refreshes' in said
+    )
+    # 80 images, 2.99 of the five grid points and t, each twice
+    assert 'about 638 passes forward for the inversion' in run(*words, '--method', 'smpo')
+    assert '0 refreshes of the reference, and one whenever the policy is too far from it' in run(
+        *words, '--refresh-every', 0, '--refresh-drift', 0.1
+    )
+    said = run(
+        'sample', '--model', world / 'model', '--prompts', world / 'prompts.txt', *DRAW, '--dry-run'
+    )
+    assert (
+        'draw 4 images (2 prompts of prompts x 2)' in said
+        and 'about 16 passes' in said
+        and f'at most {4 * 32 * 32 * 3 / 1e3:.3g} kB' in said
+    )
+    said = run(
+        'evaluate',
+        f'a={world}/model',
+        f'b={world}/model',
+        'c=owner/name',
+        '--prompts',
+        world / 'prompts.txt',
+        f'again={world}/prompts.txt',
+        *DRAW,
+        '--dry-run',
+    )
+    assert (
+        said.count('draw 4 images') == 6
+        and '3 comparisons on 2 prompt sets by 4 scorers' in said
+        and 'owner/name is not on this machine' in said
+    )
     assert without_manifest(tmp_path) == before
 
 
 def test_a_preset_gives_defaults_that_can_be_changed(monkeypatch):
-    monkeypatch.setitem(VERBS, 'train', cli.replace(VERBS['train'], run=lambda options, config: seen.append((options, config))))
-    monkeypatch.setitem(VERBS, 'encode', cli.replace(VERBS['encode'], run=lambda options, config: seen.append((options, config))))
+    monkeypatch.setitem(
+        VERBS,
+        'train',
+        cli.replace(VERBS['train'], run=lambda options, config: seen.append((options, config))),
+    )
+    monkeypatch.setitem(
+        VERBS,
+        'encode',
+        cli.replace(VERBS['encode'], run=lambda options, config: seen.append((options, config))),
+    )
     from balanceddpo.presets import preset
+
     seen = []
-    for words in (['--preset', 'balanced_dpo_sdxl'], ['--preset=balanced_dpo_sdxl'], ['--refresh-every', '7', '--preset', 'balanced_dpo_sdxl', '--no-sample-latents', '--lora_targets', 'to_q']):
+    for words in (
+        ['--preset', 'balanced_dpo_sdxl'],
+        ['--preset=balanced_dpo_sdxl'],
+        [
+            '--refresh-every',
+            '7',
+            '--preset',
+            'balanced_dpo_sdxl',
+            '--no-sample-latents',
+            '--lora_targets',
+            'to_q',
+        ],
+    ):
         assert main(['train', '--labels', 'l', '--encoded', 'e', *words]) == 0
-    assert seen[0][1] == seen[1][1] == preset('balanced_dpo_sdxl') and seen[0][0].preset == 'balanced_dpo_sdxl'
-    assert seen[2][1] == preset('balanced_dpo_sdxl', refresh_every=7, sample_latents=False, lora_targets=('to_q',))
+    assert (
+        seen[0][1] == seen[1][1] == preset('balanced_dpo_sdxl')
+        and seen[0][0].preset == 'balanced_dpo_sdxl'
+    )
+    assert seen[2][1] == preset(
+        'balanced_dpo_sdxl', refresh_every=7, sample_latents=False, lora_targets=('to_q',)
+    )
     assert main(['encode', '--pairs', 'p', '--preset', 'balanced_dpo_sdxl', '--seed', '3']) == 0
-    assert (seen[3][1].model, seen[3][1].resolution, seen[3][1].seed, seen[3][1].dtype) == ('stabilityai/stable-diffusion-xl-base-1.0', 1024, 3, 'fp32')
+    assert (seen[3][1].model, seen[3][1].resolution, seen[3][1].seed, seen[3][1].dtype) == (
+        'stabilityai/stable-diffusion-xl-base-1.0',
+        1024,
+        3,
+        'fp32',
+    )
 
 
 # bad input
 
-@pytest.mark.parametrize('words, says', [
-    ('lable', "unknown verb 'lable': use label, encode"), ('label', '--pairs'), ('label --pairs', 'pairs'), ('label --pairs {w}/none.parquet', 'none.parquet: no such file'),
-    ('label --pairs {w}/prompts.txt', 'prompts.txt'), ('label --pairs {w}/pairs.parquet --limit many', '--limit'), ('label --pairs {w}/pairs.parquet --stpes 3', '--stpes'),
-    ('label --pairs {w}/pairs.parquet --method most', "'most'"), ('label --pairs {w}/pairs.parquet --scorers hsp', "unknown scorer 'hsp'"),
-    ('label --pairs {w}/pairs.parquet --scorers clip={w}/clip clip={w}/clip', "two scorers are called 'clip'"), ('label --pairs {w}/pairs.parquet --method single', 'method single needs a scorer'),
-    ('label --pairs {w}/pairs.parquet --method single --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"), ('label --pairs {w}/pairs.parquet --weights 1 2', '4 scorers vote but 2 weights'),
-    ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt', 'holds no labels'), ('label --pairs {w}/pairs.parquet --method human --out {w}', 'is a folder'),
-    ('label --pairs {w}/pairs.parquet --register {w}/none.py', 'no such file of scorers'), ('label --pairs {w}/pairs.parquet --method smoothed --scorer hps --scorers clip={w}/clip', "no scorer is called 'hps'"),
-    ('label --pairs {w}/pairs.parquet --method given', 'made by other code'), ('label --pairs {w}/pairs.parquet --method confidence --scorers clip={w}/clip', 'at least three scorers'), ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
-    ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt/labels.parquet', 'prompts.txt is a file'),
-    ('encode --pairs {w}/pairs.parquet --model {w}/clip', 'model_index.json'), ('encode --pairs {w}/pairs.parquet --preset none', "unknown preset 'none'"),
-    ('train --labels {w}/none --encoded {w}/none --model {w}/model', 'none'), ('train --preset balanced_dpo_sd15 --labels {w}/pairs.parquet --encoded {w}/clip', 'not a table of labels'),
-    ('train --labels x --encoded y', '--model'), ('train --preset balanced_dpo_sd15 --labels x --encoded y --beta -1', 'beta must be above 0'),
-    ('sample --model {w}/model --prompts {w}/none.txt', 'none.txt'), ('sample --model {w}/model --prompts {w}/prompts.txt --scheduler ddpm', "'ddpm'"),
-    ('evaluate', 'two models'), ('evaluate a={w}/model --prompts {w}/prompts.txt', 'two models'), ('evaluate a={w}/model a={w}/model --prompts {w}/prompts.txt', "two models are called 'a'"),
-    ('evaluate a={w}/model b={w}/model', 'name the prompts'), ('evaluate a={w}/model b=work/run/model --prompts {w}/prompts.txt --dry-run', 'work/run/model: no such folder'),
-    ('encode --pairs {w}/pairs.parquet', '--model'), ('label --pairs {w}/pairs.parquet --share 0', 'share'), ('train --labels {w}/none --encoded x --model {w}/model', 'make it with balanceddpo label'),
-    ('evaluate a={w}/model b={w}/clip --prompts {w}/prompts.txt', 'neither a diffusers pipeline'),
-    ('evaluate a={w}/model b={w}/model+{w}/none --prompts {w}/prompts.txt', 'no such LoRA'), ('evaluate a={w}/model b={w}/model --prompts {w}/prompts.txt {w}/prompts.txt', 'two prompt sets'),
-    ('reproduce', 'NAME'), ('reproduce table0', "no notebook 'table0'"), ('reproduce table1 --parameters x=1', "unknown parameter 'x'")])
+
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        ('lable', "unknown verb 'lable': use label, encode"),
+        ('label', '--pairs'),
+        ('label --pairs', 'pairs'),
+        ('label --pairs {w}/none.parquet', 'none.parquet: no such file'),
+        ('label --pairs {w}/prompts.txt', 'prompts.txt'),
+        ('label --pairs {w}/pairs.parquet --limit many', '--limit'),
+        ('label --pairs {w}/pairs.parquet --stpes 3', '--stpes'),
+        ('label --pairs {w}/pairs.parquet --method most', "'most'"),
+        ('label --pairs {w}/pairs.parquet --scorers hsp', "unknown scorer 'hsp'"),
+        (
+            'label --pairs {w}/pairs.parquet --scorers clip={w}/clip clip={w}/clip',
+            "two scorers are called 'clip'",
+        ),
+        ('label --pairs {w}/pairs.parquet --method single', 'method single needs a scorer'),
+        (
+            'label --pairs {w}/pairs.parquet --method single --scorer hps --scorers clip={w}/clip',
+            "no scorer is called 'hps'",
+        ),
+        ('label --pairs {w}/pairs.parquet --weights 1 2', '4 scorers vote but 2 weights'),
+        ('label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt', 'holds no labels'),
+        ('label --pairs {w}/pairs.parquet --method human --out {w}', 'is a folder'),
+        ('label --pairs {w}/pairs.parquet --register {w}/none.py', 'no such file of scorers'),
+        (
+            (
+                'label --pairs {w}/pairs.parquet --method smoothed --scorer hps --scorers'
+                ' clip={w}/clip'
+            ),
+            "no scorer is called 'hps'",
+        ),
+        ('label --pairs {w}/pairs.parquet --method given', 'made by other code'),
+        (
+            'label --pairs {w}/pairs.parquet --method confidence --scorers clip={w}/clip',
+            'at least three scorers',
+        ),
+        ('label --pairs {w}/pairs.parquet --scorers clip={w}/none --device cpu', 'none'),
+        (
+            'label --pairs {w}/pairs.parquet --method human --out {w}/prompts.txt/labels.parquet',
+            'prompts.txt is a file',
+        ),
+        ('encode --pairs {w}/pairs.parquet --model {w}/clip', 'model_index.json'),
+        ('encode --pairs {w}/pairs.parquet --preset none', "unknown preset 'none'"),
+        ('train --labels {w}/none --encoded {w}/none --model {w}/model', 'none'),
+        (
+            'train --preset balanced_dpo_sd15 --labels {w}/pairs.parquet --encoded {w}/clip',
+            'not a table of labels',
+        ),
+        ('train --labels x --encoded y', '--model'),
+        (
+            'train --preset balanced_dpo_sd15 --labels x --encoded y --beta -1',
+            'beta must be above 0',
+        ),
+        ('sample --model {w}/model --prompts {w}/none.txt', 'none.txt'),
+        ('sample --model {w}/model --prompts {w}/prompts.txt --scheduler ddpm', "'ddpm'"),
+        ('evaluate', 'two models'),
+        ('evaluate a={w}/model --prompts {w}/prompts.txt', 'two models'),
+        ('evaluate a={w}/model a={w}/model --prompts {w}/prompts.txt', "two models are called 'a'"),
+        ('evaluate a={w}/model b={w}/model', 'name the prompts'),
+        (
+            'evaluate a={w}/model b=work/run/model --prompts {w}/prompts.txt --dry-run',
+            'work/run/model: no such folder',
+        ),
+        ('encode --pairs {w}/pairs.parquet', '--model'),
+        ('label --pairs {w}/pairs.parquet --share 0', 'share'),
+        ('train --labels {w}/none --encoded x --model {w}/model', 'make it with balanceddpo label'),
+        (
+            'evaluate a={w}/model b={w}/clip --prompts {w}/prompts.txt',
+            'neither a diffusers pipeline',
+        ),
+        ('evaluate a={w}/model b={w}/model+{w}/none --prompts {w}/prompts.txt', 'no such LoRA'),
+        (
+            'evaluate a={w}/model b={w}/model --prompts {w}/prompts.txt {w}/prompts.txt',
+            'two prompt sets',
+        ),
+        ('reproduce', 'NAME'),
+        ('reproduce table0', "no notebook 'table0'"),
+        ('reproduce table1 --parameters x=1', "unknown parameter 'x'"),
+    ],
+)
 def test_bad_input_is_one_line_and_code_2(world, run, words, says):
     said = run(*words.format(w=world).split(), code=2)
     assert says.lower() in said.lower(), said
 
 
 def test_a_lora_needs_its_base(world, tmp_path, run):
-    (tmp_path/'pytorch_lora_weights.safetensors').touch()
-    assert f'b=BASE+{tmp_path}' in run('evaluate', f'a={world}/model', f'b={tmp_path}', '--prompts', world/'prompts.txt', code=2)
+    (tmp_path / 'pytorch_lora_weights.safetensors').touch()
+    assert f'b=BASE+{tmp_path}' in run(
+        'evaluate', f'a={world}/model', f'b={tmp_path}', '--prompts', world / 'prompts.txt', code=2
+    )
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
-    def fail(*_): raise RuntimeError('a mistake of ours')
+    def fail(*_):
+        raise RuntimeError('a mistake of ours')
+
     monkeypatch.setitem(VERBS, 'icons', cli.replace(VERBS['icons'], run=fail))
-    with pytest.raises(RuntimeError, match='of ours'): main(['icons'])
+    with pytest.raises(RuntimeError, match='of ours'):
+        main(['icons'])
 
 
 def test_no_memory_left_is_a_line_with_advice(monkeypatch, capsys):
     import torch
-    def fail(*_): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore of it')
+
+    def fail(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore of it')
+
     monkeypatch.setitem(VERBS, 'icons', cli.replace(VERBS['icons'], run=fail))
-    assert main(['icons']) == 1 and '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err) and said.count('\n') == 1
+    assert (
+        main(['icons']) == 1
+        and '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err)
+        and said.count('\n') == 1
+    )
 
 
 def test_long_paths_are_not_broken_in_messages(run):
     path = '/'.join(['a long name'] * 40)
-    assert path in run('label', '--pairs', path, code=2) and f"'{path}'" in run('sample', '--limit', path, code=2)
+    assert path in run('label', '--pairs', path, code=2) and f"'{path}'" in run(
+        'sample', '--limit', path, code=2
+    )
 
 
 def test_the_installed_command_in_a_shell(tmp_path):
-    command = Path(sys.executable).parent/'balanceddpo'
-    done = subprocess.run([command, 'label', '--pairs', 'none.parquet'], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == '' and re.fullmatch(r'balanceddpo: .*none\.parquet: no such file.*\n', done.stderr), done.stderr
-    ascii = subprocess.run([sys.executable, '-m', 'balanceddpo.cli', 'sample', '--steps', 'x'], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C'})
-    assert ascii.returncode == 2 and re.fullmatch(r"balanceddpo: Error parsing --steps: .*'x' \(see balanceddpo sample --help\)\n", ascii.stderr), ascii.stderr
-    listed = subprocess.run(f'{command} train --help | head -1', shell=True, cwd=tmp_path, capture_output=True, text=True)
+    command = Path(sys.executable).parent / 'balanceddpo'
+    done = subprocess.run(
+        [command, 'label', '--pairs', 'none.parquet'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and done.stdout == ''
+        and re.fullmatch(r'balanceddpo: .*none\.parquet: no such file.*\n', done.stderr)
+    ), done.stderr
+    ascii = subprocess.run(
+        [sys.executable, '-m', 'balanceddpo.cli', 'sample', '--steps', 'x'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C'},
+    )
+    assert ascii.returncode == 2 and re.fullmatch(
+        r"balanceddpo: Error parsing --steps: .*'x' \(see balanceddpo sample --help\)\n",
+        ascii.stderr,
+    ), ascii.stderr
+    listed = subprocess.run(
+        f'{command} train --help | head -1',
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert listed.stdout.startswith('usage: balanceddpo train') and listed.stderr == ''
 
 
 # help
 
+
 def test_help_is_light():
     code = """
 import sys; from balanceddpo.cli import main
 assert main(['--help']) == 0
-loaded = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'pandas', 'pyarrow', 'PIL', 'tyro', 'papermill', 'nbformat', 'diffusers', 'transformers'}
-stages = {m for m in sys.modules if m.startswith('balanceddpo.')} - {'balanceddpo.cli', 'balanceddpo.store', 'balanceddpo.reproduction'}
+heavy = 'torch numpy pandas pyarrow PIL tyro papermill nbformat diffusers transformers'.split()
+loaded = {m.split('.')[0] for m in sys.modules} & set(heavy)
+light = {f'balanceddpo.{m}' for m in ('cli', 'store', 'reproduction')}
+stages = {m for m in sys.modules if m.startswith('balanceddpo.')} - light
 assert not loaded | stages, loaded | stages
 """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -261,13 +705,16 @@ assert not loaded | stages, loaded | stages
 @pytest.mark.parametrize('verb', VERBS)
 def test_help_has_every_option_with_its_comment(verb, capsys, monkeypatch):
     monkeypatch.setenv('COLUMNS', '400')
-    with pytest.raises(SystemExit) as stop: main([verb, '--help'])
+    with pytest.raises(SystemExit) as stop:
+        main([verb, '--help'])
     said, v = capsys.readouterr().out, VERBS[verb]
     assert stop.value.code in (0, None)
     for config in filter(None, (v.options, v.settings)):
         comments = option_comments(config)
         for name in config.__dataclass_fields__:
-            if config is v.settings and name in v.hidden: assert f'--{name} ' not in said or name in v.options.__dataclass_fields__; continue
+            if config is v.settings and name in v.hidden:
+                assert f'--{name} ' not in said or name in v.options.__dataclass_fields__
+                continue
             assert comments.get(name), f'{config.__name__}.{name} has no comment'
             assert comments[name] in said, f'{config.__name__}.{name}'
             assert name in v.positional or f'--{name.replace("_", "-")}' in said
@@ -276,68 +723,142 @@ def test_help_has_every_option_with_its_comment(verb, capsys, monkeypatch):
 
 def test_an_options_name_is_used_once():
     for v in VERBS.values():
-        if v.settings: assert not set(v.options.__dataclass_fields__) & (set(v.settings.__dataclass_fields__) - set(v.hidden))
+        if v.settings:
+            assert not set(v.options.__dataclass_fields__) & (
+                set(v.settings.__dataclass_fields__) - set(v.hidden)
+            )
 
 
 # the icon world
 
+
 def test_the_icon_world_can_be_seen_and_copied_out(tmp_path, run):
-    said = run('icons'); assert 'simulated' in said and 'pairs' in said and '150 hpd' in said
-    run('icons', '--export', tmp_path/'world')
-    for part in cli.PARTS: assert content_digest(tmp_path/'world'/part) == content_digest(asset(part))
-    assert 'is there already' in run('icons', '--export', tmp_path/'world', code=2)
-    said = run('icons', '--grid', tmp_path/'pairs.png', '--rows', 2)
-    assert Image.open(tmp_path/'pairs.png').width > 500 and 'pairs.pdf' in said
+    said = run('icons')
+    assert 'simulated' in said and 'pairs' in said and '150 hpd' in said
+    run('icons', '--export', tmp_path / 'world')
+    for part in cli.PARTS:
+        assert content_digest(tmp_path / 'world' / part) == content_digest(asset(part))
+    assert 'is there already' in run('icons', '--export', tmp_path / 'world', code=2)
+    said = run('icons', '--grid', tmp_path / 'pairs.png', '--rows', 2)
+    assert Image.open(tmp_path / 'pairs.png').width > 500 and 'pairs.pdf' in said
 
 
 def test_icons_is_short_for_its_four_scorers():
     assert cli.scorer_names(('icons', 'clip')) == [*(f'icons:{k}' for k in KINDS), 'clip']
-    assert cli.scorer_names(None) == list(KINDS) and cli.scorer_names(None, 'human') == [] and cli.scorer_names(None, 'single', 'hps') == ['hps']
+    assert (
+        cli.scorer_names(None) == list(KINDS)
+        and cli.scorer_names(None, 'human') == []
+        and cli.scorer_names(None, 'single', 'hps') == ['hps']
+    )
 
 
 # what the README says
 
-README = (Path(__file__).resolve().parents[1]/'README.md').read_text()
+README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
 
 
 def test_every_command_in_the_readme_can_be_read():
     import shlex
-    blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', README, re.S)); inline = re.findall(r'`(balanceddpo [^`]+)`', README)
+
+    blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', README, re.S))
+    inline = re.findall(r'`(balanceddpo [^`]+)`', README)
     lines = [l for l in [*blocks.splitlines(), *inline] if l.startswith('balanceddpo ')]
-    assert {l.split()[1] for l in lines} >= {'label', 'encode', 'train', 'evaluate', 'reproduce', 'icons'}
-    for line in lines: cli.parse(VERBS[shlex.split(line)[1]], shlex.split(line)[2:])
+    assert {l.split()[1] for l in lines} >= {
+        'label',
+        'encode',
+        'train',
+        'evaluate',
+        'reproduce',
+        'icons',
+    }
+    for line in lines:
+        cli.parse(VERBS[shlex.split(line)[1]], shlex.split(line)[2:])
 
 
 def test_a_method_beside_a_preset_comes_with_its_own_beta_and_noise():
     from balanceddpo.preference_losses import LOSSES
-    for words, method, beta, noise in (('--preset balanced_dpo_icons --method inpo', 'inpo', LOSSES['inpo'].defaults['beta'], 'inpo_code'),
-                                       ('--method=mapo --preset=balanced_dpo_sd15 --refresh-every 0', 'mapo', .1, 'random'), ('--preset smpo_sd15 --method dpo', 'dpo', 5000, 'random'),
-                                       ('--preset smpo_sd15 --method smpo', 'smpo', 2000, 'smpo_code'), ('--preset smpo_sd15 --method ipo --beta 7 --noise inpo', 'ipo', 7, 'inpo')):
-        _, c = cli.parse(VERBS['train'], [*words.split(), '--labels', 'l', '--encoded', 'e']); assert (c.method, c.beta, c.noise) == (method, beta, noise), words
+
+    for words, method, beta, noise in (
+        (
+            '--preset balanced_dpo_icons --method inpo',
+            'inpo',
+            LOSSES['inpo'].defaults['beta'],
+            'inpo_code',
+        ),
+        ('--method=mapo --preset=balanced_dpo_sd15 --refresh-every 0', 'mapo', 0.1, 'random'),
+        ('--preset smpo_sd15 --method dpo', 'dpo', 5000, 'random'),
+        ('--preset smpo_sd15 --method smpo', 'smpo', 2000, 'smpo_code'),
+        ('--preset smpo_sd15 --method ipo --beta 7 --noise inpo', 'ipo', 7, 'inpo'),
+    ):
+        _, c = cli.parse(VERBS['train'], [*words.split(), '--labels', 'l', '--encoded', 'e'])
+        assert (c.method, c.beta, c.noise) == (method, beta, noise), words
 
 
 def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
     rival, first, second = re.findall(r'```python\n(.*?)```', README, re.S)
     monkeypatch.chdir(tmp_path)
-    small = {"'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'",
-             'load_scorers()': f'load_scorers({scorer_texts(world)})', 'resolution=512': 'resolution=32', "_lora', model=base)": "_lora', model=base, resolution=32, max_steps=1, batch_size=2, precision='fp32', tracker='none')",
-             'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)'}
-    for old, new in small.items(): assert old in first; first = first.replace(old, new)
-    exec(first, {}); assert 'win_rate' in capsys.readouterr().out
-    exec(rival.replace("scale_of('icons')", "scale_of('smoke')").replace('n_prompts=200, n_images=8', 'n_prompts=3, n_images=4'), scope := {}); assert scope['model'].name == 'CaPO'
+    small = {
+        "'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": (
+            f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'"
+        ),
+        'load_scorers()': f'load_scorers({scorer_texts(world)})',
+        'resolution=512': 'resolution=32',
+        "_lora', model=base)": (
+            "_lora', model=base, resolution=32, max_steps=1, batch_size=2, precision='fp32',"
+            " tracker='none')"
+        ),
+        'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)',
+    }
+    for old, new in small.items():
+        assert old in first
+        first = first.replace(old, new)
+    exec(first, {})
+    assert 'win_rate' in capsys.readouterr().out
+    exec(
+        rival.replace("scale_of('icons')", "scale_of('smoke')").replace(
+            'n_prompts=200, n_images=8', 'n_prompts=3, n_images=4'
+        ),
+        scope := {},
+    )
+    assert scope['model'].name == 'CaPO'
     exec(second, scope := {})
-    flat, striped = Image.new('RGB', (8, 8)), Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB')
+    flat, striped = (
+        Image.new('RGB', (8, 8)),
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB'),
+    )
     assert scope['sharpness']([flat, striped], ['', '']) == [0, 255]
 
 
 def test_every_link_in_the_readme_leads_somewhere():
     root = Path(__file__).resolve().parents[1]
-    links = [l for l in re.findall(r'\]\(([^)\s]+)\)', README) if not l.startswith('http') and not l.startswith('paper_figures')]
-    assert links and [l for l in links if not (root/l.partition('#')[0]).exists()] == []
-    headings = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', README, re.M)}
+    links = [
+        l
+        for l in re.findall(r'\]\(([^)\s]+)\)', README)
+        if not l.startswith('http') and not l.startswith('paper_figures')
+    ]
+    assert links and [l for l in links if not (root / l.partition('#')[0]).exists()] == []
+    headings = {
+        re.sub(r'[^\w -]', '', h).lower().replace(' ', '-')
+        for h in re.findall(r'^#+ (.+)$', README, re.M)
+    }
     assert [l for l in links if l.startswith('#') and l[1:] not in headings] == []
 
 
 def test_train_refuses_a_model_of_another_family_than_the_one_asked_for(world, tmp_path, capsys):
-    assert cli.main(['train', '--preset', 'balanced_dpo_icons', '--family', 'sdxl', '--labels', str(tmp_path/'a'), '--encoded', str(tmp_path/'b')]) == 2
+    assert (
+        cli.main(
+            [
+                'train',
+                '--preset',
+                'balanced_dpo_icons',
+                '--family',
+                'sdxl',
+                '--labels',
+                str(tmp_path / 'a'),
+                '--encoded',
+                str(tmp_path / 'b'),
+            ]
+        )
+        == 2
+    )
     assert 'icons is of the family sd15, not sdxl' in capsys.readouterr().err

@@ -62,7 +62,7 @@ def write_rows(folder, name, values, ending=None):
     (folder / f'gpu_{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in lines))
 
 
-# ---- how much time a part has
+# --- how much time a part has
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_second_call_goes_on_with_what_is_missing(pretend, rows):
     assert pretend(some, 100, **ends)[0] == ['fails']
 
 
-# ---- what is kept
+# --- what is kept
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_half_a_line_of_a_stopped_part_is_dropped_and_the_rest_can_be_read(rows)
     assert [head['bench'] for head, _ in report.read(rows)] == ['gpu_a']
 
 
-# ---- processes
+# --- processes
 
 GRANDCHILD = """
 import pathlib, subprocess, sys, time
@@ -251,7 +251,7 @@ def test_the_end_of_the_benchmark_is_the_end_of_its_part(rows, tmp_path):
     assert ended(int((tmp_path / 'pid').read_text()))
 
 
-# ---- goals, memory, gates
+# --- goals, memory, gates
 
 
 def test_goals_are_those_of_the_card():
@@ -339,7 +339,7 @@ def test_the_best_micro_batch_is_that_of_the_highest_median():
     assert training.best_micro([]) == 16
 
 
-# ---- labelling and sampling
+# --- labelling and sampling
 
 
 def test_pictures_have_the_bytes_of_photographs_and_every_copy_is_a_file_of_its_own():
@@ -412,7 +412,7 @@ def test_the_difference_of_pictures_by_hand():
     assert sampling.difference(a, b) == pytest.approx(10 / 3)
 
 
-# ---- from end to end
+# --- from end to end
 
 
 def call(monkeypatch, some, *words):

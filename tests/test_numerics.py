@@ -1,4 +1,5 @@
-"""The numeric path: equal results by every way to multiply, named in every key, and switched off by one word."""
+"""The numeric path: equal results by every way to multiply, named in every key, and switched off by
+one word."""
 
 import json
 import math
@@ -56,7 +57,7 @@ SMALL = replace(
 )
 
 
-# ---------------------------------------------------------------- equality
+# --- equality
 
 
 def three_losses(folder):
@@ -162,7 +163,8 @@ from balanceddpo import numerics
 from balanceddpo.families import load_family
 family = load_family('icons', device='cpu', components=('vae',))
 numerics.keep_memory.cache_clear()
-images = torch.randint(0, 256, (16, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (16, 3, 256, 256), dtype=torch.uint8, generator=generator)
 import os
 os.environ['BALANCEDDPO_NUMERICS'] = 'plain'
 assert not numerics.keep_memory()
@@ -179,7 +181,7 @@ print(numerics.keep_memory(), torch.equal(before, family.encode_images(images)))
     assert kept == str(numerics.platform.libc_ver()[0] == 'glibc')
 
 
-# ---------------------------------------------------------------- policy and reference, to the bit
+# --- policy and reference, to the bit
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -211,7 +213,7 @@ def test_a_copy_of_a_loaded_network_gives_the_same_bits(path):
         assert torch.equal(ours, family.predict(copied, noisy, t, text, 64))
 
 
-# ---------------------------------------------------------------- the choice, and its name
+# --- the choice, and its name
 
 
 def test_the_path_is_part_of_every_key(monkeypatch, tmp_path):

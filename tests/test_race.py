@@ -63,7 +63,7 @@ def cost(cpu, **more):
     return race.Cost(cpu, **{'wall': 2 * cpu, 'peak': 100.0, 'first': 1.0} | more)
 
 
-# ---- arithmetic
+# --- arithmetic
 
 
 def test_steps_are_visits_over_eight():
@@ -106,7 +106,7 @@ def test_processes_in_a_row():
     assert race.in_a_row(costs) == race.Cost(9.0, 13.0, 900.0, 12.5)
 
 
-# ---- peers
+# --- peers
 
 
 def test_a_peer_is_recognised_by_its_script(tmp_path, clone):
@@ -215,7 +215,7 @@ def test_what_scripts_miss_is_there(tmp_path):
     assert done.stdout == '1\n', done.stderr
 
 
-# ---- ours
+# --- ours
 
 
 @pytest.mark.parametrize('mode', ['full', 'lora'])
@@ -247,7 +247,7 @@ def test_ours_is_three_processes(course, tmp_path, monkeypatch):
     assert called == [(f'balanceddpo {v}', runs) for v in ('label', 'encode', 'train')]
 
 
-# ---- all of it
+# --- all of it
 
 
 def our_stand_in(mode, course, steps, out):

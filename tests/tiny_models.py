@@ -1,80 +1,160 @@
-"""Tiny pipelines with random weights, in the shapes of SD1.5, SD2.1, SDXL, SD3, SD3.5 and FLUX, written with `save_pretrained`.
+"""Tiny pipelines with random weights, in the shapes of SD1.5, SD2.1, SDXL, SD3, SD3.5 and FLUX,
+written with `save_pretrained`.
 
-Small enough to train two steps in a test; everything a published folder has is there (tokenizer files, scheduler, model index).
+Small enough to train two steps in a test; everything a published folder has is there (tokenizer
+files, scheduler, model index).
 """
+
 from __future__ import annotations
 from pathlib import Path
 from balanceddpo.backends import ensure_torchvision
 
 KINDS = ('sd15', 'sd21', 'sdxl')
-FLOW_KINDS = ('sd3', 'sd35', 'flux', 'schnell')      # SD3.5 without T5; FLUX.1 with (dev) and without (schnell) the guidance input
-BETAS = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear')
-SIZE = 64             # pixels
-MAX_LENGTH = 16       # tokens a prompt, start and end included
+# SD3.5 without T5; FLUX.1 with (dev) and without (schnell) the guidance input
+FLOW_KINDS = ('sd3', 'sd35', 'flux', 'schnell')
+BETAS = dict(
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear'
+)
+SIZE = 64  # pixels
+MAX_LENGTH = 16  # tokens a prompt, start and end included
 
 
 def tiny_tokenizer(pad_token='<|endoftext|>'):
     "A CLIP tokenizer whose words are single characters and a few merges; no download."
     ensure_torchvision()
     from transformers import CLIPTokenizer
+
     letters = [chr(i) for i in range(33, 127)]
     merges = [('r', 'e'), ('re', 'd</w>'), ('c', 'a'), ('ca', 't</w>'), ('d', 'o'), ('do', 'g</w>')]
-    tokens = [*letters, *(c + '</w>' for c in letters), *(a + b for a, b in merges), '<|startoftext|>', '<|endoftext|>']
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+    tokens = [
+        *letters,
+        *(c + '</w>' for c in letters),
+        *(a + b for a, b in merges),
+        '<|startoftext|>',
+        '<|endoftext|>',
+    ]
+    return CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(tokens)},
+        merges=merges,
+        pad_token=pad_token,
+        model_max_length=MAX_LENGTH,
+    )
 
 
 def tiny_text_encoder(tokenizer, width=32, projection=False):
-    "A CLIPTextModel, or with `projection` a CLIPTextModelWithProjection (SDXL's second encoder), two layers, random weights."
+    """A CLIPTextModel, or with `projection` a CLIPTextModelWithProjection (SDXL's second encoder),
+    two layers, random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-    config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
-                            max_position_embeddings=tokenizer.model_max_length, projection_dim=width, hidden_act='gelu' if projection else 'quick_gelu',
-                            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        hidden_act='gelu' if projection else 'quick_gelu',
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
 def tiny_vae(channels=4, **config):
     "An AutoencoderKL with SD's factor 8 and `channels` latent channels."
     from diffusers import AutoencoderKL
-    return AutoencoderKL(block_out_channels=(8, 8, 16, 16), down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4,
-                         latent_channels=channels, layers_per_block=1, norm_num_groups=4, sample_size=SIZE, **config)
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+        latent_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=SIZE,
+        **config,
+    )
 
 
 def tiny_unet(kind='sd15', channels=4, text_width=32):
-    "A two-level conditional UNet in the shape of the family: SD2.1 and SDXL project by linear layers, SDXL takes sizes and a pooled text."
+    """A two-level conditional UNet in the shape of the family: SD2.1 and SDXL project by linear
+    layers, SDXL takes sizes and a pooled text."""
     from diffusers import UNet2DConditionModel
+
     extra = dict(use_linear_projection=True) if kind != 'sd15' else {}
     if kind == 'sdxl':
-        extra |= dict(addition_embed_type='text_time', addition_time_embed_dim=8, transformer_layers_per_block=(1, 2),
-                      projection_class_embeddings_input_dim=6 * 8 + 32)
+        extra |= dict(
+            addition_embed_type='text_time',
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 2),
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        )
     down, up = (('DownBlock2D', 'CrossAttnDownBlock2D'), ('CrossAttnUpBlock2D', 'UpBlock2D'))
-    return UNet2DConditionModel(sample_size=SIZE // 8, in_channels=channels, out_channels=channels, block_out_channels=(16, 32), layers_per_block=1,
-                                down_block_types=down, up_block_types=up, norm_num_groups=8, attention_head_dim=(2, 4),
-                                cross_attention_dim=text_width, **extra)
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        cross_attention_dim=text_width,
+        **extra,
+    )
 
 
 def tiny_scheduler(kind='sd15'):
     "The family's own scheduler: PNDM for SD1.5, DDIM with v-prediction for SD2.1, Euler for SDXL."
     from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
-    if kind == 'sd15': return PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    if kind == 'sd21': return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type='v_prediction')
+
+    if kind == 'sd15':
+        return PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    if kind == 'sd21':
+        return DDIMScheduler(
+            **BETAS,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type='v_prediction',
+        )
     return EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing='leading')
 
 
 def tiny_pipeline(kind='sd15', channels=4, seed=0, **vae):
-    "A pipeline of one of `KINDS` or `FLOW_KINDS` with random weights; `vae` goes into the autoencoder's config."
+    """A pipeline of one of `KINDS` or `FLOW_KINDS` with random weights; `vae` goes into the
+    autoencoder's config."""
     ensure_torchvision()
     import torch
-    if kind in FLOW_KINDS: return tiny_flow_pipeline(kind, seed, **vae)
+
+    if kind in FLOW_KINDS:
+        return tiny_flow_pipeline(kind, seed, **vae)
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
-        parts = dict(vae=tiny_vae(channels, **vae), text_encoder=tiny_text_encoder(tokenizer), tokenizer=tokenizer,
-                     unet=tiny_unet(kind, channels, 64 if kind == 'sdxl' else 32), scheduler=tiny_scheduler(kind))
+        parts = dict(
+            vae=tiny_vae(channels, **vae),
+            text_encoder=tiny_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            unet=tiny_unet(kind, channels, 64 if kind == 'sdxl' else 32),
+            scheduler=tiny_scheduler(kind),
+        )
         if kind != 'sdxl':
-            return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            return StableDiffusionPipeline(
+                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
         second = tiny_tokenizer(pad_token='!')
-        return StableDiffusionXLPipeline(**parts, text_encoder_2=tiny_text_encoder(second, projection=True), tokenizer_2=second, add_watermarker=False)
+        return StableDiffusionXLPipeline(
+            **parts,
+            text_encoder_2=tiny_text_encoder(second, projection=True),
+            tokenizer_2=second,
+            add_watermarker=False,
+        )
 
 
 def tiny_folder(folder, kind='sd15', **options):
@@ -84,45 +164,118 @@ def tiny_folder(folder, kind='sd15', **options):
     return folder
 
 
-# ---- flow models
+# --- flow models
+
 
 def tiny_t5():
     "A T5 tokenizer whose words are single characters, and an encoder of one layer, 48 wide."
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
-    pieces = [('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.), ('\u2581', -2.), *((chr(i), -3.) for i in range(33, 127))]
+
+    pieces = [
+        ('<pad>', 0.0),
+        ('</s>', 0.0),
+        ('<unk>', 0.0),
+        ('\u2581', -2.0),
+        *((chr(i), -3.0) for i in range(33, 127)),
+    ]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
-    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj='gated-gelu'))
+    return tokenizer, T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=48,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj='gated-gelu',
+        )
+    )
 
 
 def tiny_transformer(kind):
-    "The denoiser of one of `FLOW_KINDS`: two joint blocks of SD3, with SD3.5's second attention and normalised queries; a double and a single block of FLUX."
+    """The denoiser of one of `FLOW_KINDS`: two joint blocks of SD3, with SD3.5's second attention
+    and normalised queries; a double and a single block of FLUX."""
     from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+
     heads = dict(attention_head_dim=16, num_attention_heads=2, joint_attention_dim=48)
     if kind in ('flux', 'schnell'):
-        return FluxTransformer2DModel(in_channels=64, num_layers=1, num_single_layers=1, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6),
-                                      guidance_embeds=kind == 'flux', **heads)
+        return FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            guidance_embeds=kind == 'flux',
+            **heads,
+        )
     newer = dict(qk_norm='rms_norm', dual_attention_layers=(0,)) if kind == 'sd35' else {}
-    return SD3Transformer2DModel(sample_size=SIZE // 8, num_layers=2, caption_projection_dim=32, pooled_projection_dim=32, pos_embed_max_size=16, **heads, **newer)
+    return SD3Transformer2DModel(
+        sample_size=SIZE // 8,
+        num_layers=2,
+        caption_projection_dim=32,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+        **heads,
+        **newer,
+    )
 
 
 def tiny_flow_scheduler(kind):
-    "The published schedules: SD3's shift of 3, FLUX.1-dev's that grows with the image, FLUX.1-schnell's none."
+    """The published schedules: SD3's shift of 3, FLUX.1-dev's that grows with the image,
+    FLUX.1-schnell's none."""
     from diffusers import FlowMatchEulerDiscreteScheduler
-    by_size = dict(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
-    return FlowMatchEulerDiscreteScheduler(shift=1. if kind == 'schnell' else 3., **by_size if kind == 'flux' else {})
+
+    by_size = dict(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+    return FlowMatchEulerDiscreteScheduler(
+        shift=1.0 if kind == 'schnell' else 3.0, **by_size if kind == 'flux' else {}
+    )
 
 
 def tiny_flow_pipeline(kind, seed=0, **vae):
     "A pipeline of one of `FLOW_KINDS` with random weights."
     import torch
     from diffusers import FluxPipeline, StableDiffusion3Pipeline
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, second = tiny_tokenizer(), tiny_tokenizer(pad_token='!')
-        vae = tiny_vae(16, **dict(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False) | vae)
-        parts = dict(vae=vae, tokenizer=first, transformer=tiny_transformer(kind), scheduler=tiny_flow_scheduler(kind))
+        vae = tiny_vae(
+            16,
+            **dict(
+                scaling_factor=1.5,
+                shift_factor=0.06,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+            )
+            | vae,
+        )
+        parts = dict(
+            vae=vae,
+            tokenizer=first,
+            transformer=tiny_transformer(kind),
+            scheduler=tiny_flow_scheduler(kind),
+        )
         t5_tokenizer, t5 = tiny_t5()
-        if kind in ('flux', 'schnell'): return FluxPipeline(text_encoder=tiny_text_encoder(first, 16), tokenizer_2=t5_tokenizer, text_encoder_2=t5, **parts)
-        if kind == 'sd35': t5_tokenizer = t5 = None
-        clips = dict(text_encoder=tiny_text_encoder(first, 16, projection=True), text_encoder_2=tiny_text_encoder(second, 16, projection=True), tokenizer_2=second)
-        return StableDiffusion3Pipeline(**clips, tokenizer_3=t5_tokenizer, text_encoder_3=t5, **parts)
+        if kind in ('flux', 'schnell'):
+            return FluxPipeline(
+                text_encoder=tiny_text_encoder(first, 16),
+                tokenizer_2=t5_tokenizer,
+                text_encoder_2=t5,
+                **parts,
+            )
+        if kind == 'sd35':
+            t5_tokenizer = t5 = None
+        clips = dict(
+            text_encoder=tiny_text_encoder(first, 16, projection=True),
+            text_encoder_2=tiny_text_encoder(second, 16, projection=True),
+            tokenizer_2=second,
+        )
+        return StableDiffusion3Pipeline(
+            **clips, tokenizer_3=t5_tokenizer, text_encoder_3=t5, **parts
+        )
