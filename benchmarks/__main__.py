@@ -5,7 +5,13 @@ The rows go into runs/benchmarks and the table is printed; with `--write` they r
 rows/, and the table goes into README.md."""
 
 from __future__ import annotations
-import os, signal, subprocess, sys, time
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
 from benchmarks.timing import HERE, SIZE, asked
 
 LIMIT = 15 * 60 - 20  # seconds for all of them; the rest is for the table

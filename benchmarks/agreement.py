@@ -7,7 +7,9 @@ option: the share of prompts with the same winner, over four scorers, and how fa
 moves. The interval of a win rate over 100 prompts is 10 points to each side."""
 
 from __future__ import annotations
+
 from dataclasses import replace
+
 from benchmarks.timing import SIZE, Log, asked
 
 PROMPTS, IMAGES = {'tiny': (2, 2), 'cpu': (100, 5)}[SIZE]
@@ -22,8 +24,10 @@ def scores_of(scale, models, draw=(), judge=()):
     """DataFrame: the scores of the models' images, drawn with the settings `draw` and scored with
     the settings `judge` in the place of the scale's."""
     import pandas as pd
+
     from balanceddpo.evaluation import score_images
-    from balanceddpo.experiments import draw as drawn, voters
+    from balanceddpo.experiments import draw as drawn
+    from balanceddpo.experiments import voters
 
     ((name, source),) = scale.prompts
     scorers = voters(replace(scale, **dict(judge)))
@@ -45,6 +49,7 @@ def agreement(exact, cheap, pair, scorers) -> dict:
     """Of two score tables: `same`, the share of prompts at which the same model of `pair` has the
     best image, over all scorers; `apart`, the largest difference of a win rate, points."""
     import numpy as np
+
     from balanceddpo.evaluation import best_of, score_grid
 
     def ahead(table):

@@ -11,8 +11,11 @@ A second arm of ours compares another model with the same base, whose images and
 already: its share of the first arm's time should be a half."""
 
 from __future__ import annotations
-import shutil, tempfile
+
+import shutil
+import tempfile
 from pathlib import Path
+
 from balanceddpo.scorers import PAPER_SCORERS
 from benchmarks.labelling import features, load_four
 from benchmarks.timing import SIZE, Arm, Log, asked, versus
@@ -29,6 +32,7 @@ def write_model(folder, seed) -> Path:
     """The icon world's model with its denoiser's weights changed a little at random: a second model
     to compare."""
     import torch
+
     from balanceddpo.families import load_family, save_pipeline
 
     network, g = (
@@ -67,6 +71,7 @@ def our_scores(name, model, prompts, scorers, folder):
 def ours(name, models, prompts, scorers, folder):
     "DataFrame: win rates of model `name` over the base."
     import pandas as pd
+
     from balanceddpo.evaluation import compare
 
     tables = pd.concat([our_scores(n, models[n], prompts, scorers, folder) for n in ('base', name)])
@@ -77,6 +82,7 @@ def rival_images(model, prompts) -> list:
     "PIL images [prompts][images] by one pipeline call a prompt."
     import torch
     from diffusers import StableDiffusionPipeline
+
     from balanceddpo.sampling import image_seed, initial_latents, make_scheduler
 
     pipeline = StableDiffusionPipeline.from_pretrained(

@@ -89,6 +89,7 @@ def main(parts: Sequence[Part] = tuple(PARTS.values())) -> None:
     minutes = {'minutes': (MINUTES, 'for all parts together, the start of each included')}
     found = asked(__doc__, [p.name for p in parts], numbers=minutes)
     import torch
+
     from balanceddpo.backends import ensure_torchvision
 
     ensure_torchvision()

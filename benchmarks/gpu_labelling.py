@@ -101,6 +101,7 @@ def features(out):
 def make_tower(kind: str, view: str, where, dtype):
     "A `Tower` with random weights, made on the device `where`; `view` is 'pad' (HPS) or 'crop'."
     import torch
+
     from balanceddpo.towers import Tower, crop_to_square, normalised, pad_to_square, word_tokenizer
 
     with torch.device(where):
@@ -131,6 +132,7 @@ def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H
     """HPS and PickScore on a ViT-H/14 each, Aesthetic on a ViT-L/14; CLIP on another ViT-H/14, as
     by default, or ('L', as `clip@l14`) on Aesthetic's network."""
     import torch
+
     from balanceddpo.scorers import AestheticScorer, PromptScorer
 
     tower, width = make_tower(large, 'crop', where, dtype), CLIP_SIZES[large]['projection']

@@ -56,9 +56,10 @@ def ours(family, n: int, steps: int) -> Callable[[], list]:
 def a_prompt_at_a_time(family, n: int, steps: int) -> Callable[[], list]:
     "What draws the same n images by n calls of a plain pipeline; the images."
     import torch
+    from diffusers import StableDiffusionPipeline
+
     from balanceddpo.pairs import PromptSet
     from balanceddpo.sampling import image_seed, initial_latents, make_scheduler
-    from diffusers import StableDiffusionPipeline
 
     parts = {name: family.part(name) for name in ('unet', 'vae', 'text_encoder', 'tokenizer')}
     none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -98,6 +99,7 @@ def gate(log: Log, family) -> bool:
 def sampling(log: Log) -> None:
     "Eager and compiled, each against the pipeline."
     import torch
+
     from balanceddpo.backends import pick_dtype
 
     s = sizes()

@@ -12,10 +12,31 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.gpu_clock import ROW, rows_path, whole_rows
-from benchmarks.gpu_rates import ROUNDS, Rate, device, fits, forget_peak, free, goal, measure
-from benchmarks.gpu_rates import measure_product, peak_gib, seconds_of, sizes
-from benchmarks.step import R1, R2, World, gate, injected, make_world, our_step, start_ours
-from benchmarks.step import train_config
+from benchmarks.gpu_rates import (
+    ROUNDS,
+    Rate,
+    device,
+    fits,
+    forget_peak,
+    free,
+    goal,
+    measure,
+    measure_product,
+    peak_gib,
+    seconds_of,
+    sizes,
+)
+from benchmarks.step import (
+    R1,
+    R2,
+    World,
+    gate,
+    injected,
+    make_world,
+    our_step,
+    start_ours,
+    train_config,
+)
 from benchmarks.timing import Arm, Log, versus
 from benchmarks.world import Geometry, RandomPairs, flops, make_family, per_pair
 
@@ -243,6 +264,7 @@ def runs_once(log: Log, arm: Arm) -> bool:
 def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
     "A run of the preset `balanced_dpo_icons` on this device, on the first pairs as labelled."
     import pandas as pd
+
     from balanceddpo.consensus import LabelConfig
     from balanceddpo.encoding import EncodeConfig, encode_pairs
     from balanceddpo.families import load_family

@@ -20,9 +20,13 @@ again.
 `--full` labels 500 pairs, and has rows of its own."""
 
 from __future__ import annotations
-import io, shutil, tempfile
+
+import io
+import shutil
+import tempfile
 from itertools import count
 from pathlib import Path
+
 from benchmarks.timing import SIZE, Arm, Log, asked, versus
 
 # by `make bench`, and with --full; nearly every pair has its own caption, so fewer is no easier
@@ -66,6 +70,7 @@ def features(scorer, images, prompts):
     image."""
     import torch
     from torch.nn.functional import linear, normalize
+
     from balanceddpo.towers import ImageBatch
 
     tower, batch = scorer.tower, ImageBatch(images)
@@ -145,6 +150,7 @@ def difference(a, b) -> float:
 def different_votes(a, b) -> int:
     "Votes that differ where the rival's two scores are further apart than rounding."
     import numpy as np
+
     from balanceddpo.consensus import votes
 
     decided = np.abs(b[:, 0] - b[:, 1]) > 2 * TOLERANCE * b.reshape(-1, b.shape[-1]).std(0)

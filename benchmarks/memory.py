@@ -8,9 +8,16 @@ Parquet file of small JPEGs, for more and more pairs, with one small network and
 scorers: the figure is about the pipeline, and does not grow with the pairs if it streams."""
 
 from __future__ import annotations
-import json, os, resource, subprocess, sys, tempfile
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 from itertools import product
 from pathlib import Path
+
 from benchmarks.timing import HERE, SIZE, Log, asked
 
 PAIRS = {'tiny': (50, 100), 'cpu': (1_000, 10_000)}[SIZE]  # labelled; --full adds 100,000
@@ -79,7 +86,9 @@ def tensor_bytes(tensors) -> int:
 
 def counted(run) -> dict:
     "Bytes that a run must hold at its peak, from the sizes of its tensors; call it after a step."
-    import numpy as np, torch
+    import numpy as np
+    import torch
+
     from balanceddpo.training import micro_step
 
     weights = {
@@ -102,6 +111,7 @@ def training_peak(folder, mode='full') -> dict:
     """Bytes: the peak of two training steps over the memory before the run was made, and what is
     counted. On the CPU."""
     import gc
+
     from benchmarks.step import make_world, our_step, start_ours, train_config
     from benchmarks.world import GEOMETRIES
 
@@ -161,6 +171,7 @@ def small_scorers(folder, k=1) -> list:
 def label_all(folder) -> dict:
     "Label `folder/pairs.parquet`; the peak of this whole process in bytes, and the pairs."
     import warnings
+
     from balanceddpo.pairs import read_pairs
     from balanceddpo.score_tables import score_pairs
 

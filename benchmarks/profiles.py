@@ -2,8 +2,13 @@
 benchmarks.profiles [step] [labelling] [evaluation]`."""
 
 from __future__ import annotations
-import cProfile, io, pstats, tempfile
+
+import cProfile
+import io
+import pstats
+import tempfile
 from pathlib import Path
+
 from benchmarks.timing import HERE, SIZE, asked, commit, machine, out_folder
 from benchmarks.world import GEOMETRIES
 
@@ -45,6 +50,7 @@ def step(folder) -> str:
 
 def labelling(folder) -> str:
     from itertools import count
+
     from benchmarks.labelling import PAIRS, load_four, ours, write_source
 
     path, scorers, runs = write_source(folder / 'pairs.parquet', PAIRS), load_four(), count()
@@ -53,6 +59,7 @@ def labelling(folder) -> str:
 
 def evaluation(folder) -> str:
     from itertools import count
+
     from balanceddpo.families import local_folder
     from balanceddpo.pairs import read_prompts
     from benchmarks.evaluation import PROMPTS, load_four, ours, quiet, write_model

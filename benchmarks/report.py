@@ -2,9 +2,12 @@
 `--write` puts the rows that have a goal into README.md between its two marks."""
 
 from __future__ import annotations
-import json, os
+
+import json
+import os
 from pathlib import Path
 from statistics import median
+
 from benchmarks.timing import ENOUGH, HERE, asked
 
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'

@@ -7,8 +7,15 @@ to 10,000. `scale.png` shows the points and the lines; `--draw` draws it again f
 rows, without measuring."""
 
 from __future__ import annotations
-import json, os, sys, tempfile, time, warnings
+
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
 from pathlib import Path
+
 from benchmarks.memory import small_scorers, write_source
 from benchmarks.timing import BUDGET, HERE, SIZE, START, Log, asked
 
@@ -88,6 +95,7 @@ def pairs(log, folder) -> None:
 def prompts(log, folder) -> None:
     "Drawing and scoring by a tiny model, then win rates from score tables."
     import numpy as np
+
     from balanceddpo.evaluation import score_images, score_table, win_rates
     from balanceddpo.pairs import PromptSet
     from balanceddpo.sampling import SampleConfig, sample
@@ -119,6 +127,7 @@ def prompts(log, folder) -> None:
 def save_tiny(folder):
     "The tiny geometry as a pipeline folder with weights."
     from diffusers import StableDiffusionPipeline
+
     from benchmarks.world import TINY, make_family
 
     family = make_family(TINY, folder / 'configs')

@@ -18,11 +18,14 @@ step policy and reference are equal and the loss is ln 2 whatever the inputs are
 loss proves nothing: the gradient does, and the later losses."""
 
 from __future__ import annotations
-import math, tempfile
+
+import math
+import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+
 from benchmarks.timing import BUDGET, SIZE, Arm, Log, asked, versus
 from benchmarks.world import GEOMETRIES, make_family, synthetic_pairs
 
@@ -53,7 +56,9 @@ class World:
 
 def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
     "Encode `n` synthetic pairs, kept in fp32, so that the rivals' latents are the same numbers."
-    import pandas as pd, torch
+    import pandas as pd
+    import torch
+
     from balanceddpo.encoding import EncodeConfig, encode_pairs
     from balanceddpo.families import tokens
     from balanceddpo.pairs import transform_pair
@@ -119,6 +124,7 @@ def start_ours(world, config, out):
     """Our run, as `train` starts it, on a copy of the world's denoiser; for LoRA its frozen weights
     are in the run's precision, as `train` loads them."""
     from dataclasses import replace
+
     from balanceddpo.backends import pick_dtype
     from balanceddpo.consensus import LabelConfig
     from balanceddpo.training import start
@@ -158,6 +164,7 @@ class PublicStep:
     def __init__(self, world, config, unet, micro, inject=None):
         import torch
         from diffusers import DDPMScheduler
+
         from balanceddpo.backends import pick_dtype
 
         self.world, self.config, self.unet, self.micro, self.inject, self.step = (
@@ -232,8 +239,9 @@ class PublicStep:
 
     def update(self) -> float:
         "One optimizer step over `batch_size` pairs; the mean loss."
-        from balanceddpo.training import plan
         import torch
+
+        from balanceddpo.training import plan
 
         places, total = (
             plan(len(self.world.winners), self.config.batch_size, self.config.seed, self.step),
@@ -329,6 +337,7 @@ class R2(PublicStep):
 def lora_like(world, config, run):
     "A copy of the denoiser with the adapter that our `run` has now."
     from peft import LoraConfig
+
     from balanceddpo.backends import pick_dtype
     from balanceddpo.reference import adapter_tensors
 
@@ -353,6 +362,7 @@ def injected(arm, places) -> dict:
     A pair that comes again in a step draws anew: then `places` must be the whole step, for a
     part of it does not tell."""
     import torch
+
     from balanceddpo.losses import draw_noise, draw_timesteps
     from balanceddpo.training import visit_names, visits_before
 
@@ -374,6 +384,7 @@ def gradients(run, rival) -> tuple:
     """The gradients of the first step over the whole batch, ours and the rival's, each as one fp64
     vector; then none are left."""
     import torch
+
     from balanceddpo.training import micro_step, plan, visits_before
 
     places = plan(len(run.rows), run.config.batch_size, run.config.seed, run.step)

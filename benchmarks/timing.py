@@ -7,10 +7,18 @@ first arm once more under another name: how far its ratio is from 1 is how far a
 be trusted."""
 
 from __future__ import annotations
-import argparse, json, os, platform, shutil, subprocess, sys, time
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -200,7 +208,7 @@ class Log:
         head = {
             'bench': bench,
             'size': SIZE,
-            'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            'date': datetime.now(UTC).isoformat(timespec='seconds'),
             'commit': commit(),
             'machine': machine(),
             'versions': versions(),

@@ -5,9 +5,12 @@ Ratios above 1 mean that the option is slower. bf16 gives other results; that th
 same is tested (`tests/test_training.py`)."""
 
 from __future__ import annotations
-import tempfile, time
+
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
+
 from benchmarks.step import make_world, our_step, start_ours, train_config
 from benchmarks.timing import SIZE, Arm, Log, asked, versus
 from benchmarks.world import GEOMETRIES

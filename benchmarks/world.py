@@ -2,7 +2,10 @@
 pictures made on the fly. Nothing is downloaded."""
 
 from __future__ import annotations
-import io, json, random
+
+import io
+import json
+import random
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,6 +158,7 @@ def make_family(g: Geometry, folder, device='cpu'):
     SDXL has no text encoders here: its embeddings are drawn (`RandomPairs`)."""
     import torch
     from diffusers import DDPMScheduler
+
     from balanceddpo.backends import ensure_torchvision
     from balanceddpo.families import StableDiffusion, StableDiffusionXL
     from balanceddpo.towers import word_tokenizer

@@ -9,7 +9,10 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 # the models of the tests are tiny, and two threads that wait for each other on a busy machine crawl
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-import importlib, importlib.util, sys, types
+import importlib
+import importlib.util
+import sys
+import types
 
 import pytest
 import torch
@@ -39,8 +42,10 @@ def hpsv2_img_score(tmp_path_factory):
         pytest.fail(
             'hpsv2 is missing: `make test` installs it by `pip install --no-deps hpsv2==1.2.0`'
         )
-    import gzip, open_clip
+    import gzip
     from pathlib import Path
+
+    import open_clip
 
     vocabulary = Path(open_clip.__file__).parent / 'bpe_simple_vocab_16e6.txt.gz'
     absent = {'turtle': {'forward': None}, 'clint': {}, 'clint.textui': {'progress': None}}

@@ -267,6 +267,7 @@ def test_learning_rates_scale_as_the_batches():
 
 def test_error_gap_makes_the_loss_as_sure():
     import torch
+
     from balanceddpo.losses import dpo_logits
 
     for beta, sure in ((2000, 0.9), (5000, 0.75), (1, 0.99)):
@@ -281,6 +282,7 @@ def test_error_gap_makes_the_loss_as_sure():
 
 def test_ties_are_binomial():
     from scipy.stats import binom
+
     from balanceddpo.consensus import tie_probability
 
     for p in (0.5, 0.7, 0.95):
@@ -292,6 +294,7 @@ def test_ties_are_binomial():
 
 def test_gradient_factors_are_autograds():
     import torch
+
     from balanceddpo.losses import diffusion_dpo_loss
 
     factors = audit.gradient_factors([-3.0, -1, 0, 2])
@@ -335,6 +338,7 @@ def test_embedding_cosine_of_simulated_embeddings():
 def test_a_divided_view_sees_divided_pixels():
     import torch
     from PIL import Image
+
     from balanceddpo.towers import ImageBatch, crop_to_square, normalised
 
     mean, std = [0.48, 0.45, 0.40], [0.26, 0.27, 0.28]

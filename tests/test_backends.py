@@ -1,7 +1,9 @@
 """The torchvision repair: it acts on one failure only, and the libraries that stop without it work
 after it."""
 
-import subprocess, sys, textwrap
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch

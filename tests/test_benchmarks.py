@@ -1,11 +1,17 @@
 """Benchmarks: the rivals do the same work as ours (at tiny size), the protocol is as described,
 counts are right, and the table says what the rows say. No times."""
 
-import importlib, json, math, os, sys
+import importlib
+import json
+import math
+import os
+import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 
 os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +70,7 @@ def test_the_agreement_of_two_evaluations_by_hand():
     """Four prompts, one scorer. Exact: ours ahead at three and behind at one. Cheap: ahead at one,
     level at one, behind at two: the same winner twice, a win rate of 37.5 % instead of 75 %."""
     import pandas as pd
+
     from balanceddpo.evaluation import score_table
 
     def tables(ours):

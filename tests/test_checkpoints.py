@@ -1,7 +1,13 @@
 """Checkpoints: states survive bit for bit, a crash at any moment leaves a whole one, damage is
 found and named."""
 
-import builtins, os, pickle, resource, shutil, signal, warnings
+import builtins
+import os
+import pickle
+import resource
+import shutil
+import signal
+import warnings
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,13 @@
 """The command line end to end on tiny random models, what it says of bad input, and how light it
 is."""
 
-import io, json, os, re, resource, subprocess, sys
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_folder
 
 from balanceddpo import cli
 from balanceddpo.cli import VERBS, main, option_comments
@@ -19,7 +26,6 @@ from balanceddpo.pairs import make_pair, write_pairs
 from balanceddpo.sampling import open_images
 from balanceddpo.store import asset, content_digest
 from balanceddpo.towers import write_random_clip
-from tiny_models import tiny_folder
 
 KINDS = ('hps', 'clip', 'pickscore', 'aesthetic')
 CAPTIONS = ('a red cat', 'a dog', 'red dogs')

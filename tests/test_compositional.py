@@ -1,7 +1,9 @@
 """GenEval's rules worked by hand on made-up detections, its files read as a stranger's, and the
 statistics of tasks against the library's own and by brute force."""
 
-import hashlib, itertools, json
+import hashlib
+import itertools
+import json
 
 import numpy as np
 import pandas as pd

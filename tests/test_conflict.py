@@ -1,7 +1,8 @@
 """Gradients under several labels: identities, a linear model by hand, and the training loop's own
 gradients as the independent implementation."""
 
-import io, math
+import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_folder
 
 from balanceddpo.checkpoints import checkpoints, newest_checkpoint
 from balanceddpo.conflict import (
@@ -32,7 +34,6 @@ from balanceddpo.losses import diffusion_dpo_loss
 from balanceddpo.pairs import make_pair
 from balanceddpo.store import InputError
 from balanceddpo.training import TrainConfig, micro_step, start, train, trained_state
-from tiny_models import tiny_folder
 
 SIZE, N = 32, 8
 

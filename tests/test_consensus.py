@@ -1,13 +1,18 @@
 """Votes, majority, ties and the baselines' labels: identities, independent implementations, awkward
 tables."""
 
-import itertools, math
-import numpy as np, pandas as pd, pytest
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
 from balanceddpo.consensus import (
     LABELLERS,
     SMPO_LIMITS,
-    LabelConfig,
     Ballot,
+    LabelConfig,
     agreement,
     break_ties,
     cohen_kappa,
@@ -459,7 +464,7 @@ def test_confidence_votes_are_a_fixed_point_of_the_two_formulas():
     for n in range(200):
         odds = math.prod((a[k] / (1 - a[k])) ** int(v[n, k]) for k in range(4))
         assert p[n] == pytest.approx(odds / (1 + odds), abs=1e-7)
-    assert 0 < a.min() and a.max() < 1 and (p[~v.any(axis=1)] == 0.5).all()
+    assert a.min() > 0 and a.max() < 1 and (p[~v.any(axis=1)] == 0.5).all()
 
 
 def test_one_unanimous_pair_is_one_equation():

@@ -225,6 +225,7 @@ def test_the_key_of_a_training_run_sees_the_content_of_the_labels():
     """Two tables that differ in one flipped pair are two models; the same content under another
     name is one."""
     from dataclasses import replace
+
     from balanceddpo import experiments
 
     world = replace(experiments.SMOKE, n_pairs=12)

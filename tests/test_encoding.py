@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny_models import tiny_folder
+
 from balanceddpo.encoding import EncodeConfig, EncodedPairs, encode_pairs
 from balanceddpo.families import load_family, save_pipeline
 from balanceddpo.pairs import make_pair, transform_pair
 from balanceddpo.store import InputError, locked
-from PIL import Image
-from tiny_models import tiny_folder
 
 CONFIG = EncodeConfig(
     model='given', resolution=32, storage='fp32', batch_size=2, shard_size=3, workers=2

@@ -451,6 +451,7 @@ def test_score_summary_is_numpys():
 def store(tmp_path):
     "Three prompts with four plain images each; the grey level is the score."
     from PIL import Image
+
     from balanceddpo.pairs import PromptSet
     from balanceddpo.sampling import ImageStore, image_file, image_seed
 

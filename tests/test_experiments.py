@@ -115,6 +115,7 @@ def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
 
 def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_path):
     import shutil
+
     from balanceddpo import icons, scorers, store
 
     keys = lambda: [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]

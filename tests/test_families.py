@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from tiny_models import KINDS, SIZE, tiny_folder, tiny_pipeline
+
 from balanceddpo.families import (
     check_family,
     load_family,
@@ -17,7 +19,6 @@ from balanceddpo.families import (
     save_pipeline,
 )
 from balanceddpo.store import InputError
-from tiny_models import KINDS, SIZE, tiny_folder, tiny_pipeline
 
 PROMPTS = [
     'a red cat',

@@ -9,6 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
+# `made` is the fixture of encoded, labelled pairs
+from test_training import LN2, begin, go, made, metrics, settings
+from test_training import SIZE as SMALL
+from tiny_models import FLOW_KINDS, SIZE, tiny_folder
+
 from balanceddpo import cli, training
 from balanceddpo.encoding import EncodeConfig
 from balanceddpo.experiments import Model, merged_weights
@@ -29,10 +35,6 @@ from balanceddpo.preference_losses import LOSSES
 from balanceddpo.sampling import SampleConfig, image_seed, sample
 from balanceddpo.store import InputError
 from balanceddpo.training import micro_batch, plan, run_inputs
-
-# `made` is the fixture of encoded, labelled pairs
-from test_training import LN2, SIZE as SMALL, begin, go, made, metrics, settings
-from tiny_models import FLOW_KINDS, SIZE, tiny_folder
 
 PROMPTS = [
     'a red cat',
@@ -146,6 +148,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, kind):
 @pytest.mark.parametrize('h, w', [(4, 4), (4, 8), (6, 2)])
 def test_packing_is_the_pipelines(h, w):
     from diffusers import FluxPipeline
+
     from balanceddpo.families import token_places
 
     x = torch.randn(3, 16, h, w)
@@ -828,6 +831,7 @@ def test_only_the_families_know_a_family():
     """Training, encoding and sampling do not know a family: no name of a part, pipeline or
     architecture in their source."""
     import inspect
+
     from balanceddpo import encoding, losses, reference, sampling
 
     known = (

@@ -386,8 +386,9 @@ def test_one_core_is_one_core():
 
 
 def test_without_its_network_a_scorer_still_reads_prepares_and_scores():
-    from balanceddpo.scorers import score_items
     from PIL import Image
+
+    from balanceddpo.scorers import score_items
 
     scorers = labelling.real_scorers('cpu', torch.float32, 'L', 'tiny', 'tiny')
     towers = labelling.distinct_towers(scorers)

@@ -1,8 +1,13 @@
 """Calibrated rewards, frontiers, their pairs and targets: identities, brute force, worked numbers,
 refusals."""
 
-import itertools, math
-import numpy as np, pandas as pd, pytest
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
 from balanceddpo.groups import (
     LOGIT_SCALES,
     best_worst,

@@ -1,9 +1,12 @@
 """HPS v2 against the authors' own package, on shared random weights: the same score for every shape
 of image and every odd prompt."""
 
-import json, random
+import json
+import random
 
-import open_clip, pytest, torch
+import open_clip
+import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from balanceddpo import icon_training as making, icons
+from balanceddpo import icon_training as making
+from balanceddpo import icons
 
 
 class Killed(Exception):

@@ -2,8 +2,12 @@
 latents that lie at the timestep they are used at."""
 
 import math
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from torch.testing import assert_close
+
 from balanceddpo.inversion import (
     INVERSIONS,
     ancestral_deviation,

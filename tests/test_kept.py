@@ -1,6 +1,8 @@
 "What was scored is kept: it comes back as it was, and no rendering makes anything."
 
-import io, json, pickle
+import io
+import json
+import pickle
 from hashlib import sha256
 
 import numpy as np

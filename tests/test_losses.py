@@ -2,8 +2,12 @@
 draws: independence and statistics."""
 
 import math
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from torch.testing import assert_close
+
 from balanceddpo.consensus import hard_weights, shared_weights, votes
 from balanceddpo.losses import (
     add_noise,

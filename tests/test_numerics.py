@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import KINDS, tiny_folder
 
 from balanceddpo import encoding, experiments, numerics, sampling, training
 from balanceddpo.consensus import LabelConfig
@@ -19,7 +20,6 @@ from balanceddpo.numerics import at_full_speed, measured_path, numeric_path
 from balanceddpo.pairs import PromptSet, decode
 from balanceddpo.scorers import load_scorers, score_items
 from balanceddpo.store import InputError, write_json
-from tiny_models import KINDS, tiny_folder
 
 LN2 = torch.tensor(math.log(2)).item()
 PATHS = {'plain': 'torch', 'onednn': 'onednn'}

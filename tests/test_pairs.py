@@ -1,10 +1,18 @@
 """Edge cases of `balanceddpo.pairs`: hostile images and names, odd rows, streaming, the four
 sources, views of a pair, prompt files."""
 
-import io, json, os, re, socket, struct, tracemalloc, zlib
+import io
+import json
+import os
+import re
+import socket
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
-import pyarrow as pa, pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
@@ -111,7 +119,7 @@ def test_bad_image_is_one_kind_of_error(kind):
 
 def test_large_image_is_refused_by_its_header(monkeypatch):
     large = encoded(Image.new('1', (9000, 8000)))
-    assert len(large) < 20_000 and 9000 * 8000 > pairs.MAX_PIXELS
+    assert len(large) < 20_000 and pairs.MAX_PIXELS < 9000 * 8000
     monkeypatch.setattr(
         ImageFile.ImageFile, 'load', lambda self: pytest.fail('pixels were decoded')
     )
@@ -268,8 +276,9 @@ def test_every_odd_row_has_its_count(tmp_path):
         without.kept,
     ) == (1, 8)
     assert (
-        '13 rows, 9 pairs kept; 1 ties, 4 unlabelled, 2 repeated; dropped: 3 one-sided, 0'
-        ' undecodable, 1 identical' == str(report)
+        str(report)
+        == '13 rows, 9 pairs kept; 1 ties, 4 unlabelled, 2 repeated; dropped: 3 one-sided, 0'
+        ' undecodable, 1 identical'
     )
 
 

@@ -3,8 +3,12 @@ defects of public code that must not be here."""
 
 import math
 from dataclasses import replace
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from torch.testing import assert_close
+
 from balanceddpo.losses import (
     convert_beta,
     denoising_error,

@@ -1,7 +1,8 @@
 """Presets: the paper's values, a source behind each, and settings that the command line can show
 and parse."""
 
-import inspect, re
+import inspect
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_the_rivals_settings_in_the_icon_world_are_those_that_the_search_chose()
     """Of each loss the try with the largest gain on the tuning prompts, as the committed search has
     it; a guarded loss has the settings of the loss itself."""
     import pandas as pd
+
     from balanceddpo.rivals import RIVALS
 
     table = pd.read_csv(Path(__file__).parents[1] / 'paper_figures/icons/rivals_tuning.csv')
@@ -230,7 +232,8 @@ def test_every_setting_has_a_help_comment():
 
 
 def test_importing_presets_is_light():
-    import subprocess, sys
+    import subprocess
+    import sys
 
     heavy = (
         "import sys, balanceddpo.presets; print(*{'torch', 'numpy', 'pandas', 'diffusers',"

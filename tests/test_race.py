@@ -192,7 +192,7 @@ def test_a_process_is_measured(tmp_path):
     command = [sys.executable, '-c', MEASURED, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     cpu, wall, peak, first = map(float, done.stdout.split())
-    assert 0.5 <= cpu < 3 and 0.5 <= wall
+    assert 0.5 <= cpu < 3 and wall >= 0.5
     assert 200 <= peak < 260
     assert 0 < first < wall
 
@@ -287,7 +287,7 @@ def test_a_race_from_end_to_end(clone, rows_folder, capsys):
     assert len(timed) == 2 * len(race.MEASURES) + 1
     assert {r['peer_commit'] for r in timed.values()} == {'unknown'}
     first = timed['DiffusionDPO over ours, 24 pairs x 1: wall seconds to the first step']
-    assert 0 < first['took']['theirs'] and first['took']['before'] == 11.0
+    assert first['took']['theirs'] > 0 and first['took']['before'] == 11.0
     step = timed['DiffusionDPO over ours, 24 pairs: CPU seconds a step']
     assert step['took']['before'] == 1.0 and step['control'] == 1.0
     assert 'is not the file that this race was written for' in capsys.readouterr().out

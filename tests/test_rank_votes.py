@@ -1,8 +1,13 @@
 """Elections of several images: brute force over orders, known cycles, independent fits, the plain
 majority on pairs, refusals."""
 
-import itertools, math
-import numpy as np, pandas as pd, pytest
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
 from balanceddpo.consensus import (
     confidence_weights,
     majority,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from scipy.stats import ttest_ind
+
 from balanceddpo.evaluation import bootstrap_interval, compare, score_table, wilson
 from balanceddpo.ranking import (
     bradley_terry,

@@ -86,7 +86,7 @@ def test_gains_without_intervals():
     )
     assert 'BalancedDPO gains {:.2f}, {:.2f} and {:.2f}'.format(*ours) in README
     assert (
-        'DiffusionDPO {:.2f} each time'.format(theirs[0]) in README
+        f'DiffusionDPO {theirs[0]:.2f} each time' in README
         and len({f'{g:.2f}' for g in theirs}) == 1
     )
     for column, says in (

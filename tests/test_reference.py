@@ -1,10 +1,15 @@
 """The reference: equal at the start and after a refresh in every precision, frozen in between,
 invisible to the policy, and state."""
 
-import copy, math
-import numpy as np, pytest, torch
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
 from torch import nn
 from torch.testing import assert_close
+
 from balanceddpo.backends import ensure_torchvision
 from balanceddpo.losses import denoising_error, diffusion_dpo_loss, dpo_logits
 from balanceddpo.reference import (

@@ -1,7 +1,15 @@
 """What the repository promises about itself: one configuration, notebooks that are the source,
 light imports, declared needs."""
 
-import ast, configparser, json, os, re, shutil, subprocess, sys, tomllib
+import ast
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path

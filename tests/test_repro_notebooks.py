@@ -1,7 +1,9 @@
 """Every reproduction notebook runs at its smallest scale, writes what it says, and is rendered
 again from what it kept; every table and figure of the paper has one."""
 
-import os, re, shutil
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,12 @@
 """Running notebooks: bad parameters refused before anything runs, this Python's kernel, what is
 done is skipped, what failed is told in one line."""
 
-import json, os, re, shutil, subprocess, sys
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat

@@ -278,6 +278,7 @@ def test_passes_are_those_that_training_makes(name, monkeypatch):
     """Every call of the denoiser in one step is counted, forward twice more where it has a
     gradient. At timestep 0 an inversion is one step; the mean is test_inversion's."""
     import torch
+
     from balanceddpo import training
 
     made, predicted = [], training.predicted
@@ -309,6 +310,7 @@ def test_the_pace_is_the_median_of_all_steps_but_the_first_and_its_run_is_not_ke
     groups, monkeypatch, name
 ):
     import pandas as pd
+
     from balanceddpo.store import runs_root
 
     runs = lambda: {p.name for p in (runs_root() / 'train').glob('*')}
@@ -333,6 +335,7 @@ def test_a_rival_that_is_tried_is_trained_drawn_and_measured():
 
 def test_a_clock_that_was_stopped_is_set_again(monkeypatch):
     import os
+
     import pandas as pd
 
     folder = experiments.run_folder(

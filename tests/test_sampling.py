@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_models import KINDS, tiny_folder
+
 from balanceddpo import sampling
 from balanceddpo.families import load_family, save_pipeline
 from balanceddpo.pairs import PromptSet
@@ -22,7 +24,6 @@ from balanceddpo.sampling import (
     sample,
 )
 from balanceddpo.store import InputError, locked
-from tiny_models import KINDS, tiny_folder
 
 PROMPTS = PromptSet('some', ('a red cat', 'a dog', '../../x', 'two\0dogs', 'y' * 300))
 

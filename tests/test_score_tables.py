@@ -1,9 +1,16 @@
 """Tables of scores: the same bytes for every number of workers and after every kind of
 interruption; never mixed, never stale."""
 
-import io, os, signal, subprocess, sys, time
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
 
-import numpy as np, pandas as pd, pytest
+import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 
 from balanceddpo.pairs import make_pair

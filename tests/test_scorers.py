@@ -1,17 +1,25 @@
 """Scorers: equal to the libraries they come from, indifferent to form and batch, economical with
 towers, and unwilling to load programs."""
 
-import json, random, shutil, subprocess, sys, warnings
+import json
+import random
+import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
-import open_clip, pytest, torch
+import open_clip
+import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from balanceddpo import scorers as scorers_module, towers as towers_module
+from balanceddpo import scorers as scorers_module
+from balanceddpo import towers as towers_module
 from balanceddpo.scorers import (
     BaseScorer,
     ScorerSpec,
@@ -656,7 +664,8 @@ def test_own_scorers(monkeypatch):
 def test_a_class_of_ones_own_file_has_a_new_key_when_its_code_changes(tmp_path, monkeypatch):
     """As `--register FILE` loads it: the class belongs to no module, so Python does not find its
     text."""
-    import linecache, runpy
+    import linecache
+    import runpy
 
     monkeypatch.setattr(scorers_module, '_REGISTERED', {})
     file, keys = tmp_path / 'mine.py', []

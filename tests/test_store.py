@@ -1,6 +1,12 @@
 """What `balanceddpo.store` promises when a process dies, the disk is full, or a file is damaged."""
 
-import errno, json, os, signal, subprocess, sys, textwrap
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 

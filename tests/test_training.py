@@ -1,7 +1,15 @@
 """Training: Algorithm 1 against a loop written by hand, resume bit for bit after a kill, refusals,
 and results that plain diffusers loads."""
 
-import io, json, math, os, signal, socket, subprocess, sys, time
+import io
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import KINDS, tiny_folder
 
 from balanceddpo import training
 from balanceddpo.checkpoints import checkpoints, newest_checkpoint
@@ -19,8 +28,8 @@ from balanceddpo.encoding import EncodeConfig, EncodedPairs, encode_pairs
 from balanceddpo.families import load_family
 from balanceddpo.losses import draw_noise, draw_timesteps, draw_uniform
 from balanceddpo.pairs import make_pair
-from balanceddpo.store import InputError
 from balanceddpo.preference_losses import LOSSES
+from balanceddpo.store import InputError
 from balanceddpo.training import (
     TrainConfig,
     micro_batch,
@@ -30,7 +39,6 @@ from balanceddpo.training import (
     train,
     trained_state,
 )
-from tiny_models import KINDS, tiny_folder
 
 LN2 = torch.tensor(math.log(2)).item()  # as fp32 holds it
 SIZE, N = 32, 10

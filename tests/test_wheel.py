@@ -1,7 +1,13 @@
 """The wheel, not the editable install: built from a copy, installed away from the repository, and
 used from another folder."""
 
-import hashlib, json, os, shutil, subprocess, sys, zipfile
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest

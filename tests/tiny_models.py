@@ -6,7 +6,9 @@ files, scheduler, model index).
 """
 
 from __future__ import annotations
+
 from pathlib import Path
+
 from balanceddpo.backends import ensure_torchvision
 
 KINDS = ('sd15', 'sd21', 'sdxl')
