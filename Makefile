@@ -42,7 +42,7 @@ bench: $(VENV)/.installed
 NBTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg $(VENV)/bin/nbdev-test --n-workers 2 --do-print
 
 notebooks: $(VENV)/.installed
-	$(RUN) -m pytest tests/test_repository.py -k export_and_clean
+	$(RUN) -m pytest tests/repository/test_repository.py -k export_and_clean
 	$(NBTEST)
 
 # Both halves run even if the first one fails.

@@ -25,9 +25,9 @@ def scores_of(scale, models, draw=(), judge=()):
     the settings `judge` in the place of the scale's."""
     import pandas as pd
 
-    from balanceddpo.evaluation import score_images
-    from balanceddpo.experiments import draw as drawn
-    from balanceddpo.experiments import voters
+    from balanceddpo.evaluation.win_rates import score_images
+    from balanceddpo.paper.experiments import draw as drawn
+    from balanceddpo.paper.experiments import voters
 
     ((name, source),) = scale.prompts
     scorers = voters(replace(scale, **dict(judge)))
@@ -50,7 +50,7 @@ def agreement(exact, cheap, pair, scorers) -> dict:
     best image, over all scorers; `apart`, the largest difference of a win rate, points."""
     import numpy as np
 
-    from balanceddpo.evaluation import best_of, score_grid
+    from balanceddpo.evaluation.win_rates import best_of, score_grid
 
     def ahead(table):
         return np.array(
@@ -71,7 +71,7 @@ def agreement(exact, cheap, pair, scorers) -> dict:
 
 def main() -> None:
     asked(__doc__)
-    from balanceddpo import experiments
+    from balanceddpo.paper import experiments
 
     log, scale = (
         Log('agreement', prompts=PROMPTS, images=IMAGES),

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from balanceddpo.scorers import PAPER_SCORERS
+from balanceddpo.scoring.scorers import PAPER_SCORERS
 from benchmarks.labelling import features, load_four
 from benchmarks.timing import SIZE, Arm, Log, asked, versus
 
@@ -33,7 +33,7 @@ def write_model(folder, seed) -> Path:
     to compare."""
     import torch
 
-    from balanceddpo.families import load_family, save_pipeline
+    from balanceddpo.models.families import load_family, save_pipeline
 
     network, g = (
         load_family('icons', device='cpu', components=('denoiser',)).model,
@@ -46,7 +46,7 @@ def write_model(folder, seed) -> Path:
 
 
 def config_of(model, batch=BATCH):
-    from balanceddpo.sampling import SampleConfig
+    from balanceddpo.models.sampling import SampleConfig
 
     return SampleConfig(
         model=str(model),
@@ -61,8 +61,8 @@ def config_of(model, batch=BATCH):
 
 def our_scores(name, model, prompts, scorers, folder):
     "DataFrame: the scores of a model's images; drawn and scored if they are not in `folder` yet."
-    from balanceddpo.evaluation import score_images
-    from balanceddpo.sampling import sample
+    from balanceddpo.evaluation.win_rates import score_images
+    from balanceddpo.models.sampling import sample
 
     store = sample(config_of(model), prompts, out=folder / name, progress=False)
     return score_images(store, scorers, out=folder / f'{name}.parquet', model=name, progress=False)
@@ -72,7 +72,7 @@ def ours(name, models, prompts, scorers, folder):
     "DataFrame: win rates of model `name` over the base."
     import pandas as pd
 
-    from balanceddpo.evaluation import compare
+    from balanceddpo.evaluation.win_rates import compare
 
     tables = pd.concat([our_scores(n, models[n], prompts, scorers, folder) for n in ('base', name)])
     return compare(tables, [(name, 'base')], PAPER_SCORERS)
@@ -83,7 +83,7 @@ def rival_images(model, prompts) -> list:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from balanceddpo.sampling import image_seed, initial_latents, make_scheduler
+    from balanceddpo.models.sampling import image_seed, initial_latents, make_scheduler
 
     pipeline = StableDiffusionPipeline.from_pretrained(
         model, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -175,8 +175,8 @@ def quiet() -> None:
 def compare(log, folder, **options) -> list:
     """Gate, then time both with nothing drawn yet, and ours for another model whose base is there
     from the arm before it."""
-    from balanceddpo.families import local_folder
-    from balanceddpo.pairs import read_prompts
+    from balanceddpo.data.pairs import read_prompts
+    from balanceddpo.models.families import local_folder
 
     quiet()
     folder, scorers, prompts = (

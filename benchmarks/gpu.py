@@ -90,7 +90,7 @@ def main(parts: Sequence[Part] = tuple(PARTS.values())) -> None:
     found = asked(__doc__, [p.name for p in parts], numbers=minutes)
     import torch
 
-    from balanceddpo.backends import ensure_torchvision
+    from balanceddpo.core.devices import ensure_torchvision
 
     ensure_torchvision()
     if SIZE != 'tiny' and not torch.cuda.is_available():

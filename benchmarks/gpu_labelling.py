@@ -66,7 +66,7 @@ def copy_of(jpeg: bytes, number: int) -> bytes:
 
 def photograph_pairs(n: int, pixels: int, distinct: int = DISTINCT) -> Iterator:
     "Yield n pairs of such pictures, no two files equal, each caption `RATINGS` times."
-    from balanceddpo.pairs import make_pair
+    from balanceddpo.data.pairs import make_pair
 
     pictures = [photograph(seed, pixels) for seed in range(distinct)]
     for i in range(n):
@@ -102,7 +102,13 @@ def make_tower(kind: str, view: str, where, dtype):
     "A `Tower` with random weights, made on the device `where`; `view` is 'pad' (HPS) or 'crop'."
     import torch
 
-    from balanceddpo.towers import Tower, crop_to_square, normalised, pad_to_square, word_tokenizer
+    from balanceddpo.scoring.encoders import (
+        Tower,
+        crop_to_square,
+        normalised,
+        pad_to_square,
+        word_tokenizer,
+    )
 
     with torch.device(where):
         model = make_clip(kind).to(dtype).eval().requires_grad_(False)
@@ -133,7 +139,7 @@ def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H
     by default, or ('L', as `clip@l14`) on Aesthetic's network."""
     import torch
 
-    from balanceddpo.scorers import AestheticScorer, PromptScorer
+    from balanceddpo.scoring.scorers import AestheticScorer, PromptScorer
 
     tower, width = make_tower(large, 'crop', where, dtype), CLIP_SIZES[large]['projection']
     padded, cropped = (make_tower(huge, view, where, dtype) for view in ('pad', 'crop'))
@@ -281,14 +287,14 @@ def labelling(log: Log) -> None:
 
 def precision():
     "The torch dtype of the networks."
-    from balanceddpo.backends import pick_dtype
+    from balanceddpo.core.devices import pick_dtype
 
     return pick_dtype(sizes().precision)
 
 
 def write_sources(folder: Path) -> dict[int, Path]:
     "A Parquet file of pairs for each size of picture."
-    from balanceddpo.pairs import write_pairs
+    from balanceddpo.data.pairs import write_pairs
 
     most = {}
     for place in places():
@@ -301,7 +307,7 @@ def write_sources(folder: Path) -> dict[int, Path]:
 
 def measure_reading(log: Log, place: Place, sources: dict) -> None:
     "Pairs a second that are read and checked, with nothing done with them."
-    from balanceddpo.pairs import read_pairs
+    from balanceddpo.data.pairs import read_pairs
 
     def read():
         return sum(1 for _ in read_pairs(sources[place.pixels], limit=place.pairs))
@@ -335,8 +341,8 @@ def measure_rest(log: Log, place: Place, sources: dict, scorers: list, clip: str
 
 def score_all(log: Log, rate: Rate, place: Place, sources: dict, scorers: list) -> list[float]:
     "The rates at which `balanceddpo label` scores the pairs of a place, each time in a new folder."
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import score_pairs
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import score_pairs
 
     with TemporaryDirectory() as folder, cores(place.cores):
         runs = count()

@@ -24,7 +24,7 @@ FUNCTIONS = {
 
 def run(name: str) -> None:
     "Run a part of this name, its rows into a file of its own."
-    from balanceddpo.backends import ensure_torchvision
+    from balanceddpo.core.devices import ensure_torchvision
 
     ensure_torchvision()
     FUNCTIONS[name](Log(f'gpu_{name}'))

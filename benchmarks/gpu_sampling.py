@@ -31,7 +31,7 @@ def prompts_of(n: int) -> tuple[str, ...]:
 
 def settings(n: int, steps: int):
     "The sampling settings: one image a prompt, n at once."
-    from balanceddpo.sampling import SampleConfig
+    from balanceddpo.models.sampling import SampleConfig
 
     some = dict(images_per_prompt=1, steps=steps, guidance=GUIDANCE, batch_size=n)
     return SampleConfig('benchmark', **some)
@@ -39,9 +39,9 @@ def settings(n: int, steps: int):
 
 def ours(family, n: int, steps: int) -> Callable[[], list]:
     "What draws n images, one a prompt, all at once, as `balanceddpo sample` does; the images."
-    from balanceddpo.families import plain_pipeline
-    from balanceddpo.pairs import PromptSet
-    from balanceddpo.sampling import generate, make_scheduler
+    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.models.families import plain_pipeline
+    from balanceddpo.models.sampling import generate, make_scheduler
 
     pipeline = plain_pipeline(family, make_scheduler('ddim', family.scheduler_config))
     prompts, wanted = PromptSet('made', prompts_of(n)), {(i, 0) for i in range(n)}
@@ -58,8 +58,8 @@ def a_prompt_at_a_time(family, n: int, steps: int) -> Callable[[], list]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from balanceddpo.pairs import PromptSet
-    from balanceddpo.sampling import image_seed, initial_latents, make_scheduler
+    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.models.sampling import image_seed, initial_latents, make_scheduler
 
     parts = {name: family.part(name) for name in ('unet', 'vae', 'text_encoder', 'tokenizer')}
     none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -100,7 +100,7 @@ def sampling(log: Log) -> None:
     "Eager and compiled, each against the pipeline."
     import torch
 
-    from balanceddpo.backends import pick_dtype
+    from balanceddpo.core.devices import pick_dtype
 
     s = sizes()
     with TemporaryDirectory() as folder:

@@ -50,8 +50,8 @@ LONGEST_START = 60.0  # seconds for the trainings of `side_by_side` to begin
 
 def start_alone(world: World, config, folder: str | Path):
     "A run that trains the world's denoiser itself, with nothing else in memory, as `train` has it."
-    from balanceddpo.consensus import LabelConfig
-    from balanceddpo.training import start
+    from balanceddpo.training.loop import start
+    from balanceddpo.voting.labels import LabelConfig
 
     family, out = replace(world.family, parts={'unet': world.family.model}), Path(folder) / 'run'
     return start(config, world.encoded, world.labels, LabelConfig(), out, family=family)
@@ -265,12 +265,12 @@ def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
     "A run of the preset `balanced_dpo_icons` on this device, on the first pairs as labelled."
     import pandas as pd
 
-    from balanceddpo.consensus import LabelConfig
-    from balanceddpo.encoding import EncodeConfig, encode_pairs
-    from balanceddpo.families import load_family
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.presets import preset
-    from balanceddpo.training import start
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.models.encoding import EncodeConfig, encode_pairs
+    from balanceddpo.models.families import load_family
+    from balanceddpo.recipes.presets import preset
+    from balanceddpo.training.loop import start
+    from balanceddpo.voting.labels import LabelConfig
 
     found = list(read_pairs('icons', limit=pairs, keep_ties=False))
     config = EncodeConfig(model='icons', resolution=64)
@@ -327,7 +327,7 @@ def start_trainer(folder: Path):
 
 def train_on_demand(pipe, folder: str) -> None:
     "Say when a run is ready; then do as many steps as the pipe asks for, and answer; 0 ends it."
-    from balanceddpo.backends import ensure_torchvision
+    from balanceddpo.core.devices import ensure_torchvision
 
     ensure_torchvision()
     with closing(pipe):

@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 
 def write_source(path, n) -> Path:
     "The first `n` pairs of the icon world (JPEG, 64 pixels) as one Parquet file."
-    from balanceddpo.pairs import read_pairs, write_pairs
+    from balanceddpo.data.pairs import read_pairs, write_pairs
 
     return write_pairs(read_pairs('icons', limit=n), path)
 
@@ -47,7 +47,7 @@ def write_source(path, n) -> Path:
 def load_four():
     """The icon world's HPS, CLIP, PickScore and Aesthetic on the CPU: three networks, for CLIP and
     Aesthetic share one."""
-    from balanceddpo.scorers import PAPER_SCORERS, load_scorers
+    from balanceddpo.scoring.scorers import PAPER_SCORERS, load_scorers
 
     return load_scorers([f'icons:{k}' for k in PAPER_SCORERS], device='cpu')
 
@@ -71,7 +71,7 @@ def features(scorer, images, prompts):
     import torch
     from torch.nn.functional import linear, normalize
 
-    from balanceddpo.towers import ImageBatch
+    from balanceddpo.scoring.encoders import ImageBatch
 
     tower, batch = scorer.tower, ImageBatch(images)
     with torch.no_grad():
@@ -128,9 +128,9 @@ def with_care(path, scorers, n, size=BATCH):
 
 def ours(path, scorers, folder):
     "Scores fp32 [n, 2, K] by `read_pairs`, `score_pairs`, `read_scores`, `read_ballot`."
-    from balanceddpo.consensus import read_ballot
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import read_scores, score_pairs
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import read_scores, score_pairs
+    from balanceddpo.voting.labels import read_ballot
 
     return read_ballot(
         read_scores(
@@ -151,7 +151,7 @@ def different_votes(a, b) -> int:
     "Votes that differ where the rival's two scores are further apart than rounding."
     import numpy as np
 
-    from balanceddpo.consensus import votes
+    from balanceddpo.voting.labels import votes
 
     decided = np.abs(b[:, 0] - b[:, 1]) > 2 * TOLERANCE * b.reshape(-1, b.shape[-1]).std(0)
     return int(((votes(a) != votes(b)) & decided).sum())
@@ -175,7 +175,7 @@ def gate(log, path, scorers, folder, n) -> None:
 
 def compare(log, folder, n=PAIRS, share=SHARE, **options) -> list:
     "Gate, then time the three from file to votes."
-    from balanceddpo.consensus import votes
+    from balanceddpo.voting.labels import votes
 
     folder, scorers, runs = Path(folder), load_four(), count()
     path, few = write_source(folder / 'pairs.parquet', n), max(1, int(n * share))

@@ -89,7 +89,7 @@ def counted(run) -> dict:
     import numpy as np
     import torch
 
-    from balanceddpo.training import micro_step
+    from balanceddpo.training.loop import micro_step
 
     weights = {
         id(p): p for m in (run.policy, run.reference.model) for p in (*m.parameters(), *m.buffers())
@@ -142,7 +142,7 @@ def return_to_system() -> None:
 
 
 def write_source(path, n) -> Path:
-    from balanceddpo.pairs import write_pairs
+    from balanceddpo.data.pairs import write_pairs
     from benchmarks.world import synthetic_pairs
 
     return write_pairs(synthetic_pairs(n, PIXELS, CAPTIONS), path)
@@ -150,8 +150,8 @@ def write_source(path, n) -> Path:
 
 def small_scorers(folder, k=1) -> list:
     "`k` scorers with a small random CLIP each, and one that is a function of the pixels."
-    from balanceddpo.scorers import load_scorer, register_scorer
-    from balanceddpo.towers import write_random_clip
+    from balanceddpo.scoring.encoders import write_random_clip
+    from balanceddpo.scoring.scorers import load_scorer, register_scorer
     from benchmarks.world import WORDS
 
     @register_scorer('brightness')
@@ -172,8 +172,8 @@ def label_all(folder) -> dict:
     "Label `folder/pairs.parquet`; the peak of this whole process in bytes, and the pairs."
     import warnings
 
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import score_pairs
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import score_pairs
 
     warnings.simplefilter('ignore')  # a random network hardly tells images apart, and says so
     folder = Path(folder)

@@ -45,16 +45,16 @@ SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by 
 
 def small_world():
     "The icon world with a few pairs."
-    from balanceddpo import experiments
+    from balanceddpo.paper import experiments
 
     return replace(experiments.ICONS, n_pairs=max(PAIRS, STEP_PAIRS))
 
 
 def training_step(folder) -> Callable:
     "An optimizer step of BalancedDPO in the icon world."
-    from balanceddpo import experiments
-    from balanceddpo.consensus import LabelConfig
-    from balanceddpo.training import start, update
+    from balanceddpo.paper import experiments
+    from balanceddpo.training.loop import start, update
+    from balanceddpo.voting.labels import LabelConfig
 
     world, labels = small_world(), LabelConfig('majority')
     settings = experiments.training_settings(
@@ -67,8 +67,8 @@ def training_step(folder) -> Callable:
 
 def sampling(folder) -> Callable:
     "Images of the icon world drawn with guidance in four steps."
-    from balanceddpo.pairs import read_prompts
-    from balanceddpo.sampling import SampleConfig, generate, load_generator
+    from balanceddpo.data.pairs import read_prompts
+    from balanceddpo.models.sampling import SampleConfig, generate, load_generator
 
     prompts = read_prompts('icons:tuning', limit=IMAGES)
     config = SampleConfig(
@@ -86,8 +86,8 @@ def sampling(folder) -> Callable:
 
 def labelling(folder) -> Callable:
     "Pairs of the icon world read, decoded and scored by its four scorers."
-    from balanceddpo import experiments
-    from balanceddpo.score_tables import score_pairs
+    from balanceddpo.paper import experiments
+    from balanceddpo.scoring.tables import score_pairs
 
     world = small_world()
     scorers, pairs = experiments.voters(world), list(experiments.pair_stream(world))
@@ -105,7 +105,7 @@ def encoding(folder) -> Callable:
     "Pictures of 256 pixels through the autoencoder."
     import torch
 
-    from balanceddpo.numerics import at_full_speed
+    from balanceddpo.core.numerics import at_full_speed
     from benchmarks.world import GEOMETRIES, make_family
 
     geometry = GEOMETRIES[SIZE]
@@ -135,7 +135,7 @@ def serve(stage) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from balanceddpo.numerics import numeric_path
+    from balanceddpo.core.numerics import numeric_path
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +206,7 @@ class Process:
 
 def core_peak() -> float:
     "GFLOP/s of one core: the best rate of three sizes by either kernel."
-    from balanceddpo.numerics import product_rates
+    from balanceddpo.core.numerics import product_rates
 
     return max(rate for width in (256, 512, 1024) for rate in product_rates(1024, width).values())
 

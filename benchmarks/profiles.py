@@ -60,8 +60,8 @@ def labelling(folder) -> str:
 def evaluation(folder) -> str:
     from itertools import count
 
-    from balanceddpo.families import local_folder
-    from balanceddpo.pairs import read_prompts
+    from balanceddpo.data.pairs import read_prompts
+    from balanceddpo.models.families import local_folder
     from benchmarks.evaluation import PROMPTS, load_four, ours, quiet, write_model
 
     quiet()

@@ -517,7 +517,7 @@ def write_course(folder, model, count, pixels) -> Course:
     """Write `count` pairs into a new folder.
 
     It is called after the data set, for DiffusionDPO drops ties where the name says so."""
-    from balanceddpo.pairs import write_pairs
+    from balanceddpo.data.pairs import write_pairs
     from benchmarks.world import synthetic_pairs
 
     pairs = folder / f'pickapic_{count}'
@@ -530,7 +530,7 @@ def change(model, trained) -> float:
     "Relative L2 change of a denoiser, as diffusers loads it: `trained` is a pipeline or a LoRA."
     import torch
 
-    from balanceddpo.backends import ensure_torchvision
+    from balanceddpo.core.devices import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import UNet2DConditionModel

@@ -245,7 +245,7 @@ def published(folder, rows=HERE / 'rows') -> str:
 
 def write(text, path=HERE / 'README.md') -> None:
     "Put `text` between the marks of a Markdown file."
-    from balanceddpo.store import staged
+    from balanceddpo.core.files import staged
 
     old = Path(path).read_text(encoding='utf-8')
     before, rest = old.split(BEGIN)

@@ -76,8 +76,8 @@ def grow(log, what, sizes, work) -> None:
 
 
 def pairs(log, folder) -> None:
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import score_pairs
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import score_pairs
 
     scorers = small_scorers(folder / 'scorers')
     for n in PAIRS:
@@ -96,9 +96,9 @@ def prompts(log, folder) -> None:
     "Drawing and scoring by a tiny model, then win rates from score tables."
     import numpy as np
 
-    from balanceddpo.evaluation import score_images, score_table, win_rates
-    from balanceddpo.pairs import PromptSet
-    from balanceddpo.sampling import SampleConfig, sample
+    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.evaluation.win_rates import score_images, score_table, win_rates
+    from balanceddpo.models.sampling import SampleConfig, sample
 
     scorers, model, draw = (
         small_scorers(folder / 'scorers'),
@@ -131,7 +131,7 @@ def save_tiny(folder):
     from benchmarks.world import TINY, make_family
 
     family = make_family(TINY, folder / 'configs')
-    from balanceddpo.sampling import make_scheduler
+    from balanceddpo.models.sampling import make_scheduler
 
     StableDiffusionPipeline(
         **family.parts,
@@ -144,8 +144,8 @@ def save_tiny(folder):
 
 
 def scorers(log, folder) -> None:
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import score_pairs
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import score_pairs
 
     source, many = (
         write_source(folder / 'pairs.parquet', SCORED),
@@ -161,8 +161,8 @@ def scorers(log, folder) -> None:
 def passes(n=SCORED) -> dict:
     """Image passes and text passes of the paper's four scorers over `n` pairs, and of each distinct
     network: counted, not timed."""
-    from balanceddpo.pairs import read_pairs
-    from balanceddpo.score_tables import score_shard
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.scoring.tables import score_shard
     from benchmarks.labelling import load_four
 
     four, some = load_four(), list(read_pairs('icons', limit=n))

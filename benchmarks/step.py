@@ -59,9 +59,9 @@ def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
     import pandas as pd
     import torch
 
-    from balanceddpo.encoding import EncodeConfig, encode_pairs
-    from balanceddpo.families import tokens
-    from balanceddpo.pairs import transform_pair
+    from balanceddpo.data.pairs import transform_pair
+    from balanceddpo.models.encoding import EncodeConfig, encode_pairs
+    from balanceddpo.models.families import tokens
 
     family, pairs = (
         make_family(geometry, Path(folder) / 'model', device),
@@ -99,7 +99,7 @@ def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
 def train_config(geometry, mode, batch, precision='fp32', device='cpu', micro=None, **changes):
     """Settings of ours; the rivals take beta, rate, rank and batch from it. No caption is dropped
     on either side."""
-    from balanceddpo.training import TrainConfig
+    from balanceddpo.training.loop import TrainConfig
 
     return TrainConfig(
         **dict(
@@ -125,9 +125,9 @@ def start_ours(world, config, out):
     are in the run's precision, as `train` loads them."""
     from dataclasses import replace
 
-    from balanceddpo.backends import pick_dtype
-    from balanceddpo.consensus import LabelConfig
-    from balanceddpo.training import start
+    from balanceddpo.core.devices import pick_dtype
+    from balanceddpo.training.loop import start
+    from balanceddpo.voting.labels import LabelConfig
 
     unet = deepcopy(world.family.model)
     family = replace(
@@ -140,7 +140,7 @@ def start_ours(world, config, out):
 
 def our_step(run) -> float:
     "All that `train` does in a step, but for checkpoints; the loss."
-    from balanceddpo.training import record, refresh, update
+    from balanceddpo.training.loop import record, refresh, update
 
     measures = update(run)
     run.step += 1
@@ -165,7 +165,7 @@ class PublicStep:
         import torch
         from diffusers import DDPMScheduler
 
-        from balanceddpo.backends import pick_dtype
+        from balanceddpo.core.devices import pick_dtype
 
         self.world, self.config, self.unet, self.micro, self.inject, self.step = (
             world,
@@ -241,7 +241,7 @@ class PublicStep:
         "One optimizer step over `batch_size` pairs; the mean loss."
         import torch
 
-        from balanceddpo.training import plan
+        from balanceddpo.training.loop import plan
 
         places, total = (
             plan(len(self.world.winners), self.config.batch_size, self.config.seed, self.step),
@@ -338,8 +338,8 @@ def lora_like(world, config, run):
     "A copy of the denoiser with the adapter that our `run` has now."
     from peft import LoraConfig
 
-    from balanceddpo.backends import pick_dtype
-    from balanceddpo.reference import adapter_tensors
+    from balanceddpo.core.devices import pick_dtype
+    from balanceddpo.training.reference import adapter_tensors
 
     unet = cast(deepcopy(world.family.model), pick_dtype(config.precision))
     unet.add_adapter(
@@ -363,8 +363,8 @@ def injected(arm, places) -> dict:
     part of it does not tell."""
     import torch
 
-    from balanceddpo.losses import draw_noise, draw_timesteps
-    from balanceddpo.training import visit_names, visits_before
+    from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps
+    from balanceddpo.training.loop import visit_names, visits_before
 
     world, seed = arm.world, arm.config.seed
     ids = visit_names([world.encoded.pair_ids[i] for i in places], visits_before(places))
@@ -385,7 +385,7 @@ def gradients(run, rival) -> tuple:
     vector; then none are left."""
     import torch
 
-    from balanceddpo.training import micro_step, plan, visits_before
+    from balanceddpo.training.loop import micro_step, plan, visits_before
 
     places = plan(len(run.rows), run.config.batch_size, run.config.seed, run.step)
     micro_step(run, places, visits_before(places))

@@ -181,7 +181,7 @@ def machine() -> dict:
     cpu = next(
         (l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor()
     )
-    from balanceddpo.numerics import numeric_path
+    from balanceddpo.core.numerics import numeric_path
 
     return {
         'cpu': cpu,
@@ -199,7 +199,7 @@ class Log:
     Rows are written as they come."""
 
     def __init__(self, bench: str, **notes):
-        from balanceddpo.backends import versions
+        from balanceddpo.core.devices import versions
 
         folder = out_folder(HERE / 'rows')
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 each, against the plain one. `python -m benchmarks.tried [NAME ...]`, by hand.
 
 Ratios above 1 mean that the option is slower. bf16 gives other results; that the others give the
-same is tested (`tests/test_training.py`)."""
+same is tested (`tests/training/test_loop.py`)."""
 
 from __future__ import annotations
 

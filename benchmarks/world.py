@@ -159,9 +159,9 @@ def make_family(g: Geometry, folder, device='cpu'):
     import torch
     from diffusers import DDPMScheduler
 
-    from balanceddpo.backends import ensure_torchvision
-    from balanceddpo.families import StableDiffusion, StableDiffusionXL
-    from balanceddpo.towers import word_tokenizer
+    from balanceddpo.core.devices import ensure_torchvision
+    from balanceddpo.models.families import StableDiffusion, StableDiffusionXL
+    from balanceddpo.scoring.encoders import word_tokenizer
 
     ensure_torchvision()
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def picture(seed: int, pixels: int) -> bytes:
 def synthetic_pairs(n: int, pixels: int, captions: int = 0):
     """Yield n pairs of such pictures with human labels 1, 0, 1, ...; `captions` different captions
     come again and again (default: a new one a pair)."""
-    from balanceddpo.pairs import make_pair
+    from balanceddpo.data.pairs import make_pair
 
     for i in range(n):
         k = i % (captions or n)
@@ -298,7 +298,7 @@ def flops(g: Geometry) -> dict:
         partial(make_vae, g), lambda m: m.decode(torch.empty(1, 4, side, side)).sample
     )
     if g.text:
-        from balanceddpo.towers import word_tokenizer
+        from balanceddpo.scoring.encoders import word_tokenizer
 
         tokenizer = word_tokenizer(WORDS, g.tokens)
         found['text'] = meta_flops(

@@ -17,7 +17,7 @@ import types
 import pytest
 import torch
 
-from balanceddpo.backends import ensure_torchvision
+from balanceddpo.core.devices import ensure_torchvision
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 # before the test modules are collected: they may import diffusers at their top
@@ -28,6 +28,14 @@ ensure_torchvision()
 def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     "A test that forgets to name a folder writes into its own, never into the repository's runs."
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+
+
+@pytest.fixture(scope='session')
+def made(tmp_path_factory):
+    "kind -> a tiny pipeline folder, its encoded pairs and their labels; made once."
+    from short_runs import inputs_maker
+
+    return inputs_maker(tmp_path_factory.mktemp('inputs'))
 
 
 @pytest.fixture(scope='session')
@@ -60,6 +68,6 @@ def hpsv2_img_score(tmp_path_factory):
         for name, content in absent.items():
             patch.setitem(sys.modules, name, types.SimpleNamespace(**content))
         patch.setattr(gzip, 'open', with_vocabulary)
-        # or it makes a folder in the home
+        # without it a folder is made in the home
         patch.setenv('HPS_ROOT', str(tmp_path_factory.mktemp('hpsv2')))
         return importlib.import_module('hpsv2.img_score')

@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_folder
 
 from balanceddpo import cli
 from balanceddpo.cli import VERBS, main, option_comments
-from balanceddpo.consensus import read_labels
-from balanceddpo.encoding import EncodedPairs
-from balanceddpo.pairs import make_pair, write_pairs
-from balanceddpo.sampling import open_images
-from balanceddpo.store import asset, content_digest
-from balanceddpo.towers import write_random_clip
+from balanceddpo.core.files import asset, content_digest
+from balanceddpo.data.pairs import make_pair, write_pairs
+from balanceddpo.models.encoding import EncodedPairs
+from balanceddpo.models.sampling import open_images
+from balanceddpo.scoring.encoders import write_random_clip
+from balanceddpo.voting.labels import read_labels
+from tiny_models import tiny_folder
 
 KINDS = ('hps', 'clip', 'pickscore', 'aesthetic')
 CAPTIONS = ('a red cat', 'a dog', 'red dogs')
@@ -334,7 +334,7 @@ def test_relabelling_costs_no_scoring(world, tmp_path, run):
 
 def test_a_scorer_of_the_users_own(world, tmp_path, run):
     (tmp_path / 'mine.py').write_text(
-        "from balanceddpo.scorers import register_scorer\n@register_scorer('redness')\ndef"
+        "from balanceddpo.scoring.scorers import register_scorer\n@register_scorer('redness')\ndef"
         ' redness(images, prompts): return [image.resize((1, 1)).getpixel((0, 0))[0]/255 for image'
         ' in images]\n'
     )
@@ -376,7 +376,8 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         '--out',
         tmp_path / 'encoded',
     )
-    from balanceddpo import families, towers
+    from balanceddpo.models import families
+    from balanceddpo.scoring import encoders as towers
 
     for module, name in (
         (families, 'load_part'),
@@ -497,7 +498,7 @@ def test_a_preset_gives_defaults_that_can_be_changed(monkeypatch):
         'encode',
         cli.replace(VERBS['encode'], run=lambda options, config: seen.append((options, config))),
     )
-    from balanceddpo.presets import preset
+    from balanceddpo.recipes.presets import preset
 
     seen = []
     for words in (
@@ -782,7 +783,7 @@ def test_every_command_in_the_readme_can_be_read():
 
 
 def test_a_method_beside_a_preset_comes_with_its_own_beta_and_noise():
-    from balanceddpo.preference_losses import LOSSES
+    from balanceddpo.losses.methods import LOSSES
 
     for words, method, beta, noise in (
         (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from balanceddpo.backends import ensure_torchvision
+from balanceddpo.core.devices import ensure_torchvision
 
 KINDS = ('sd15', 'sd21', 'sdxl')
 # SD3.5 without T5; FLUX.1 with (dev) and without (schnell) the guidance input

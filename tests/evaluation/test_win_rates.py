@@ -1,0 +1,728 @@
+"""Win rates: the statistics against scipy and against slow, plain implementations; the protocol by
+hand; refusals; kept scores."""
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from balanceddpo.core.files import InputError
+from balanceddpo.evaluation.win_rates import (
+    best_of,
+    bootstrap_interval,
+    compare,
+    compare_scores,
+    count_wins,
+    mean_score,
+    refuse_mismatch,
+    score_differences,
+    score_grid,
+    score_images,
+    score_summary,
+    score_table,
+    tie_points,
+    wilson,
+    win_rates,
+    win_statistics,
+)
+from balanceddpo.paper.numbers import fits
+
+# --- Wilson's interval
+
+
+@pytest.mark.parametrize('level', [0.8, 0.95, 0.99])
+def test_wilson_is_scipys(level):
+    from scipy.stats import binomtest
+
+    for n in (1, 2, 7, 100, 297, 1129):
+        for k in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+            theirs = binomtest(k, n).proportion_ci(level, method='wilson')
+            assert wilson(k, n, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12), (
+                k,
+                n,
+            )
+
+
+def test_wilson_inverts_the_score_test():
+    """Each end is the share whose z score against the observed one is exactly z; also for the
+    half-integers of split ties."""
+    z = 1.959963984540054
+    for k, n in ((0.5, 10), (3.5, 9), (150.5, 297), (40, 60.4)):
+        for end in wilson(k, n):
+            assert abs(k / n - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(z, rel=1e-9)
+
+
+def test_wilson_edges():
+    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1 and wilson(0, 0) == (0, 1)
+    for k, n in ((0, 3), (3, 3), (1.5, 3), (1e-9, 3)):
+        low, high = wilson(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+    a, b = wilson(12, 40), wilson(28, 40)
+    assert a == pytest.approx((1 - b[1], 1 - b[0]))
+    for wrong in ((4, 3), (-1, 3), (1, -1)):
+        with pytest.raises(InputError):
+            wilson(*wrong)
+
+
+def test_split_ties_keep_the_coverage():
+    """With 0, 20 and 60 % ties the interval holds the true value at least about 95 times in 100,
+    and more often the more ties there are."""
+    rng, n, held = np.random.default_rng(0), 120, []
+    for tie in (0.0, 0.2, 0.6):
+        win = 0.9 * (1 - tie) - 0.3 * (1 - tie)
+        truth = win + tie / 2
+        draws = rng.multinomial(n, [win, tie, 1 - win - tie], size=4000)
+        ends = [wilson(w + t / 2, n) for w, t, _ in draws]
+        held.append(np.mean([low <= truth <= high for low, high in ends]))
+    assert (
+        held[0] > 0.94 and held[0] < 0.96 and held[2] > held[1] > held[0] - 0.005 and held[2] > 0.98
+    )
+
+
+def test_variance_of_split_points_is_smaller_than_the_formula_assumes():
+    for w, t in ((0.5, 0.2), (0.3, 0.6), (0.7, 0)):
+        points, share = np.array([1, 0.5, 0]), np.array([w, t, 1 - w - t])
+        p = points @ share
+        assert points**2 @ share - p**2 == pytest.approx(p * (1 - p) - t / 4)
+
+
+# --- bootstrap
+
+
+def slow_bootstrap(points, out_of, resamples, seed):
+    "The definition: draw prompts by number, sum, divide."
+    rng = np.random.default_rng(seed)
+    at = rng.integers(0, len(points), (resamples, len(points)))
+    return np.quantile(points[at].sum(1) / out_of[at].sum(1), [0.025, 0.975])
+
+
+def test_bootstrap_is_the_plain_one():
+    rng = np.random.default_rng(1)
+    out_of = rng.integers(1, 6, 200).astype(float)
+    points = rng.binomial(out_of.astype(int), 0.6).astype(float)
+    assert bootstrap_interval(points, out_of, resamples=20000) == pytest.approx(
+        slow_bootstrap(points, out_of, 20000, 5), abs=0.004
+    )
+
+
+def test_bootstrap_of_a_mean_is_scipys():
+    from scipy.stats import bootstrap
+
+    x = np.random.default_rng(2).gamma(2, size=150)
+    theirs = bootstrap(
+        (x,), np.mean, method='percentile', n_resamples=20000, rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert bootstrap_interval(x, resamples=20000) == pytest.approx(
+        (theirs.low, theirs.high), abs=0.02
+    )
+
+
+@pytest.mark.parametrize('wins,n', [(30, 100), (200, 297), (5, 12)])
+def test_bootstrap_of_wins_is_binomial(wins, n):
+    from scipy.stats import binom
+
+    exact = binom.ppf([0.025, 0.975], n, wins / n) / n
+    assert bootstrap_interval(np.repeat([1.0, 0.0], [wins, n - wins])) == pytest.approx(
+        exact, abs=1.001 / n
+    )
+
+
+def test_bootstrap_keeps_prompts_whole():
+    """Five equal comparisons a prompt carry no more information than one: the interval must not
+    shrink."""
+    one = np.repeat([1.0, 0.0], [60, 40])
+    five = bootstrap_interval(5 * one, np.full(100, 5.0))
+    assert five == pytest.approx(bootstrap_interval(one)) and five[1] - five[0] > 0.17
+
+
+def test_bootstrap_is_seeded_and_ignores_order():
+    x = np.random.default_rng(4).random(90)
+    assert bootstrap_interval(x) == bootstrap_interval(x[::-1]) == bootstrap_interval(x, seed=0)
+    assert bootstrap_interval(x) != bootstrap_interval(x, seed=1)
+
+
+def test_bootstrap_leaves_out_resamples_without_comparisons():
+    # a win and a dropped tie: a resample of two ties has no rate
+    low, high = bootstrap_interval([1.0, 0.0], [1.0, 0.0])
+    assert (low, high) == (1, 1) and bootstrap_interval([0.0, 0.0], [0.0, 0.0]) == (0, 1)
+
+
+# --- the protocol, by hand
+
+#                          prompt 1    prompt 2    prompt 3    prompt 4    prompt 5
+X = np.array([[9, 1, 1], [4, 4, 4], [2, 6, 2], [1, 1, 1], [5, 3, 1]], float)
+Y = np.array([[5, 5, 5], [4, 4, 4], [6, 2, 2], [3, 0, 0], [4, 3, 2]], float)
+# best                     9 > 5       4 = 4       6 = 6       1 < 3       5 > 4         2 wins 2
+# ties 1 loss
+# mean                     3.7 < 5     4 = 4       3.3 = 3.3   1 = 1       3 = 3         0 wins 4
+# ties 1 loss
+# paired                   W L L       T T T       L W T       L W W       W T L         5 wins 5
+# ties 5 losses
+BY_HAND = {'best': (5, 2, 2), 'mean': (5, 0, 4), 'paired': (15, 5, 5)}
+
+
+@pytest.mark.parametrize('protocol', BY_HAND)
+@pytest.mark.parametrize('rule', ['split', 'drop', 'loss'])
+def test_win_statistics_by_hand(protocol, rule):
+    n, wins, ties = BY_HAND[protocol]
+    rate = {'split': (wins + ties / 2) / n, 'drop': wins / (n - ties), 'loss': wins / n}[rule]
+    found = win_statistics(X, Y, protocol, rule)
+    assert (found['n'], found['wins'], found['ties']) == (n, wins, ties) and found[
+        'win_rate'
+    ] == pytest.approx(rate)
+    prompts = (n - ties if rule == 'drop' else n) / (3 if protocol == 'paired' else 1)
+    assert (found['low'], found['high']) == pytest.approx(wilson(rate * prompts, prompts))
+    assert (
+        found['low'] <= found['win_rate'] <= found['high']
+        and found['boot_low'] <= found['win_rate'] <= found['boot_high']
+    )
+
+
+def test_the_papers_strict_rate():
+    "297 prompts, 210 won, 3 tied: the paper's rule prints 70.71."
+    best = np.zeros((297, 5))
+    best[:, 2] = np.repeat([2.0, 1.0, 0.0], [210, 3, 84])
+    found = win_statistics(best, np.maximum(0, np.ones((297, 5))), 'best', 'loss')
+    assert round(100 * found['win_rate'], 2) == 70.71 and fits(70.71, 297)
+    # 211.5/297
+    assert (
+        round(100 * win_statistics(best, np.ones((297, 5)), 'best', 'split')['win_rate'], 2)
+        == 71.21
+    )
+
+
+def test_split_is_the_only_rule_in_which_both_sides_add_up():
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(0, 4, (60, 5)), rng.integers(0, 4, (60, 5))
+    for protocol in BY_HAND:
+        there, back = win_statistics(x, y, protocol), win_statistics(y, x, protocol)
+        assert there['win_rate'] + back['win_rate'] == pytest.approx(1) and there[
+            'low'
+        ] == pytest.approx(1 - back['high'])
+        strict = (
+            win_statistics(x, y, protocol, 'loss')['win_rate']
+            + win_statistics(y, x, protocol, 'loss')['win_rate']
+        )
+        assert strict < 1
+
+
+def test_a_model_against_itself():
+    x = np.random.default_rng(6).random((30, 5))
+    split, drop, loss = (win_statistics(x, x, 'best', rule) for rule in ('split', 'drop', 'loss'))
+    assert split['win_rate'] == 0.5 and split['low'] < 0.5 < split['high'] and split['ties'] == 30
+    assert math.isnan(drop['win_rate']) and (
+        drop['low'],
+        drop['high'],
+        drop['boot_low'],
+        drop['boot_high'],
+    ) == (0, 1, 0, 1)
+    assert loss['win_rate'] == 0
+
+
+def test_the_mean_does_not_depend_on_the_order_of_images():
+    rows = [list(p) for p in itertools.permutations([0.1, 0.2, 0.3, 0.7])]
+    # plain sums do differ
+    assert len(set(mean_score(rows))) == 1 and len({sum(r) for r in rows}) > 1
+    assert best_of([[1, 3, 2]]).tolist() == [3]
+
+
+def test_only_the_order_of_scores_matters():
+    """Best and paired win rates are the same under any increasing change of scale; that is what
+    makes them comparable across scorers."""
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(80, 5)), rng.normal(0.2, 1, (80, 5))
+    for protocol in ('best', 'paired'):
+        assert (
+            win_statistics(x, y, protocol)
+            == win_statistics(np.exp(x), np.exp(y), protocol)
+            == win_statistics(100 * x - 7, 100 * y - 7, protocol)
+        )
+
+
+def test_best_of_five_rewards_spread():
+    """P(max of 5 N(0, 1.5^2) > max of 5 N(0, 1)) from an independent integral, and half for single
+    images."""
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    exact = quad(
+        lambda t: 5 * norm.pdf(t) * norm.cdf(t) ** 4 * (1 - norm.cdf(t / 1.5) ** 5), -8, 8
+    )[0]
+    rng = np.random.default_rng(8)
+    wild, steady = rng.normal(0, 1.5, (4000, 5)), rng.normal(0, 1, (4000, 5))
+    assert (
+        win_statistics(wild, steady, 'best', resamples=10)['win_rate']
+        == pytest.approx(exact, abs=0.02)
+        and exact > 0.65
+    )
+    assert win_statistics(wild, steady, 'paired', resamples=10)['win_rate'] == pytest.approx(
+        0.5, abs=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: count_wins(X, Y[:4]),
+        lambda: count_wins(X, Y, 'median'),
+        lambda: tie_points([1], [0], 1, 'coin'),
+    ],
+)
+def test_unknown_words_and_shapes_are_refused(call):
+    with pytest.raises(InputError):
+        call()
+
+
+# --- score tables
+
+SETTINGS = dict(
+    prompt_set='hpd',
+    sampler={'steps': 20, 'guidance': 7.5},
+    scorer_keys={'hps': 'aaaa', 'clip': 'bbbb'},
+)
+
+
+def table(model, hps=X, **change):
+    return score_table(model, {'hps': hps, 'clip': -np.asarray(hps)}, **(SETTINGS | change))
+
+
+def test_win_rates_of_tables():
+    found = win_rates(table('a'), table('b', Y), ['hps', 'clip'], ties='loss')
+    assert found[['model_a', 'model_b', 'prompt_set']].drop_duplicates().values.tolist() == [
+        ['a', 'b', 'hpd']
+    ]
+    assert found['scorer'].tolist() == ['hps', 'clip'] and found['win_rate'].tolist() == [
+        0.4,
+        win_statistics(-X, -Y, 'best', 'loss')['win_rate'],
+    ]
+
+
+def test_lower_is_better_turns_the_scale():
+    down = win_rates(table('a'), table('b', Y), ['hps', 'clip'], lower_is_better=('clip',))
+    assert down['wins'].tolist() == [2, 2] and down['ties'].tolist() == [2, 2]  # clip is -hps here
+
+
+def test_rows_in_any_order():
+    a, b = table('a'), table('b', Y)
+    shuffled = a.sample(frac=1, random_state=1), b.sample(frac=1, random_state=2)
+    pd.testing.assert_frame_equal(win_rates(a, b, ['hps']), win_rates(*shuffled, ['hps']))
+
+
+MISMATCHES = {
+    'prompt sets': table('b', prompt_set='pickapic'),
+    "'guidance' is 7.5 and 5.0": table('b', sampler={'steps': 20, 'guidance': 5.0}),
+    "'steps' is 20 and '(absent)'": table('b', sampler={'guidance': 7.5}),
+    "'hps' had the weights aaaa and cccc": table('b', scorer_keys={'hps': 'cccc', 'clip': 'bbbb'}),
+    'image 0 of prompt 4 is there for a only': table('b', Y[:4]),
+    'image 2 of prompt 0 is there for a only': table(
+        'b', Y[:, :2], seeds=[[0, 1], [3, 4], [6, 7], [9, 10], [12, 13]]
+    ),
+    'image 0 of prompt 0 is there for a only': table('b', prompt_ids=['x', '1', '2', '3', '4']),
+    'the seeds of prompt 1, image 2 are 5 and 99': table(
+        'b', seeds=np.where(np.arange(15) == 5, 99, np.arange(15))
+    ),
+}
+
+
+@pytest.mark.parametrize('told', MISMATCHES)
+def test_mismatches_are_refused_and_named(told):
+    for ask in (
+        lambda: win_rates(table('a'), MISMATCHES[told], ['hps']),
+        lambda: score_differences(table('a'), MISMATCHES[told], ['hps']),
+    ):
+        with pytest.raises(InputError) as e:
+            ask()
+        assert (
+            told in str(e.value)
+            and str(e.value).startswith('a and b cannot be compared')
+            and '\n' not in str(e.value)
+        )
+
+
+def test_weights_of_scorers_that_are_not_asked_for_may_differ():
+    refuse_mismatch(table('a'), table('b', scorer_keys={'hps': 'aaaa', 'clip': 'zzzz'}), ['hps'])
+
+
+@pytest.mark.parametrize(
+    'spoil,told',
+    [
+        (lambda t: t.drop(columns='seed'), "lacks the column 'seed'"),
+        (lambda t: t[:0], 'no rows'),
+        (lambda t: pd.concat([t, table('c', prompt_ids=list('vwxyz'))]), 'has 2: b, c'),
+        (lambda t: t.assign(hps=np.inf), "no 'hps' score"),
+        (lambda t: t.drop(columns='hps'), "no scores of 'hps': the table has clip"),
+        (lambda t: t.assign(hps=t['hps'].where(t.index != 7)), 'prompt 2'),
+    ],
+)
+def test_broken_tables_are_refused(spoil, told):
+    with pytest.raises(InputError, match=told):
+        win_rates(table('a'), spoil(table('b', Y)), ['hps'])
+
+
+def test_ragged_and_doubled_images_are_refused():
+    # the same image is missing on both sides
+    ragged = [t.drop(index=4) for t in (table('a'), table('b', Y))]
+    with pytest.raises(InputError, match='prompt 1 has no .hps. score for image 1'):
+        win_rates(*ragged, ['hps'])
+    with pytest.raises(InputError, match='prompt 0 has image 0 twice'):
+        score_grid(pd.concat([table('a'), table('a')[:1]]), 'hps')
+    with pytest.raises(InputError, match='shape'):
+        score_table('a', {'hps': X, 'clip': X[:2]})
+
+
+def test_compare_walks_sets_and_pairs():
+    scores = pd.concat(
+        [
+            table(m, v, prompt_set=s)
+            for s in ('hpd', 'pickapic')
+            for m, v in (('a', X), ('b', Y), ('c', X + Y))
+        ]
+    )
+    found = compare(
+        scores,
+        [('a', 'b'), ('c', 'b')],
+        ['hps', 'clip'],
+        protocol='paired',
+        ties='drop',
+        resamples=50,
+    )
+    assert (
+        len(found) == 8
+        and found['prompt_set'].tolist() == ['hpd'] * 4 + ['pickapic'] * 4
+        and set(found['protocol']) == {'paired'}
+    )
+    assert found['win_rate'][0] == 0.5 and found['tie_rule'][0] == 'drop'
+    with pytest.raises(InputError, match="'hpd' has no scores of 'd'"):
+        compare(scores, [('a', 'd')], ['hps'])
+
+
+def test_score_differences_by_hand():
+    found = score_differences(table('a'), table('b', Y), ['hps']).iloc[0]
+    assert (
+        found['difference'] == pytest.approx((11 / 3 - 5) / 5)
+        and found['mean_a'] == pytest.approx(X.mean())
+        and found['n'] == 5
+    )
+    assert found['low'] <= found['difference'] <= found['high'] <= 0
+    best = score_differences(table('a'), table('b', Y), ['hps'], 'best').iloc[0]
+    assert best['difference'] == pytest.approx((4 + 0 + 0 - 2 + 1) / 5)
+    with pytest.raises(InputError):
+        score_differences(table('a'), table('b', Y), ['hps'], 'paired')
+
+
+def test_compare_scores_walks_sets_and_pairs():
+    scores = pd.concat(
+        [
+            table(m, v, prompt_set=s)
+            for s in ('hpd', 'pickapic')
+            for m, v in (('a', X), ('b', Y), ('c', X + Y))
+        ]
+    )
+    found, pairs = (
+        compare_scores(scores, [('a', 'b'), ('c', 'b')], ['hps']),
+        [('a', 'b'), ('c', 'b')] * 2,
+    )
+    assert (
+        list(zip(found['model_a'], found['model_b'])) == pairs
+        and found['prompt_set'].tolist() == ['hpd'] * 2 + ['pickapic'] * 2
+        and found.index.tolist() == [0, 1, 2, 3]
+    )
+    assert found.loc[3, 'difference'] == pytest.approx(X.mean())  # X + Y minus Y
+    assert len(compare_scores(scores, pairs, ())) == 0  # a world without checks
+
+
+def test_score_summary_is_numpys():
+    found = score_summary(pd.concat([table('a'), table('b', Y)]), ['hps', 'clip']).set_index(
+        ['model', 'scorer']
+    )
+    assert found.loc[('a', 'hps'), ['n', 'mean', 'min', 'max', 'std']].tolist() == pytest.approx(
+        [15, X.mean(), 1, 9, X.std(ddof=1)]
+    )
+    assert found.loc[('b', 'clip'), 'max'] == 0
+
+
+# --- kept scores
+
+
+@pytest.fixture
+def store(tmp_path):
+    "Three prompts with four plain images each; the grey level is the score."
+    from PIL import Image
+
+    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.models.sampling import ImageStore, image_file, image_seed
+
+    prompts, rows = PromptSet('greys', ('one', 'two', 'three')), []
+    for p, (pid, prompt) in enumerate(zip(prompts.ids, prompts.prompts)):
+        for i in range(4):
+            path = tmp_path / 'images_of_m' / image_file(pid, i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (4, 4), (10 * p + i,) * 3).save(path)
+            rows.append(
+                (
+                    'm',
+                    pid,
+                    prompt,
+                    i,
+                    image_seed(pid, i),
+                    image_file(pid, i),
+                    hashlib.sha256(path.read_bytes()).hexdigest(),
+                )
+            )
+    index = pd.DataFrame(
+        rows, columns=['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256']
+    )
+    return ImageStore(
+        tmp_path / 'images_of_m',
+        {'model': {'unet': '1'}, 'prompts': prompts.key, 'steps': 9},
+        index,
+    )
+
+
+class Grey:
+    """A scorer that answers with the grey level, counts what it saw, and breaks down after `life`
+    images."""
+
+    def __init__(self, name='grey', key='k1', life=10**9, add=0.0):
+        self.name, self.key, self.life, self.add, self.seen = name, key, life, add, 0
+
+    def score(self, images, prompts):
+        import torch
+
+        self.seen += len(prompts)
+        if self.seen > self.life:
+            raise KeyboardInterrupt
+        return torch.tensor(
+            [image.getpixel((0, 0))[0] + self.add for image in images], dtype=torch.float32
+        )
+
+
+GREYS = [10 * p + i for p in range(3) for i in range(4)]
+
+
+def test_scores_are_kept_and_reused(store, tmp_path):
+    out = tmp_path / 'scores/m.parquet'
+    first = Grey()
+    found = score_images(store, [first], out, model='m', prompt_set='greys')
+    assert found['grey'].tolist() == GREYS and found['grey'].dtype == 'float32' and first.seen == 12
+    assert found['seed'].tolist() == store.index['seed'].tolist() and set(found['sampler']) == {
+        '{"steps": 9}'
+    }
+    again = Grey()
+    before = out.read_bytes()
+    pd.testing.assert_frame_equal(
+        score_images(store, [again], out, model='m', prompt_set='greys'), found
+    )
+    assert again.seen == 0 and out.read_bytes() == before
+
+
+def test_another_scorer_computes_only_itself(store, tmp_path):
+    out = tmp_path / 'm.parquet'
+    score_images(store, [Grey()], out)
+    old, new = Grey(), Grey('other', add=0.5)
+    found = score_images(store, [old, new], out)
+    assert (old.seen, new.seen) == (0, 12) and (found['other'] - found['grey']).tolist() == [
+        0.5
+    ] * 12
+    # the older column survived
+    last = Grey()
+    assert score_images(store, [last], out)['grey'].tolist() == GREYS and last.seen == 0
+
+
+def test_a_scorer_with_other_weights_is_another_scorer(store, tmp_path):
+    out = tmp_path / 'm.parquet'
+    score_images(store, [Grey()], out)
+    v2 = Grey(key='k2', add=100)
+    found = score_images(store, [v2], out)
+    assert (
+        v2.seen == 12
+        and found['grey'].tolist() == [100 + g for g in GREYS]
+        and '"grey": "k2"' in found['scorer_keys'][0]
+    )
+    # and v1 is still there
+    v1 = Grey()
+    assert score_images(store, [v1], out)['grey'].tolist() == GREYS and v1.seen == 0
+
+
+def test_interrupted_scoring_goes_on(store, tmp_path):
+    whole, out = tmp_path / 'whole.parquet', tmp_path / 'm.parquet'
+    score_images(store, [Grey()], whole, shard_size=4, batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        score_images(store, [Grey(life=9)], out, shard_size=4, batch_size=2)
+    rest = Grey()
+    score_images(store, [rest], out, shard_size=4, batch_size=2)
+    assert rest.seen == 4 and out.read_bytes() == whole.read_bytes()
+
+
+def test_a_redrawn_image_is_scored_again(store, tmp_path):
+    from PIL import Image
+
+    out = tmp_path / 'm.parquet'
+    score_images(store, [Grey()], out)
+    path = store.folder / store.index['file'][6]
+    Image.new('RGB', (4, 4), (200,) * 3).save(path)
+    store.index.loc[6, 'sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
+    again = Grey()
+    found = score_images(store, [again], out)
+    assert again.seen == 1 and found['grey'].tolist() == [
+        200 if i == 6 else g for i, g in enumerate(GREYS)
+    ]
+
+
+def test_scores_of_other_images_and_damaged_files_are_refused(store, tmp_path):
+    from dataclasses import replace
+
+    out = tmp_path / 'm.parquet'
+    score_images(store, [Grey()], out)
+    with pytest.raises(InputError, match='steps is 9 there and 10 here'):
+        score_images(replace(store, inputs=store.inputs | {'steps': 10}), [Grey()], out)
+    out.write_bytes(out.read_bytes()[:-9])
+    with pytest.raises(InputError, match='no file of scores'):
+        score_images(store, [Grey()], out)
+
+
+def test_a_score_that_is_no_number_is_refused_and_not_kept(store, tmp_path):
+    class Broken(Grey):
+        def score(self, images, prompts):
+            import torch
+
+            return torch.where(super().score(images, prompts) == 21, torch.nan, 1.0)
+
+    with pytest.raises(InputError) as e:
+        score_images(store, [Broken()], tmp_path / 'm.parquet')
+    assert (
+        store.index['file'][9] in str(e.value)
+        and "'three'" in str(e.value)
+        and not (tmp_path / 'm.parquet').exists()
+    )
+
+
+def test_default_place_is_one_a_store(store, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    for s in (store, replace(store, inputs=store.inputs | {'steps': 10}), store):
+        score_images(s, [Grey()])
+    assert len(list((tmp_path / 'runs/scores').glob('*.parquet'))) == 2
+
+
+def test_order_of_the_index_does_not_matter(store, tmp_path):
+    from dataclasses import replace
+
+    score_images(store, [Grey()], tmp_path / 'm.parquet')
+    turned = replace(store, index=store.index[::-1])  # not a RangeIndex either
+    again = Grey()
+    found = score_images(turned, [again], tmp_path / 'm.parquet')
+    assert again.seen == 0 and found['grey'].tolist() == GREYS[::-1]
+
+
+# --- the mean over scorers
+
+
+def test_the_mean_over_scorers_by_a_slow_implementation():
+    """Three scorers, twelve prompts: the rate is the mean of the rates; the interval draws prompts,
+    each with all its scorers."""
+    from balanceddpo.evaluation.win_rates import mean_win_rates
+
+    draw = np.random.default_rng(0)
+    names = ['hps', 'clip', 'pickscore']
+    x, y = ({k: draw.integers(0, 4, (12, 2)).astype(float) for k in names} for _ in range(2))
+    both = pd.concat([score_table('a', x), score_table('b', y)])
+    for protocol in ('best', 'mean', 'paired'):
+        (row,) = mean_win_rates(both, [('a', 'b')], names, protocol=protocol, seed=5).to_dict(
+            'records'
+        )
+        single = compare(both, [('a', 'b')], names, protocol=protocol)
+        assert (
+            row['win_rate'] == pytest.approx(single.win_rate.mean())
+            and row['scorer'] == 'mean of 3'
+            and row['n'] == 12
+        )
+        wins, ties, m = zip(*(count_wins(x[k], y[k], protocol) for k in names))
+        a_prompt = np.mean([(w + t / 2) / m[0] for w, t in zip(wins, ties)], axis=0)
+        means = np.sort([a_prompt[draw.integers(0, 12, 12)].mean() for _ in range(20_000)])
+        assert (row['low'], row['high']) == pytest.approx((means[499], means[19_499]), abs=0.02)
+    with pytest.raises(InputError, match="no scores of 'c'"):
+        mean_win_rates(both, [('a', 'c')], names)
+
+
+def test_the_mean_over_scorers_does_not_drop_ties():
+    from balanceddpo.evaluation.win_rates import mean_win_rates
+
+    both = pd.concat([score_table(m, {'hps': np.zeros((2, 1))}) for m in 'ab'])
+    with pytest.raises(InputError, match='split or loss'):
+        mean_win_rates(both, [('a', 'b')], ['hps'], ties='drop')
+
+
+def test_gains_by_hand():
+    """Two prompts of two images. HPS: prompt means 2, 4 against 1, 1, its base scores 0, 2, 1, 1
+    with s.d. sqrt(2/3). CLIP: 0, 0 against 3, -1, its base scores 4, 2, -4, 2 with s.d.
+    sqrt(12)."""
+    from balanceddpo.evaluation.win_rates import mean_gains
+
+    a = score_table('a', {'hps': [[1.0, 3], [4, 4]], 'clip': [[0.0, 0], [0, 0]]}, prompt_set='s')
+    base = score_table(
+        'base', {'hps': [[0.0, 2], [1, 1]], 'clip': [[4.0, 2], [-4, 2]]}, prompt_set='s'
+    )
+    both = pd.concat([a, base])
+    row, back = mean_gains(both, [('a', 'base'), ('base', 'a')], ['hps', 'clip']).to_dict('records')
+    first, second = (1 / (2 / 3) ** 0.5 - 3 / 12**0.5) / 2, (3 / (2 / 3) ** 0.5 + 1 / 12**0.5) / 2
+    assert (
+        row['gain'] == pytest.approx((first + second) / 2)
+        and back['gain'] == -row['gain']
+        and row['n'] == 2
+    )
+    # a quarter of the resamples at either end
+    assert (row['low'], row['high']) == pytest.approx((first, second))
+    alone = mean_gains(both, [('a', 'base')], ['hps']).gain.item()
+    other = mean_gains(both.assign(hps=7 * both.hps + 3), [('a', 'base')], ['hps']).gain.item()
+    assert (
+        alone == pytest.approx(2 / (2 / 3) ** 0.5) == pytest.approx(other)
+    )  # no unit, no zero point
+    with pytest.raises(InputError, match="no scores of 'c' to take the unit"):
+        mean_gains(both, [('a', 'base')], ['hps'], unit='c')
+    with pytest.raises(InputError, match="all scores of 'a' by 'clip' on 's' are equal"):
+        mean_gains(both, [('a', 'base')], ['hps', 'clip'], unit='a')
+
+
+def test_the_interval_of_a_gain_by_a_slow_implementation():
+    "It draws prompts, each with all its scorers: a scorer that repeats another leaves it as it is."
+    from balanceddpo.evaluation.win_rates import mean_gains
+
+    draw = np.random.default_rng(3)
+    x, y = draw.normal(size=(2, 30, 2)) + [[[0.3]], [[0]]]
+    both = pd.concat(
+        [
+            score_table('a', {'hps': x, 'again': 10 * x}),
+            score_table('base', {'hps': y, 'again': 10 * y}),
+        ]
+    )
+    one, two = (
+        mean_gains(both, [('a', 'base')], names)[['gain', 'low', 'high']].to_numpy()[0]
+        for names in (['hps'], ['hps', 'again'])
+    )
+    assert one == pytest.approx(two)
+    each = (x.mean(1) - y.mean(1)) / y.astype('float32').std(ddof=1)
+    means = np.sort([each[draw.integers(0, 30, 30)].mean() for _ in range(20_000)])
+    assert one == pytest.approx([each.mean(), means[499], means[19_499]], abs=0.01)
+
+
+def test_a_second_scorer_that_agrees_does_not_narrow_the_interval():
+    from balanceddpo.evaluation.win_rates import mean_win_rates
+
+    draw = np.random.default_rng(1)
+    x, y = draw.random((2, 40, 2))
+    both = pd.concat(
+        [
+            score_table('a', {'hps': x, 'again': 10 * x}),
+            score_table('b', {'hps': y, 'again': 10 * y}),
+        ]
+    )
+    one, two = (
+        mean_win_rates(both, [('a', 'b')], names)[['win_rate', 'low', 'high']].to_numpy()
+        for names in (['hps'], ['hps', 'again'])
+    )
+    assert (one == two).all()

@@ -1,0 +1,326 @@
+"""The cache of latents and embeddings: what it holds, how it survives damage and interruption, what
+it refuses."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from balanceddpo.core.files import InputError, locked
+from balanceddpo.data.pairs import make_pair, transform_pair
+from balanceddpo.models.encoding import EncodeConfig, EncodedPairs, encode_pairs
+from balanceddpo.models.families import load_family, save_pipeline
+from tiny_models import tiny_folder
+
+CONFIG = EncodeConfig(
+    model='given', resolution=32, storage='fp32', batch_size=2, shard_size=3, workers=2
+)
+CAPTIONS = [
+    'a red cat',
+    'a dog',
+    'a red cat',
+    '../../etc/passwd',
+    'two\0dogs',
+    'x' * 300,
+    'a dog',
+    'a cat',
+]
+
+
+def picture(i, size=(48, 40)):
+    small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+PAIRS = [
+    make_pair(caption, (picture(2 * i), picture(2 * i + 1)), 1.0)
+    for i, caption in enumerate(CAPTIONS)
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp('model') / 'sd15')
+
+
+@pytest.fixture(scope='module')
+def family(folder):
+    return load_family(folder, device='cpu')
+
+
+def encode(family, out, pairs=PAIRS, config=CONFIG, **kwargs):
+    return encode_pairs(pairs, family, config, out, progress=False, **kwargs)
+
+
+def contents(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob('*')
+        if p.is_file() and p.name != '.lock'
+    }
+
+
+def flipped(data, at=-1):
+    data = bytearray(data)
+    data[at] ^= 1
+    return bytes(data)
+
+
+def test_every_pair_and_caption_is_what_the_family_says_of_it_alone(family, tmp_path):
+    encoded = encode(family, tmp_path / 'e')
+    assert (
+        encoded.pair_ids == [p.pair_id for p in PAIRS]
+        and [encoded.captions[r] for r in encoded.rows] == CAPTIONS
+    )
+    assert len(encoded.captions) == len(set(CAPTIONS)) == 6
+    order = [7, 0, 3, 2, 5]
+    moments, conditioning = encoded.batch(order)
+    assert moments.dtype == torch.float32 and moments.shape == (5, 2, 8, 4, 4)
+    for i, m, c in zip(order, moments, conditioning['prompt_embeds']):
+        torch.testing.assert_close(
+            m,
+            family.encode_images(transform_pair(PAIRS[i].images, 32, PAIRS[i].pair_id)),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        torch.testing.assert_close(
+            c, family.encode_prompts([CAPTIONS[i]])['prompt_embeds'][0], rtol=1e-5, atol=1e-5
+        )
+    torch.testing.assert_close(
+        encoded.empty_conditioning['prompt_embeds'], family.encode_prompts([''])['prompt_embeds']
+    )
+
+
+def test_captions_never_name_files(family, tmp_path):
+    encode(family, tmp_path / 'deep' / 'e')
+    names = {p.name for p in tmp_path.rglob('*') if p.is_file()} - {'.lock'}
+    assert names and all(
+        n.split('-')[0].split('.')[0]
+        in ('moments', 'prompts', 'empty', 'pairs', 'inputs', 'manifest')
+        for n in names
+    )
+
+
+def test_sdxl_keeps_the_pooled_embedding_and_fp16_rounds_only(tmp_path):
+    family = load_family(tiny_folder(tmp_path / 'sdxl', 'sdxl'), device='cpu')
+    exact, half = (
+        encode(family, tmp_path / 'a'),
+        encode(family, tmp_path / 'b', config=replace(CONFIG, storage='fp16')),
+    )
+    (m, c), (m16, c16) = exact.batch([1, 4]), half.batch([1, 4])
+    torch.testing.assert_close(
+        c['pooled'],
+        family.encode_prompts([CAPTIONS[1], CAPTIONS[4]])['pooled'],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert set(c) == {'prompt_embeds', 'pooled'} and not exact.empty_conditioning['pooled'].any()
+    assert m16.dtype == torch.float32 and c16['pooled'].dtype == torch.float16
+    torch.testing.assert_close(m16, m, rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(c16['pooled'].float(), c['pooled'], rtol=2**-10, atol=1e-6)
+
+
+def test_the_batch_size_changes_nothing_but_rounding(family, tmp_path):
+    a, b = (
+        encode(family, tmp_path / 'a'),
+        encode(family, tmp_path / 'b', config=replace(CONFIG, batch_size=1, workers=1)),
+    )
+    torch.testing.assert_close(a.moments(range(8)), b.moments(range(8)), rtol=1e-5, atol=1e-5)
+    assert a.inputs == b.inputs
+
+
+class Counted:
+    "A family that counts the images it encodes, and fails at the one after `limit`."
+
+    def __init__(self, family, limit=10**9):
+        self.family, self.images, self.prompts, self.limit = family, 0, 0, limit
+
+    def __getattr__(self, name):
+        return getattr(self.family, name)
+
+    def encode_images(self, images):
+        self.images += len(images)
+        if self.images > self.limit:
+            raise OSError(28, 'No space left on device')
+        return self.family.encode_images(images)
+
+    def encode_prompts(self, prompts):
+        self.prompts += len(prompts)
+        return self.family.encode_prompts(prompts)
+
+
+def test_an_interrupted_run_goes_on_and_ends_byte_identical(family, tmp_path):
+    encode(family, tmp_path / 'whole')
+    with pytest.raises(OSError):
+        encode(Counted(family, 10), tmp_path / 'cut')  # in the second shard
+    with pytest.raises(InputError, match='no finished encoding'):
+        EncodedPairs.open(tmp_path / 'cut')
+    counted = Counted(family)
+    encode(counted, tmp_path / 'cut')
+    assert counted.images == 2 * (len(PAIRS) - 3)  # the first shard was not encoded again
+    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+
+
+def test_each_image_and_each_distinct_caption_is_encoded_once(family, tmp_path):
+    counted = Counted(family)
+    encode(counted, tmp_path / 'e', pairs=iter(PAIRS))
+    assert counted.images == 2 * len(PAIRS) and counted.prompts == len(set(CAPTIONS))
+    again = Counted(family)
+    encode(again, tmp_path / 'e', pairs=iter(PAIRS))
+    assert (again.images, again.prompts) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    'name', ['moments-00001.safetensors', 'prompts-00000.safetensors', 'empty.safetensors']
+)
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'missing', 'note'])
+def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name, damage):
+    encode(family, tmp_path / 'e', pairs_key='k')
+    before = contents(tmp_path / 'e')
+    path = tmp_path / 'e' / name
+    if damage == 'note':
+        path.with_suffix('.json').write_text('{"holds"')
+    elif damage == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes(
+            {'truncated': before[name][:-10], 'flipped': flipped(before[name]), 'empty': b''}[
+                damage
+            ]
+        )
+    if damage != 'note':
+        with pytest.raises(InputError, match=f'{name} is damaged|cannot read .*{name}'):
+            reader = EncodedPairs.open(tmp_path / 'e')
+            reader.batch(range(len(PAIRS)))
+            reader.empty_conditioning
+    times = {
+        n: (tmp_path / 'e' / n).stat().st_mtime_ns
+        for n in before
+        if n.endswith('.safetensors') and n != name
+    }
+    encode(family, tmp_path / 'e', pairs_key='k')
+    assert contents(tmp_path / 'e') == before
+    assert all((tmp_path / 'e' / n).stat().st_mtime_ns == t for n, t in times.items())
+
+
+def test_a_damaged_table_of_pairs_is_refused_and_made_again(family, tmp_path):
+    encode(family, tmp_path / 'e')
+    path = tmp_path / 'e' / 'pairs.json'
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b'a dog', b'a cow'))
+    with pytest.raises(InputError, match='pairs.json is damaged'):
+        EncodedPairs.open(tmp_path / 'e')
+    encode(family, tmp_path / 'e')
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(resolution=64),
+        dict(crop='random'),
+        dict(flip=True),
+        dict(seed=1),
+        dict(storage='fp16'),
+        dict(shard_size=4),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(family, tmp_path, change):
+    ((field, value),) = change.items()
+    encode(family, tmp_path / 'e')
+    before = contents(tmp_path / 'e')
+    with pytest.raises(
+        InputError, match=f'made with {field} = {getattr(CONFIG, field)!r}, not {value!r}'
+    ):
+        encode(family, tmp_path / 'e', config=replace(CONFIG, **change))
+    assert contents(tmp_path / 'e') == before
+
+
+@pytest.mark.parametrize('part', ['vae', 'text_encoder'])
+def test_another_autoencoder_or_text_encoder_is_refused_by_name(folder, family, tmp_path, part):
+    encode(family, tmp_path / 'e')
+    other = save_pipeline(folder, family.model, tmp_path / 'other')
+    changed = load_family(other, device='cpu').part(part)
+    next(changed.parameters()).data.add_(1)
+    changed.save_pretrained(other / part)
+    with pytest.raises(InputError, match=rf'made with model\.{part} = '):
+        encode(load_family(other, device='cpu'), tmp_path / 'e')
+
+
+def test_another_precision_is_refused_and_another_denoiser_is_not(folder, family, tmp_path):
+    encode(family, tmp_path / 'e')
+    with pytest.raises(InputError, match=r"compute\.images = 'float32', not 'bfloat16'"):
+        encode(load_family(folder, 'bf16', 'cpu'), tmp_path / 'e')
+    policy = load_family(folder, device='cpu').model
+    policy.conv_out.bias.data += 1
+    trained = load_family(save_pipeline(folder, policy, tmp_path / 'trained'), device='cpu')
+    counted = Counted(trained)
+    encode(counted, tmp_path / 'e')
+    assert counted.images == 0  # what was trained has no part in the cache
+
+
+@pytest.mark.parametrize(
+    'pairs',
+    [
+        PAIRS[::-1],
+        PAIRS[:-1],
+        PAIRS[:3],
+        PAIRS[:7] + [replace(PAIRS[7], caption='other')],
+        PAIRS + [make_pair('one more', (picture(98), picture(99)), 0.0)],
+    ],
+)
+def test_other_pairs_in_the_same_folder_are_refused(family, tmp_path, pairs):
+    encode(family, tmp_path / 'e')
+    with pytest.raises(InputError, match='other pairs|more pairs'):
+        encode(family, tmp_path / 'e', pairs=pairs)
+    with pytest.raises(InputError, match="made with pairs = '', not 'k'"):
+        encode(family, tmp_path / 'e', pairs=pairs, pairs_key='k')
+
+
+def test_a_finished_folder_is_returned_without_reading_the_pairs(family, tmp_path):
+    first = encode(family, tmp_path / 'e', pairs_key='k')
+
+    def unread():
+        raise AssertionError('the pairs were read')
+        yield
+
+    assert encode(family, tmp_path / 'e', pairs=unread(), pairs_key='k').key == first.key
+
+
+def test_the_key_follows_the_content(family, tmp_path):
+    a, b = encode(family, tmp_path / 'a'), encode(family, tmp_path / 'b')
+    assert a.key == b.key != encode(family, tmp_path / 'c', pairs=PAIRS[:5]).key
+
+
+def test_without_a_folder_the_settings_name_it(family, tmp_path, monkeypatch):
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    a, b = (
+        encode(family, None, pairs_key='k'),
+        encode(family, None, config=replace(CONFIG, seed=1), pairs_key='k'),
+    )
+    assert (
+        a.folder != b.folder and a.folder.parent == b.folder.parent == tmp_path / 'runs' / 'encode'
+    )
+
+
+def test_latents_that_are_not_finite_are_not_kept(folder, tmp_path):
+    family = load_family(folder, device='cpu')
+    original = family.encode_images
+    family.encode_images = lambda images: original(images).index_fill(
+        0, torch.tensor([1]), float('inf')
+    )
+    with pytest.raises(InputError, match=f'pair {PAIRS[0].pair_id}.* not finite'):
+        encode(family, tmp_path / 'e')
+    assert not list((tmp_path / 'e').glob('moments*'))
+
+
+def test_a_second_process_and_no_pairs_are_refused(family, tmp_path):
+    with locked(tmp_path / 'e'), pytest.raises(InputError, match='in use by process'):
+        encode(family, tmp_path / 'e')
+    with pytest.raises(InputError, match='no pairs to encode'):
+        encode(family, tmp_path / 'f', pairs=[])

@@ -1,0 +1,164 @@
+"""Scales and shared artefacts: made once, found again, made anew when something they depend on
+changes."""
+
+from dataclasses import replace
+
+import pytest
+
+from balanceddpo.core.files import InputError
+from balanceddpo.paper import experiments
+from balanceddpo.voting.labels import LabelConfig
+
+TINY = replace(experiments.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
+
+
+def test_the_published_scales_ask_for_paths():
+    with pytest.raises(InputError, match='model and pairs and prompts'):
+        experiments.scale_of('sd15')
+    with pytest.raises(InputError, match="no scale 'sd3'"):
+        experiments.scale_of('sd3', model='x')
+    scale = experiments.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
+    assert (
+        scale.prompts == (('pickapic', 'a.txt'),)
+        and scale.images_per_prompt == 5
+        and scale.steps == 50
+    )
+
+
+def test_the_second_base_model_is_icons_xl_or_the_one_given():
+    assert experiments.sdxl_scale_of('smoke') == replace(experiments.SMOKE, model='icons-xl')
+    assert experiments.sdxl_scale_of(
+        'sdxl', model='m', pairs='p', prompts={'a': 'b'}
+    ) == experiments.scale_of('sdxl', model='m', pairs='p', prompts={'a': 'b'})
+    with pytest.raises(InputError, match="use scale 'sdxl'"):
+        experiments.sdxl_scale_of('sd15', model='m', pairs='p', prompts={'a': 'b'})
+    with pytest.raises(InputError, match='needs model and pairs and prompts'):
+        experiments.sdxl_scale_of('sdxl')
+
+
+def test_diffusion_dpo_keeps_its_reference_whatever_the_scale_says():
+    assert experiments.training_settings(TINY, 'diffusion_dpo').refresh_every == 0
+    assert experiments.training_settings(TINY, 'balanced_dpo').refresh_every == 2
+
+
+def test_a_model_is_trained_once_and_anew_with_other_labels(tmp_path):
+    first = experiments.align(TINY, 'a', 'diffusion_dpo', LabelConfig('human'))
+    again = experiments.align(TINY, 'b', 'diffusion_dpo', LabelConfig('human'))
+    other = experiments.align(TINY, 'c', 'diffusion_dpo', LabelConfig('majority'))
+    assert first.folder == again.folder != other.folder
+
+
+def test_images_and_scores_are_shared_by_name_of_model_not_made_again():
+    base = experiments.base_model(TINY)
+    store = experiments.draw(TINY, base, 'icons:pickapic')
+    stamps = [f.stat().st_mtime_ns for f in sorted(store.folder.rglob('*.png'))]
+    scores = experiments.score_models(
+        TINY, [base, replace(base, name='same')], (('pickapic', 'icons:pickapic'),)
+    )
+    assert stamps == [f.stat().st_mtime_ns for f in sorted(store.folder.rglob('*.png'))]
+    columns = [*experiments.scorer_names(TINY), *TINY.checks]
+    a, b = (scores[scores.model == m][columns].to_numpy() for m in ('base', 'same'))
+    assert (a == b).all() and len(a) == 2
+
+
+def test_a_lora_is_merged_into_the_weights_it_adapts():
+    "Against the published form of the file: W + B A (alpha equals the rank, so the scale is 1)."
+    import torch
+    from safetensors.torch import load_file
+
+    model = experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2)
+    base, merged, lora = (
+        experiments.merged_weights(experiments.base_model(TINY)),
+        experiments.merged_weights(model),
+        load_file(model.lora),
+    )
+    ups = {n: n.replace('.down.', '.up.') for n in lora if '.lora.down.' in n}
+    change = {
+        n.removeprefix('unet.').replace('.lora.down.weight', '.weight'): lora[up] @ lora[n]
+        for n, up in ups.items()
+    }
+    assert change and change.keys() < base.keys() == merged.keys()
+    for name, p in base.items():
+        assert torch.allclose(merged[name], p + change.get(name, torch.zeros(())), atol=1e-5), name
+    size = sum(p.double().square().sum() for p in base.values()).sqrt()
+    moved = sum(c.double().square().sum() for c in change.values()).sqrt()
+    assert (
+        0
+        < experiments.distance_from_base(TINY, model)
+        == pytest.approx(float(moved / size), rel=1e-3)
+    )
+    run = experiments.run_folder(model)
+    stamp = (run / 'metrics.jsonl').stat().st_mtime_ns
+    # a finished run keeps its model and its log, and is found again
+    assert not list((run / 'checkpoints').glob('step-*'))
+    assert (
+        experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2) == model
+        and (run / 'metrics.jsonl').stat().st_mtime_ns == stamp
+    )
+    log = experiments.training_log(model)
+    assert log.step.tolist() == [1, 2, 3, 4] and log.refreshed.tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
+    scale = experiments.scale_of('smoke', prompts={'mine': str(tmp_path / 'a.txt')})
+    assert (
+        scale.prompts == (('mine', str(tmp_path / 'a.txt')),)
+        and scale.prompts[:1] == scale.prompts
+        and hash(scale)
+    )
+
+
+def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_path):
+    import shutil
+
+    from balanceddpo.core import files as store
+    from balanceddpo.icon_world import world as icons
+    from balanceddpo.scoring import scorers
+
+    keys = lambda: [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]
+    before = keys()
+    assert keys() == before
+    other = shutil.copytree(store.asset('recogniser'), tmp_path / 'recogniser')
+    (other / 'more.txt').write_text('x')
+    real = store.asset
+    monkeypatch.setattr(
+        icons, 'asset', lambda *parts: other if parts == ('recogniser',) else real(*parts)
+    )
+    assert not set(keys()) & set(before)
+    monkeypatch.undo()
+    assert keys() == before
+    monkeypatch.setattr(icons, 'CHECKS', 2)
+    assert not set(keys()) & set(before)
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives_in_the_same_order():
+    jobs = [dict(scale=experiments.ICONS, steps=k) for k in (50, 0, 7, 100)]
+    assert (
+        experiments.side_by_side(experiments.steps_of, jobs, 2)
+        == experiments.side_by_side(experiments.steps_of, jobs)
+        == [50, 0, 7, 100]
+    )
+    assert experiments.side_by_side(experiments.steps_of, [], 2) == []
+
+
+def test_an_error_side_by_side_is_the_error():
+    jobs = [dict(scale=TINY, name=n) for n in ('hpd', 'nowhere', 'pickapic')]
+    for workers in (1, 2):
+        with pytest.raises(InputError, match="has no prompt set 'nowhere'"):
+            experiments.side_by_side(experiments.only_set, jobs, workers)
+
+
+def test_a_scale_says_on_which_device_its_models_are_trained():
+    assert (
+        experiments.training_settings(replace(TINY, device='cuda'), 'dpo').device == 'cuda'
+        and experiments.training_settings(TINY, 'dpo').device == 'cpu'
+    )
+    assert (
+        experiments.training_settings(replace(TINY, train=(('device', 'mps'),)), 'dpo').device
+        == 'mps'
+    )

@@ -1,0 +1,393 @@
+"""What the repository promises about itself: one configuration, notebooks that are the source,
+light imports, declared needs."""
+
+import ast
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import balanceddpo
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(
+    p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts
+)
+REPRO = [p for p in NOTEBOOKS if p.is_relative_to(ROOT / 'nbs/repro')]
+SOURCES = [p for p in NOTEBOOKS if p not in REPRO]
+MODULES = sorted(
+    '.'.join(p.relative_to(ROOT / 'balanceddpo').with_suffix('').parts)
+    for p in (ROOT / 'balanceddpo').rglob('*.py')
+    if p.stem not in ('__init__', '_modidx')
+)
+# The way of the data; a room imports from those before it.
+ROOMS = (
+    'core data scoring voting losses models training recipes evaluation figures icon_world paper cli'
+).split()
+HEAVY = {
+    'torch',
+    'torchvision',
+    'diffusers',
+    'transformers',
+    'accelerate',
+    'peft',
+    'datasets',
+    'open_clip',
+    'timm',
+    'pandas',
+    'pyarrow',
+    'numpy',
+    'PIL',
+    'matplotlib',
+    'seaborn',
+    'scipy',
+    'tyro',
+    'papermill',
+    'nbformat',
+    'tensorboard',
+}
+
+
+def named(paths):
+    return pytest.mark.parametrize(
+        'path', paths, ids=lambda p: p.relative_to(ROOT / 'nbs').as_posix()
+    )
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+
+def source(cell):
+    return ''.join(cell['source'])
+
+
+def code_cells(path):
+    return [c for c in cells(path) if c['cell_type'] == 'code']
+
+
+def directives(cell):
+    return {m.split()[0].rstrip(':') for m in re.findall(r'^#\|\s*(\S.*)$', source(cell), re.M)}
+
+
+@pytest.fixture(scope='module')
+def project():
+    return tomllib.loads((ROOT / 'pyproject.toml').read_text())
+
+
+@pytest.fixture(scope='module')
+def settings():
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / 'settings.ini')
+    return parser['DEFAULT']
+
+
+# one configuration
+
+
+def test_settings_ini_agrees_with_pyproject(project, settings):
+    p, nbdev = project['project'], project['tool']['nbdev']
+    assert settings['lib_name'] == settings['repo'] == p['name'] == 'balanceddpo'
+    assert settings['version'] == balanceddpo.__version__
+    assert settings['description'] == p['description']
+    assert settings['min_python'] == p['requires-python'].removeprefix('>=')
+    assert (
+        (settings['lib_path'], settings['nbs_path'])
+        == (nbdev['lib_path'], nbdev['nbs_path'])
+        == ('balanceddpo', 'nbs')
+    )
+    assert settings['requirements'].split() == p['dependencies']
+    assert settings['console_scripts'] == 'balanceddpo=' + p['scripts']['balanceddpo']
+    assert settings['author'] == p['authors'][0]['name']
+
+
+def test_both_nbdevs_keep_the_parameters_tag(project, settings):
+    # a list: nbdev 3 does not take a string
+    assert project['tool']['nbdev']['allowed_cell_metadata_keys'] == ['tags']
+    assert settings['allowed_cell_metadata_keys'] == 'tags'
+    assert (
+        settings['update_pyproject'] == 'False'
+        and settings['doc_host'] == ''
+        and 'Documentation' not in project['project'].get('urls', {})
+    )
+
+
+def test_citation_agrees(project):
+    import yaml
+
+    cff = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert (
+        cff['version'] == balanceddpo.__version__
+        and cff['license'] == project['project']['license']
+        and cff['title'] == project['project']['name']
+    )
+    assert cff['references'][0]['identifiers'][0]['value'] == 'arXiv:2503.12575'
+
+
+def test_constraints_satisfy_the_declared_needs(project):
+    pins = {
+        canonicalize_name(r.name): r
+        for r in map(
+            Requirement, re.findall(r'^[^#\s]\S*', (ROOT / 'constraints.txt').read_text(), re.M)
+        )
+    }
+    extras = project['project']['optional-dependencies']
+    for need in map(
+        Requirement,
+        project['project']['dependencies'] + extras['repro'] + extras['dev'] + extras['hpsv2'],
+    ):
+        if need.name == 'balanceddpo':
+            continue
+        pin = pins.get(canonicalize_name(need.name))
+        assert pin, f'{need.name} is not in constraints.txt'
+        version = next(iter(pin.specifier)).version
+        assert need.specifier.contains(version), (
+            f'constraints.txt pins {pin}, pyproject.toml asks for {need}'
+        )
+
+
+# notebooks are the source
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A copy of the notebooks and the configuration, exported into an empty package and cleaned."
+    copy = tmp_path_factory.mktemp('copy')
+    shutil.copytree(
+        ROOT / 'nbs',
+        copy / 'nbs',
+        ignore=shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__'),
+    )
+    (copy / 'balanceddpo').mkdir()
+    for name in ('pyproject.toml', 'settings.ini', 'README.md', 'balanceddpo/__init__.py'):
+        shutil.copy(ROOT / name, copy / name)
+    # under IN_TEST nbdev exports nothing
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    code = (
+        'from nbdev.export import *; from nbdev.doclinks import nbdev_export; from nbdev.clean'
+        ' import nbdev_clean; nbdev_export(); nbdev_clean()'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=copy, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return copy
+
+
+def test_export_and_clean_leave_no_difference_in_the_package(exported):
+    ours, theirs = (
+        {
+            p.relative_to(root).as_posix(): p.read_text()
+            for p in (root / 'balanceddpo').rglob('*.py')
+        }
+        for root in (ROOT, exported)
+    )
+    assert ours.keys() == theirs.keys(), (
+        'a module without a notebook, or a notebook that was not exported'
+    )
+    assert [n for n in ours if ours[n] != theirs[n]] == [], (
+        'run nbdev-export: these modules are not what the notebooks say'
+    )
+
+
+def test_export_and_clean_leave_no_difference_in_the_notebooks(exported):
+    assert [
+        str(p.relative_to(ROOT))
+        for p in NOTEBOOKS
+        if p.read_text() != (exported / p.relative_to(ROOT)).read_text()
+    ] == [], 'run nbdev-clean'
+
+
+def test_clean_keeps_the_parameters_tag(exported):
+    cell = {
+        'cell_type': 'code',
+        'execution_count': 3,
+        'id': 'abcd1234',
+        'metadata': {'tags': ['parameters'], 'scrolled': True},
+        'outputs': [],
+        'source': ['n = 1'],
+    }
+    notebook = exported / 'nbs/tagged.ipynb'
+    notebook.write_text(
+        json.dumps({'cells': [cell], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5})
+    )
+    code = 'from nbdev.clean import nbdev_clean; nbdev_clean("nbs/tagged.ipynb")'
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=exported, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        cells(notebook)[0]['metadata'] == {'tags': ['parameters']}
+        and cells(notebook)[0]['execution_count'] is None
+    )
+    notebook.unlink()
+
+
+@named(NOTEBOOKS)
+def test_no_error_is_committed(path):
+    wrong = [
+        c['id'] for c in code_cells(path) if any(o['output_type'] == 'error' for o in c['outputs'])
+    ]
+    assert not wrong, f'cells with an error in their output: {wrong}'
+
+
+@named(NOTEBOOKS)
+def test_no_place_on_a_machine_is_committed(path):
+    assert not re.findall(r'/(?:root|home|work|Users)/[\w.-]+', path.read_text())
+
+
+@named(SOURCES)
+def test_exported_cells_are_short(path):
+    lengths = {
+        c['id']: sum(
+            1 for line in source(c).splitlines() if line.strip() and not line.startswith('#|')
+        )
+        for c in code_cells(path)
+        if {'export', 'exporti', 'exports'} & directives(c)
+    }
+    assert {i: n for i, n in lengths.items() if n > 40} == {}
+
+
+@named(SOURCES)
+def test_a_source_notebook_opens_with_its_title(path):
+    first = cells(path)[0]
+    assert first['cell_type'] == 'markdown' and re.match(r'# \S.*\n+> \S', source(first))
+
+
+@named(REPRO or [ROOT / 'nbs/repro'])
+def test_a_repro_notebook_has_one_parameters_cell_and_exports_nothing(path):
+    if path.is_dir():
+        pytest.fail('nbs/repro holds no notebook')
+    assert sum('parameters' in c['metadata'].get('tags', []) for c in code_cells(path)) == 1
+    assert not any({'export', 'default_exp'} & directives(c) for c in code_cells(path))
+
+
+def file_of(module):
+    return ROOT / 'balanceddpo' / (module.replace('.', '/') + '.py')
+
+
+def own_imports(module):
+    "The modules of this package that a module imports, at its top or inside a function."
+    found, package = set(), ['balanceddpo', *module.split('.')[:-1]]
+    for node in ast.walk(ast.parse(file_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else []
+            source = '.'.join([*up, *filter(None, [node.module])])
+            found |= {source, *(f'{source}.{a.name}' for a in node.names)}
+    return {m.removeprefix('balanceddpo.') for m in found} & set(MODULES)
+
+
+def place(module):
+    "Where a module stands: its room, and its notebook's number in it."
+    room, _, name = module.rpartition('.')
+    number = [p.name for p in (ROOT / 'nbs' / room).glob('*.ipynb') if p.stem[3:] == name]
+    return ROOMS.index(room or module), number
+
+
+def test_every_module_has_a_notebook_in_the_same_room():
+    exported = {
+        m[1]
+        for path in SOURCES
+        for c in code_cells(path)
+        if (m := re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M))
+    }
+    assert exported == set(MODULES)
+    for path in SOURCES:
+        if path.parent != ROOT / 'nbs':
+            name = re.match(r'\d\d_(\w+)$', path.stem)[1]
+            assert f'{path.parent.name}.{name}' in exported
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_go_one_way(module):
+    for wanted in own_imports(module) - {module}:
+        assert place(wanted) < place(module), f'{module} imports {wanted}, which comes after it'
+
+
+# light imports
+
+
+def test_importing_the_package_and_its_modules_imports_nothing_heavy():
+    code = f"""
+import importlib, sys
+heavy = {sorted(HEAVY)!r}; seen = set()
+for name in ['balanceddpo', *('balanceddpo.' + m for m in {MODULES!r})]:
+    importlib.import_module(name)
+    new = {{h for h in heavy if h in sys.modules}} - seen; seen |= new
+    if new: print(name, 'imports', *sorted(new))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ''
+
+
+# declared needs
+
+
+def third_party(tree):
+    "Top-level names of what a module imports, apart from the standard library and this package."
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split('.')[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split('.')[0])
+    return names - set(sys.stdlib_module_names) - {'balanceddpo'}
+
+
+@cache
+# reads the metadata of all that is installed: once is enough
+def owners_of_imports():
+    return packages_distributions()
+
+
+def undeclared(names, project, *extras):
+    needs = project['project']['dependencies'] + [
+        r for e in extras for r in project['project']['optional-dependencies'][e]
+    ]
+    declared = {canonicalize_name(Requirement(r).name) for r in needs}
+    owners = owners_of_imports()
+    return {n for n in names if not {canonicalize_name(d) for d in owners.get(n, [n])} & declared}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_import_of_the_package_is_declared(name, project):
+    tree = ast.parse(file_of(name).read_text())
+    assert undeclared(third_party(tree), project, 'hpsv2', 'repro') == set()
+    top = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
+    assert undeclared(third_party(top), project) == set(), (
+        'imported with the module, so the base install must have it'
+    )
+
+
+@named(REPRO or [ROOT / 'nbs/repro'])
+def test_every_import_of_a_repro_notebook_is_declared(path, project):
+    if path.is_dir():
+        pytest.fail('nbs/repro holds no notebook')
+    code = '\n'.join(re.sub(r'^\s*[%!].*$', '', source(c), flags=re.M) for c in code_cells(path))
+    assert undeclared(third_party(ast.parse(code)), project, 'repro') == set()
+
+
+def test_every_import_of_the_tests_is_declared(project):
+    # a folder of this repository
+    mine = {p.stem for p in (ROOT / 'tests').rglob('*.py')} | {'benchmarks'}
+    for path in (ROOT / 'tests').rglob('*.py'):
+        assert (
+            undeclared(
+                third_party(ast.parse(path.read_text())) - mine, project, 'dev', 'repro', 'hpsv2'
+            )
+            == set()
+        ), path.name

@@ -1,0 +1,137 @@
+"""The wheel, not the editable install: built from a copy, installed away from the repository, and
+used from another folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / 'balanceddpo'
+
+
+def run(*args, cwd, **env):
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(PACKAGE, copy / 'balanceddpo', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(
+        ROOT / 'nbs/repro', copy / 'nbs/repro', ignore=shutil.ignore_patterns('.ipynb_checkpoints')
+    )
+    run('-m', 'build', '--wheel', '--no-isolation', '--outdir', out, copy, cwd=copy)
+    return next(out.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    "A folder that holds the wheel's content; on PYTHONPATH it comes before the editable install."
+    target = tmp_path_factory.mktemp('installed')
+    run(
+        '-m',
+        'pip',
+        'install',
+        '--quiet',
+        '--no-deps',
+        '--no-index',
+        '--no-compile',
+        '--target',
+        target,
+        wheel,
+        cwd=target,
+    )
+    return target
+
+
+def content(root):
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in root.rglob('*')
+        if p.is_file() and '__pycache__' not in p.parts
+    }
+
+
+def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel, installed):
+    notebooks = {
+        f'repro/{name}': sha
+        for name, sha in content(ROOT / 'nbs/repro').items()
+        if name.endswith('.ipynb') and '.ipynb_checkpoints' not in name
+    }
+    assert notebooks and content(installed / 'balanceddpo') == content(PACKAGE) | notebooks
+    top = {name.split('/')[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert top == {'balanceddpo', f'{wheel.name.split("-py3")[0]}.dist-info'}
+
+
+def test_the_wheel_carries_the_licences(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert sum(n.endswith(('licenses/LICENSE', 'licenses/NOTICE')) for n in names) == 2
+
+
+def test_every_module_imports_away_from_the_repository(installed, tmp_path):
+    code = """
+import importlib, json, pkgutil, balanceddpo
+names = [m.name for m in pkgutil.walk_packages(balanceddpo.__path__, 'balanceddpo.')]
+for n in names: importlib.import_module(n)
+print(json.dumps([balanceddpo.__file__, names]))
+"""
+    file, names = json.loads(run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed)))
+    assert Path(file).is_relative_to(installed)
+    modules = {p.relative_to(PACKAGE.parent).with_suffix('') for p in PACKAGE.rglob('*.py')}
+    modules = {m.parent if m.name == '__init__' else m for m in modules}
+    assert set(names) == {'.'.join(m.parts) for m in modules} - {'balanceddpo'}
+
+
+def test_the_command_is_there(wheel, installed, tmp_path):
+    points = next(installed.glob('*.dist-info')) / 'entry_points.txt'
+    assert 'balanceddpo = balanceddpo.cli:main' in points.read_text()
+    code = (
+        'import sys; from balanceddpo.cli import main; sys.argv = ["balanceddpo", "--help"];'
+        ' sys.exit(main())'
+    )
+    assert 'reproduce' in run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):
+    assets = sorted(
+        p.relative_to(PACKAGE / 'assets') for p in (PACKAGE / 'assets').rglob('*') if p.is_file()
+    )
+    assert assets, 'the package ships no assets'
+    code = (
+        'import sys; from balanceddpo.core.files import asset, file_digest; p = asset(sys.argv[1]);'
+        ' print(p, file_digest(p), sep="\\n")'
+    )
+    path, sha = run('-c', code, assets[0], cwd=tmp_path, PYTHONPATH=str(installed)).split()
+    assert (
+        Path(path).is_relative_to(installed)
+        and sha == hashlib.sha256((PACKAGE / 'assets' / assets[0]).read_bytes()).hexdigest()
+    )
+
+
+def test_the_assets_stay_small():
+    sizes = {p: p.stat().st_size for p in (PACKAGE / 'assets').rglob('*') if p.is_file()}
+    # all weights
+    assert sum(size for p, size in sizes.items() if p.suffix == '.safetensors') <= 75e6
+    assert sum(sizes.values()) <= 80e6  # and drawings, pairs, prompts
+
+
+def test_no_asset_names_the_place_where_it_was_made():
+    for p in (PACKAGE / 'assets').rglob('*.json'):
+        assert '_name_or_path' not in p.read_text(), p

@@ -1,0 +1,270 @@
+"""Tables of scores: the same bytes for every number of workers and after every kind of
+interruption; never mixed, never stale."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from balanceddpo.core.files import InputError
+from balanceddpo.data.pairs import make_pair
+from balanceddpo.scoring.encoders import write_random_clip
+from balanceddpo.scoring.scorers import FunctionScorer, load_scorers
+from balanceddpo.scoring.tables import read_scores, score_pairs, score_shard
+
+
+def png(*colour):
+    out = io.BytesIO()
+    Image.new('RGB', (4, 4), colour).save(out, 'PNG')
+    return out.getvalue()
+
+
+def make_pairs(n):
+    return [
+        make_pair(
+            f'prompt {i % 7}',
+            (png(i % 256, 3, 9), png(9, 3, i % 256)),
+            (1.0, 0.0, 0.5, None)[i % 4],
+        )
+        for i in range(n)
+    ]
+
+
+def red(images, prompts):
+    return [im.getpixel((0, 0))[0] / 255 + len(p) for im, p in zip(images, prompts)]
+
+
+RED = [FunctionScorer('red', 'key of red', red)]
+PAIRS = make_pairs(101)
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.glob('*.parquet'))}
+
+
+@pytest.mark.parametrize('n', [97, 99, 100, 101])
+@pytest.mark.parametrize('workers', [1, 2, 3, 4])
+def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
+    one, many = tmp_path / 'one', tmp_path / 'many'
+    score_pairs(PAIRS[:n], RED, one, shard_size=10, progress=False)
+    for worker in reversed(range(workers)):
+        score_pairs(
+            iter(PAIRS[:n]),
+            RED,
+            many,
+            shard_size=10,
+            progress=False,
+            worker=worker,
+            workers=workers,
+        )
+    assert (
+        files(one) == files(many)
+        and (one / 'manifest.json').read_bytes() == (many / 'manifest.json').read_bytes()
+    )
+    table = read_scores(many)
+    assert (
+        table.pair_id.tolist() == [p.pair_id for p in PAIRS[:n] for _ in (0, 1)]
+        and table.slot.tolist() == [0, 1] * n
+    )
+    assert table.red.tolist() == [
+        np.float32((c / 255) + len(p.caption)) for i, p in enumerate(PAIRS[:n]) for c in (i, 9)
+    ]
+    assert table.label_0.isna().sum() == 2 * sum(p.label_0 is None for p in PAIRS[:n])
+
+
+def test_shards_of_real_towers_are_the_same_bytes_after_a_restart(tmp_path):
+    """Batches and memories end with a shard, so a number does not depend on what was scored before
+    it."""
+    specs = [
+        f'clip={write_random_clip(tmp_path / "clip", words=["prompt"])}',
+        f'hps={write_random_clip(tmp_path / "hps", "open_clip")}',
+    ]
+    once, twice = tmp_path / 'once', tmp_path / 'twice'
+    score_pairs(PAIRS[:23], load_scorers(specs, device='cpu'), once, 8, progress=False)
+    score_pairs(PAIRS[:9], load_scorers(specs, device='cpu'), twice, 8, progress=False)
+    score_pairs(
+        PAIRS[:23], load_scorers(specs[:1] + specs[1:], device='cpu'), twice, 8, progress=False
+    )
+    assert files(once) == files(twice) and read_scores(once)[['clip', 'hps']].nunique().min() > 40
+
+
+SLOW = """
+import sys, time; sys.path.insert(0, {tests!r})
+import test_tables as t
+def slow(images, prompts): time.sleep(.05 * len(images)); return t.red(images, prompts)
+red = t.FunctionScorer('red', 'key of red', slow)
+t.score_pairs(t.PAIRS, [red], {out!r}, 10, progress=False, batch_size=4)
+"""
+
+
+def test_killed_and_started_again(tmp_path):
+    out, whole = tmp_path / 'out', tmp_path / 'whole'
+    process = subprocess.Popen(
+        [sys.executable, '-c', SLOW.format(tests=os.path.dirname(__file__), out=str(out))]
+    )
+    until = time.monotonic() + 120
+    while (
+        len(files(out) if out.exists() else ()) < 2
+        and time.monotonic() < until
+        and process.poll() is None
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = files(out)
+    assert 2 <= len(kept) < 11 and not (out / 'manifest.json').exists()
+    with pytest.raises(InputError, match='no finished scores'):
+        read_scores(out)
+    score_pairs(PAIRS, RED, out, 10, progress=False)
+    score_pairs(PAIRS, RED, whole, 10, progress=False)
+    assert files(out) == files(whole) and kept.items() <= files(out).items()
+    assert [p.name for p in out.iterdir() if 'tmp' in p.name] == []
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda p: p.write_bytes(p.read_bytes()[: len(p.read_bytes()) // 2]),
+        lambda p: p.write_bytes(b''),
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(
+            bytes(b ^ 1 if i == 60 else b for i, b in enumerate(p.read_bytes()))
+        ),
+    ],
+    ids=['cut', 'empty', 'missing', 'bit'],
+)
+def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
+    score_pairs(PAIRS[:35], RED, tmp_path / 't', 10, progress=False)
+    good = files(tmp_path / 't')
+    damage(tmp_path / 't' / 'scores-00002.parquet')
+    with pytest.raises(InputError):
+        read_scores(tmp_path / 't')
+    seen = []
+
+    def watched(images, prompts):
+        seen.extend(prompts)
+        return red(images, prompts)
+
+    score_pairs(
+        PAIRS[:35],
+        [FunctionScorer('red', 'key of red', watched)],
+        tmp_path / 't',
+        10,
+        progress=False,
+    )
+    assert files(tmp_path / 't') == good and len(seen) == 20
+    read_scores(tmp_path / 't')
+
+
+def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
+    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False, key='k')
+    good = files(out)
+    path = out / 'scores-00001.parquet'
+    path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
+    with pytest.raises(InputError):
+        read_scores(out)
+    assert (
+        len(read_scores(score_pairs(PAIRS[:25], RED, out, 10, progress=False, key='k'))) == 50
+        and files(out) == good
+    )
+
+
+def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
+    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False)
+    for scorers, options, says in (
+        ([FunctionScorer('red', 'other weights', red)], {}, 'scorers.red'),
+        ([FunctionScorer('blue', 'key of red', red)], {}, 'columns'),
+        (RED, {'shard_size': 5}, 'shard_size'),
+    ):
+        with pytest.raises(InputError, match=says):
+            score_pairs(
+                PAIRS[:25], scorers, out, **{'shard_size': 10, 'progress': False, **options}
+            )
+    for pairs in (PAIRS[1:26], PAIRS[:15], PAIRS[:20], PAIRS[:9], []):
+        with pytest.raises(InputError, match='other pairs|more than these'):
+            score_pairs(pairs, RED, out, 10, progress=False)
+    with pytest.raises(InputError, match='worker must be'):
+        score_pairs(PAIRS, RED, tmp_path / 'w', worker=2, workers=2)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('not yours')
+    with pytest.raises(InputError, match='not ours'):
+        score_pairs(PAIRS, RED, tmp_path / 'mine', 10, progress=False)
+
+
+def test_a_grown_set_keeps_what_is_there(tmp_path):
+    score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False)
+    first = files(tmp_path / 't')
+    score_pairs(PAIRS[:45], RED, tmp_path / 't', 10, progress=False)
+    assert len(read_scores(tmp_path / 't')) == 90 and [
+        n for n, b in files(tmp_path / 't').items() if first.get(n) == b
+    ] == ['scores-00000.parquet', 'scores-00001.parquet']
+
+
+def test_a_finished_table_under_a_key_is_not_read_again(tmp_path):
+    def never():
+        raise AssertionError('the pairs were read')
+        yield
+
+    out = score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key='five')
+    assert score_pairs(never(), RED, tmp_path / 't', progress=False, key='five') == out
+    with pytest.raises(InputError, match='pairs'):
+        score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key='six')
+
+
+def test_one_shard_at_a_time_is_in_memory(tmp_path):
+    "The stream is never ahead of the scoring by more than a shard."
+    drawn, scored, most = 0, 0, 0
+
+    def stream():
+        nonlocal drawn, most
+        for pair in PAIRS[:60]:
+            drawn += 1
+            most = max(most, drawn - scored // 2)
+            yield pair
+
+    def count(images, prompts):
+        nonlocal scored
+        scored += len(images)
+        return [0.0] * len(images)
+
+    score_pairs(
+        stream(), [FunctionScorer('n', 'k', count)], tmp_path / 't', shard_size=10, progress=False
+    )
+    assert drawn == 60 and most <= 10
+
+
+def test_a_scorer_without_an_opinion_leaves_nan(tmp_path):
+    unsure = FunctionScorer(
+        'unsure', 'k', lambda images, prompts: [float('nan'), float('inf')] * (len(images) // 2)
+    )
+    table = read_scores(score_pairs(PAIRS[:3], [*RED, unsure], tmp_path / 't', progress=False))
+    assert (
+        table.unsure[::2].isna().all()
+        and (table.unsure[1::2] == float('inf')).all()
+        and table.red.notna().all()
+    )
+    assert table.dtypes[['red', 'unsure']].tolist() == [np.float32] * 2
+
+
+def test_two_at_once_are_told(tmp_path):
+    def second(images, prompts):
+        with pytest.raises(InputError, match='in use by process'):
+            score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False)
+        return red(images, prompts)
+
+    score_pairs(
+        PAIRS[:5], [FunctionScorer('red', 'key of red', second)], tmp_path / 't', progress=False
+    )
+
+
+def test_a_table_of_ones_own(tmp_path):
+    frame = score_shard(PAIRS[:3], RED).to_pandas()
+    frame.to_parquet(tmp_path / 'own.parquet')
+    pd.testing.assert_frame_equal(read_scores(tmp_path / 'own.parquet'), frame)

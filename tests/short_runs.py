@@ -1,0 +1,132 @@
+"""Inputs of short training runs, and the runs, for several tests."""
+
+import io
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from balanceddpo.data.pairs import make_pair
+from balanceddpo.models.encoding import EncodeConfig, EncodedPairs, encode_pairs
+from balanceddpo.models.families import load_family
+from balanceddpo.training.loop import TrainConfig, start, train
+from balanceddpo.voting.labels import LabelConfig, label_pairs, read_labels, write_labels
+from tiny_models import tiny_folder
+
+LN2 = torch.tensor(math.log(2)).item()  # as fp32 holds it
+SIZE, N = 32, 10
+
+
+def picture(i):
+    small = np.random.default_rng(i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def score_rows(pair_ids, seed=0):
+    """A table of scores of four scorers, as `score_pairs` writes it: three agree, the fourth does
+    not always; the third pair is tied, the fourth not scored."""
+    import pandas as pd
+
+    draw = np.random.default_rng(seed)
+    scores = draw.random((len(pair_ids), 2, 4), dtype=np.float32)
+    scores[:, 0, :3] += draw.choice([-2, 2], (len(pair_ids), 1))
+    scores[2] = [[1, 1, 0, 0], [0, 0, 1, 1]]
+    scores[3] = np.nan
+    rows = [(p, slot, 1.0) for p in pair_ids for slot in (0, 1)]
+    return pd.DataFrame(rows, columns=['pair_id', 'slot', 'label_0']).join(
+        pd.DataFrame(scores.reshape(-1, 4), columns=['hps', 'clip', 'pickscore', 'aesthetic'])
+    )
+
+
+def inputs_maker(root):
+    "kind -> a tiny pipeline folder, its encoded pairs and their labels, in `root`; made once."
+    cache = {}
+
+    def make(kind='sd15'):
+        if kind not in cache:
+            base = tiny_folder(root / kind, kind)
+            pairs = [
+                make_pair(
+                    ('a red cat', 'a dog', 'two dogs')[i % 3],
+                    (picture(2 * i), picture(2 * i + 1)),
+                    1.0,
+                )
+                for i in range(N + 2)
+            ]
+            encoded = encode_pairs(
+                pairs,
+                load_family(base, device='cpu'),
+                EncodeConfig(model=str(base), resolution=SIZE, storage='fp32'),
+                root / f'{kind}-encoded',
+                progress=False,
+            )
+            write_labels(
+                root / f'{kind}-labels.parquet',
+                label_pairs(score_rows(encoded.pair_ids)),
+                LabelConfig(),
+            )
+            cache[kind] = base, root / f'{kind}-encoded', root / f'{kind}-labels.parquet'
+        base, folder, file = cache[kind]
+        labels, label_config = read_labels(file)
+        return SimpleNamespace(
+            base=base,
+            folder=folder,
+            file=file,
+            encoded=EncodedPairs.open(folder),
+            labels=labels,
+            label_config=label_config,
+        )
+
+    return make
+
+
+def settings(inputs, **changes):
+    return TrainConfig(
+        **dict(
+            model=str(inputs.base),
+            resolution=SIZE,
+            max_steps=12,
+            batch_size=4,
+            micro_batch_size=2,
+            learning_rate=1e-3,
+            beta=500.0,
+            device='cpu',
+            tracker='none',
+            lora_rank=4,
+            checkpoint_every=100,
+        )
+        | changes
+    )
+
+
+def go(inputs, out, family=None, resume=True, **changes):
+    return train(
+        settings(inputs, **changes),
+        inputs.encoded,
+        inputs.labels,
+        inputs.label_config,
+        out,
+        family=family,
+        resume=resume,
+        progress=False,
+    )
+
+
+def begin(inputs, out, **changes):
+    "A run before its first step."
+    return start(
+        settings(inputs, **changes), inputs.encoded, inputs.labels, inputs.label_config, out
+    )
+
+
+def metrics(out, drop=('seconds',)):
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in drop}
+        for line in (Path(out) / 'metrics.jsonl').read_text().splitlines()
+    ]
