@@ -130,11 +130,12 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
     said = run(
         *label_words(world, '--scorers', *scorer_texts(world), '--out', work / 'labels.parquet')
     )
-    assert '8 rows, 8 pairs kept' in said and 'agreement' in said
+    assert '8 rows, 8 pairs kept' in said
+    assert 'agreement' in said
     labels, config = read_labels(work / 'labels.parquet')
-    assert (
-        len(labels) == 8 and config.scorers == KINDS and {f'vote_{k}' for k in KINDS} < set(labels)
-    )
+    assert len(labels) == 8
+    assert config.scorers == KINDS
+    assert {f'vote_{k}' for k in KINDS} < set(labels)
 
     said = run(
         'encode',
@@ -148,9 +149,8 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
         '--out',
         work / 'encoded',
     )
-    assert '8 pairs, 3 captions at 32 pixels' in said and EncodedPairs.open(
-        work / 'encoded'
-    ).pair_ids == list(labels.pair_id)
+    assert '8 pairs, 3 captions at 32 pixels' in said
+    assert EncodedPairs.open(work / 'encoded').pair_ids == list(labels.pair_id)
 
     train = [
         'train',
@@ -184,14 +184,13 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
     ]
     said = run(*contest, '--out', work / 'results')
     rates = pd.read_csv(work / 'results/comparisons.csv')
-    assert (
-        list(rates.scorer) == list(KINDS)
-        and set(rates.model_a) == {'ours'}
-        and set(rates.model_b) == {'base'}
-        and (rates.n == 2).all()
-        and set(rates.prompt_set) == {'prompts'}
-    )
-    assert (rates.low <= rates.win_rate).all() and (rates.win_rate <= rates.high).all()
+    assert list(rates.scorer) == list(KINDS)
+    assert set(rates.model_a) == {'ours'}
+    assert set(rates.model_b) == {'base'}
+    assert (rates.n == 2).all()
+    assert set(rates.prompt_set) == {'prompts'}
+    assert (rates.low <= rates.win_rate).all()
+    assert (rates.win_rate <= rates.high).all()
     assert {p.name for p in (work / 'results').iterdir()} == {
         'win_rates.csv',
         'win_rates.md',
@@ -202,7 +201,8 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
     }
     assert f'{100 * rates.win_rate[0]:.1f} [' in said
     kept = json.loads((work / 'results/provenance.json').read_text())
-    assert kept['parameters']['options']['protocol'] == 'best' and set(kept['outputs']) == {
+    assert kept['parameters']['options']['protocol'] == 'best'
+    assert set(kept['outputs']) == {
         'win_rates.csv',
         'win_rates.md',
         'win_rates.tex',
@@ -210,11 +210,9 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
         'scores.parquet',
     }
     stores = [open_images(p) for p in (tmp_path / 'runs/sample').iterdir()]
-    assert (
-        len(stores) == 2
-        and stores[0].model != stores[1].model
-        and [len(s) for s in stores] == [4, 4]
-    )
+    assert len(stores) == 2
+    assert stores[0].model != stores[1].model
+    assert [len(s) for s in stores] == [4, 4]
     # the LoRA is in use
     assert not np.array_equal(*(np.asarray(s.image(stores[0].index.prompt_id[0])) for s in stores))
 
@@ -222,9 +220,8 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
         tmp_path / 'runs'
     )  # again, by another rule: nothing is drawn or scored
     run(*contest, '--ties', 'drop', '--protocol', 'paired', '--out', work / 'paired')
-    assert without_manifest(tmp_path / 'runs') == before and set(
-        pd.read_csv(work / 'paired/comparisons.csv').n
-    ) == {4}
+    assert without_manifest(tmp_path / 'runs') == before
+    assert set(pd.read_csv(work / 'paired/comparisons.csv').n) == {4}
 
 
 def test_a_full_fine_tune_is_a_model_like_any_other(world, tmp_path, run):
@@ -312,9 +309,8 @@ def test_a_full_fine_tune_is_a_model_like_any_other(world, tmp_path, run):
         DRAW[DRAW.index('--limit') + 1] if '--limit' in DRAW else 99,
     )
     assert 'other prompts than pickapic' in run(*kept, '--prompts', 'icons:pickapic', code=2)
-    assert '--images-per-prompt has nothing to say' in run(
-        *kept, '--images-per-prompt', 9, code=2
-    ) and '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
+    assert '--images-per-prompt has nothing to say' in run(*kept, '--images-per-prompt', 9, code=2)
+    assert '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
 
 
 def test_relabelling_costs_no_scoring(world, tmp_path, run):
@@ -329,7 +325,8 @@ def test_relabelling_costs_no_scoring(world, tmp_path, run):
         'majoritydrop',
         'majorityfirst',
         'sum_lossesdrop',
-    ] and {c.weights for _, c in made} == {None, (2.0, 1.0)}
+    ]
+    assert {c.weights for _, c in made} == {None, (2.0, 1.0)}
 
 
 def test_a_scorer_of_the_users_own(world, tmp_path, run):
@@ -355,10 +352,8 @@ def test_a_scorer_of_the_users_own(world, tmp_path, run):
     red = lambda i: (
         Image.open(io.BytesIO(picture(i))).convert('RGB').resize((1, 1)).getpixel((0, 0))[0]
     )
-    assert (
-        list(labels.s) == [1 if red(2 * i) >= red(2 * i + 1) else -1 for i in range(8)]
-        and '8 pairs labelled by single' in said
-    )
+    assert list(labels.s) == [1 if red(2 * i) >= red(2 * i + 1) else -1 for i in range(8)]
+    assert '8 pairs labelled by single' in said
 
 
 def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
@@ -387,11 +382,9 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('a model was loaded'))
     before = without_manifest(tmp_path)
     said = run(*label_words(world, '--scorers', *scorer_texts(world), '--limit', 6, '--dry-run'))
-    assert (
-        'read 6 pairs' in said
-        and 'score 12 images' in said
-        and 'at most 48 image passes and 24 text passes' in said
-    )
+    assert 'read 6 pairs' in said
+    assert 'score 12 images' in said
+    assert 'at most 48 image passes and 24 text passes' in said
     said = run(
         'encode',
         '--pairs',
@@ -406,9 +399,8 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         t for _, t in sorted((p.name, p) for p in (tmp_path / 'encoded').glob('*.safetensors'))
     ]
     moments = sum(v.nbytes for v in load_file(sizes[1]).values())
-    assert (
-        '16 passes through the autoencoder' in said and f'{moments / 1e3:.3g} kB of latents' in said
-    )
+    assert '16 passes through the autoencoder' in said
+    assert f'{moments / 1e3:.3g} kB of latents' in said
     said = run(
         'train',
         '--model',
@@ -426,17 +418,13 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         v.numel()
         for v in load_file(world / 'model/unet/diffusion_pytorch_model.safetensors').values()
     )
-    assert (
-        '8 pairs trained on' in said
-        and '10 steps of 4 pairs: 40 visits, 5 epochs' in said
-        and '80 passes forward and backward' in said
-        and '10 refreshes' in said
-    )
-    assert (
-        f'all {weights:,} parameters'.replace(',', ' ') in said
-        and '80 passes forward through the reference' in said
-        and 'inversion' not in said
-    )
+    assert '8 pairs trained on' in said
+    assert '10 steps of 4 pairs: 40 visits, 5 epochs' in said
+    assert '80 passes forward and backward' in said
+    assert '10 refreshes' in said
+    assert f'all {weights:,} parameters'.replace(',', ' ') in said
+    assert '80 passes forward through the reference' in said
+    assert 'inversion' not in said
     words = [
         'train',
         '--model',
@@ -450,11 +438,10 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         10,
         '--dry-run',
     ]
-    assert (
-        '0 passes forward through the reference'
-        in (said := run(*words, '--method', 'mapo', '--refresh-every', 0))
-        and '0 refreshes' in said
+    assert '0 passes forward through the reference' in (
+        said := run(*words, '--method', 'mapo', '--refresh-every', 0)
     )
+    assert '0 refreshes' in said
     # 80 images, 2.99 of the five grid points and t, each twice
     assert 'about 638 passes forward for the inversion' in run(*words, '--method', 'smpo')
     assert '0 refreshes of the reference, and one whenever the policy is too far from it' in run(
@@ -463,11 +450,9 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
     said = run(
         'sample', '--model', world / 'model', '--prompts', world / 'prompts.txt', *DRAW, '--dry-run'
     )
-    assert (
-        'draw 4 images (2 prompts of prompts x 2)' in said
-        and 'about 16 passes' in said
-        and f'at most {4 * 32 * 32 * 3 / 1e3:.3g} kB' in said
-    )
+    assert 'draw 4 images (2 prompts of prompts x 2)' in said
+    assert 'about 16 passes' in said
+    assert f'at most {4 * 32 * 32 * 3 / 1e3:.3g} kB' in said
     said = run(
         'evaluate',
         f'a={world}/model',
@@ -479,11 +464,9 @@ def test_dry_runs_count_and_write_nothing(world, tmp_path, run, monkeypatch):
         *DRAW,
         '--dry-run',
     )
-    assert (
-        said.count('draw 4 images') == 6
-        and '3 comparisons on 2 prompt sets by 4 scorers' in said
-        and 'owner/name is not on this machine' in said
-    )
+    assert said.count('draw 4 images') == 6
+    assert '3 comparisons on 2 prompt sets by 4 scorers' in said
+    assert 'owner/name is not on this machine' in said
     assert without_manifest(tmp_path) == before
 
 
@@ -515,10 +498,8 @@ def test_a_preset_gives_defaults_that_can_be_changed(monkeypatch):
         ],
     ):
         assert main(['train', '--labels', 'l', '--encoded', 'e', *words]) == 0
-    assert (
-        seen[0][1] == seen[1][1] == preset('balanced_dpo_sdxl')
-        and seen[0][0].preset == 'balanced_dpo_sdxl'
-    )
+    assert seen[0][1] == seen[1][1] == preset('balanced_dpo_sdxl')
+    assert seen[0][0].preset == 'balanced_dpo_sdxl'
     assert seen[2][1] == preset(
         'balanced_dpo_sdxl', refresh_every=7, sample_latents=False, lora_targets=('to_q',)
     )
@@ -643,18 +624,15 @@ def test_no_memory_left_is_a_line_with_advice(monkeypatch, capsys):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore of it')
 
     monkeypatch.setitem(VERBS, 'icons', cli.replace(VERBS['icons'], run=fail))
-    assert (
-        main(['icons']) == 1
-        and '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err)
-        and said.count('\n') == 1
-    )
+    assert main(['icons']) == 1
+    assert '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err)
+    assert said.count('\n') == 1
 
 
 def test_long_paths_are_not_broken_in_messages(run):
     path = '/'.join(['a long name'] * 40)
-    assert path in run('label', '--pairs', path, code=2) and f"'{path}'" in run(
-        'sample', '--limit', path, code=2
-    )
+    assert path in run('label', '--pairs', path, code=2)
+    assert f"'{path}'" in run('sample', '--limit', path, code=2)
 
 
 def test_the_installed_command_in_a_shell(tmp_path):
@@ -685,7 +663,8 @@ def test_the_installed_command_in_a_shell(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert listed.stdout.startswith('usage: balanceddpo train') and listed.stderr == ''
+    assert listed.stdout.startswith('usage: balanceddpo train')
+    assert listed.stderr == ''
 
 
 # help
@@ -741,22 +720,23 @@ def test_an_options_name_is_used_once():
 
 def test_the_icon_world_can_be_seen_and_copied_out(tmp_path, run):
     said = run('icons')
-    assert 'simulated' in said and 'pairs' in said and '150 hpd' in said
+    assert 'simulated' in said
+    assert 'pairs' in said
+    assert '150 hpd' in said
     run('icons', '--export', tmp_path / 'world')
     for part in cli.PARTS:
         assert content_digest(tmp_path / 'world' / part) == content_digest(asset(part))
     assert 'is there already' in run('icons', '--export', tmp_path / 'world', code=2)
     said = run('icons', '--grid', tmp_path / 'pairs.png', '--rows', 2)
-    assert Image.open(tmp_path / 'pairs.png').width > 500 and 'pairs.pdf' in said
+    assert Image.open(tmp_path / 'pairs.png').width > 500
+    assert 'pairs.pdf' in said
 
 
 def test_icons_is_short_for_its_four_scorers():
     assert cli.scorer_names(('icons', 'clip')) == [*(f'icons:{k}' for k in KINDS), 'clip']
-    assert (
-        cli.scorer_names(None) == list(KINDS)
-        and cli.scorer_names(None, 'human') == []
-        and cli.scorer_names(None, 'single', 'hps') == ['hps']
-    )
+    assert cli.scorer_names(None) == list(KINDS)
+    assert cli.scorer_names(None, 'human') == []
+    assert cli.scorer_names(None, 'single', 'hps') == ['hps']
 
 
 # what the README says
@@ -843,7 +823,8 @@ def test_every_link_in_the_readme_leads_somewhere():
         for l in re.findall(r'\]\(([^)\s]+)\)', README)
         if not l.startswith('http') and not l.startswith('paper_figures')
     ]
-    assert links and [l for l in links if not (root / l.partition('#')[0]).exists()] == []
+    assert links
+    assert [l for l in links if not (root / l.partition('#')[0]).exists()] == []
     headings = {
         re.sub(r'[^\w -]', '', h).lower().replace(' ', '-')
         for h in re.findall(r'^#+ (.+)$', README, re.M)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/03_loop.ipynb #43abf7c8
 from __future__ import annotations
+
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Optional
+
 from ..core.devices import ensure_torchvision, pick_device, versions
 from balanceddpo.core.files import (
     InputError,

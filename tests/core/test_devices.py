@@ -95,7 +95,8 @@ def test_the_two_operators_are_declared_when_they_are_missing(tmp_path):
 )
 def test_any_other_failure_is_told_as_it_is(tmp_path, source, told):
     done = python('ensure_torchvision()', pretend_torchvision(tmp_path, source))
-    assert done.returncode == 1 and told in done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert told in done.stderr.strip().splitlines()[-1]
 
 
 def test_without_torchvision_there_is_nothing_to_do(tmp_path):

@@ -59,7 +59,8 @@ class Outer:
 
 def test_digest_is_of_the_value_not_of_its_python_form():
     assert digest(Outer()) == digest({'names': ['x', 'y'], 'inner': {'path': 'a/b'}})
-    assert digest('é') == digest('\u00e9') and len(digest()) == 16
+    assert digest('é') == digest('\u00e9')
+    assert len(digest()) == 16
     assert (
         len({digest(v) for v in (None, True, 1, 1.0, '1', [1], {'a': 1}, b'1', 0, False, '')}) == 11
     )
@@ -113,9 +114,11 @@ def test_staged_creates_parents_and_replaces(tmp_path):
     target = tmp_path / 'x/y/file'
     for text in ('one', 'two'):
         with staged(target) as t:
-            assert t.parent == target.parent and t != target
+            assert t.parent == target.parent
+            assert t != target
             t.write_text(text)
-        assert target.read_text() == text and [p.name for p in target.parent.iterdir()] == ['file']
+        assert target.read_text() == text
+        assert [p.name for p in target.parent.iterdir()] == ['file']
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
@@ -130,7 +133,8 @@ def test_staged_leaves_nothing_on_error(tmp_path, error):
             t.mkdir()
             (t / 'x').touch()
             raise error
-    assert [p.name for p in tmp_path.iterdir()] == ['f'] and (tmp_path / 'f').read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['f']
+    assert (tmp_path / 'f').read_text() == 'old'
 
 
 def test_staged_that_created_nothing_fails(tmp_path):
@@ -228,7 +232,8 @@ def test_a_failing_rename_keeps_the_old_folder(tmp_path, monkeypatch):
         with staged(target) as t:
             t.mkdir()
             (t / 'x').write_text('new')
-    assert (target / 'x').read_text() == 'old' and not strays(tmp_path)
+    assert (target / 'x').read_text() == 'old'
+    assert not strays(tmp_path)
 
 
 def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
@@ -242,7 +247,8 @@ def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
         (t / 'sub/f').write_text('x')
         (t / 'g').write_text('y')
     before, after = log[: log.index('rename')], log[log.index('rename') + 1 :]
-    assert {Path(p).name for p in before} == {'f', 'sub', 'g', t.name} and after == [str(tmp_path)]
+    assert {Path(p).name for p in before} == {'f', 'sub', 'g', t.name}
+    assert after == [str(tmp_path)]
 
 
 def test_a_living_writer_is_left_alone(tmp_path):
@@ -257,8 +263,10 @@ def test_a_living_writer_is_left_alone(tmp_path):
             tmp_path / 'f',
         )
         assert child.returncode == 0, child.stderr
-        assert outer.exists() and (tmp_path / 'f').read_text() == 'child'
-    assert (tmp_path / 'f').read_text() == 'outer' and not strays(tmp_path)
+        assert outer.exists()
+        assert (tmp_path / 'f').read_text() == 'child'
+    assert (tmp_path / 'f').read_text() == 'outer'
+    assert not strays(tmp_path)
 
 
 def test_a_users_file_with_a_similar_name_is_left_alone(tmp_path):
@@ -288,16 +296,21 @@ def test_a_full_disk_is_told_with_path_and_bytes(tmp_path):
     """,
         tmp_path / 'f',
     )
-    assert done.returncode == 1 and (tmp_path / 'f').read_text() == 'old' and not strays(tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / 'f').read_text() == 'old'
+    assert not strays(tmp_path)
     last = done.stderr.strip().splitlines()[-1]
-    assert str(tmp_path / 'f') in last and '4096 bytes' in last and 'bytes are free' in last
+    assert str(tmp_path / 'f') in last
+    assert '4096 bytes' in last
+    assert 'bytes are free' in last
 
 
 def test_write_json_is_whole_or_old(tmp_path):
     write_json(tmp_path / 'a.json', {'x': (1, 2)})
     with pytest.raises(TypeError):
         write_json(tmp_path / 'a.json', {'x': object()})
-    assert read_json(tmp_path / 'a.json') == {'x': [1, 2]} and not strays(tmp_path)
+    assert read_json(tmp_path / 'a.json') == {'x': [1, 2]}
+    assert not strays(tmp_path)
     for bad in (b'', b'{"x": ', b'\xff\xfe'):
         (tmp_path / 'a.json').write_bytes(bad)
         with pytest.raises(InputError, match='a.json'):
@@ -321,7 +334,8 @@ def folder(tmp_path):
 
 def test_manifest_of_a_sound_folder(folder):
     manifest = verify_manifest(folder)
-    assert manifest['step'] == 7 and manifest['files']['1.bin'] == {
+    assert manifest['step'] == 7
+    assert manifest['files']['1.bin'] == {
         'bytes': 100,
         'sha256': file_digest(folder / '1.bin'),
     }
@@ -395,10 +409,8 @@ def test_a_second_process_is_refused_and_told_who(tmp_path):
     code = 'import sys; from balanceddpo.core.files import locked\nwith locked(sys.argv[1]): print("in")'
     with locked(tmp_path):
         second = python(code, tmp_path)
-        assert (
-            second.returncode == 1
-            and f'process {os.getpid()}' in second.stderr.strip().splitlines()[-1]
-        )
+        assert second.returncode == 1
+        assert f'process {os.getpid()}' in second.stderr.strip().splitlines()[-1]
     assert python(code, tmp_path).stdout.strip() == 'in'
 
 
@@ -432,11 +444,13 @@ def test_a_killed_holder_frees_its_lock(tmp_path):
 
 def test_stage_is_done_only_when_finished_whole_and_of_these_inputs(tmp_path):
     s = open_stage('train', Outer(), root=tmp_path)
-    assert s.folder == tmp_path / 'train' / digest(Outer()) and not s.done
+    assert s.folder == tmp_path / 'train' / digest(Outer())
+    assert not s.done
     (s.folder / 'model').write_bytes(b'weights')
     assert not s.done
     s.finish(seconds=2.0)
-    assert s.done and verify_manifest(s.folder)['seconds'] == 2.0
+    assert s.done
+    assert verify_manifest(s.folder)['seconds'] == 2.0
     os.truncate(s.folder / 'model', 3)
     assert not s.done
 

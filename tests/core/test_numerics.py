@@ -78,7 +78,8 @@ def three_losses(folder):
 def test_losses_of_three_steps_agree(monkeypatch, tmp_path):
     experiments.pair_scores(SMALL)
     (none, plain), (many, fast) = by_both(monkeypatch, lambda: three_losses(tmp_path))
-    assert none == 0 and many > 50
+    assert none == 0
+    assert many > 50
     assert plain[0] == fast[0] == LN2
     assert abs(plain[2] - LN2) > 1e-3  # the third loss has moved, so it can tell
     assert plain != fast  # another way was taken, and it rounds otherwise
@@ -102,7 +103,8 @@ def test_images_agree(monkeypatch):
         return convolutions(family.model), torch.stack([as_bytes(image) for image in drawn])
 
     (none, plain), (many, fast) = by_both(monkeypatch, draw)
-    assert none == 0 and many > 50
+    assert none == 0
+    assert many > 50
     assert (plain - fast).abs().max() <= 1  # of 255: a value beside a half may round to either side
 
 
@@ -122,7 +124,8 @@ def test_scores_agree(monkeypatch):
         return counted, {k: torch.tensor(v) for k, v in score_items(scorers, items, 32).items()}
 
     (none, plain), (many, fast) = by_both(monkeypatch, score)
-    assert none == 0 and many > 0
+    assert none == 0
+    assert many > 0
     for name, scores in plain.items():
         assert torch.allclose(scores, fast[name], rtol=1e-5, atol=1e-5), name
 
@@ -150,7 +153,9 @@ def test_latents_and_embeddings_agree(monkeypatch):
         return convolutions(family.part('text_encoder')), family.encode_images(images), text
 
     (none, moments, text), (many, fast_moments, fast_text) = by_both(monkeypatch, encode)
-    assert none == 0 and many > 0 and not torch.equal(text, fast_text)
+    assert none == 0
+    assert many > 0
+    assert not torch.equal(text, fast_text)
     assert torch.allclose(moments, fast_moments, rtol=1e-5, atol=1e-5)
     assert torch.allclose(text, fast_text, rtol=1e-5, atol=1e-5)
 
@@ -272,10 +277,12 @@ def test_the_rates_are_measured_once_a_machine(monkeypatch, tmp_path):
     rates['blas'] = 200.0
     numerics.cache_file().write_text('{"rates": ')  # cut short by a full disk
     measured_path.cache_clear()
-    assert numeric_path() == 'torch' and len(asked) == 2
+    assert numeric_path() == 'torch'
+    assert len(asked) == 2
     write_json(numerics.cache_file(), {'rates': {'blas': 1.0}})  # not what we write
     measured_path.cache_clear()
-    assert numeric_path() == 'torch' and len(asked) == 3
+    assert numeric_path() == 'torch'
+    assert len(asked) == 3
     measured_path.cache_clear()
 
 

@@ -77,7 +77,8 @@ def refused(f, *args, **kwargs):
     with pytest.raises(InputError) as e:
         f(*args, **kwargs)
     message = str(e.value)
-    assert '\n' not in message and len(message) < 600
+    assert '\n' not in message
+    assert len(message) < 600
     return message
 
 
@@ -119,7 +120,8 @@ def test_bad_image_is_one_kind_of_error(kind):
 
 def test_large_image_is_refused_by_its_header(monkeypatch):
     large = encoded(Image.new('1', (9000, 8000)))
-    assert len(large) < 20_000 and pairs.MAX_PIXELS < 9000 * 8000
+    assert len(large) < 20_000
+    assert pairs.MAX_PIXELS < 9000 * 8000
     monkeypatch.setattr(
         ImageFile.ImageFile, 'load', lambda self: pytest.fail('pixels were decoded')
     )
@@ -133,11 +135,9 @@ def test_odd_but_sound_images():
     halves = Image.new('RGB', (16, 8), 'black')
     halves.paste('white', (0, 0, 8, 8))
     upright = decode(encoded(halves, 'JPEG', exif=exif, quality=95))
-    assert (
-        upright.size == (8, 16)
-        and upright.getpixel((4, 2)) > (200,) * 3
-        and upright.getpixel((4, 13)) < (50,) * 3
-    )
+    assert upright.size == (8, 16)
+    assert upright.getpixel((4, 2)) > (200,) * 3
+    assert upright.getpixel((4, 13)) < (50,) * 3
     pixel = lambda data: decode(data).getpixel((0, 0))
     ramp = decode(encoded(Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], 'uint16'))))
     assert [ramp.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 1, 128, 255]
@@ -181,7 +181,8 @@ def test_damage_of_any_kind_gives_pixels_or_an_input_error(format):
             outcomes.append(decode(bytes(data)).mode)
         except InputError:
             outcomes.append('refused')
-    assert set(outcomes) <= {'RGB', 'refused'} and 'refused' in outcomes
+    assert set(outcomes) <= {'RGB', 'refused'}
+    assert 'refused' in outcomes
 
 
 # --- odd rows
@@ -214,7 +215,9 @@ def test_reading_stops_above_the_allowed_fraction(tmp_path):
     bad = lambda n: [make_pair(f'bad {i}', (b'', plain(9))) for i in range(n)]
     small = write_pairs(list(some_pairs(50)) + bad(1), tmp_path / 'small.parquet')
     message = refused(list, read_pairs(small))  # 1 of 51 is 1.96 %
-    assert '1 of 51' in message and 'row 50' in message and 'jpg_0' in message
+    assert '1 of 51' in message
+    assert 'row 50' in message
+    assert 'jpg_0' in message
     assert len(list(read_pairs(small, max_bad=0.02))) == 50
     report = PairReport()  # 11 bad ones are over 1 % of a thousand: no need to read on
     refused(list, read_pairs(write_pairs(bad(200), tmp_path / 'all.parquet'), report=report))
@@ -271,7 +274,8 @@ def test_every_odd_row_has_its_count(tmp_path):
     )
     assert [p.label_0 for p in read_pairs(only_1)] == [0.0, 1.0]
     without = PairReport()
-    assert len(list(read_pairs(source, keep_ties=False, report=without))) == 8 and (
+    assert len(list(read_pairs(source, keep_ties=False, report=without))) == 8
+    assert (
         without.ties,
         without.kept,
     ) == (1, 8)
@@ -295,7 +299,8 @@ def test_round_trip_keeps_everything_also_further_ratings(tmp_path):
         == mine
         == list(read_pairs(write_pairs(read_pairs(path), tmp_path / 'copy.parquet')))
     )
-    assert list(read_pairs(path, limit=7)) == mine[:7] and list(read_pairs(path, limit=0)) == []
+    assert list(read_pairs(path, limit=7)) == mine[:7]
+    assert list(read_pairs(path, limit=0)) == []
     assert pq.read_schema(path).names[:5] == ['caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1']
 
 
@@ -303,14 +308,15 @@ def test_a_share_is_random_repeatable_and_part_of_a_larger_one(tmp_path):
     path = write_pairs(some_pairs(200), tmp_path / 'p.parquet')
     every = [p.pair_id for p in read_pairs(path)]
     ids = {s: [p.pair_id for p in read_pairs(path, share=s)] for s in (0.1, 0.5, 1.0)}
-    assert ids[1.0] == every and ids[0.5] == [p.pair_id for p in read_pairs(path, share=0.5)] == [
-        i for i in every if i in set(ids[0.5])
-    ]
+    assert ids[1.0] == every
     assert (
-        set(ids[0.1]) < set(ids[0.5])
-        and abs(len(ids[0.5]) - 100) < 4 * 50**0.5
-        and abs(len(ids[0.1]) - 20) < 4 * 18**0.5
+        ids[0.5]
+        == [p.pair_id for p in read_pairs(path, share=0.5)]
+        == [i for i in every if i in set(ids[0.5])]
     )
+    assert set(ids[0.1]) < set(ids[0.5])
+    assert abs(len(ids[0.5]) - 100) < 4 * 50**0.5
+    assert abs(len(ids[0.1]) - 20) < 4 * 18**0.5
     # from everywhere, not from the front
     numbers = [every.index(i) for i in ids[0.5]]
     assert 60 < sum(numbers) / len(numbers) < 140
@@ -328,7 +334,8 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_pairs(breaks(), path)
-    assert len(list(read_pairs(path))) == 3 and os.listdir(tmp_path) == ['pairs.parquet']
+    assert len(list(read_pairs(path))) == 3
+    assert os.listdir(tmp_path) == ['pairs.parquet']
 
 
 # --- columns
@@ -341,11 +348,9 @@ def test_wrong_columns_are_named_before_anything_is_read(tmp_path, monkeypatch):
     table(folder / 'b.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
     monkeypatch.setattr(pairs, 'decode', lambda data: pytest.fail('an image was decoded'))
     message = refused(read_pairs, folder)
-    assert (
-        "no column 'caption'" in message
-        and 'b.parquet' in message
-        and 'prompt, jpg_0, jpg_1' in message
-    )
+    assert "no column 'caption'" in message
+    assert 'b.parquet' in message
+    assert 'prompt, jpg_0, jpg_1' in message
 
 
 @pytest.mark.parametrize(
@@ -361,7 +366,9 @@ def test_wrong_columns_are_named_before_anything_is_read(tmp_path, monkeypatch):
 def test_wrong_types_are_named(tmp_path, column, value, found):
     row = dict(caption=['a'], jpg_0=[plain(1)], jpg_1=[plain(2)], label_0=[1.0]) | {column: [value]}
     message = refused(list, read_pairs(table(tmp_path / 'x.parquet', **row), max_bad=1))
-    assert column in message and found in message and 'x.parquet: row 0' in message
+    assert column in message
+    assert found in message
+    assert 'x.parquet: row 0' in message
 
 
 def test_paths_in_a_parquet_file_are_not_opened(tmp_path):
@@ -373,7 +380,8 @@ def test_paths_in_a_parquet_file_are_not_opened(tmp_path):
     )
     report = PairReport()
     got = list(read_pairs(source, report=report))
-    assert [p.images[0] for p in got] == [plain(5)] and report.one_sided == 1
+    assert [p.images[0] for p in got] == [plain(5)]
+    assert report.one_sided == 1
 
 
 def test_damaged_parquet_is_named(tmp_path):
@@ -384,9 +392,8 @@ def test_damaged_parquet_is_named(tmp_path):
         'text': b'hello, I am not Parquet',
     }.items():
         (tmp_path / f'{name}.parquet').write_bytes(data)
-        assert f'{name}.parquet' in refused(
-            read_pairs, tmp_path / f'{name}.parquet'
-        ) and f'{name}.parquet' in refused(pairs_key, tmp_path / f'{name}.parquet')
+        assert f'{name}.parquet' in refused(read_pairs, tmp_path / f'{name}.parquet')
+        assert f'{name}.parquet' in refused(pairs_key, tmp_path / f'{name}.parquet')
     spoilt = bytearray(whole)
     spoilt[4 : len(whole) // 2] = bytes(len(whole) // 2 - 4)
     (tmp_path / 'spoilt.parquet').write_bytes(spoilt)
@@ -409,9 +416,8 @@ def test_splits_in_one_folder_are_kept_apart(tmp_path):
         (d, 'validation_unique-00000-of-00001'),
     ):
         write_pairs([pair], data / f'{name}.parquet')
-    assert list(read_pairs(tmp_path)) == [a, b] and list(
-        read_pairs(tmp_path, split='validation')
-    ) == [c]
+    assert list(read_pairs(tmp_path)) == [a, b]
+    assert list(read_pairs(tmp_path, split='validation')) == [c]
     assert 'train, validation, validation_unique' in refused(read_pairs, tmp_path, split='test')
     assert len({pairs_key(tmp_path), pairs_key(tmp_path, 'validation')}) == 2
 
@@ -447,8 +453,10 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     write = {n: peak(lambda: write_pairs(make(n), tmp_path / f'{n}.parquet')) for n in (128, 512)}
     read = {n: peak(use(n)) for n in (128, 512)}
     size = (tmp_path / '512.parquet').stat().st_size
-    assert size > 25e6 and max(*write.values(), *read.values()) < size
-    assert write[512] < 1.25 * write[128] and read[512] < 1.25 * read[128]
+    assert size > 25e6
+    assert max(*write.values(), *read.values()) < size
+    assert write[512] < 1.25 * write[128]
+    assert read[512] < 1.25 * read[128]
 
 
 def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
@@ -469,7 +477,8 @@ def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
             )
     before = pa.total_allocated_bytes()
     held = [pa.total_allocated_bytes() - before for _ in pairs.parquet_rows([path])]
-    assert len(held) == 24 * 64 and max(held) < path.stat().st_size / 3
+    assert len(held) == 24 * 64
+    assert max(held) < path.stat().st_size / 3
 
 
 def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
@@ -480,8 +489,10 @@ def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
     assert not calls
     for _ in range(3):
         next(stream)
-    assert len(calls) == 6 and report.rows == 3
-    assert len(list(read_pairs(path, limit=5))) == 5 and len(calls) == 16
+    assert len(calls) == 6
+    assert report.rows == 3
+    assert len(list(read_pairs(path, limit=5))) == 5
+    assert len(calls) == 16
 
 
 # --- folders
@@ -563,7 +574,8 @@ def test_missing_files_and_strange_names_are_quarantined(folder):
         'jpg_0',
         'jpg_0',
         'caption',
-    ] and report.undecodable == 4
+    ]
+    assert report.undecodable == 4
 
 
 @pytest.mark.parametrize(
@@ -612,9 +624,8 @@ def test_datasets_gives_the_same_pairs_as_reading_the_files(tmp_path, folder, of
             for i, c in enumerate('ab')
         ],
     )
-    assert [p.label_0 for p in read_pairs(f'hub:{folder}')] == [0.5, 0.5] and list(
-        read_pairs(f'hub:{folder}')
-    ) == list(read_pairs(folder))
+    assert [p.label_0 for p in read_pairs(f'hub:{folder}')] == [0.5, 0.5]
+    assert list(read_pairs(f'hub:{folder}')) == list(read_pairs(folder))
     assert pairs_key(f'hub:{data}') == pairs_key(f'hub:{data}') != pairs_key(f'hub:{data}', 'test')
 
 
@@ -714,7 +725,8 @@ def test_both_images_get_the_same_view_whatever_their_size():
         ).abs().max() == 0
         firsts.add(int(a[0, 0].min()))
         mirrored.add(bool(a[0, 0, 0] > a[0, 0, -1]))
-    assert len(firsts) > 20 and mirrored == {True, False}
+    assert len(firsts) > 20
+    assert mirrored == {True, False}
     tall = small.transpose(Image.Transpose.ROTATE_90)
     places = [draw_view(f'pair {i}', 0, 'random')[1] for i in range(40)]
     means = [
@@ -732,7 +744,8 @@ def test_view_depends_on_pair_and_seed_alone_and_flip_does_not_move_the_crop():
         v[:2] for v in views[::2]
     ]
     assert all(0 <= u < 1 and 0 <= v < 1 for u, v, _ in views)
-    assert draw_view('x', 0, 'center', True)[:2] == (0.5, 0.5) and draw_view('x') == (
+    assert draw_view('x', 0, 'center', True)[:2] == (0.5, 0.5)
+    assert draw_view('x') == (
         0.5,
         0.5,
         False,
@@ -758,7 +771,9 @@ def test_centre_crop_agrees_with_torchvision(size, tolerance):
 def test_extreme_shapes_cost_no_memory():
     thin = encoded(Image.new('RGB', (100, 1), 'red'))
     x = transform_pair((thin, plain(3, (1, 1))), 512, 'p')
-    assert x.shape == (2, 3, 512, 512) and x[0, 0].float().mean() == 255 and (x[1, 0] == 3).all()
+    assert x.shape == (2, 3, 512, 512)
+    assert x[0, 0].float().mean() == 255
+    assert (x[1, 0] == 3).all()
     assert transform_pair(
         (Image.new('RGBA', (4, 4), (0, 0, 0, 0)), Image.new('L', (4, 4), 9)), 4, 'p'
     )[:, 0, 0, 0].tolist() == [255, 9]
@@ -783,10 +798,10 @@ HOSTILE = [
 def test_hostile_prompts_are_safe_as_ids(tmp_path):
     (tmp_path / 'hostile.json').write_text(json.dumps(HOSTILE))
     prompts = read_prompts(tmp_path / 'hostile.json')
-    assert prompts.prompts == tuple(HOSTILE) and len(set(prompts.ids)) == len(HOSTILE)
-    assert all(re.fullmatch('[0-9a-f]{16}', i) for i in prompts.ids) and prompts.ids[
-        0
-    ] == prompt_id(HOSTILE[0])
+    assert prompts.prompts == tuple(HOSTILE)
+    assert len(set(prompts.ids)) == len(HOSTILE)
+    assert all(re.fullmatch('[0-9a-f]{16}', i) for i in prompts.ids)
+    assert prompts.ids[0] == prompt_id(HOSTILE[0])
     for i in prompts.ids:
         (tmp_path / f'{i}.png').touch()
     assert len(os.listdir(tmp_path)) == len(HOSTILE) + 1
@@ -814,11 +829,9 @@ def test_partiprompts_own_file_keeps_its_quotation_marks(tmp_path):
         'Artifacts',
     )
     message = refused(read_prompts, tmp_path / 'PartiPrompts.tsv', column='text')
-    assert (
-        "'text'" in message
-        and 'PartiPrompts.tsv' in message
-        and 'Prompt, Category, Challenge, Note' in message
-    )
+    assert "'text'" in message
+    assert 'PartiPrompts.tsv' in message
+    assert 'Prompt, Category, Challenge, Note' in message
 
 
 def test_csv_txt_json_and_parquet(tmp_path):
@@ -826,19 +839,19 @@ def test_csv_txt_json_and_parquet(tmp_path):
         '\ufeffid,caption\r\n1,"a fox, and ""a hen"""\r\n2,"two\nlines"\r\n3,\r\n4\r\n'.encode()
     )
     a = read_prompts(tmp_path / 'a.csv')
-    assert a.prompts == ('a fox, and "a hen"', 'two\nlines') and a.empty == 2
+    assert a.prompts == ('a fox, and "a hen"', 'two\nlines')
+    assert a.empty == 2
     (tmp_path / 'a.txt').write_bytes('\ufeffa fox\r\n\r\n  a hen \na fox\na\u2028b\n'.encode())
     a = read_prompts(tmp_path / 'a.txt', limit=2)
-    assert a.prompts == ('a fox', 'a hen') and (a.empty, a.repeated) == (2, 1)
+    assert a.prompts == ('a fox', 'a hen')
+    assert (a.empty, a.repeated) == (2, 1)
     assert read_prompts(tmp_path / 'a.txt').prompts[-1] == 'a\u2028b'
     hpd = tmp_path / 'hpd'
     hpd.mkdir()
     (hpd / 'photo.json').write_text('["a dog", "a sky"]')
     (hpd / 'anime.json').write_text('["a witch", "a dog"]')
-    assert (
-        read_prompts(hpd).prompts == ('a witch', 'a dog', 'a sky')
-        and read_prompts(hpd / 'photo.json', name='HPD photo').name == 'HPD photo'
-    )
+    assert read_prompts(hpd).prompts == ('a witch', 'a dog', 'a sky')
+    assert read_prompts(hpd / 'photo.json', name='HPD photo').name == 'HPD photo'
     (tmp_path / 'b.json').write_text('[{"prompt": "a dog", "rank": [0, 1]}, {"prompt": "a cat"}]')
     assert read_prompts(tmp_path / 'b.json').prompts == ('a dog', 'a cat')
     (tmp_path / 'c.json').write_text('{"anime": ["a"], "photo": [{"prompt": "b"}]}')
@@ -886,8 +899,8 @@ def test_prompt_sources_that_are_not_there(tmp_path):
 
 def test_key_is_of_the_prompts_and_their_order():
     a = PromptSet('a', ('x', 'y'))
-    assert (
-        a.key == PromptSet('b', ('x', 'y'), empty=3).key
-        and len({a.key, PromptSet('a', ('y', 'x')).key, a.head(1).key}) == 3
-    )
-    assert len(a) == 2 and a.head(None) == a and a.head(9).prompts == a.prompts
+    assert a.key == PromptSet('b', ('x', 'y'), empty=3).key
+    assert len({a.key, PromptSet('a', ('y', 'x')).key, a.head(1).key}) == 3
+    assert len(a) == 2
+    assert a.head(None) == a
+    assert a.head(9).prompts == a.prompts

@@ -41,7 +41,9 @@ def test_sign_test_counts_coins():
 def test_sign_test_is_symmetric_and_takes_arrays():
     wins, losses = np.array([3, 0, 60]), np.array([9, 0, 40])
     p = sign_test(wins, losses)
-    assert p.shape == (3,) and p == pytest.approx(sign_test(losses, wins)) and p[1] == 1
+    assert p.shape == (3,)
+    assert p == pytest.approx(sign_test(losses, wins))
+    assert p[1] == 1
     assert isinstance(sign_test(3, 9), float)
 
 
@@ -67,7 +69,9 @@ def test_holm_keeps_the_order_of_its_input_and_leaves_nan():
     p = np.array([0.2, np.nan, 0.001, 0.04])
     shuffled = [3, 1, 0, 2]
     assert holm(p)[shuffled] == pytest.approx(holm(p[shuffled]), nan_ok=True)
-    assert np.isnan(holm(p)[1]) and holm(p)[2] == pytest.approx(0.003) and holm([]).tolist() == []
+    assert np.isnan(holm(p)[1])
+    assert holm(p)[2] == pytest.approx(0.003)
+    assert holm([]).tolist() == []
     with pytest.raises(InputError):
         holm([0.1, 1.1])
 
@@ -110,12 +114,11 @@ def test_over_seeds_is_the_t_test():
             ttest_1samp(x, 50),
         )
         ends = theirs.confidence_interval(0.95)
-        assert (
-            (row.n, row.df) == (n, n - 1)
-            and row.p == pytest.approx(theirs.pvalue)
-            and (row.low, row.high) == pytest.approx((ends.low, ends.high))
-        )
-        assert row['mean'] == pytest.approx(x.mean()) and row.sd == pytest.approx(x.std(ddof=1))
+        assert (row.n, row.df) == (n, n - 1)
+        assert row.p == pytest.approx(theirs.pvalue)
+        assert (row.low, row.high) == pytest.approx((ends.low, ends.high))
+        assert row['mean'] == pytest.approx(x.mean())
+        assert row.sd == pytest.approx(x.std(ddof=1))
         assert (row.survives > 0) == (row.p < 0.05) == (not row.low <= 50 <= row.high)
         if row.survives > 0:
             assert row.survives == pytest.approx(
@@ -130,9 +133,10 @@ def test_two_pooled_groups_are_students_test():
     frame = pd.DataFrame({'model': ['x'] * 5 + ['y'] * 5, 'scorer': 'hps', 'rate': np.r_[x, y]})
     rows = over_seeds(frame, ['model', 'scorer'], 'rate', pool=['scorer'])
     error = (rows.high[0] - rows['mean'][0]) / ttest_quantile(8)  # s/sqrt(5)
-    assert rows.df.tolist() == [8, 8] and (x.mean() - y.mean()) / (
-        error * math.sqrt(2)
-    ) == pytest.approx(ttest_ind(x, y).statistic)
+    assert rows.df.tolist() == [8, 8]
+    assert (x.mean() - y.mean()) / (error * math.sqrt(2)) == pytest.approx(
+        ttest_ind(x, y).statistic
+    )
 
 
 def ttest_quantile(df):
@@ -157,11 +161,9 @@ def test_pools_are_separate_and_rows_keep_their_order():
         ['a', 'clip'],
     ]
     half = (rows.high - rows.low) / 2
-    assert (
-        half[0] == pytest.approx(half[1])
-        and half[2] == pytest.approx(10 * half[0])
-        and rows.sd[1] == 0
-    )
+    assert half[0] == pytest.approx(half[1])
+    assert half[2] == pytest.approx(10 * half[0])
+    assert rows.sd[1] == 0
 
 
 def test_a_difference_of_means_of_unequal_numbers_of_seeds():
@@ -172,24 +174,20 @@ def test_a_difference_of_means_of_unequal_numbers_of_seeds():
     frame = pd.DataFrame({'model': ['a'] * 10 + ['b'] * 2, 'scorer': 'k', 'rate': [*x, *y]})
     (row,) = differences_over_seeds(frame, ['model', 'scorer'], 'rate', 'b').to_dict('records')
     theirs = ttest_ind(x, y)
-    assert (
-        row['mean'] == pytest.approx(x.mean() - y.mean())
-        and row['p'] == pytest.approx(theirs.pvalue)
-        and row['df'] == 10
-    )
+    assert row['mean'] == pytest.approx(x.mean() - y.mean())
+    assert row['p'] == pytest.approx(theirs.pvalue)
+    assert row['df'] == 10
     assert (row['low'], row['high']) == pytest.approx(tuple(theirs.confidence_interval()))
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_no_doubt():
     one = over_seeds(pd.DataFrame({'m': ['a'], 'x': [3.0]}), ['m'], 'x').iloc[0]
-    assert one['mean'] == 3 and all(
-        np.isnan(one[c]) for c in ('sd', 'low', 'high', 'p', 'survives')
-    )
+    assert one['mean'] == 3
+    assert all(np.isnan(one[c]) for c in ('sd', 'low', 'high', 'p', 'survives'))
     same = over_seeds(pd.DataFrame({'m': ['a', 'a', 'b', 'b'], 'x': [3.0, 3, 0, 0]}), ['m'], 'x')
     # on a grid of few prompts seeds can coincide
-    assert same['mean'].tolist() == [3, 0] and same[['low', 'high', 'p', 'survives']].isna().all(
-        axis=None
-    )
+    assert same['mean'].tolist() == [3, 0]
+    assert same[['low', 'high', 'p', 'survives']].isna().all(axis=None)
 
 
 def test_differences_over_seeds_are_students_two_sample_tests():
@@ -199,11 +197,9 @@ def test_differences_over_seeds_are_students_two_sample_tests():
     (row,) = differences_over_seeds(frame, ['model', 'scorer'], 'rate', 'a').itertuples()
     theirs = ttest_ind(x[1], x[0])
     ends = theirs.confidence_interval(0.95)
-    assert (
-        (row.model, row.df) == ('b', 6)
-        and row.p == pytest.approx(theirs.pvalue)
-        and (row.low, row.high) == pytest.approx((ends.low, ends.high))
-    )
+    assert (row.model, row.df) == ('b', 6)
+    assert row.p == pytest.approx(theirs.pvalue)
+    assert (row.low, row.high) == pytest.approx((ends.low, ends.high))
 
 
 def test_differences_that_share_a_model_do_not_alarm_more_often_than_they_say():
@@ -366,9 +362,8 @@ def test_the_interval_of_two_models_is_that_of_their_win_rate():
         .set_index('model')
         .loc['a']
     )
-    assert ranking.expected == pytest.approx(0.6) and ranking.strength == pytest.approx(
-        math.log(1.5)
-    )
+    assert ranking.expected == pytest.approx(0.6)
+    assert ranking.strength == pytest.approx(math.log(1.5))
     assert (ranking.expected_low, ranking.expected_high) == pytest.approx(
         bootstrap_interval(np.r_[np.ones(60), np.zeros(40)]), abs=0.011
     )
@@ -388,17 +383,15 @@ def test_ranks_and_anchor():
     names = list(truth)
     points = prompt_points(scores, names, ['hps'])
     ranking, free = rank_models(points, names, 'base'), rank_models(points, names)
-    assert (
-        ranking.model.tolist() == ['best', 'good', 'base']
-        and ranking['rank'].tolist() == [1, 2, 3]
-        and (ranking.rank_low <= ranking.rank_high).all()
-    )
-    assert np.diff(ranking.strength) == pytest.approx(
-        np.diff(free.strength)
-    ) and free.strength.sum() == pytest.approx(0, abs=1e-6)
+    assert ranking.model.tolist() == ['best', 'good', 'base']
+    assert ranking['rank'].tolist() == [1, 2, 3]
+    assert (ranking.rank_low <= ranking.rank_high).all()
+    assert np.diff(ranking.strength) == pytest.approx(np.diff(free.strength))
+    assert free.strength.sum() == pytest.approx(0, abs=1e-6)
     pd.testing.assert_frame_equal(ranking, rank_models(points, names, 'base'))  # the seed decides
     tie = rank_models(np.full((10, 3, 3), 0.5) * (1 - np.eye(3)), ['a', 'b', 'c'])
-    assert tie['rank'].tolist() == [1, 1, 1] and tie.rank_high.tolist() == [1, 1, 1]
+    assert tie['rank'].tolist() == [1, 1, 1]
+    assert tie.rank_high.tolist() == [1, 1, 1]
 
 
 # --- votes and rates
@@ -412,15 +405,11 @@ def test_dependence_is_the_mean_correlation():
     votes = np.where(rng.random((500, 4)) < 0.6, common, rng.choice([-1, 1], (500, 4)))
     found, r = vote_dependence(votes), np.corrcoef(np.r_[votes, -votes].T)[np.triu_indices(4, 1)]
     # .6 squared
-    assert (
-        found['correlation'] == pytest.approx(r.mean())
-        and found['correlation_low'] < 0.36 < found['correlation_high']
-    )
-    assert (
-        found['voters'] == pytest.approx(4 / (1 + 3 * r.mean()))
-        and found['voters_low'] < found['voters'] < found['voters_high']
-        and found['p'] < 1e-6
-    )
+    assert found['correlation'] == pytest.approx(r.mean())
+    assert found['correlation_low'] < 0.36 < found['correlation_high']
+    assert found['voters'] == pytest.approx(4 / (1 + 3 * r.mean()))
+    assert found['voters_low'] < found['voters'] < found['voters_high']
+    assert found['p'] < 1e-6
 
 
 def test_independent_voters_are_as_many_as_they_are():
@@ -429,7 +418,8 @@ def test_independent_voters_are_as_many_as_they_are():
     for _ in range(200):
         p.append(vote_dependence(rng.choice([-1, 1], (120, 4)), resamples=10)['p'])
     # no more is rejected than should be
-    assert np.mean(np.array(p) < 0.05) < 0.12 and 0.3 < np.mean(p) < 0.7
+    assert np.mean(np.array(p) < 0.05) < 0.12
+    assert 0.3 < np.mean(p) < 0.7
     assert vote_dependence(rng.choice([-1, 1], (5000, 3)))['voters'] == pytest.approx(3, abs=0.15)
 
 
@@ -437,12 +427,10 @@ def test_dependence_by_hand_with_three_voters_and_an_abstention():
     """3-0, 3-0, 2-1, 2-1 of three voters; independent: 1/4 and 3/4. chi-square (2-1)^2/1 +
     (2-3)^2/3."""
     found = vote_dependence([[1, 1, 1], [-1, -1, -1], [1, -1, 1], [-1, -1, 1], [0, 1, 1]])
-    assert (
-        found['n'] == 4
-        and found['chi2'] == pytest.approx(4 / 3)
-        and found['df'] == 1
-        and found['voters'] == pytest.approx(9 / 5)
-    )
+    assert found['n'] == 4
+    assert found['chi2'] == pytest.approx(4 / 3)
+    assert found['df'] == 1
+    assert found['voters'] == pytest.approx(9 / 5)
     with pytest.raises(InputError):
         vote_dependence([[0, 1], [1, 0]])
 
@@ -452,18 +440,14 @@ def test_quantiles_share_out_every_pair():
     x = rng.random(103)
     hits = rng.random(103) < x
     parts = rates_by_quantile(x, hits, 5)
-    assert (
-        parts.n.sum() == 103
-        and parts.n.max() - parts.n.min() <= 1
-        and parts.hits.sum() == hits.sum()
-    )
-    assert (parts.x_high[:-1].to_numpy() <= parts.x_low[1:].to_numpy()).all() and parts.rate.iloc[
-        0
-    ] < 0.3 < parts.rate.iloc[-1]
+    assert parts.n.sum() == 103
+    assert parts.n.max() - parts.n.min() <= 1
+    assert parts.hits.sum() == hits.sum()
+    assert (parts.x_high[:-1].to_numpy() <= parts.x_low[1:].to_numpy()).all()
+    assert parts.rate.iloc[0] < 0.3 < parts.rate.iloc[-1]
     third = parts.iloc[2]
     inside = (x >= third.x_low) & (x <= third.x_high)
-    assert third.rate == pytest.approx(hits[inside].mean()) and (third.low, third.high) == wilson(
-        third.hits, third.n
-    )
+    assert third.rate == pytest.approx(hits[inside].mean())
+    assert (third.low, third.high) == wilson(third.hits, third.n)
     with pytest.raises(InputError):
         rates_by_quantile([1.0, np.nan], [True, False], 2)

@@ -70,10 +70,12 @@ def drawn(model, seed, shares=(0.3, 0.8), prompts=12, images=3):
 def test_scores_and_intervals_are_those_of_the_library():
     table = drawn('m', 0)
     found = task_scores(table, resamples=500, seed=3)
-    assert found.task.tolist() == ['t0', 't1', 'overall'] and found.images.tolist() == [36, 51, 87]
+    assert found.task.tolist() == ['t0', 't1', 'overall']
+    assert found.images.tolist() == [36, 51, 87]
     for row, task in zip(found.itertuples(), ('t0', 't1')):
         x = table[table.task == task].correct.to_numpy(float).reshape(-1, 3)
-        assert row.score == pytest.approx(x.mean()) and row.prompts == len(x)
+        assert row.score == pytest.approx(x.mean())
+        assert row.prompts == len(x)
         # by the prompt, not by the image
         assert (row.low, row.high) == pytest.approx(wilson(x.mean(1).sum(), len(x)))
         assert (row.boot_low, row.boot_high) == rate_interval(
@@ -91,9 +93,8 @@ def test_the_overall_interval_is_that_of_all_resamples():
         for y in itertools.product(b, repeat=3)
     )
     low, high = mean_interval([(a, np.ones(2)), (b, np.ones(3))], level=0.8, resamples=200_000)
-    assert low == pytest.approx(means[round(0.1 * 108)], abs=0.02) and high == pytest.approx(
-        means[round(0.9 * 108) - 1], abs=0.02
-    )
+    assert low == pytest.approx(means[round(0.1 * 108)], abs=0.02)
+    assert high == pytest.approx(means[round(0.9 * 108) - 1], abs=0.02)
 
 
 def test_a_task_with_few_prompts_counts_as_much_as_one_with_many():
@@ -133,11 +134,9 @@ def test_differences_are_paired_by_the_prompt():
     )
     assert (row.low, row.high) == pytest.approx(bootstrap_interval(x - y, resamples=400))
     ab, ba = found[found.model_a == 'a'].reset_index(), found[found.model_a == 'b'].reset_index()
-    assert (
-        np.allclose(ab.difference, -ba.difference)
-        and ab.task.tolist() == ['t0', 't1', 'overall']
-        and ab.n.tolist() == [12, 17, 29]
-    )
+    assert np.allclose(ab.difference, -ba.difference)
+    assert ab.task.tolist() == ['t0', 't1', 'overall']
+    assert ab.n.tolist() == [12, 17, 29]
     assert ab.difference[2] == pytest.approx(ab.difference[:2].mean())
     assert (
         task_differences(pd.concat([drawn('a', 0), drawn('b', 0)]), [('a', 'b')])[
@@ -172,9 +171,8 @@ def test_only_like_with_like():
 )
 def test_a_table_that_would_bend_a_score_is_refused(change, said):
     table = made('m', t=[[1], [0]])
-    assert (
-        check_tasks(table) is table and check_tasks(table.assign(correct=[True, False])) is not None
-    )
+    assert check_tasks(table) is table
+    assert check_tasks(table.assign(correct=[True, False])) is not None
     with pytest.raises(InputError, match=said):
         task_scores(change(table))
 
@@ -182,11 +180,9 @@ def test_a_table_that_would_bend_a_score_is_refused(change, said):
 def test_a_table_to_print_keeps_the_order():
     found = task_scores(pd.concat([drawn('z', 0), drawn('a', 1)]))
     wide = spread_tasks(found)
-    assert (
-        list(wide.index) == ['z', 'a']
-        and list(wide.columns) == ['t0', 't1', 'overall']
-        and wide.loc['a', 'overall'] == 100 * found.score.iloc[-1]
-    )
+    assert list(wide.index) == ['z', 'a']
+    assert list(wide.columns) == ['t0', 't1', 'overall']
+    assert wide.loc['a', 'overall'] == 100 * found.score.iloc[-1]
 
 
 # --- GenEval's rules
@@ -266,9 +262,8 @@ def test_directions_by_hand(x, y, expected):
 
 def test_confidence_counts_above_the_threshold_and_not_at_it():
     found = [thing('cup', score=s) for s in (0.3, 0.300001, 0.9, 0.900001)]
-    assert [d.score for d in kept_detections(found)['cup']] == [0.900001, 0.9, 0.300001] and [
-        d.score for d in kept_detections(found, 'counting')['cup']
-    ] == [0.900001]
+    assert [d.score for d in kept_detections(found)['cup']] == [0.900001, 0.9, 0.300001]
+    assert [d.score for d in kept_detections(found, 'counting')['cup']] == [0.900001]
     assert kept_detections([thing('cup', score=0.3)]) == {} == kept_detections([])
     assert len(kept_detections([thing('cup')] * 20 + [thing('dog')])['cup']) == MAX_OBJECTS == 16
     best = kept_detections([thing('cup', x=k, score=0.5 + k / 100) for k in range(20)])['cup']
@@ -290,14 +285,10 @@ def test_single_and_two_objects():
         prompt('two_object', Clause('cup', 1), Clause('dog', 1)),
     )
     # more than asked for is no fault
-    assert (
-        verdict(single, thing('cup'), thing('cup'), thing('dog')) == ''
-        and verdict(single, thing('dog')) == '0 cup of 1'
-    )
-    assert (
-        verdict(two, thing('cup'), thing('dog')) == ''
-        and verdict(two, thing('cup'), thing('cup')) == '0 dog of 1'
-    )
+    assert verdict(single, thing('cup'), thing('cup'), thing('dog')) == ''
+    assert verdict(single, thing('dog')) == '0 cup of 1'
+    assert verdict(two, thing('cup'), thing('dog')) == ''
+    assert verdict(two, thing('cup'), thing('cup')) == '0 dog of 1'
 
 
 def test_counting_is_exact_and_strict():
@@ -308,10 +299,8 @@ def test_counting_is_exact_and_strict():
         False,
         False,
     ]
-    assert (
-        verdict(p, *[thing('cup')] * 3, thing('cup', score=0.9)) == ''
-        and verdict(p, *[thing('cup')] * 2, thing('cup', score=0.9)) == '2 cup of 3'
-    )
+    assert verdict(p, *[thing('cup')] * 3, thing('cup', score=0.9)) == ''
+    assert verdict(p, *[thing('cup')] * 2, thing('cup', score=0.9)) == '2 cup of 3'
     # at most 16 are looked at
     assert (
         verdict(
@@ -324,14 +313,10 @@ def test_counting_is_exact_and_strict():
 def test_colors_are_those_of_the_most_confident():
     one, two = prompt('colors', Clause('cup', 1, 'red')), prompt('colors', Clause('cup', 2, 'red'))
     sure, less = thing('cup', 0, score=0.9), thing('cup', 20, score=0.8)
-    assert (
-        verdict(one, less, sure, colors={0: 'red', 20: 'blue'}) == ''
-        and verdict(one, less, sure, colors={0: 'blue', 20: 'red'}) == 'cup is blue, not red'
-    )
-    assert (
-        verdict(two, less, sure, colors={0: 'red', 20: 'blue'}) == 'cup is red and blue, not red'
-        and verdict(two, sure, less, colors={0: 'red', 20: 'red'}) == ''
-    )
+    assert verdict(one, less, sure, colors={0: 'red', 20: 'blue'}) == ''
+    assert verdict(one, less, sure, colors={0: 'blue', 20: 'red'}) == 'cup is blue, not red'
+    assert verdict(two, less, sure, colors={0: 'red', 20: 'blue'}) == 'cup is red and blue, not red'
+    assert verdict(two, sure, less, colors={0: 'red', 20: 'red'}) == ''
     attr = prompt('color_attr', Clause('cup', 1, 'red'), Clause('dog', 1, 'blue'))
     assert verdict(attr, thing('cup', 0), thing('dog', 20), colors={0: 'red', 20: 'blue'}) == ''
     assert (
@@ -342,10 +327,8 @@ def test_colors_are_those_of_the_most_confident():
 
 def test_places():
     p = prompt('position', Clause('cup', 1), Clause('dog', 1, None, ('left of', 0)))
-    assert (
-        verdict(p, thing('cup', 50), thing('dog', 0)) == ''
-        and verdict(p, thing('cup', 0), thing('dog', 50)) == 'dog is right of, not left of'
-    )
+    assert verdict(p, thing('cup', 50), thing('dog', 0)) == ''
+    assert verdict(p, thing('cup', 0), thing('dog', 50)) == 'dog is right of, not left of'
     assert verdict(p, thing('cup', 0), thing('dog', 0)) == 'dog is in no direction, not left of'
     # the most confident cup alone
     assert (
@@ -354,9 +337,8 @@ def test_places():
     assert verdict(p, thing('dog', 0)) == '0 cup of 1; nothing for dog to be left of'
     several = prompt('position', Clause('cup', 2), Clause('dog', 2, None, ('above', 0)))
     cups = thing('cup', 0, 50), thing('cup', 5, 60)
-    assert verdict(
-        several, *cups, thing('dog', 0, 0), thing('dog', 3, 5)
-    ) == '' and 'not above' in verdict(several, *cups, thing('dog', 0, 0), thing('dog', 90, 60))
+    assert verdict(several, *cups, thing('dog', 0, 0), thing('dog', 3, 5)) == ''
+    assert 'not above' in verdict(several, *cups, thing('dog', 0, 0), thing('dog', 90, 60))
     colored = prompt('position', Clause('cup', 1, 'red'), Clause('dog', 1, None, ('left of', 0)))
     assert (
         verdict(colored, thing('cup', 50), thing('dog', 0), colors={50: 'blue'})
@@ -413,10 +395,10 @@ def test_metadata_are_read_and_told_again(tmp_path):
         '',
         {**LINES[3], 'more': 1},
     )
-    assert read_geneval(file) == PROMPTS and [p.metadata for p in PROMPTS] == LINES
-    assert PROMPTS[2].include[1] == Clause('dog', 1, None, ('above', 0)) and PROMPTS[1].exclude == (
-        Clause('cup', 3),
-    )
+    assert read_geneval(file) == PROMPTS
+    assert [p.metadata for p in PROMPTS] == LINES
+    assert PROMPTS[2].include[1] == Clause('dog', 1, None, ('above', 0))
+    assert PROMPTS[1].exclude == (Clause('cup', 3),)
 
 
 def changed(line, at=('include', 0), **more):
@@ -484,11 +466,9 @@ def test_a_bad_line_is_refused_in_one_line_by_its_number(tmp_path, line, said):
     file = jsonl(tmp_path / 'm.jsonl', LINES[1], line)
     with pytest.raises(InputError, match=said) as caught:
         read_geneval(file)
-    assert (
-        str(caught.value).startswith(f'{file}: line 2')
-        and len(str(caught.value).splitlines()) == 1
-        and len(str(caught.value)) < len(str(file)) + 250
-    )
+    assert str(caught.value).startswith(f'{file}: line 2')
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < len(str(file)) + 250
 
 
 def test_files_that_are_none(tmp_path):
@@ -510,7 +490,8 @@ def test_the_prompts_to_draw_are_the_prompts_to_check(tmp_path):
         for text in ('a cup', 'a\u2028cup', 'a\ncup', '\ufeffa cup', 'una taza, por favor: "ñ"')
     ]
     read = read_prompts(prompt_file(odd, tmp_path / 'p.json'))
-    assert read.prompts == tuple(p.prompt for p in odd) and read.ids == tuple(p.id for p in odd)
+    assert read.prompts == tuple(p.prompt for p in odd)
+    assert read.ids == tuple(p.id for p in odd)
     # under runs_root(), by content
     assert prompt_file(odd) == prompt_file(list(odd)) != prompt_file(odd[:2])
 
@@ -560,17 +541,13 @@ def test_images_are_checked_one_by_one(tmp_path):
         return {'cup': 'red', 'dog': 'blue'}[name]
 
     table = check_images(store_of(tmp_path, PROMPTS), PROMPTS, 'ours', detect, classify)
-    assert (
-        table.correct.tolist() == [True, True, False, True, True, False, True, False]
-        and table.reason[2] == '1 cup of 2'
-    )
+    assert table.correct.tolist() == [True, True, False, True, True, False, True, False]
+    assert table.reason[2] == '1 cup of 2'
     # only where a color is asked for, the most confident only
     assert seen == [('cup', at(0, 40)), ('dog', at(0, 0)), ('cup', at(0, 0))]
-    assert (
-        table.model.unique() == ['ours']
-        and json.loads(table['sampler'][0]) == {'steps': 9}
-        and table.seed[1] == image_seed(PROMPTS[0].id, 1)
-    )
+    assert table.model.unique() == ['ours']
+    assert json.loads(table['sampler'][0]) == {'steps': 9}
+    assert table.seed[1] == image_seed(PROMPTS[0].id, 1)
 
 
 def test_what_is_missing_is_said_before_anything_is_detected(tmp_path):
@@ -673,7 +650,8 @@ def test_the_evaluators_results_come_back(exported, write):
         ]
     scores = task_scores(table.reset_index())
     # as its summary
-    assert len(table) == 8 and scores.score.iloc[-1] == pytest.approx(
+    assert len(table) == 8
+    assert scores.score.iloc[-1] == pytest.approx(
         pd.DataFrame(lines).groupby('tag').correct.mean().mean()
     )
 
@@ -708,10 +686,8 @@ def test_results_that_do_not_fit_are_refused_by_their_line(exported, change, sai
     lines = sorted(lines, key=lambda line: line['filename'])
     with pytest.raises(InputError, match=said) as caught:
         read_results(jsonl(tmp_path / 'r.jsonl', {**lines[0], **change}, *lines[1:]), PROMPTS, 'm')
-    assert (
-        str(caught.value).startswith(f'{tmp_path}/r.jsonl: line 1')
-        and len(str(caught.value).splitlines()) == 1
-    )
+    assert str(caught.value).startswith(f'{tmp_path}/r.jsonl: line 1')
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_results_are_whole_or_refused(exported):
@@ -750,11 +726,9 @@ def test_an_experiment_says_what_it_lacks(exported):
     with pytest.raises(InputError, match="no results of 'b'"):
         geneval_inputs(metadata, f'a={file}', '', ['a', 'b'])
     prompts, table, functions = geneval_inputs(metadata, f'a={file}, b={file}', '', ['a', 'b'])
-    assert (
-        prompts == PROMPTS
-        and functions == {}
-        and table.groupby('model').size().to_dict() == {'a': 8, 'b': 8}
-    )
+    assert prompts == PROMPTS
+    assert functions == {}
+    assert table.groupby('model').size().to_dict() == {'a': 8, 'b': 8}
     (tmp_path / 'mine.py').write_text('def detect(image): return []')
     assert geneval_inputs(metadata, '', str(tmp_path / 'mine.py'), ['a'])[1] is None
 
@@ -766,8 +740,6 @@ def test_published_numbers_have_their_source_and_agree():
         == table.loc[('CaPO, from a note', 'SDXL'), 'overall']
         == 55
     )
-    assert (
-        list(table.columns) == [*TAGS, 'overall']
-        and len(set(COLORS)) == 10
-        and compositional.GENEVAL_PUBLISHED['SD1.5'][-1] == 43
-    )
+    assert list(table.columns) == [*TAGS, 'overall']
+    assert len(set(COLORS)) == 10
+    assert compositional.GENEVAL_PUBLISHED['SD1.5'][-1] == 43

@@ -56,7 +56,9 @@ def test_wilson_inverts_the_score_test():
 
 
 def test_wilson_edges():
-    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1 and wilson(0, 0) == (0, 1)
+    assert wilson(0, 5)[0] == 0
+    assert wilson(5, 5)[1] == 1
+    assert wilson(0, 0) == (0, 1)
     for k, n in ((0, 3), (3, 3), (1.5, 3), (1e-9, 3)):
         low, high = wilson(k, n)
         assert 0 <= low <= k / n <= high <= 1
@@ -77,9 +79,10 @@ def test_split_ties_keep_the_coverage():
         draws = rng.multinomial(n, [win, tie, 1 - win - tie], size=4000)
         ends = [wilson(w + t / 2, n) for w, t, _ in draws]
         held.append(np.mean([low <= truth <= high for low, high in ends]))
-    assert (
-        held[0] > 0.94 and held[0] < 0.96 and held[2] > held[1] > held[0] - 0.005 and held[2] > 0.98
-    )
+    assert held[0] > 0.94
+    assert held[0] < 0.96
+    assert held[2] > held[1] > held[0] - 0.005
+    assert held[2] > 0.98
 
 
 def test_variance_of_split_points_is_smaller_than_the_formula_assumes():
@@ -135,7 +138,8 @@ def test_bootstrap_keeps_prompts_whole():
     shrink."""
     one = np.repeat([1.0, 0.0], [60, 40])
     five = bootstrap_interval(5 * one, np.full(100, 5.0))
-    assert five == pytest.approx(bootstrap_interval(one)) and five[1] - five[0] > 0.17
+    assert five == pytest.approx(bootstrap_interval(one))
+    assert five[1] - five[0] > 0.17
 
 
 def test_bootstrap_is_seeded_and_ignores_order():
@@ -147,7 +151,8 @@ def test_bootstrap_is_seeded_and_ignores_order():
 def test_bootstrap_leaves_out_resamples_without_comparisons():
     # a win and a dropped tie: a resample of two ties has no rate
     low, high = bootstrap_interval([1.0, 0.0], [1.0, 0.0])
-    assert (low, high) == (1, 1) and bootstrap_interval([0.0, 0.0], [0.0, 0.0]) == (0, 1)
+    assert (low, high) == (1, 1)
+    assert bootstrap_interval([0.0, 0.0], [0.0, 0.0]) == (0, 1)
 
 
 # --- the protocol, by hand
@@ -170,15 +175,12 @@ def test_win_statistics_by_hand(protocol, rule):
     n, wins, ties = BY_HAND[protocol]
     rate = {'split': (wins + ties / 2) / n, 'drop': wins / (n - ties), 'loss': wins / n}[rule]
     found = win_statistics(X, Y, protocol, rule)
-    assert (found['n'], found['wins'], found['ties']) == (n, wins, ties) and found[
-        'win_rate'
-    ] == pytest.approx(rate)
+    assert (found['n'], found['wins'], found['ties']) == (n, wins, ties)
+    assert found['win_rate'] == pytest.approx(rate)
     prompts = (n - ties if rule == 'drop' else n) / (3 if protocol == 'paired' else 1)
     assert (found['low'], found['high']) == pytest.approx(wilson(rate * prompts, prompts))
-    assert (
-        found['low'] <= found['win_rate'] <= found['high']
-        and found['boot_low'] <= found['win_rate'] <= found['boot_high']
-    )
+    assert found['low'] <= found['win_rate'] <= found['high']
+    assert found['boot_low'] <= found['win_rate'] <= found['boot_high']
 
 
 def test_the_papers_strict_rate():
@@ -186,7 +188,8 @@ def test_the_papers_strict_rate():
     best = np.zeros((297, 5))
     best[:, 2] = np.repeat([2.0, 1.0, 0.0], [210, 3, 84])
     found = win_statistics(best, np.maximum(0, np.ones((297, 5))), 'best', 'loss')
-    assert round(100 * found['win_rate'], 2) == 70.71 and fits(70.71, 297)
+    assert round(100 * found['win_rate'], 2) == 70.71
+    assert fits(70.71, 297)
     # 211.5/297
     assert (
         round(100 * win_statistics(best, np.ones((297, 5)), 'best', 'split')['win_rate'], 2)
@@ -199,9 +202,8 @@ def test_split_is_the_only_rule_in_which_both_sides_add_up():
     x, y = rng.integers(0, 4, (60, 5)), rng.integers(0, 4, (60, 5))
     for protocol in BY_HAND:
         there, back = win_statistics(x, y, protocol), win_statistics(y, x, protocol)
-        assert there['win_rate'] + back['win_rate'] == pytest.approx(1) and there[
-            'low'
-        ] == pytest.approx(1 - back['high'])
+        assert there['win_rate'] + back['win_rate'] == pytest.approx(1)
+        assert there['low'] == pytest.approx(1 - back['high'])
         strict = (
             win_statistics(x, y, protocol, 'loss')['win_rate']
             + win_statistics(y, x, protocol, 'loss')['win_rate']
@@ -212,8 +214,11 @@ def test_split_is_the_only_rule_in_which_both_sides_add_up():
 def test_a_model_against_itself():
     x = np.random.default_rng(6).random((30, 5))
     split, drop, loss = (win_statistics(x, x, 'best', rule) for rule in ('split', 'drop', 'loss'))
-    assert split['win_rate'] == 0.5 and split['low'] < 0.5 < split['high'] and split['ties'] == 30
-    assert math.isnan(drop['win_rate']) and (
+    assert split['win_rate'] == 0.5
+    assert split['low'] < 0.5 < split['high']
+    assert split['ties'] == 30
+    assert math.isnan(drop['win_rate'])
+    assert (
         drop['low'],
         drop['high'],
         drop['boot_low'],
@@ -225,7 +230,8 @@ def test_a_model_against_itself():
 def test_the_mean_does_not_depend_on_the_order_of_images():
     rows = [list(p) for p in itertools.permutations([0.1, 0.2, 0.3, 0.7])]
     # plain sums do differ
-    assert len(set(mean_score(rows))) == 1 and len({sum(r) for r in rows}) > 1
+    assert len(set(mean_score(rows))) == 1
+    assert len({sum(r) for r in rows}) > 1
     assert best_of([[1, 3, 2]]).tolist() == [3]
 
 
@@ -253,11 +259,10 @@ def test_best_of_five_rewards_spread():
     )[0]
     rng = np.random.default_rng(8)
     wild, steady = rng.normal(0, 1.5, (4000, 5)), rng.normal(0, 1, (4000, 5))
-    assert (
-        win_statistics(wild, steady, 'best', resamples=10)['win_rate']
-        == pytest.approx(exact, abs=0.02)
-        and exact > 0.65
+    assert win_statistics(wild, steady, 'best', resamples=10)['win_rate'] == pytest.approx(
+        exact, abs=0.02
     )
+    assert exact > 0.65
     assert win_statistics(wild, steady, 'paired', resamples=10)['win_rate'] == pytest.approx(
         0.5, abs=0.02
     )
@@ -294,7 +299,8 @@ def test_win_rates_of_tables():
     assert found[['model_a', 'model_b', 'prompt_set']].drop_duplicates().values.tolist() == [
         ['a', 'b', 'hpd']
     ]
-    assert found['scorer'].tolist() == ['hps', 'clip'] and found['win_rate'].tolist() == [
+    assert found['scorer'].tolist() == ['hps', 'clip']
+    assert found['win_rate'].tolist() == [
         0.4,
         win_statistics(-X, -Y, 'best', 'loss')['win_rate'],
     ]
@@ -302,7 +308,8 @@ def test_win_rates_of_tables():
 
 def test_lower_is_better_turns_the_scale():
     down = win_rates(table('a'), table('b', Y), ['hps', 'clip'], lower_is_better=('clip',))
-    assert down['wins'].tolist() == [2, 2] and down['ties'].tolist() == [2, 2]  # clip is -hps here
+    assert down['wins'].tolist() == [2, 2]
+    assert down['ties'].tolist() == [2, 2]  # clip is -hps here
 
 
 def test_rows_in_any_order():
@@ -335,11 +342,9 @@ def test_mismatches_are_refused_and_named(told):
     ):
         with pytest.raises(InputError) as e:
             ask()
-        assert (
-            told in str(e.value)
-            and str(e.value).startswith('a and b cannot be compared')
-            and '\n' not in str(e.value)
-        )
+        assert told in str(e.value)
+        assert str(e.value).startswith('a and b cannot be compared')
+        assert '\n' not in str(e.value)
 
 
 def test_weights_of_scorers_that_are_not_asked_for_may_differ():
@@ -389,23 +394,20 @@ def test_compare_walks_sets_and_pairs():
         ties='drop',
         resamples=50,
     )
-    assert (
-        len(found) == 8
-        and found['prompt_set'].tolist() == ['hpd'] * 4 + ['pickapic'] * 4
-        and set(found['protocol']) == {'paired'}
-    )
-    assert found['win_rate'][0] == 0.5 and found['tie_rule'][0] == 'drop'
+    assert len(found) == 8
+    assert found['prompt_set'].tolist() == ['hpd'] * 4 + ['pickapic'] * 4
+    assert set(found['protocol']) == {'paired'}
+    assert found['win_rate'][0] == 0.5
+    assert found['tie_rule'][0] == 'drop'
     with pytest.raises(InputError, match="'hpd' has no scores of 'd'"):
         compare(scores, [('a', 'd')], ['hps'])
 
 
 def test_score_differences_by_hand():
     found = score_differences(table('a'), table('b', Y), ['hps']).iloc[0]
-    assert (
-        found['difference'] == pytest.approx((11 / 3 - 5) / 5)
-        and found['mean_a'] == pytest.approx(X.mean())
-        and found['n'] == 5
-    )
+    assert found['difference'] == pytest.approx((11 / 3 - 5) / 5)
+    assert found['mean_a'] == pytest.approx(X.mean())
+    assert found['n'] == 5
     assert found['low'] <= found['difference'] <= found['high'] <= 0
     best = score_differences(table('a'), table('b', Y), ['hps'], 'best').iloc[0]
     assert best['difference'] == pytest.approx((4 + 0 + 0 - 2 + 1) / 5)
@@ -425,11 +427,9 @@ def test_compare_scores_walks_sets_and_pairs():
         compare_scores(scores, [('a', 'b'), ('c', 'b')], ['hps']),
         [('a', 'b'), ('c', 'b')] * 2,
     )
-    assert (
-        list(zip(found['model_a'], found['model_b'])) == pairs
-        and found['prompt_set'].tolist() == ['hpd'] * 2 + ['pickapic'] * 2
-        and found.index.tolist() == [0, 1, 2, 3]
-    )
+    assert list(zip(found['model_a'], found['model_b'])) == pairs
+    assert found['prompt_set'].tolist() == ['hpd'] * 2 + ['pickapic'] * 2
+    assert found.index.tolist() == [0, 1, 2, 3]
     assert found.loc[3, 'difference'] == pytest.approx(X.mean())  # X + Y minus Y
     assert len(compare_scores(scores, pairs, ())) == 0  # a world without checks
 
@@ -507,16 +507,18 @@ def test_scores_are_kept_and_reused(store, tmp_path):
     out = tmp_path / 'scores/m.parquet'
     first = Grey()
     found = score_images(store, [first], out, model='m', prompt_set='greys')
-    assert found['grey'].tolist() == GREYS and found['grey'].dtype == 'float32' and first.seen == 12
-    assert found['seed'].tolist() == store.index['seed'].tolist() and set(found['sampler']) == {
-        '{"steps": 9}'
-    }
+    assert found['grey'].tolist() == GREYS
+    assert found['grey'].dtype == 'float32'
+    assert first.seen == 12
+    assert found['seed'].tolist() == store.index['seed'].tolist()
+    assert set(found['sampler']) == {'{"steps": 9}'}
     again = Grey()
     before = out.read_bytes()
     pd.testing.assert_frame_equal(
         score_images(store, [again], out, model='m', prompt_set='greys'), found
     )
-    assert again.seen == 0 and out.read_bytes() == before
+    assert again.seen == 0
+    assert out.read_bytes() == before
 
 
 def test_another_scorer_computes_only_itself(store, tmp_path):
@@ -524,12 +526,12 @@ def test_another_scorer_computes_only_itself(store, tmp_path):
     score_images(store, [Grey()], out)
     old, new = Grey(), Grey('other', add=0.5)
     found = score_images(store, [old, new], out)
-    assert (old.seen, new.seen) == (0, 12) and (found['other'] - found['grey']).tolist() == [
-        0.5
-    ] * 12
+    assert (old.seen, new.seen) == (0, 12)
+    assert (found['other'] - found['grey']).tolist() == [0.5] * 12
     # the older column survived
     last = Grey()
-    assert score_images(store, [last], out)['grey'].tolist() == GREYS and last.seen == 0
+    assert score_images(store, [last], out)['grey'].tolist() == GREYS
+    assert last.seen == 0
 
 
 def test_a_scorer_with_other_weights_is_another_scorer(store, tmp_path):
@@ -537,14 +539,13 @@ def test_a_scorer_with_other_weights_is_another_scorer(store, tmp_path):
     score_images(store, [Grey()], out)
     v2 = Grey(key='k2', add=100)
     found = score_images(store, [v2], out)
-    assert (
-        v2.seen == 12
-        and found['grey'].tolist() == [100 + g for g in GREYS]
-        and '"grey": "k2"' in found['scorer_keys'][0]
-    )
+    assert v2.seen == 12
+    assert found['grey'].tolist() == [100 + g for g in GREYS]
+    assert '"grey": "k2"' in found['scorer_keys'][0]
     # and v1 is still there
     v1 = Grey()
-    assert score_images(store, [v1], out)['grey'].tolist() == GREYS and v1.seen == 0
+    assert score_images(store, [v1], out)['grey'].tolist() == GREYS
+    assert v1.seen == 0
 
 
 def test_interrupted_scoring_goes_on(store, tmp_path):
@@ -554,7 +555,8 @@ def test_interrupted_scoring_goes_on(store, tmp_path):
         score_images(store, [Grey(life=9)], out, shard_size=4, batch_size=2)
     rest = Grey()
     score_images(store, [rest], out, shard_size=4, batch_size=2)
-    assert rest.seen == 4 and out.read_bytes() == whole.read_bytes()
+    assert rest.seen == 4
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_redrawn_image_is_scored_again(store, tmp_path):
@@ -567,9 +569,8 @@ def test_a_redrawn_image_is_scored_again(store, tmp_path):
     store.index.loc[6, 'sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
     again = Grey()
     found = score_images(store, [again], out)
-    assert again.seen == 1 and found['grey'].tolist() == [
-        200 if i == 6 else g for i, g in enumerate(GREYS)
-    ]
+    assert again.seen == 1
+    assert found['grey'].tolist() == [200 if i == 6 else g for i, g in enumerate(GREYS)]
 
 
 def test_scores_of_other_images_and_damaged_files_are_refused(store, tmp_path):
@@ -593,11 +594,9 @@ def test_a_score_that_is_no_number_is_refused_and_not_kept(store, tmp_path):
 
     with pytest.raises(InputError) as e:
         score_images(store, [Broken()], tmp_path / 'm.parquet')
-    assert (
-        store.index['file'][9] in str(e.value)
-        and "'three'" in str(e.value)
-        and not (tmp_path / 'm.parquet').exists()
-    )
+    assert store.index['file'][9] in str(e.value)
+    assert "'three'" in str(e.value)
+    assert not (tmp_path / 'm.parquet').exists()
 
 
 def test_default_place_is_one_a_store(store, tmp_path, monkeypatch):
@@ -616,7 +615,8 @@ def test_order_of_the_index_does_not_matter(store, tmp_path):
     turned = replace(store, index=store.index[::-1])  # not a RangeIndex either
     again = Grey()
     found = score_images(turned, [again], tmp_path / 'm.parquet')
-    assert again.seen == 0 and found['grey'].tolist() == GREYS[::-1]
+    assert again.seen == 0
+    assert found['grey'].tolist() == GREYS[::-1]
 
 
 # --- the mean over scorers
@@ -636,11 +636,9 @@ def test_the_mean_over_scorers_by_a_slow_implementation():
             'records'
         )
         single = compare(both, [('a', 'b')], names, protocol=protocol)
-        assert (
-            row['win_rate'] == pytest.approx(single.win_rate.mean())
-            and row['scorer'] == 'mean of 3'
-            and row['n'] == 12
-        )
+        assert row['win_rate'] == pytest.approx(single.win_rate.mean())
+        assert row['scorer'] == 'mean of 3'
+        assert row['n'] == 12
         wins, ties, m = zip(*(count_wins(x[k], y[k], protocol) for k in names))
         a_prompt = np.mean([(w + t / 2) / m[0] for w, t in zip(wins, ties)], axis=0)
         means = np.sort([a_prompt[draw.integers(0, 12, 12)].mean() for _ in range(20_000)])
@@ -670,11 +668,9 @@ def test_gains_by_hand():
     both = pd.concat([a, base])
     row, back = mean_gains(both, [('a', 'base'), ('base', 'a')], ['hps', 'clip']).to_dict('records')
     first, second = (1 / (2 / 3) ** 0.5 - 3 / 12**0.5) / 2, (3 / (2 / 3) ** 0.5 + 1 / 12**0.5) / 2
-    assert (
-        row['gain'] == pytest.approx((first + second) / 2)
-        and back['gain'] == -row['gain']
-        and row['n'] == 2
-    )
+    assert row['gain'] == pytest.approx((first + second) / 2)
+    assert back['gain'] == -row['gain']
+    assert row['n'] == 2
     # a quarter of the resamples at either end
     assert (row['low'], row['high']) == pytest.approx((first, second))
     alone = mean_gains(both, [('a', 'base')], ['hps']).gain.item()

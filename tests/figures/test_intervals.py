@@ -49,9 +49,8 @@ def test_dots_and_hollow_markers():
         for line in ax.lines
         if to_hex(line.get_markerfacecolor()) == '#ffffff' and line.get_marker() == 'o'
     ]
-    assert hollow == pytest.approx([50, 40, 30]) and [t.get_text() for t in ax.figure.texts] == [
-        'hollow: a coin'
-    ]
+    assert hollow == pytest.approx([50, 40, 30])
+    assert [t.get_text() for t in ax.figure.texts] == ['hollow: a coin']
 
 
 def grid(kinds):

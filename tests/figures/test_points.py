@@ -63,7 +63,8 @@ def test_a_way_through_boxes_against_counting_steps():
         ]
         for i in range(20)
     ]
-    assert np.abs(_inside(start, ends, solid) - counted).max() < 0.02 and np.max(counted) > 30
+    assert np.abs(_inside(start, ends, solid) - counted).max() < 0.02
+    assert np.max(counted) > 30
 
 
 def test_a_leader_reaches_the_nearest_part_of_a_far_name_and_a_near_one_has_none():
@@ -71,7 +72,9 @@ def test_a_leader_reaches_the_nearest_part_of_a_far_name_and_a_near_one_has_none
         leaders((60, 60, 90, 66.5), (50, 52), mark=2),
         leaders((50 + 2 + NEAR, 50, 90, 60), (50, 52), mark=2),
     )
-    assert end.tolist() == [60, 60] and long == pytest.approx(np.hypot(10, 8) - 2) and none == 0
+    assert end.tolist() == [60, 60]
+    assert long == pytest.approx(np.hypot(10, 8) - 2)
+    assert none == 0
 
 
 # five points among whose intervals there is no room, two of which nearly coincide: as models on one
@@ -135,9 +138,8 @@ def test_names_in_a_crowd_cover_nothing_and_lead_to_their_points():
         for start, end in mine:  # and it runs over no other name
             others = np.array([b for n, b in found if n != name])
             assert _inside(start, end[None], others).max() < 1e-6
-    assert 3 <= len(lines) < len(names) and not any(
-        np.allclose(l[0], places['alone']) for l in lines
-    )
+    assert 3 <= len(lines) < len(names)
+    assert not any(np.allclose(l[0], places['alone']) for l in lines)
 
 
 @pytest.mark.parametrize('apart', [(-0.8, 0.6), (0.7, 0.4), (1.5, 0), (-2, -1), (0, -3)])
@@ -185,7 +187,8 @@ def test_names_stay_clear_of_the_diagonal_and_its_text():
     way = steps[-1] - steps[0]
     above = steps + np.array([-way[1], way[0]]) / np.hypot(*way) * 4 * 150 / 72
     above = above[((above > text[:2]) & (above < text[2:])).all(1)]
-    assert set(boxes) == set(frame.m) and len(above) > 100
+    assert set(boxes) == set(frame.m)
+    assert len(above) > 100
     for dots in (steps, above):
         assert not any(((dots > b[:2]) & (dots < b[2:])).all(1).any() for b in boxes.values())
 
@@ -212,7 +215,8 @@ def test_points_and_intervals_are_where_the_table_says():
         [[1, 5], [1, 20]],
         [[3, 30], [3, 45]],
     ]
-    assert {'a', 'b'} <= {t.get_text() for t in ax.texts} and ax.get_ylim()[1] > 50
+    assert {'a', 'b'} <= {t.get_text() for t in ax.texts}
+    assert ax.get_ylim()[1] > 50
     with pytest.raises(InputError, match='no row'):
         plot_points(frame[:0], 'x', 'y', 'm')
 
@@ -230,12 +234,11 @@ def test_curves_are_drawn_smoothed_and_refreshes_marked():
     upright = [l.get_xdata()[0] for l in marked.lines if l.get_xdata()[0] == l.get_xdata()[-1]]
     assert upright == [10, 20, 30]
     first, second, third = (l.get_ydata() for l in marked.lines[-3:])  # the means between refreshes
-    assert (
-        second[4] == pytest.approx(log.loss[12:17].mean())
-        and second[0] == pytest.approx(log.loss[10:13].mean())
-        and first[9] == pytest.approx(log.loss[7:10].mean())
-    )
-    assert '30 refreshes' in [t.get_text() for t in crowded.texts] and len(crowded.lines) == 2
+    assert second[4] == pytest.approx(log.loss[12:17].mean())
+    assert second[0] == pytest.approx(log.loss[10:13].mean())
+    assert first[9] == pytest.approx(log.loss[7:10].mean())
+    assert '30 refreshes' in [t.get_text() for t in crowded.texts]
+    assert len(crowded.lines) == 2
     assert marked.get_ylim() == crowded.get_ylim()
 
 

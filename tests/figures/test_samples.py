@@ -160,7 +160,8 @@ def test_the_figure_of_a_vote_counts_as_equations_6_and_7(scores, count, winner,
         width=width,
     )
     texts = [t.get_text() for t in fig.texts]
-    assert texts_outside(fig) == [] and texts[texts.index('votes') + 2 :][0] == count[0]
+    assert texts_outside(fig) == []
+    assert texts[texts.index('votes') + 2 :][0] == count[0]
     at = texts.index('votes')
     assert [t for t in texts[at:] if t.isdigit()] == count
     arrows = [texts.count(x) for x in '◀▶']
@@ -169,11 +170,9 @@ def test_the_figure_of_a_vote_counts_as_equations_6_and_7(scores, count, winner,
         f'image {i}' + ' wins' * (winner == i) for i in (0, 1)
     ]
     # .01 and .05 in units of .1
-    assert (
-        'by 0.10 s.d.' in texts
-        and 'by 0.50 s.d.' in texts
-        and texts[-1].endswith('annotator: a tie')
-    )
+    assert 'by 0.10 s.d.' in texts
+    assert 'by 0.50 s.d.' in texts
+    assert texts[-1].endswith('annotator: a tie')
 
 
 # samples
@@ -192,9 +191,11 @@ def test_every_sample_is_shown_once_with_its_prompt():
     for ax in fig.axes:
         x, y = below[f'prompt {int(ax.images[0].get_array()[0, 0, 0])}']
         box = ax.get_position()
-        assert box.x0 < x < box.x1 and 0 < box.y0 - y < 0.05
+        assert box.x0 < x < box.x1
+        assert 0 < box.y0 - y < 0.05
     # no room is left for row names
-    assert texts_outside(fig) == [] and min(ax.get_position().x0 for ax in fig.axes) * PAGE < 0.1
+    assert texts_outside(fig) == []
+    assert min(ax.get_position().x0 for ax in fig.axes) * PAGE < 0.1
     with pytest.raises(InputError, match='2 for 1'):
         sample_grid([picture()], ['a', 'b'])
 
@@ -207,7 +208,8 @@ def test_names_over_narrow_columns_do_not_touch():
         (t.get_window_extent() for t in fig.texts if t.get_text() in [*names, 'true render']),
         key=lambda b: b.x0,
     )
-    assert len(heads) == 8 and all(a.x1 < b.x0 for a, b in zip(heads, heads[1:]))
+    assert len(heads) == 8
+    assert all(a.x1 < b.x0 for a, b in zip(heads, heads[1:]))
 
 
 def test_places_are_the_middles_of_equal_parts():
@@ -253,7 +255,8 @@ def test_outcomes_against_a_loop_and_the_first_of_each():
         for o in order
         for r in found[(found.outcome == o) & (found.image_index == 1)][:2].itertuples()
     ]
-    assert picks == by_hand and len(picks) == 8
+    assert picks == by_hand
+    assert len(picks) == 8
 
 
 def test_other_seeds_or_prompts_are_refused():
@@ -278,9 +281,8 @@ def test_seed_spread_is_what_pandas_says():
     a, b = (scores[scores.model == m] for m in ('BalancedDPO', 'base'))
     found = seed_spread(a, b, SCORERS).set_index('scorer')
     x, y = (t.groupby('prompt_id')[list(SCORERS)].std() for t in (a, b))
-    assert np.allclose(found.spread_a, x.mean(), rtol=1e-6) and np.allclose(
-        found.difference, (x - y).mean(), atol=1e-6
-    )
+    assert np.allclose(found.spread_a, x.mean(), rtol=1e-6)
+    assert np.allclose(found.difference, (x - y).mean(), atol=1e-6)
     from scipy.stats import bootstrap
 
     for k in SCORERS:
@@ -313,10 +315,10 @@ def test_the_papers_differences_in_its_deviations():
     found = paper_deviations(
         [('DiffusionDPO', 'base'), ('BalancedDPO', 'base'), ('BalancedDPO', 'DiffusionDPO')]
     ).set_index(['scorer'])
-    assert found.loc['hps', 'difference'].round(3).tolist() == [0.169, 0.285, 0.115] and found.loc[
-        'aesthetic', 'difference'
-    ].round(3).tolist() == [-0.019, 0.166, 0.185]
-    assert found.low.isna().all() and set(found.prompt_set) == {'the paper'}
+    assert found.loc['hps', 'difference'].round(3).tolist() == [0.169, 0.285, 0.115]
+    assert found.loc['aesthetic', 'difference'].round(3).tolist() == [-0.019, 0.166, 0.185]
+    assert found.low.isna().all()
+    assert set(found.prompt_set) == {'the paper'}
 
 
 def test_tables_hold_ours_and_the_papers():
@@ -326,13 +328,10 @@ def test_tables_hold_ours_and_the_papers():
         mean_table(summary),
         spread_table(score_summary(scores[scores.model == 'base'], SCORERS)),
     )
-    assert (
-        five.shape == (3 * 3 + 3, 8)
-        and five.loc[('the paper', 'BalancedDPO'), ('Aesthetic', 'mean')] == 4.5034
-    )
-    assert five.loc[('the paper', 'SD1.5'), ('CLIP', 's.d.')] == 0.0461 and np.isnan(
-        five.loc[('the paper', 'DiffusionDPO'), ('CLIP', 's.d.')]
-    )
+    assert five.shape == (3 * 3 + 3, 8)
+    assert five.loc[('the paper', 'BalancedDPO'), ('Aesthetic', 'mean')] == 4.5034
+    assert five.loc[('the paper', 'SD1.5'), ('CLIP', 's.d.')] == 0.0461
+    assert np.isnan(five.loc[('the paper', 'DiffusionDPO'), ('CLIP', 's.d.')])
     own = scores[(scores.model == 'DiffusionDPO') & (scores.prompt_set == 'hpd')]['clip'].astype(
         float
     )
@@ -343,9 +342,15 @@ def test_tables_hold_ours_and_the_papers():
         'HPD',
         'the paper',
     ]
-    assert six.shape == (4 * 4, 6) and six.loc[('Aesthetic', 'SD1.5, the paper')].round(
-        2
-    ).tolist() == [4.49, 4.10, 4.79, 0.10, -3.71, 2.88]
+    assert six.shape == (4 * 4, 6)
+    assert six.loc[('Aesthetic', 'SD1.5, the paper')].round(2).tolist() == [
+        4.49,
+        4.10,
+        4.79,
+        0.10,
+        -3.71,
+        2.88,
+    ]
     assert np.allclose(six['mean'] + six['min, in s.d.'] * six['s.d.'], six['min'])
 
 
@@ -353,19 +358,16 @@ def test_a_scorer_the_paper_lacks_has_no_paper_row():
     summary = score_summary(
         made(sets=SETS[:1]).rename(columns={'clip': 'recognised'}), ('hps', 'recognised')
     )
-    assert len(spread_table(summary[summary.model == 'base'])) == 3 and mean_table(
-        summary
-    ).shape == (2 + 3, 4)
+    assert len(spread_table(summary[summary.model == 'base'])) == 3
+    assert mean_table(summary).shape == (2 + 3, 4)
 
 
 def test_differences_as_table_and_words():
     found = compare_scores(made(), [('BalancedDPO', 'base')], SCORERS)
     table = difference_table(found)
     cell = found[(found.prompt_set == 'hpd') & (found.scorer == 'clip')]
-    assert (
-        table.shape == (3, 4)
-        and table.loc[('HPD', 'BalancedDPO minus base'), 'CLIP'] == cell.difference.item()
-    )
+    assert table.shape == (3, 4)
+    assert table.loc[('HPD', 'BalancedDPO minus base'), 'CLIP'] == cell.difference.item()
     rows = pd.DataFrame(
         {
             'scorer': ['hps', 'x'],
@@ -388,13 +390,13 @@ def test_the_figure_of_differences_shows_the_numbers():
         [in_deviations(compare_scores(scores, pairs, SCORERS), scores), paper_deviations(pairs)]
     )
     fig = plot_differences(found, 'A title')
-    assert texts_outside(fig) == [] and len(fig.axes) == 4
+    assert texts_outside(fig) == []
+    assert len(fig.axes) == 4
     for ax, name in zip(fig.axes, found.prompt_set.unique()):
         here = found[found.prompt_set == name]
         marks = [x for x in ax.lines if x.get_marker() in list('osD')]
-        assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(
-            sorted(here.difference)
-        ) and len({m.get_ydata()[0] for m in marks}) == len(here)
+        assert sorted(m.get_xdata()[0] for m in marks) == pytest.approx(sorted(here.difference))
+        assert len({m.get_ydata()[0] for m in marks}) == len(here)
         assert all((m.get_markerfacecolor() == 'white') == (name == 'the paper') for m in marks)
         spans = [
             tuple(x.get_xdata())
@@ -411,19 +413,19 @@ def test_the_figure_of_differences_shows_the_numbers():
 def test_the_distributions_are_those_of_the_scores():
     scores = made(('base',))
     fig = plot_distributions(scores, SCORERS, 'A title')
-    assert texts_outside(fig) == [] and len(fig.axes) == 4
+    assert texts_outside(fig) == []
+    assert len(fig.axes) == 4
     for ax, k in zip(fig.axes, SCORERS):
         x = scores[scores.prompt_set == 'hpd'][k].to_numpy(float)
         line = [v for v in ax.lines if v.get_ydata()[0] == pytest.approx(2.85)]
         ends = [tuple(v.get_xdata()) for v in line]
-        assert (
-            ends[0] == (x.min(), x.max())
-            and ends[1] == pytest.approx((x.mean() - x.std(ddof=1), x.mean() + x.std(ddof=1)))
-            and ends[2] == pytest.approx((x.mean(),))
-        )
+        assert ends[0] == (x.min(), x.max())
+        assert ends[1] == pytest.approx((x.mean() - x.std(ddof=1), x.mean() + x.std(ddof=1)))
+        assert ends[2] == pytest.approx((x.mean(),))
         heights = [2.75 - v for v in ax.patches[2].get_data().values]
         counts, _ = np.histogram(x, ax.patches[2].get_data().edges)
-        assert counts.sum() == len(x) and np.allclose(heights, 0.6 * counts / counts.max())
+        assert counts.sum() == len(x)
+        assert np.allclose(heights, 0.6 * counts / counts.max())
 
 
 def test_every_seeds_score_is_drawn_in_its_line():

@@ -84,10 +84,8 @@ def test_shapes_of_the_papers_tables():
         'table6': ('VI', 4, 4),
     }
     for t in PAPER.values():
-        assert (
-            all(len(v) == len(t.columns) for v in t.rows.values())
-            and t.frame()['value'].notna().all()
-        )
+        assert all(len(v) == len(t.columns) for v in t.rows.values())
+        assert t.frame()['value'].notna().all()
 
 
 @pytest.mark.parametrize(
@@ -142,15 +140,12 @@ def test_table_2_is_what_the_text_quotes():
 
 def test_tables_3_4_5_are_what_the_text_quotes():
     three, four = PAPER['table3'].rows, PAPER['table4'].rows
-    assert (
-        three[('HPS',)][0] == 89.90
-        and three[('HPS',)][4] == 87.54
-        and three[('HPS',)][3] == 14.48
-        and three[('CLIP',)][1] == 57.91
-    )
-    assert (
-        three[('Vanilla',)][:4] == (69.70, 31.65, 53.54, 53.54) and three[('Vanilla',)][5] == 26.60
-    )
+    assert three[('HPS',)][0] == 89.90
+    assert three[('HPS',)][4] == 87.54
+    assert three[('HPS',)][3] == 14.48
+    assert three[('CLIP',)][1] == 57.91
+    assert three[('Vanilla',)][:4] == (69.70, 31.65, 53.54, 53.54)
+    assert three[('Vanilla',)][5] == 26.60
     assert four['without several metrics', True, False] == (82.49, 62.29, 46.13, 43.43)
     assert [four['without reference update', False, True][i] for i in (0, 2, 3)] == [
         62.96,
@@ -184,15 +179,11 @@ def test_layouts_hold_the_same_numbers():
         win_rate_table(rates),
         win_rate_table(rates, ('prompt_set', 'scorer'), ('comparison',)),
     )
-    assert (
-        wide.shape == (3, 12)
-        and tall.shape == (12, 3)
-        and np.array_equal(wide.to_numpy().T, tall.to_numpy())
-    )
-    assert (
-        list(wide.columns.get_level_values(0).unique()) == ['Pick-a-Pic', 'PartiPrompts', 'HPD']
-        and wide.index[2] == 'BalancedDPO vs DiffusionDPO'
-    )
+    assert wide.shape == (3, 12)
+    assert tall.shape == (12, 3)
+    assert np.array_equal(wide.to_numpy().T, tall.to_numpy())
+    assert list(wide.columns.get_level_values(0).unique()) == ['Pick-a-Pic', 'PartiPrompts', 'HPD']
+    assert wide.index[2] == 'BalancedDPO vs DiffusionDPO'
     for row in rates.itertuples():
         names = {
             'hps': 'HPS',
@@ -224,21 +215,21 @@ def test_protocols_can_be_columns_but_not_share_a_cell():
 def test_beside_paper_joins_by_name():
     rates = synthetic()
     both = beside_paper(rates, 'table1', {'base': 'SD1.5'})
-    assert len(both) == 36 and set(both['model_b']) == {'base', 'DiffusionDPO'}  # our names stay
+    assert len(both) == 36
+    assert set(both['model_b']) == {'base', 'DiffusionDPO'}  # our names stay
     cell = both[
         (both.model_a == 'BalancedDPO')
         & (both.model_b == 'base')
         & (both.prompt_set == 'hpd')
         & (both.scorer == 'clip')
     ].iloc[0]
-    assert cell.paper == 72.67 and cell.difference == cell.ours - 72.67
+    assert cell.paper == 72.67
+    assert cell.difference == cell.ours - 72.67
     assert (cell.paper_low, cell.paper_high) == pytest.approx(
         [100 * v for v in wilson(109.005, 150)]
     )
-    assert (
-        len(beside_paper(rates, PAPER['table2'], {'base': 'SDXL'})) == 36
-        and len(beside_paper(rates, 'table1')) == 12
-    )
+    assert len(beside_paper(rates, PAPER['table2'], {'base': 'SDXL'})) == 36
+    assert len(beside_paper(rates, 'table1')) == 12
     with pytest.raises(InputError, match='table9'):
         beside_paper(rates, 'table9')
 
@@ -249,10 +240,8 @@ def test_saved_numbers_read_back(tmp_path):
     save_table(win_rate_table(rates), tmp_path / 't', 'c', 'l', low=low, high=high)
     rows = list(csv.DictReader(open(tmp_path / 't.csv')))
     assert float(rows[1]['HPD CLIP']) == pytest.approx(win_rate_table(rates).iat[1, 9], rel=1e-5)
-    assert (
-        float(rows[1]['HPD CLIP low']) == pytest.approx(low.iat[1, 9], rel=1e-5)
-        and len(rows[0]) == 1 + 36
-    )
+    assert float(rows[1]['HPD CLIP low']) == pytest.approx(low.iat[1, 9], rel=1e-5)
+    assert len(rows[0]) == 1 + 36
     for kind in ('md', 'tex'):
         text = (tmp_path / f't.{kind}').read_text()
         assert all(
@@ -277,15 +266,11 @@ def test_gains_are_saved_with_their_intervals(tmp_path):
     )
     save_gains(gains, tmp_path / 'g', 'c', 'l')
     rows = {r['comparison']: r for r in csv.DictReader(open(tmp_path / 'g.csv'))}
-    assert (
-        float(rows['a vs base']['HPD']) == 0.25
-        and float(rows['a vs base']['Pick-a-Pic low']) == -0.6
-        and rows['b vs base']['Pick-a-Pic'] == ''
-    )
-    assert (
-        '0.250 [0.15, 0.35]' in (tmp_path / 'g.md').read_text()
-        and '**' not in (tmp_path / 'g.md').read_text()
-    )
+    assert float(rows['a vs base']['HPD']) == 0.25
+    assert float(rows['a vs base']['Pick-a-Pic low']) == -0.6
+    assert rows['b vs base']['Pick-a-Pic'] == ''
+    assert '0.250 [0.15, 0.35]' in (tmp_path / 'g.md').read_text()
+    assert '**' not in (tmp_path / 'g.md').read_text()
 
 
 def test_tables_are_the_same_bytes_and_leave_nothing_else(tmp_path):
@@ -310,20 +295,22 @@ def test_nothing_in_a_name_breaks_latex():
     plain = re.sub(
         r'\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\\[&%$#_{}]', '', text
     )
-    assert all(c not in plain for c in '$#~^') and plain.count('%') == 1 and '_' not in plain
-    assert plain.count('{') == plain.count('}') and all(
+    assert all(c not in plain for c in '$#~^')
+    assert plain.count('%') == 1
+    assert '_' not in plain
+    assert plain.count('{') == plain.count('}')
+    assert all(
         re.sub(r'\\&', '', row).count('&') == 2 for row in body.splitlines() if row.endswith(r'\\')
     )
-    assert text.count(r'\textbf{') == 3 and r'\textbf{3.0} ' in text  # 3 and 3.04 print alike
+    assert text.count(r'\textbf{') == 3
+    assert r'\textbf{3.0} ' in text  # 3 and 3.04 print alike
 
 
 def test_nothing_in_a_name_breaks_markdown():
     lines = markdown_table(table_cells(NASTY), bold_cells(NASTY)).splitlines()
-    assert (
-        len(lines) == 5
-        and {re.sub(r'\\\|', '', line).count('|') for line in lines} == {4}
-        and '**2.0**' in lines[3]
-    )
+    assert len(lines) == 5
+    assert {re.sub(r'\\\|', '', line).count('|') for line in lines} == {4}
+    assert '**2.0**' in lines[3]
 
 
 def test_bold_rules():
@@ -334,12 +321,11 @@ def test_bold_rules():
     ]
     assert not bold_cells(NASTY, None).to_numpy().any()
     named = pd.DataFrame([[True, False]], index=['50 %'], columns=NASTY.columns)
-    assert bold_cells(NASTY, named).to_numpy().sum() == 1 and bold_cells(NASTY, named).iat[2, 0]
+    assert bold_cells(NASTY, named).to_numpy().sum() == 1
+    assert bold_cells(NASTY, named).iat[2, 0]
     words = pd.DataFrame({'update': [True, False], 'who': ['a', 'b'], 'x': [1, 2]})
-    assert (
-        bold_cells(words).to_numpy().tolist() == [[False, False, False], [False, False, True]]
-        and table_cells(words).iat[0, 0] == 'True'
-    )
+    assert bold_cells(words).to_numpy().tolist() == [[False, False, False], [False, False, True]]
+    assert table_cells(words).iat[0, 0] == 'True'
     with pytest.raises(InputError, match='best'):
         bold_cells(NASTY, 'best')
 
@@ -384,17 +370,14 @@ def test_a_title_fits_its_figure(width):
 
     text = 'a title that goes on and on about differences and their intervals ' * 2
     lines, fig = title_lines(text, width), page(width)
-    assert (
-        ' '.join(lines) == text.strip()
-        and len(lines) > 1
-        and title_lines(text, width, 1) == [lines[0][:-1] + '…']
-    )
+    assert ' '.join(lines) == text.strip()
+    assert len(lines) > 1
+    assert title_lines(text, width, 1) == [lines[0][:-1] + '…']
     with rc_context(style_settings()):
         write_title(fig, lines)
         boxes = extents(fig)
-    assert texts_outside(fig) == [] and all(
-        a.y0 > b.y0 and not a.overlaps(b) for a, b in zip(boxes, boxes[1:])
-    )
+    assert texts_outside(fig) == []
+    assert all(a.y0 > b.y0 and not a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
 
 
 def test_a_text_is_as_wide_as_it_is_drawn():
@@ -422,17 +405,13 @@ def test_the_names_of_a_key_stand_apart_in_one_line():
         write_key(fig, names, colors, 0.4)
         boxes = extents(fig)
     marks = [mark.get_xdata()[0] * fig.bbox.width for mark in fig.artists]
-    assert (
-        [t.get_text() for t in fig.texts] == names
-        and texts_outside(fig) == []
-        and len({t.get_position()[1] for t in fig.texts}) == 1
-    )
-    assert all(mark < box.x0 for mark, box in zip(marks, boxes)) and all(
-        box.x1 < mark for box, mark in zip(boxes, marks[1:])
-    )
-    assert [t.get_color() for t in fig.texts] == [*colors, 'C0'] and [
-        mark.get_marker() for mark in fig.artists
-    ] == list('osD^')
+    assert [t.get_text() for t in fig.texts] == names
+    assert texts_outside(fig) == []
+    assert len({t.get_position()[1] for t in fig.texts}) == 1
+    assert all(mark < box.x0 for mark, box in zip(marks, boxes))
+    assert all(box.x1 < mark for box, mark in zip(boxes, marks[1:]))
+    assert [t.get_color() for t in fig.texts] == [*colors, 'C0']
+    assert [mark.get_marker() for mark in fig.artists] == list('osD^')
 
 
 @pytest.mark.parametrize('width', [COLUMN, PAGE])
@@ -455,7 +434,9 @@ def test_everything_lies_on_the_page(width, pairs, sets):
         'A title that is too long for a single line of a column, $so',
         width=width,
     )
-    assert texts_outside(fig) == [] and fig.get_figwidth() == width and len(fig.axes) == len(sets)
+    assert texts_outside(fig) == []
+    assert fig.get_figwidth() == width
+    assert len(fig.axes) == len(sets)
     for a in fig.axes:
         for b in fig.axes:
             assert a is b or not a.get_window_extent().overlaps(b.get_window_extent())
@@ -472,7 +453,8 @@ def test_the_figure_shows_the_numbers():
             if x.get_marker() in 'osD' and x.get_markeredgewidth() == 0
         ]
         hollow = [x.get_xdata()[0] for x in ax.lines if x.get_markerfacecolor() == 'white']
-        assert sorted(filled) == pytest.approx(sorted(100 * here.win_rate)) and len(hollow) == 12
+        assert sorted(filled) == pytest.approx(sorted(100 * here.win_rate))
+        assert len(hollow) == 12
         spans = sorted(
             tuple(x.get_xdata())
             for x in ax.lines
@@ -516,7 +498,9 @@ assert matplotlib.pyplot.get_fignums() == []  # nothing that pyplot knows of, or
         hashes.add(((tmp_path / f'{how}.pdf').read_bytes(), (tmp_path / f'{how}.png').read_bytes()))
     assert len(hashes) == 1
     pdf, _ = hashes.pop()
-    assert b'/FontFile2' in pdf and b'/Type3' not in pdf and b'CreationDate' not in pdf
+    assert b'/FontFile2' in pdf
+    assert b'/Type3' not in pdf
+    assert b'CreationDate' not in pdf
     box = [float(v) for v in re.search(rb'/MediaBox \[ ?([\d. ]+)\]', pdf)[1].split()]
     assert box[2] == pytest.approx(72 * COLUMN)  # printed at its own width
 
@@ -531,10 +515,8 @@ def test_plots_leave_the_session_alone(monkeypatch):
         figure_style()
         blue = matplotlib.rcParams['axes.prop_cycle'].by_key()['color'][0]
         # colour-blind palette
-        assert (
-            matplotlib.rcParams['pdf.fonttype'] == 42
-            and matplotlib.colors.to_hex(blue) == '#0173b2'
-        )
+        assert matplotlib.rcParams['pdf.fonttype'] == 42
+        assert matplotlib.colors.to_hex(blue) == '#0173b2'
     monkeypatch.setitem(sys.modules, 'seaborn', None)
     with pytest.raises(InputError, match='pip install'):
         style_settings()
@@ -574,11 +556,9 @@ def test_grids_keep_to_the_page(size, width, models):
     fig = image_grid(
         images, PROMPTS, ['BalancedDPO'] * models, captions, [picture(size)] * 3, width=width
     )
-    assert (
-        texts_outside(fig) == []
-        and len(fig.axes) == 3 * (models + 1)
-        and fig.get_figwidth() == width
-    )
+    assert texts_outside(fig) == []
+    assert len(fig.axes) == 3 * (models + 1)
+    assert fig.get_figwidth() == width
     boxes = [ax.get_window_extent() for ax in fig.axes]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert np.ptp([(b.width, b.height) for b in boxes]) < 0.01
@@ -590,11 +570,9 @@ def test_icons_are_enlarged_by_whole_pixels_and_photos_reduced():
         image_grid([[icon]], ['p'], ['m'], width=COLUMN).axes[0].images[0].get_array()
     )
     factor = shown.shape[0] // 64
-    assert (
-        shown.shape == (64 * factor, 64 * factor, 3)
-        and factor > 1
-        and np.array_equal(shown[::factor, ::factor], icon)
-    )
+    assert shown.shape == (64 * factor, 64 * factor, 3)
+    assert factor > 1
+    assert np.array_equal(shown[::factor, ::factor], icon)
     assert np.array_equal(shown, icon.repeat(factor, 0).repeat(factor, 1))
     large = np.asarray(
         image_grid([[picture(1024)] * 3], ['p'], list('abc'), width=COLUMN, dpi=100)
@@ -686,17 +664,13 @@ def test_provenance_tells_all_but_the_place(tmp_path):
         seconds=3,
     )
     note = json.loads(path.read_text())
-    assert (
-        note['outputs'] == {'t.md': sha256(b'table').hexdigest()}
-        and list(note['inputs']) == ['model']
-        and note['seeds'] == [0, 1]
-    )
-    assert (
-        note['parameters'] == {'steps': 20}
-        and note['versions']['python']
-        and note['versions']['matplotlib']
-        and note['finished'].endswith('+00:00')
-    )
+    assert note['outputs'] == {'t.md': sha256(b'table').hexdigest()}
+    assert list(note['inputs']) == ['model']
+    assert note['seeds'] == [0, 1]
+    assert note['parameters'] == {'steps': 20}
+    assert note['versions']['python']
+    assert note['versions']['matplotlib']
+    assert note['finished'].endswith('+00:00')
     assert str(tmp_path) not in path.read_text()
     with pytest.raises(InputError, match='absent'):
         write_provenance(tmp_path, 'x', outputs=[tmp_path / 'absent'])

@@ -87,7 +87,8 @@ def test_the_linear_code_is_sklearns():
 def test_words_are_one_token_and_nothing_is_unknown():
     tokenizer = making.make_tokenizer()
     ids = tokenizer('a zebra, 東京 <b>').input_ids
-    assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == max(tokenizer.get_vocab().values())
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert ids[-1] == max(tokenizer.get_vocab().values())
     assert all(len(tokenizer(word).input_ids) == 3 for word in making.world_words())
 
 

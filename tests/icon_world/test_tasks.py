@@ -44,16 +44,14 @@ def test_a_phrase_names_what_its_task_asks_for_and_nothing_else():
 def test_no_prompt_is_of_an_evaluation_or_tuning_set_and_unseen_is_unseen():
     prompts = task_prompts(60)
     shipped = {text for name in icons.PROMPT_SETS for text in read_prompts(f'icons:{name}').prompts}
-    assert not shipped & {p.prompt for p in prompts} and not {
-        icons.truth_of(t) for t in shipped
-    } & {p.wanted for p in prompts}
+    assert not shipped & {p.prompt for p in prompts}
+    assert not {icons.truth_of(t) for t in shipped} & {p.wanted for p in prompts}
     trained = {icons.truth_of(p.caption) for p in read_pairs('icons')}
     assert trained == icon_tasks.pair_icons()
     for p in prompts:
         if None not in p.wanted:
-            assert icons.truth_of(p.prompt) == p.wanted and icons.held_out(Icon(*p.wanted)) == (
-                p.task == 'unseen combination'
-            )
+            assert icons.truth_of(p.prompt) == p.wanted
+            assert icons.held_out(Icon(*p.wanted)) == (p.task == 'unseen combination')
         if p.task == 'unseen combination':
             assert p.wanted not in trained
 
@@ -62,10 +60,10 @@ def test_prompts_are_drawn_by_a_seed():
     few, many = task_prompts(5), task_prompts(9)
     for task in TASKS:
         assert [p for p in many if p.task == task][:5] == [p for p in few if p.task == task]
-    assert len({p.prompt for p in many}) == len(
-        {prompt_id(p.prompt) for p in many}
-    ) == 45 and not set(few) & set(task_prompts(5, seed=1)[5:])
-    assert len(task_prompts(160)) == 800 and len(task_candidates('concept')) == 160
+    assert len({p.prompt for p in many}) == len({prompt_id(p.prompt) for p in many}) == 45
+    assert not set(few) & set(task_prompts(5, seed=1)[5:])
+    assert len(task_prompts(160)) == 800
+    assert len(task_candidates('concept')) == 160
     for n in (0, -1, 161):
         with pytest.raises(InputError, match='from 1 to 160'):
             task_prompts(n)
@@ -122,10 +120,8 @@ def test_only_what_is_asked_for_counts(says):
         [0, 1, 1],
     ]
     assert alone[['style', 'background']].isna().all(axis=None)
-    assert (
-        full.reason[1].split() == '✓ fox ✓ twemoji ✗ green'.split()
-        and alone.reason[3].split()[0] == '✗'
-    )
+    assert full.reason[1].split() == '✓ fox ✓ twemoji ✗ green'.split()
+    assert alone.reason[3].split()[0] == '✗'
     with pytest.raises(ValueError):
         check_pictures(ANY, [IconPrompt('t', 'p', (44, 1, 2))] * 3)
 
@@ -140,9 +136,8 @@ def test_a_recogniser_that_errs_bounds_the_score(says):
     truth = [icon for p in prompts for icon in fitting_icons(p.wanted)]
     says(lambda k: (truth[k][0], 0, truth[k][2]))
     table = check_true_renders(prompts)
-    assert table.groupby('task', sort=False).size().tolist() == [32, 16] and task_scores(
-        table
-    ).score.tolist() == [1, 0.5, 0.75]
+    assert table.groupby('task', sort=False).size().tolist() == [32, 16]
+    assert task_scores(table).score.tolist() == [1, 0.5, 0.75]
     parts = part_table(table)
     assert parts['true renders'].to_dict() == {
         ('concept', 'concept'): 100,
@@ -170,11 +165,9 @@ def test_true_renders_drawn_by_a_model_are_right(tmp_path):
         ),
     )
     table = check_store(store, prompts, 'perfect')
-    assert (
-        table.correct.mean() >= 0.9
-        and table.task.tolist() == [p.task for p in prompts]
-        and table.prompt_id.tolist() == [prompt_id(p.prompt) for p in prompts]
-    )
+    assert table.correct.mean() >= 0.9
+    assert table.task.tolist() == [p.task for p in prompts]
+    assert table.prompt_id.tolist() == [prompt_id(p.prompt) for p in prompts]
     with pytest.raises(InputError, match='not among these'):
         check_store(store, prompts[1:])
 
@@ -228,9 +221,7 @@ def test_the_figure_shows_the_scores():
         if line.get_marker() == 'None' and len(line.get_xdata()) == 2 and line.get_linewidth() > 1
     ]
     assert spans == [pytest.approx((100 * r.low, 100 * r.high)) for r in scores.itertuples()]
-    assert (
-        [t.get_text() for t in ax.texts] == [f'{100 * s:.0f}' for s in scores.score]
-        and ax.get_xlim() == (30, 100)
-        and len(ax.collections) == 3
-    )
+    assert [t.get_text() for t in ax.texts] == [f'{100 * s:.0f}' for s in scores.score]
+    assert ax.get_xlim() == (30, 100)
+    assert len(ax.collections) == 3
     assert plot_tasks(scores).axes[0].get_xlim() == (30, 90)

@@ -48,18 +48,17 @@ def test_prompt_sets_are_shipped_apart_and_held_out_where_they_should_be():
     assert all(icons.held_out(i) for name in ('partiprompts', 'hpd') for i in truths[name])
     assert not any(icons.held_out(i) for name in ('pickapic', 'tuning') for i in truths[name])
     used = {icons.truth_of(p.caption) for p in read_pairs('icons')}
-    assert not used & set().union(*truths.values()) and not any(map(icons.held_out, used))
+    assert not used & set().union(*truths.values())
+    assert not any(map(icons.held_out, used))
 
 
 def test_qualities_by_hand():
     icon = Icon(0, 0, 1)
     true = icons.truths([icon])
     found = icons.qualities(torch.cat([true, true - 0.05]).clamp(0, 1), [icon, icon])
-    assert (
-        found['drawing'][0] == 0
-        and found['background'][0].abs() < 1e-6
-        and found['clean'][0].abs() < 1e-6
-    )
+    assert found['drawing'][0] == 0
+    assert found['background'][0].abs() < 1e-6
+    assert found['clean'][0].abs() < 1e-6
     assert found['background'][1].item() == pytest.approx(-0.05 / 0.08, abs=1e-4)
     assert found['drawing'][1] < 0
 
@@ -67,9 +66,8 @@ def test_qualities_by_hand():
 def test_simulated_annotators_are_seeded_fair_and_blind_where_they_should_be():
     equal = torch.zeros(4000)
     labels = icons.judge(equal, equal, seed=1)
-    assert torch.equal(labels, icons.judge(equal, equal, seed=1)) and not torch.equal(
-        labels, icons.judge(equal, equal, seed=2)
-    )
+    assert torch.equal(labels, icons.judge(equal, equal, seed=1))
+    assert not torch.equal(labels, icons.judge(equal, equal, seed=2))
     assert (labels == 1).sum().item() == pytest.approx((labels == 0).sum().item(), abs=200)
     # a tie: |difference of two normals of s.d. .1| < .05, that is erf(.05/(.1*2)) = 0.276
     assert (labels == 0.5).float().mean().item() == pytest.approx(0.276, abs=0.025)
@@ -84,11 +82,9 @@ def test_simulated_annotators_are_seeded_fair_and_blind_where_they_should_be():
 def test_the_recogniser_names_true_renders_that_no_network_was_trained_on():
     held = icons.split_icons(True)[::9]
     found = icons.verify(icons.truths(held), [icons.caption(i) for i in held])
-    assert (
-        found['concept'].mean() > 0.95
-        and found['style'].mean() > 0.9
-        and found['background'].mean() > 0.95
-    )
+    assert found['concept'].mean() > 0.95
+    assert found['style'].mean() > 0.9
+    assert found['background'].mean() > 0.95
     assert found['distance'].max() < 1e-6
 
 
@@ -98,7 +94,8 @@ def test_the_weights_are_safetensors():
         for f in asset().rglob('*')
         if f.suffix in ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.pkl')
     ]
-    assert weights and all(f.suffix == '.safetensors' for f in weights)
+    assert weights
+    assert all(f.suffix == '.safetensors' for f in weights)
 
 
 def test_the_model_loads_without_us_and_draws_what_it_is_asked_for():
@@ -116,11 +113,9 @@ def test_the_model_loads_without_us_and_draws_what_it_is_asked_for():
         output_type='pt',
     ).images
     found = icons.verify(pictures.float(), prompts)
-    assert (
-        found['concept'].mean() >= 0.7
-        and found['style'].mean() > 0.5
-        and found['background'].mean() > 0.5
-    )
+    assert found['concept'].mean() >= 0.7
+    assert found['style'].mean() > 0.5
+    assert found['background'].mean() > 0.5
 
 
 def test_the_scorers_prefer_the_caption_that_is_true():

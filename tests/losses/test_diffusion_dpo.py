@@ -90,11 +90,9 @@ def test_label_minus_one_is_the_pair_swapped_in_value_and_gradient():
 
     loss, grad = run(e, s, False)
     swapped_loss, swapped_grad = run(e.flip(1), -s, True)
-    assert (
-        torch.equal(loss, swapped_loss)
-        and torch.equal(grad, swapped_grad.flip(1))
-        and grad.abs().sum() > 0
-    )
+    assert torch.equal(loss, swapped_loss)
+    assert torch.equal(grad, swapped_grad.flip(1))
+    assert grad.abs().sum() > 0
 
 
 def test_a_tie_has_no_loss_and_no_gradient():
@@ -102,7 +100,8 @@ def test_a_tie_has_no_loss_and_no_gradient():
     e.requires_grad_()
     loss = diffusion_dpo_loss(dpo_logits(e, r, 5000.0), torch.zeros(64), torch.zeros(64))
     loss.sum().backward()
-    assert not loss.any() and not e.grad.any()
+    assert not loss.any()
+    assert not e.grad.any()
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
@@ -112,7 +111,9 @@ def test_policy_equal_to_reference_is_ln_2(dtype):
     x = dpo_logits(e, e.clone(), 5000.0)
     w0, w1 = weights(np.array([1, -1] * 8))
     loss = diffusion_dpo_loss(x, w0, w1)
-    assert x.dtype == loss.dtype == torch.float32 and (x == 0).all() and (loss == LN2).all()
+    assert x.dtype == loss.dtype == torch.float32
+    assert (x == 0).all()
+    assert (loss == LN2).all()
     assert loss_report(e, e, x, w0, w1)['implicit_accuracy'] == 0.5
 
 
@@ -146,10 +147,8 @@ def test_mean_and_sum_conventions_are_one_loss():
         )
         for c, beta in (('mean', 500.0), ('sum', convert_beta(500.0, numel, 'sum')))
     }
-    assert (
-        x['mean'].abs().max() > 1
-        and convert_beta(convert_beta(500.0, numel, 'sum'), numel, 'mean') == 500
-    )
+    assert x['mean'].abs().max() > 1
+    assert convert_beta(convert_beta(500.0, numel, 'sum'), numel, 'mean') == 500
     assert_close(x['mean'], x['sum'], atol=2e-3, rtol=1e-3)
 
 
@@ -278,7 +277,8 @@ def test_noise_is_independent_of_the_batch_its_order_and_its_layout():
     np.random.seed(99)
     # nor of global seeds, nor of how the ids are held
     assert torch.equal(draw_noise(3, 10, np.array(IDS[:32]), (4, 8, 8)), whole)
-    assert whole.dtype == torch.float32 and whole.is_contiguous()
+    assert whole.dtype == torch.float32
+    assert whole.is_contiguous()
 
 
 def test_streams_seeds_steps_and_pairs_do_not_share_noise():
@@ -299,12 +299,10 @@ def test_streams_seeds_steps_and_pairs_do_not_share_noise():
 
 def test_noise_is_standard_normal_and_neighbours_are_uncorrelated():
     x = draw_noise(0, 5, IDS, (512,)).numpy()
-    assert (
-        abs(x.mean()) < 5 / x.size**0.5
-        and abs(x.var() - 1) < 5 * (2 / x.size) ** 0.5
-        and abs((x**3).mean()) < 0.03
-        and abs((x**4).mean() - 3) < 0.1
-    )
+    assert abs(x.mean()) < 5 / x.size**0.5
+    assert abs(x.var() - 1) < 5 * (2 / x.size) ** 0.5
+    assert abs((x**3).mean()) < 0.03
+    assert abs((x**4).mean() - 3) < 0.1
     assert x.mean(1).std() == pytest.approx(
         512**-0.5, rel=0.15
     )  # each pair's mean as it should vary
@@ -316,7 +314,9 @@ def test_noise_is_standard_normal_and_neighbours_are_uncorrelated():
 
 def test_timesteps_are_uniform_from_0_to_the_last():
     t = draw_timesteps(0, 3, range(50_000), 1000)
-    assert t.dtype == torch.int64 and t.min() == 0 and t.max() == 999
+    assert t.dtype == torch.int64
+    assert t.min() == 0
+    assert t.max() == 999
     chi2 = ((np.bincount(t, minlength=1000) - 50) ** 2 / 50).sum()
     assert abs(chi2 - 999) < 5 * (2 * 999) ** 0.5
     few = draw_timesteps(0, 0, range(4000), 4)
@@ -336,11 +336,10 @@ def test_timesteps_keep_to_their_range_and_their_pair():
     assert set(t.tolist()) == set(range(200, 210))
     middle = draw_timesteps(0, 1, range(20000), 1000, density='logit_normal').double() / 1000
     # 2 Phi(ln 3) - 1
-    assert (
-        middle.min() >= 0
-        and middle.max() < 1
-        and ((middle > 0.25) & (middle < 0.75)).double().mean().item()
-        == pytest.approx(0.728, abs=0.02)
+    assert middle.min() >= 0
+    assert middle.max() < 1
+    assert ((middle > 0.25) & (middle < 0.75)).double().mean().item() == pytest.approx(
+        0.728, abs=0.02
     )
     for bad in (dict(low=10, high=10), dict(low=-1), dict(high=1001)):
         with pytest.raises(InputError, match='timesteps'):
@@ -351,7 +350,9 @@ def test_timesteps_keep_to_their_range_and_their_pair():
 
 def test_uniform_numbers():
     u = draw_uniform(0, 1, range(10000), 'empty prompt').numpy()
-    assert u.min() >= 0 and u.max() < 1 and abs((u < 0.2).mean() - 0.2) < 0.02
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs((u < 0.2).mean() - 0.2) < 0.02
     assert abs(np.corrcoef(u, draw_uniform(0, 1, range(10000), 'another'))[0, 1]) < 0.05
 
 
@@ -398,7 +399,8 @@ def test_reports_of_parts_merge_to_the_report_of_the_whole():
         loss_report(e[i], r[i], x[i], w0[i], w1[i])
         for i in (slice(0, 10), slice(10, 13), slice(13, 64))
     ]
-    assert parts[0]['decided'] == 0 and all(torch.isfinite(v) for v in parts[0].values())
+    assert parts[0]['decided'] == 0
+    assert all(torch.isfinite(v) for v in parts[0].values())
     assert_close(merge_reports(parts), loss_report(e, r, x, w0, w1))
 
 

@@ -157,7 +157,8 @@ def test_many_steps_follow_the_exact_path_of_normal_data(kind):
         .amax((1, 2, 3))
         for n in (10, 100)
     }
-    assert (errors[100] < 0.03).all() and (errors[100] < errors[10] / 4).all()
+    assert (errors[100] < 0.03).all()
+    assert (errors[100] < errors[10] / 4).all()
 
 
 def test_renoise_brings_sampling_closer_to_where_it_started():
@@ -186,12 +187,10 @@ def test_renoise_brings_sampling_closer_to_where_it_started():
 def test_every_way_rises_and_ends_at_its_timestep(spacing, steps):
     t = torch.arange(1000)
     times = inversion_times(t, steps, spacing=spacing)
-    assert (
-        torch.equal(times[-1], t)
-        and (times.diff(dim=0) >= 0).all()
-        and times.min() >= 0
-        and times.dtype == torch.int64
-    )
+    assert torch.equal(times[-1], t)
+    assert (times.diff(dim=0) >= 0).all()
+    assert times.min() >= 0
+    assert times.dtype == torch.int64
     assert len(times) == (steps if spacing == 'even' else steps + 1)
     if spacing == 'even':
         assert_close(
@@ -304,7 +303,8 @@ def test_only_images_under_way_are_predicted_and_their_mean_is_the_cost(name):
 
     def predict(x, t, rows):
         # image i is on its way to timestep i
-        assert torch.equal(rows.sort().values, rows) and (t <= rows).all()
+        assert torch.equal(rows.sort().values, rows)
+        assert (t <= rows).all()
         seen.append(rows)
         return torch.zeros_like(x)
 
@@ -318,10 +318,8 @@ def test_only_images_under_way_are_predicted_and_their_mean_is_the_cost(name):
         draw=lambda k: torch.zeros_like(x0),
     )
     times = torch.cat(seen).bincount(minlength=1000)
-    assert (
-        times.double().mean().item() == pytest.approx(INVERSIONS[name].passes())
-        and times[0] == times.min() >= 1
-    )
+    assert times.double().mean().item() == pytest.approx(INVERSIONS[name].passes())
+    assert times[0] == times.min() >= 1
     # by 1, 201, 401, ..., each step twice
     if name == 'smpo_code':
         assert times[[0, 1, 2, 201, 450, 999]].tolist() == [2, 2, 4, 4, 8, 12]
@@ -338,11 +336,9 @@ def test_inversion_is_fp32_and_without_gradient():
         torch.tensor([300, 600]),
         ALPHAS,
     )
-    assert (
-        x_t.dtype == target.dtype == torch.float32
-        and not x_t.requires_grad
-        and not target.requires_grad
-    )
+    assert x_t.dtype == target.dtype == torch.float32
+    assert not x_t.requires_grad
+    assert not target.requires_grad
 
 
 def test_what_does_not_fit_is_refused():
@@ -366,9 +362,8 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_the_noise_of_the_methods_is_in_the_table():
-    assert {loss.noise for loss in LOSSES.values()} <= {'random', *INVERSIONS} and {
-        name for name, loss in LOSSES.items() if loss.noise != 'random'
-    } == {'smpo', 'inpo'}
+    assert {loss.noise for loss in LOSSES.values()} <= {'random', *INVERSIONS}
+    assert {name for name, loss in LOSSES.items() if loss.noise != 'random'} == {'smpo', 'inpo'}
 
 
 def test_smpo_with_weight_1_and_plain_noise_is_dpo():

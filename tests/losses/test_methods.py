@@ -177,7 +177,8 @@ def test_every_loss_against_plain_python(name):
     )
     expected = [by_hand(name, pair, MODERATE[name], max(0, gains.mean())) for pair in zip(*arrays)]
     losses, logits = run(name, outputs)
-    assert losses.shape == logits.shape == (24,) and losses.dtype == logits.dtype == torch.float32
+    assert losses.shape == logits.shape == (24,)
+    assert losses.dtype == logits.dtype == torch.float32
     assert_close(losses, torch.tensor(expected, dtype=torch.float32), rtol=2e-4, atol=2e-5)
     assert losses[outputs.weights.sum(1) > 0].std() > 0.01
 
@@ -204,13 +205,12 @@ def test_no_label_no_loss_no_gradient(name):
     outputs = make(weights=torch.zeros(24, 2), grad=True)
     losses, _ = run(name, outputs)
     losses.sum().backward()
-    assert not losses.any() and not outputs.prediction.grad.any()
+    assert not losses.any()
+    assert not outputs.prediction.grad.any()
     mixed = make()
-    assert (
-        not run(name, mixed)[0][2::6].any()
-        and not gradient(name, mixed)[2::6].any()
-        and gradient(name, mixed)[0].any()
-    )
+    assert not run(name, mixed)[0][2::6].any()
+    assert not gradient(name, mixed)[2::6].any()
+    assert gradient(name, mixed)[0].any()
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -288,9 +288,13 @@ def test_kto_alone_depends_on_its_company_and_not_when_told_the_kl():
 def test_policy_equal_to_reference(name):
     outputs = make(weights=torch.tensor([[1.0, 0.0]] * 12 + [[0.0, 1.0]] * 12))
     losses, logits = run(name, replace(outputs, prediction=outputs.reference_prediction.clone()))
-    assert (logits == 0).all() and loss_report(
-        outputs.errors, outputs.errors, logits, *outputs.weights.unbind(1)
-    )['implicit_accuracy'] == 0.5
+    assert (logits == 0).all()
+    assert (
+        loss_report(outputs.errors, outputs.errors, logits, *outputs.weights.unbind(1))[
+            'implicit_accuracy'
+        ]
+        == 0.5
+    )
     base = name.removesuffix('_safeguarded')
     if base in ('dpo', 'smpo', 'inpo'):
         assert (losses == LN2).all()
@@ -322,7 +326,8 @@ def test_losses_of_half_precision_predictions_are_fp32_and_exact(name, dtype):
     assert losses.dtype == logits.dtype == torch.float32
     assert_close(losses, run(name, full)[0], rtol=1e-5, atol=1e-6)
     assert_close(logits, run(name, full)[1], rtol=1e-5, atol=1e-6)
-    assert gradient(name, half).dtype == dtype and torch.isfinite(gradient(name, half)).all()
+    assert gradient(name, half).dtype == dtype
+    assert torch.isfinite(gradient(name, half)).all()
 
 
 @pytest.mark.parametrize(
@@ -349,12 +354,11 @@ def test_losses_and_gradients_are_finite_far_out(name):
     outputs = make()
     far = replace(outputs, prediction=outputs.target + 30 * (outputs.prediction - outputs.target))
     losses, _ = run(name, far)
-    assert torch.isfinite(losses).all() and torch.isfinite(gradient(name, far)).all()
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(gradient(name, far)).all()
     perfect = replace(outputs, prediction=outputs.target.clone())
-    assert (
-        torch.isfinite(run(name, perfect)[0]).all()
-        and torch.isfinite(gradient(name, perfect)).all()
-    )
+    assert torch.isfinite(run(name, perfect)[0]).all()
+    assert torch.isfinite(gradient(name, perfect)).all()
 
 
 @pytest.mark.parametrize('name', WITH_REFERENCE)
@@ -362,7 +366,8 @@ def test_the_reference_gets_no_gradient(name):
     outputs = make(grad=True)
     reference = outputs.reference_prediction.clone().requires_grad_()
     run(name, replace(outputs, reference_prediction=reference))[0].sum().backward()
-    assert reference.grad is None and outputs.prediction.grad.any()
+    assert reference.grad is None
+    assert outputs.prediction.grad.any()
 
 
 @pytest.mark.parametrize('name', ['mapo', 'sft'])
@@ -391,9 +396,8 @@ def test_dpo_is_the_loss_of_the_losses_module():
     outputs = make()
     x = dpo_logits(outputs.errors, outputs.reference_errors, 4.0)
     losses, logits = dpo(outputs, 4.0)
-    assert torch.equal(logits, x) and torch.equal(
-        losses, diffusion_dpo_loss(x, *outputs.weights.unbind(1))
-    )
+    assert torch.equal(logits, x)
+    assert torch.equal(losses, diffusion_dpo_loss(x, *outputs.weights.unbind(1)))
     assert_close(
         outputs.errors,
         torch.stack(
@@ -630,7 +634,8 @@ def test_the_safeguard_changes_gradients_and_no_values(name):
     mu = LOSSES[name].parameters['mu'].default
     scale = loser_scale(outputs, mu)
     assert_close(gradient(name, outputs), scale.view(240, 2, 1) * gradient(plain, outputs))
-    assert (scale < 1).any() and (scale == 1).any()
+    assert (scale < 1).any()
+    assert (scale == 1).any()
 
 
 def test_the_scale_against_a_loop():
@@ -644,8 +649,10 @@ def test_the_scale_against_a_loop():
         d = (outputs.prediction - outputs.target)[i].flatten(1).double().tolist()
         dot, own = sum(a * b for a, b in zip(*d)), sum(a * a for a in d[w])
         lam = min(1, max(0, 0.7 * own / dot)) if dot > 0 else 1
-        assert scale[i, w] == 1 and scale[i, 1 - w].item() == pytest.approx(lam, rel=1e-4)
-    assert (loser_scale(outputs, 1.0) >= 0).all() and not loser_scale(outputs, 1.0).isnan().any()
+        assert scale[i, w] == 1
+        assert scale[i, 1 - w].item() == pytest.approx(lam, rel=1e-4)
+    assert (loser_scale(outputs, 1.0) >= 0).all()
+    assert not loser_scale(outputs, 1.0).isnan().any()
 
 
 def winner_change(method, outputs, **parameters):
@@ -759,11 +766,9 @@ def test_choose_loss_refuses_with_a_reason(wrong, reason):
 @pytest.mark.parametrize('name', LOSSES)
 def test_rows_of_the_table_are_whole(name):
     loss = LOSSES[name]
-    assert (
-        'beta' in loss.parameters
-        and loss.paper
-        and all(p.source and p.rule in RULES for p in loss.parameters.values())
-    )
+    assert 'beta' in loss.parameters
+    assert loss.paper
+    assert all(p.source and p.rule in RULES for p in loss.parameters.values())
     assert choose_loss(name, **loss.defaults)  # every default keeps its own rule
     outputs = make()
     assert_close(choose_loss(name)(outputs), loss.function(outputs, **loss.defaults))
@@ -771,16 +776,12 @@ def test_rows_of_the_table_are_whole(name):
 
 def test_defaults_are_the_ones_of_the_public_code():
     defaults = {name: loss.defaults for name, loss in LOSSES.items()}
-    assert (
-        defaults['mapo'] == dict(beta=0.1, scale=0.5, timesteps=1000)
-        and defaults['dmpo'] == dict(beta=2000, alpha=0.01)
-        and defaults['kto'] == dict(beta=1000, kl=None)
-    )
-    assert (
-        defaults['dspo'] == dict(beta=0.001)
-        and defaults['smpo'] == dict(beta=2000, sensitivity=10, variant='code')
-        and defaults['capo']['bias'] == 1.5
-    )
+    assert defaults['mapo'] == dict(beta=0.1, scale=0.5, timesteps=1000)
+    assert defaults['dmpo'] == dict(beta=2000, alpha=0.01)
+    assert defaults['kto'] == dict(beta=1000, kl=None)
+    assert defaults['dspo'] == dict(beta=0.001)
+    assert defaults['smpo'] == dict(beta=2000, sensitivity=10, variant='code')
+    assert defaults['capo']['bias'] == 1.5
     assert {name: defaults[name]['mu'] for name in SAFEGUARDED} == dict(
         dpo_safeguarded=0.9, dmpo_safeguarded=0.9, dspo_safeguarded=0.2
     )

@@ -73,14 +73,13 @@ def flipped(data, at=-1):
 
 def test_every_pair_and_caption_is_what_the_family_says_of_it_alone(family, tmp_path):
     encoded = encode(family, tmp_path / 'e')
-    assert (
-        encoded.pair_ids == [p.pair_id for p in PAIRS]
-        and [encoded.captions[r] for r in encoded.rows] == CAPTIONS
-    )
+    assert encoded.pair_ids == [p.pair_id for p in PAIRS]
+    assert [encoded.captions[r] for r in encoded.rows] == CAPTIONS
     assert len(encoded.captions) == len(set(CAPTIONS)) == 6
     order = [7, 0, 3, 2, 5]
     moments, conditioning = encoded.batch(order)
-    assert moments.dtype == torch.float32 and moments.shape == (5, 2, 8, 4, 4)
+    assert moments.dtype == torch.float32
+    assert moments.shape == (5, 2, 8, 4, 4)
     for i, m, c in zip(order, moments, conditioning['prompt_embeds']):
         torch.testing.assert_close(
             m,
@@ -99,7 +98,8 @@ def test_every_pair_and_caption_is_what_the_family_says_of_it_alone(family, tmp_
 def test_captions_never_name_files(family, tmp_path):
     encode(family, tmp_path / 'deep' / 'e')
     names = {p.name for p in tmp_path.rglob('*') if p.is_file()} - {'.lock'}
-    assert names and all(
+    assert names
+    assert all(
         n.split('-')[0].split('.')[0]
         in ('moments', 'prompts', 'empty', 'pairs', 'inputs', 'manifest')
         for n in names
@@ -119,8 +119,10 @@ def test_sdxl_keeps_the_pooled_embedding_and_fp16_rounds_only(tmp_path):
         rtol=1e-5,
         atol=1e-5,
     )
-    assert set(c) == {'prompt_embeds', 'pooled'} and not exact.empty_conditioning['pooled'].any()
-    assert m16.dtype == torch.float32 and c16['pooled'].dtype == torch.float16
+    assert set(c) == {'prompt_embeds', 'pooled'}
+    assert not exact.empty_conditioning['pooled'].any()
+    assert m16.dtype == torch.float32
+    assert c16['pooled'].dtype == torch.float16
     torch.testing.assert_close(m16, m, rtol=2**-10, atol=1e-6)
     torch.testing.assert_close(c16['pooled'].float(), c['pooled'], rtol=2**-10, atol=1e-6)
 
@@ -169,7 +171,8 @@ def test_an_interrupted_run_goes_on_and_ends_byte_identical(family, tmp_path):
 def test_each_image_and_each_distinct_caption_is_encoded_once(family, tmp_path):
     counted = Counted(family)
     encode(counted, tmp_path / 'e', pairs=iter(PAIRS))
-    assert counted.images == 2 * len(PAIRS) and counted.prompts == len(set(CAPTIONS))
+    assert counted.images == 2 * len(PAIRS)
+    assert counted.prompts == len(set(CAPTIONS))
     again = Counted(family)
     encode(again, tmp_path / 'e', pairs=iter(PAIRS))
     assert (again.images, again.prompts) == (0, 0)
@@ -303,9 +306,8 @@ def test_without_a_folder_the_settings_name_it(family, tmp_path, monkeypatch):
         encode(family, None, pairs_key='k'),
         encode(family, None, config=replace(CONFIG, seed=1), pairs_key='k'),
     )
-    assert (
-        a.folder != b.folder and a.folder.parent == b.folder.parent == tmp_path / 'runs' / 'encode'
-    )
+    assert a.folder != b.folder
+    assert a.folder.parent == b.folder.parent == tmp_path / 'runs' / 'encode'
 
 
 def test_latents_that_are_not_finite_are_not_kept(folder, tmp_path):

@@ -73,7 +73,8 @@ def test_the_folder_says_what_it_is(folders, kind, name, prediction):
         1000,
         (4, 16, 16),
     )
-    assert not any(p.requires_grad for p in family.model.parameters()) and not family.model.training
+    assert not any(p.requires_grad for p in family.model.parameters())
+    assert not family.model.training
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -104,7 +105,8 @@ def test_images_are_encoded_as_the_library_does(folders, kind):
 def test_sixteen_channels_shift_and_channel_statistics(tmp_path):
     folder = tiny_folder(tmp_path / 'sd', channels=16, scaling_factor=0.5, shift_factor=0.25)
     family, moments = load_family(folder, device='cpu'), torch.ones(1, 32, 8, 8)
-    assert family.latent_shape() == (16, 8, 8) and family.encode_images(some_images(1)).shape == (
+    assert family.latent_shape() == (16, 8, 8)
+    assert family.encode_images(some_images(1)).shape == (
         1,
         32,
         8,
@@ -216,9 +218,8 @@ def test_a_schedule_with_zero_terminal_snr_is_honoured(folders, tmp_path):
 def test_training_needs_the_denoiser_only(folders):
     family = load_family(folders['sdxl'], device='cpu', components=('denoiser',))
     assert set(family.parts) == {'unet'}
-    assert family.latents(torch.ones(1, 8, 8, 8)).shape == (1, 4, 8, 8) and family.latent_shape(
-        64
-    ) == (4, 8, 8)
+    assert family.latents(torch.ones(1, 8, 8, 8)).shape == (1, 4, 8, 8)
+    assert family.latent_shape(64) == (4, 8, 8)
     with pytest.raises(InputError, match='vae .* was not loaded'):
         family.encode_images(some_images())
 
@@ -249,7 +250,8 @@ def test_bf16(tmp_path):
         family.part('text_encoder').dtype,
     } == {torch.bfloat16}
     moments = family.encode_images(some_images())
-    assert moments.dtype == torch.float32 and (moments - exact).norm() < 0.05 * exact.norm()
+    assert moments.dtype == torch.float32
+    assert (moments - exact).norm() < 0.05 * exact.norm()
 
 
 # --- saving
@@ -263,11 +265,11 @@ def test_a_saved_pipeline_is_plain_diffusers_with_the_new_denoiser(folders, kind
             p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     expected = draw(plain_pipeline(family, plain(folders[kind]).scheduler))
     out = save_pipeline(folders[kind], family.model, tmp_path / 'out')
-    assert torch.equal(draw(plain(out)), expected) and not torch.allclose(
-        expected, draw(plain(folders[kind])), atol=0.01
-    )
+    assert torch.equal(draw(plain(out)), expected)
+    assert not torch.allclose(expected, draw(plain(folders[kind])), atol=0.01)
     new, old = part_digests(out), part_digests(folders[kind])
-    assert {k for k in old if new[k] != old[k]} == {'unet'} and new.keys() == old.keys()
+    assert {k for k in old if new[k] != old[k]} == {'unet'}
+    assert new.keys() == old.keys()
     # no path of the machine it was made on
     assert not any(str(tmp_path) in p.read_text() for p in out.rglob('*.json'))
 
@@ -301,10 +303,8 @@ def test_a_trimmed_copy_is_saved_whole_and_one_that_lacks_more_is_refused(folder
     saved = json.loads(
         (save_pipeline(folder, family.model, tmp_path / 'new') / 'model_index.json').read_text()
     )
-    assert (
-        saved['safety_checker'] == saved['feature_extractor'] == [None, None]
-        and saved['unet'] == index['unet']
-    )
+    assert saved['safety_checker'] == saved['feature_extractor'] == [None, None]
+    assert saved['unet'] == index['unet']
     assert torch.equal(draw(plain(tmp_path / 'new')), draw(plain(folders['sd15'])))
     shutil.rmtree(folder / 'text_encoder')
     with pytest.raises(InputError, match="names the part 'text_encoder', which is not there"):
@@ -323,7 +323,8 @@ def test_saving_again_replaces_and_a_failure_leaves_the_old(folders, tmp_path):
 
     with pytest.raises(OSError):
         save_pipeline(folders['sd15'], Broken(), out)
-    assert torch.equal(draw(plain(out)), before) and [p.name for p in tmp_path.iterdir()] == ['out']
+    assert torch.equal(draw(plain(out)), before)
+    assert [p.name for p in tmp_path.iterdir()] == ['out']
     model.conv_out.bias.data += 1
     assert not torch.equal(draw(plain(save_pipeline(folders['sd15'], model, out))), before)
 
@@ -364,9 +365,8 @@ def test_a_lora_loads_in_plain_diffusers_with_equal_output(folders, kind, tmp_pa
     torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(before, expected, atol=0.01)
     with safe_open(out / 'pytorch_lora_weights.safetensors', 'pt') as f:
-        assert all(k.startswith('unet.') and 'reference' not in k for k in f.keys()) and str(
-            folders[kind]
-        ) not in str(f.metadata())
+        assert all(k.startswith('unet.') and 'reference' not in k for k in f.keys())
+        assert str(folders[kind]) not in str(f.metadata())
 
 
 def test_an_adapter_that_is_not_there_is_an_error(folders, tmp_path):
@@ -457,9 +457,8 @@ def test_an_older_config_gets_the_defaults_of_its_class(folders, tmp_path):
             }
         )
     )
-    assert part_config(folder, 'vae')['scaling_factor'] == 0.18215 and 'unet' in parts_of(
-        pipeline_index(folder)
-    )
+    assert part_config(folder, 'vae')['scaling_factor'] == 0.18215
+    assert 'unet' in parts_of(pipeline_index(folder))
     assert torch.equal(
         load_family(folder, device='cpu').latents(torch.ones(1, 8, 8, 8)),
         torch.full((1, 4, 8, 8), 0.18215),
@@ -469,7 +468,8 @@ def test_an_older_config_gets_the_defaults_of_its_class(folders, tmp_path):
 def test_the_packaged_models_are_of_two_families():
     for name, family, width in (('icons', 'sd15', 128), ('icons-xl', 'sdxl', 256)):
         found = load_family(name, components=('text',), device='cpu')
-        assert found.name == family and found.encode_prompts(['a fox'])['prompt_embeds'].shape == (
+        assert found.name == family
+        assert found.encode_prompts(['a fox'])['prompt_embeds'].shape == (
             1,
             24,
             width,

@@ -90,10 +90,14 @@ def test_the_folder_says_what_it_is(folders, kind):
         'flow',
         1000,
     )
-    assert family.latent_shape(128) == (16, 16, 16) and family.default_size == (
-        1024 if kind in FLUX_KINDS else SIZE
-    ) == 8 * native_latents(folders[kind])
-    assert ('text_encoder_3' in family.parts) == (kind == 'sd3') and not family.model.training
+    assert family.latent_shape(128) == (16, 16, 16)
+    assert (
+        family.default_size
+        == (1024 if kind in FLUX_KINDS else SIZE)
+        == 8 * native_latents(folders[kind])
+    )
+    assert ('text_encoder_3' in family.parts) == (kind == 'sd3')
+    assert not family.model.training
 
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
@@ -127,7 +131,8 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, kind):
     if kind in FLUX_KINDS:
         embeds, pooled, ids = pipe.encode_prompt(prompt=PROMPTS, device='cpu')
         no_embeds, no_pooled, _ = pipe.encode_prompt(prompt=[''], device='cpu')
-        assert embeds.shape == (4, 512, 48) and not ids.any()  # as `predict` has them
+        assert embeds.shape == (4, 512, 48)
+        assert not ids.any()  # as `predict` has them
     else:
         embeds, no_embeds, pooled, no_pooled = pipe.encode_prompt(
             PROMPTS, None, None, device='cpu', do_classifier_free_guidance=True
@@ -151,9 +156,8 @@ def test_packing_is_the_pipelines(h, w):
     from balanceddpo.models.families import token_places
 
     x = torch.randn(3, 16, h, w)
-    assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 3, 16, h, w)) and torch.equal(
-        unpack(pack(x), h, w), x
-    )
+    assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 3, 16, h, w))
+    assert torch.equal(unpack(pack(x), h, w), x)
     assert torch.equal(
         token_places(h, w, x),
         FluxPipeline._prepare_latent_image_ids(3, h // 2, w // 2, 'cpu', x.dtype),
@@ -179,7 +183,10 @@ def test_the_schedule_is_the_librarys(folders, kind, size):
         scheduler.set_timesteps(sigmas=np.linspace(1, 0.001, 1000), mu=mu)
         scheduler.sigmas = scheduler.sigmas[:-1]
     torch.testing.assert_close(ours, scheduler.sigmas.flip(0), rtol=1e-5, atol=1e-7)
-    assert len(ours) == 1000 and ours[-1] == 1 and (ours.diff() > 0).all() and ours[0] > 0
+    assert len(ours) == 1000
+    assert ours[-1] == 1
+    assert (ours.diff() > 0).all()
+    assert ours[0] > 0
 
 
 def plain_scheduler(folder):
@@ -246,7 +253,8 @@ def test_timesteps_favour_the_middle(folders):
     family = load_family(folders['sd3'], device='cpu', components=())
     t = draw_timesteps(0, 0, range(4000), 1000, density=family.timestep_density).float()
     # the logit is standard normal
-    assert abs((t.log() - (1000 - t).log()).std() - 1) < 0.05 and abs(t.mean() - 500) < 12
+    assert abs((t.log() - (1000 - t).log()).std() - 1) < 0.05
+    assert abs(t.mean() - 500) < 12
 
 
 # --- prediction
@@ -352,7 +360,8 @@ def test_images_are_those_of_the_plain_pipeline(folders, tmp_path, kind, guidanc
         np.stack([np.asarray(i, int) for i in images])
         for images in ([i for _, i, _ in store.items()], theirs)
     )
-    assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 5
+    assert np.abs(ours - theirs).max() <= 1
+    assert theirs.std() > 5
 
 
 def test_a_sampler_of_the_wrong_kind_is_refused(folders, tmp_path):
@@ -482,17 +491,16 @@ def test_four_steps_equal_a_loop_written_by_hand(made, tmp_path, kind):
     before = {k: v.clone() for k, v in family.model.state_dict().items()}
     go(inputs, tmp_path / 'run', family=family, **changes)
     expected, losses = by_hand(inputs, settings(inputs, **changes), 4, kind)
-    assert (
-        [r['loss'] for r in metrics(tmp_path / 'run')] == pytest.approx(losses, abs=1e-4)
-        and abs(losses[1] - LN2) > 1e-3
-        and losses[3] == LN2
-    )
+    assert [r['loss'] for r in metrics(tmp_path / 'run')] == pytest.approx(losses, abs=1e-4)
+    assert abs(losses[1] - LN2) > 1e-3
+    assert losses[3] == LN2
     weights, ours, start = (
         torch.cat([state[k].flatten() for k in before])
         for state in (expected, family.model.state_dict(), before)
     )
     moved, apart = (weights - start).norm(), (weights - ours).norm()
-    assert apart < 1e-5 * weights.norm() and apart < 3e-3 * moved
+    assert apart < 1e-5 * weights.norm()
+    assert apart < 3e-3 * moved
 
 
 def test_the_loss_of_one_pair_by_hand(made, tmp_path):
@@ -503,9 +511,8 @@ def test_the_loss_of_one_pair_by_hand(made, tmp_path):
     sigma = run.family.sigmas(batch.noisy)[batch.timesteps].view(-1, 1, 1, 1)
     x0 = batch.noisy - sigma * batch.target  # x_t = x0 + sigma (eps - x0)
     # one noise, two images
-    assert torch.allclose(
-        (x0 + batch.target)[0], (x0 + batch.target)[1], atol=1e-5
-    ) and not torch.allclose(x0[0], x0[1])
+    assert torch.allclose((x0 + batch.target)[0], (x0 + batch.target)[1], atol=1e-5)
+    assert not torch.allclose(x0[0], x0[1])
     run.reference = SimpleNamespace(
         predict=lambda call: batch.target + torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
     )
@@ -514,9 +521,8 @@ def test_the_loss_of_one_pair_by_hand(made, tmp_path):
     torch.testing.assert_close(outputs.errors, torch.tensor([[1.0, 1.0]]))
     torch.testing.assert_close(outputs.reference_errors, torch.tensor([[0.0, 4.0]]))
     loss, logit = training.loss_of(run.config)(outputs)
-    assert logit.item() == pytest.approx(
-        -0.5 * ((1 - 1) - (0 - 4))
-    ) and loss.item() == pytest.approx(np.log1p(np.exp(2)))
+    assert logit.item() == pytest.approx(-0.5 * ((1 - 1) - (0 - 4)))
+    assert loss.item() == pytest.approx(np.log1p(np.exp(2)))
     torch.testing.assert_close(outputs.log_snr, 2 * ((1 - sigma) / sigma).log().flatten()[::2])
 
 
@@ -648,9 +654,8 @@ def test_a_random_lora_draws_the_same_in_plain_diffusers(folders, tmp_path, kind
         'attn.add_v_proj',
         'attn.to_add_out',
     }
-    assert {f'transformer_blocks.0.{n}' for n in adapted} <= blocks and (
-        'single_transformer_blocks.0.attn.to_q' in blocks
-    ) == (kind in FLUX_KINDS)
+    assert {f'transformer_blocks.0.{n}' for n in adapted} <= blocks
+    assert ('single_transformer_blocks.0.attn.to_q' in blocks) == (kind in FLUX_KINDS)
     assert ('transformer_blocks.0.attn2.to_q' in blocks) == (kind == 'sd35')
     merged, untouched = (
         merged_weights(
@@ -689,9 +694,8 @@ def test_the_reference_follows_by_its_alpha_and_gradients_can_be_recomputed(made
         for on in (False, True)
     }
     a, b = (metrics(folder) for folder in runs.values())
-    assert [r['refreshed'] for r in a] == [False, True, False, True] and 0 < a[1]['distance'] < a[
-        0
-    ]['distance'] * 2
+    assert [r['refreshed'] for r in a] == [False, True, False, True]
+    assert 0 < a[1]['distance'] < a[0]['distance'] * 2
     for x, y in zip(a, b):
         assert x['loss'] == pytest.approx(y['loss'], abs=1e-5)
 
@@ -719,9 +723,8 @@ def test_the_family_names_the_layers_of_a_lora_and_the_key_of_a_run_says_them(ma
             run_inputs(c, inputs.encoded, inputs.labels, inputs.label_config, inputs.base)
             for c in (config, replace(config, lora_targets=targets))
         ]
-        assert keys[0] == keys[1] and keys[0]['training'][
-            'lora_targets'
-        ] == targets == lora_targets(inputs.base)
+        assert keys[0] == keys[1]
+        assert keys[0]['training']['lora_targets'] == targets == lora_targets(inputs.base)
         assert begin(inputs, tmp_path / kind, mode='lora').config.lora_targets == targets
     only = begin(made('sd3'), tmp_path / 'only', mode='lora', lora_targets=('to_add_out',))
     assert {

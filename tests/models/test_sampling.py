@@ -99,7 +99,8 @@ def test_images_are_those_of_the_plain_pipeline(folders, config, tmp_path, kind,
     config = replace(config, model=str(folders[kind]), images_per_prompt=1, **options)
     store = draw(config, tmp_path / 'o', PROMPTS.head(3))
     theirs = plain(config, store.index.prompt, store.index.seed)
-    assert np.abs(pixels(store) - theirs).max() <= 1 and theirs.std() > 10  # 1 of 255: rounding
+    assert np.abs(pixels(store) - theirs).max() <= 1
+    assert theirs.std() > 10  # 1 of 255: rounding
 
 
 def test_samplers_are_on_the_models_schedule_and_do_not_clip(folders):
@@ -107,15 +108,14 @@ def test_samplers_are_on_the_models_schedule_and_do_not_clip(folders):
     config = json.loads((folders['sdxl'] / 'scheduler' / 'scheduler_config.json').read_text())
     assert 'clip_sample' not in config
     ddim = make_scheduler('ddim', config)
-    assert (
-        not ddim.config.clip_sample
-        and ddim.config.beta_schedule == 'scaled_linear'
-        and ddim.config.steps_offset == 1
-    )
+    assert not ddim.config.clip_sample
+    assert ddim.config.beta_schedule == 'scaled_linear'
+    assert ddim.config.steps_offset == 1
     v = make_scheduler(
         'dpm++', json.loads((folders['sd21'] / 'scheduler' / 'scheduler_config.json').read_text())
     )
-    assert v.config.prediction_type == 'v_prediction' and v.config.solver_order == 2
+    assert v.config.prediction_type == 'v_prediction'
+    assert v.config.solver_order == 2
     with pytest.raises(InputError, match="unknown scheduler 'dpm'"):
         make_scheduler('dpm', config)
 
@@ -162,10 +162,14 @@ def test_seeds_are_equal_over_models_and_differ_over_images(folders, config, tmp
         draw(replace(config, model=str(folders['sd21'])), tmp_path / 'b'),
     )
     keys = ['prompt_id', 'image_index', 'seed', 'prompt', 'file']
-    assert a.index[keys].equals(b.index[keys]) and a.settings == b.settings and a.model != b.model
-    assert a.index.seed.nunique() == len(a) == 10 and not np.array_equal(pixels(a), pixels(b))
+    assert a.index[keys].equals(b.index[keys])
+    assert a.settings == b.settings
+    assert a.model != b.model
+    assert a.index.seed.nunique() == len(a) == 10
+    assert not np.array_equal(pixels(a), pixels(b))
     other = draw(replace(config, seed=1), tmp_path / 'c')
-    assert not set(other.index.seed) & set(a.index.seed) and other.settings != a.settings
+    assert not set(other.index.seed) & set(a.index.seed)
+    assert other.settings != a.settings
 
 
 def test_seeds_are_stable_and_of_32_bits():
@@ -201,7 +205,8 @@ def test_an_interrupted_run_goes_on_and_ends_byte_identical(config, tmp_path, mo
         open_images(tmp_path / 'cut')
     calls = counted(monkeypatch)
     draw(config, tmp_path / 'cut')
-    assert calls == [2] and contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+    assert calls == [2]
+    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
     draw(config, tmp_path / 'cut')
     assert calls == [2]  # a finished store draws nothing
 
@@ -297,9 +302,8 @@ def test_another_model_or_prompt_set_is_refused_by_name_and_a_copy_is_not(
 def test_prompts_never_name_files_and_are_kept_as_they_are(config, tmp_path):
     store = draw(config, tmp_path / 'deep' / 'o')
     assert list(dict.fromkeys(store.index.prompt)) == list(PROMPTS.prompts)
-    assert {p.name for p in (tmp_path).iterdir()} == {'deep'} and {
-        p.name for p in (tmp_path / 'deep').iterdir()
-    } == {'o'}
+    assert {p.name for p in (tmp_path).iterdir()} == {'deep'}
+    assert {p.name for p in (tmp_path / 'deep').iterdir()} == {'o'}
     assert {p.name for p in (tmp_path / 'deep' / 'o' / 'images').iterdir()} == set(PROMPTS.ids)
 
 
@@ -323,11 +327,9 @@ def test_a_lora_draws_what_the_plain_pipeline_draws_with_it(folders, config, tmp
     store = draw(config, tmp_path / 'o', prompts)
     assert np.abs(pixels(store) - plain(config, prompts.prompts, store.index.seed, lora)).max() <= 1
     without = draw(replace(config, lora=None), tmp_path / 'w', prompts)
-    assert (
-        np.abs(pixels(store) - pixels(without)).max() > 5
-        and store.model != without.model
-        and store.settings == without.settings
-    )
+    assert np.abs(pixels(store) - pixels(without)).max() > 5
+    assert store.model != without.model
+    assert store.settings == without.settings
     as_file = draw(
         replace(config, lora=str(lora / 'pytorch_lora_weights.safetensors')),
         tmp_path / 'f',
@@ -378,7 +380,8 @@ def with_checker(folders, tmp_path):
 def test_a_safety_checker_runs_only_when_it_is_there_and_asked_for(config, with_checker, tmp_path):
     checked, prompts = replace(config, model=str(with_checker)), PROMPTS.head(1)
     family, pipeline = sampling.load_generator(checked)
-    assert pipeline.safety_checker is None and 'safety_checker' not in family.parts
+    assert pipeline.safety_checker is None
+    assert 'safety_checker' not in family.parts
     assert pixels(draw(checked, tmp_path / 'a', prompts)).any()
     # flagged: black
     assert not pixels(draw(replace(checked, safety_checker=True), tmp_path / 'b', prompts)).any()

@@ -24,7 +24,8 @@ def test_a_hidden_size_is_found_again(n):
     )
     for percents in (rounded, cut):
         found = audit.fitting_sizes(percents, 2 * n)
-        assert n in found and min(found) == n
+        assert n in found
+        assert min(found) == n
 
 
 def test_the_papers_sizes():
@@ -50,17 +51,14 @@ def test_recovered_wins_print_as_the_paper_does():
     for name in audit.TABLES:
         for row in audit.recovered(name).itertuples():
             share = 1e4 * row.wins / row.prompts
-            assert row.rounded == (
-                math.floor(share + 0.5) == round(100 * row.value)
-            ) and row.cut_off == (math.floor(share + 1e-9) == round(100 * row.value))
+            assert row.rounded == (math.floor(share + 0.5) == round(100 * row.value))
+            assert row.cut_off == (math.floor(share + 1e-9) == round(100 * row.value))
             assert row.low < row.value < row.high or row.value in (0, 100)
     odd = audit.recovered('table3').groupby('model_a')[['rounded', 'cut_off']].sum()
-    assert (
-        odd.loc['Normalized'].tolist() == [0, 0]
-        and odd.loc['Random', 'cut_off'] == 8
-        and odd.loc['Random', 'rounded'] == 2
-        and (odd.drop(['Normalized', 'Random']).rounded == 8).all()
-    )
+    assert odd.loc['Normalized'].tolist() == [0, 0]
+    assert odd.loc['Random', 'cut_off'] == 8
+    assert odd.loc['Random', 'rounded'] == 2
+    assert (odd.drop(['Normalized', 'Random']).rounded == 8).all()
 
 
 # --- differences
@@ -83,11 +81,9 @@ def test_discordant_prompts_are_the_limits_of_every_pairing():
         least, middle, most = audit.discordant_prompts(a, b, n)
         assert (least, most) == (counts[0], counts[-1]) and middle in counts, (a, b)
         low, between, high = audit.difference_p(a, b, n)
-        assert (
-            low == pytest.approx(min(p))
-            and high == pytest.approx(max(p))
-            and low <= between + 1e-12 <= high + 1e-11
-        )
+        assert low == pytest.approx(min(p))
+        assert high == pytest.approx(max(p))
+        assert low <= between + 1e-12 <= high + 1e-11
 
 
 def test_the_expected_number_of_discordant_prompts():
@@ -135,9 +131,8 @@ def test_verdicts_follow_from_the_corrected_limits():
         t[t.verdict != 'no count']
         for t in (audit.paper_differences(), audit.paper_differences(level=1e-4))
     ]
-    assert ((found.verdict == 'holds') == (found.p_most < 0.05)).all() and (
-        (found.verdict == 'noise') == (found.p_least >= 0.05)
-    ).all()
+    assert ((found.verdict == 'holds') == (found.p_most < 0.05)).all()
+    assert ((found.verdict == 'noise') == (found.p_least >= 0.05)).all()
     assert (strict.verdict == 'holds').sum() < (found.verdict == 'holds').sum()
     raw = [
         mcnemar(*sorted(((d + abs(a - b)) // 2, (d - abs(a - b)) // 2)))
@@ -153,28 +148,24 @@ def test_numbers_that_fit_no_count_are_not_tested():
     found = audit.paper_differences()
     rates = audit.recovered('table3')
     unfit = rates[~(rates.rounded | rates.cut_off)]
-    assert set(unfit.model_a) == {'Normalized'} and len(unfit) == 8
-    assert (
-        (found.verdict == 'no count') == (found.model_b == 'Normalized')
-    ).all() and found.p_most[found.verdict == 'no count'].isna().all()
+    assert set(unfit.model_a) == {'Normalized'}
+    assert len(unfit) == 8
+    assert ((found.verdict == 'no count') == (found.model_b == 'Normalized')).all()
+    assert found.p_most[found.verdict == 'no count'].isna().all()
 
 
 def test_no_difference_is_counted_twice():
     found = audit.paper_differences()
-    assert (
-        not found.duplicated(
-            ['table', 'model_a', 'model_b', 'opponent', 'prompt_set', 'scorer']
-        ).any()
-        and (found.model_a != found.model_b).all()
-    )
+    assert not found.duplicated(
+        ['table', 'model_a', 'model_b', 'opponent', 'prompt_set', 'scorer']
+    ).any()
+    assert (found.model_a != found.model_b).all()
     # Table II is about other models of the same names
     rates = audit.paper_rates()
     rest, second = rates[rates.table != 'II'], rates[rates.table == 'II']
     for part, n in ((rest, 100), (second, 36)):
-        assert (
-            len(part) == n
-            and not part.duplicated(['model_a', 'model_b', 'prompt_set', 'scorer']).any()
-        )
+        assert len(part) == n
+        assert not part.duplicated(['model_a', 'model_b', 'prompt_set', 'scorer']).any()
     repeated = (
         pd.concat([PAPER[name].frame() for name in ('table1', 'table3', 'table4')])
         .groupby(['model_a', 'model_b', 'prompt_set', 'scorer'])
@@ -205,10 +196,9 @@ def test_statements_by_hand():
         said.loc['BalancedDPO consistently outperforms every other label source', 'computed']
         == '52 of 56'
     )
+    assert said.loc[said['where'] == 'Abstract', 'holds'].all()
     assert (
-        said.loc[said['where'] == 'Abstract', 'holds'].all()
-        and said.loc['Aesthetic: 16.6 points above DiffusionDPO on Pick-a-Pic', 'computed']
-        == '16.50'
+        said.loc['Aesthetic: 16.6 points above DiffusionDPO on Pick-a-Pic', 'computed'] == '16.50'
     )
 
 
@@ -219,7 +209,8 @@ def test_triples():
         42.54,
         57.24,
         60.49,
-    ) and row.circle == pytest.approx((60.49 + 57.24 + 57.46) / 100)
+    )
+    assert row.circle == pytest.approx((60.49 + 57.24 + 57.46) / 100)
     assert row.expected == pytest.approx(100 / (1 + (57.24 / 42.76) / (42.54 / 57.46)))
     assert not found.index.duplicated().any()
 
@@ -259,9 +250,8 @@ def test_no_gradients_pass_the_bound_and_some_come_near_it():
 
 def test_learning_rates_scale_as_the_batches():
     rates = audit.learning_rates().set_index('reading')
-    assert rates.moved.iloc[0] == pytest.approx(2e-5) and rates.moved.iloc[3] / rates.moved.iloc[
-        0
-    ] == pytest.approx(2048)
+    assert rates.moved.iloc[0] == pytest.approx(2e-5)
+    assert rates.moved.iloc[3] / rates.moved.iloc[0] == pytest.approx(2048)
     assert (rates.bound / rates.moved).tolist() == pytest.approx([audit.adam_bound()] * 4)
 
 
@@ -287,9 +277,8 @@ def test_ties_are_binomial():
 
     for p in (0.5, 0.7, 0.95):
         zero, text = audit.tie_readings(p).set_index('reading').to_numpy()
-        assert zero == pytest.approx(
-            [binom.sf(2, 4, p), tie_probability(4, p), binom.cdf(1, 4, p)]
-        ) and text == pytest.approx([binom.sf(2, 4, p), 0, binom.cdf(2, 4, p)])
+        assert zero == pytest.approx([binom.sf(2, 4, p), tie_probability(4, p), binom.cdf(1, 4, p)])
+        assert text == pytest.approx([binom.sf(2, 4, p), 0, binom.cdf(2, 4, p)])
 
 
 def test_gradient_factors_are_autograds():
@@ -303,11 +292,12 @@ def test_gradient_factors_are_autograds():
         torch.tensor(factors.s.to_numpy()),
     )
     diffusion_dpo_loss(x, (s > 0).float(), (s < 0).float()).sum().backward()
-    assert x.grad.numpy() == pytest.approx(
-        factors.corrected.to_numpy(), abs=1e-6
-    ) and factors.derivative.to_numpy() == pytest.approx(factors.corrected.to_numpy(), abs=1e-8)
+    assert x.grad.numpy() == pytest.approx(factors.corrected.to_numpy(), abs=1e-6)
+    assert factors.derivative.to_numpy() == pytest.approx(factors.corrected.to_numpy(), abs=1e-8)
     wrong = factors[(factors.printed - factors.corrected).abs() > 1e-9]
-    assert set(wrong.s) == {-1} and (wrong.x != 0).all() and len(wrong) == 3
+    assert set(wrong.s) == {-1}
+    assert (wrong.x != 0).all()
+    assert len(wrong) == 3
 
 
 def test_implied_spread_gives_the_win_rate_back():
@@ -316,7 +306,8 @@ def test_implied_spread_gives_the_win_rate_back():
     for first, second in (('BalancedDPO', 'SD1.5'), ('DiffusionDPO', 'SD1.5')):
         for row in audit.implied_spread(first, second).dropna(subset=['spread']).itertuples():
             assert 100 * NormalDist().cdf(row.difference / row.spread) == pytest.approx(row.rate)
-            assert not row.low > row.spread and not row.high < row.spread
+            assert not row.low > row.spread
+            assert not row.high < row.spread
     # a lower mean and more wins: no normal difference does that
     assert np.isnan(audit.implied_spread('DiffusionDPO').spread[3])
 
@@ -360,11 +351,9 @@ def test_rescaling_takes_the_image_out_of_the_score():
     same, twice = (
         audit.rescaled_twice(pairs, ('icons:clip', 'icons:aesthetic'), f) for f in (1, 255)
     )
-    assert (
-        np.allclose(same.left, 1, atol=1e-3)
-        and (same.agreement == 1).all()
-        and (twice.left_in_pairs < 0.01).all()
-    )
+    assert np.allclose(same.left, 1, atol=1e-3)
+    assert (same.agreement == 1).all()
+    assert (twice.left_in_pairs < 0.01).all()
     # a caption still varies
     aesthetic, clip = twice.set_index('scorer').loc[['aesthetic', 'clip'], 'left']
     assert aesthetic < 0.05 < clip

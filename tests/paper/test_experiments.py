@@ -18,11 +18,9 @@ def test_the_published_scales_ask_for_paths():
     with pytest.raises(InputError, match="no scale 'sd3'"):
         experiments.scale_of('sd3', model='x')
     scale = experiments.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
-    assert (
-        scale.prompts == (('pickapic', 'a.txt'),)
-        and scale.images_per_prompt == 5
-        and scale.steps == 50
-    )
+    assert scale.prompts == (('pickapic', 'a.txt'),)
+    assert scale.images_per_prompt == 5
+    assert scale.steps == 50
 
 
 def test_the_second_base_model_is_icons_xl_or_the_one_given():
@@ -58,7 +56,8 @@ def test_images_and_scores_are_shared_by_name_of_model_not_made_again():
     assert stamps == [f.stat().st_mtime_ns for f in sorted(store.folder.rglob('*.png'))]
     columns = [*experiments.scorer_names(TINY), *TINY.checks]
     a, b = (scores[scores.model == m][columns].to_numpy() for m in ('base', 'same'))
-    assert (a == b).all() and len(a) == 2
+    assert (a == b).all()
+    assert len(a) == 2
 
 
 def test_a_lora_is_merged_into_the_weights_it_adapts():
@@ -77,7 +76,8 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
         n.removeprefix('unet.').replace('.lora.down.weight', '.weight'): lora[up] @ lora[n]
         for n, up in ups.items()
     }
-    assert change and change.keys() < base.keys() == merged.keys()
+    assert change
+    assert change.keys() < base.keys() == merged.keys()
     for name, p in base.items():
         assert torch.allclose(merged[name], p + change.get(name, torch.zeros(())), atol=1e-5), name
     size = sum(p.double().square().sum() for p in base.values()).sqrt()
@@ -91,12 +91,11 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     stamp = (run / 'metrics.jsonl').stat().st_mtime_ns
     # a finished run keeps its model and its log, and is found again
     assert not list((run / 'checkpoints').glob('step-*'))
-    assert (
-        experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2) == model
-        and (run / 'metrics.jsonl').stat().st_mtime_ns == stamp
-    )
+    assert experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2) == model
+    assert (run / 'metrics.jsonl').stat().st_mtime_ns == stamp
     log = experiments.training_log(model)
-    assert log.step.tolist() == [1, 2, 3, 4] and log.refreshed.tolist() == [
+    assert log.step.tolist() == [1, 2, 3, 4]
+    assert log.refreshed.tolist() == [
         False,
         True,
         False,
@@ -106,11 +105,9 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
 
 def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
     scale = experiments.scale_of('smoke', prompts={'mine': str(tmp_path / 'a.txt')})
-    assert (
-        scale.prompts == (('mine', str(tmp_path / 'a.txt')),)
-        and scale.prompts[:1] == scale.prompts
-        and hash(scale)
-    )
+    assert scale.prompts == (('mine', str(tmp_path / 'a.txt')),)
+    assert scale.prompts[:1] == scale.prompts
+    assert hash(scale)
 
 
 def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_path):
@@ -154,10 +151,8 @@ def test_an_error_side_by_side_is_the_error():
 
 
 def test_a_scale_says_on_which_device_its_models_are_trained():
-    assert (
-        experiments.training_settings(replace(TINY, device='cuda'), 'dpo').device == 'cuda'
-        and experiments.training_settings(TINY, 'dpo').device == 'cpu'
-    )
+    assert experiments.training_settings(replace(TINY, device='cuda'), 'dpo').device == 'cuda'
+    assert experiments.training_settings(TINY, 'dpo').device == 'cpu'
     assert (
         experiments.training_settings(replace(TINY, train=(('device', 'mps'),)), 'dpo').device
         == 'mps'

@@ -70,16 +70,18 @@ def test_a_table_comes_back_as_it_was_from_the_run_and_from_the_file(run, render
     )
     pd.testing.assert_frame_equal(first, again, check_exact=True)
     pd.testing.assert_frame_equal(first, original.astype({'task': 'str'}), check_exact=True)
-    assert (
-        first.hps.dtype == 'float32' and first.seed.dtype == 'int8' and first.correct.dtype == bool
-    )
+    assert first.hps.dtype == 'float32'
+    assert first.seed.dtype == 'int8'
+    assert first.correct.dtype == bool
     assert first.hps.to_numpy().tobytes() == original.hps.to_numpy().tobytes()
-    assert list(first.index) == [0, 1, 2, 3] and run.files == rendering.files
+    assert list(first.index) == [0, 1, 2, 3]
+    assert run.files == rendering.files
 
 
 def test_categories_are_text_and_the_index_is_not_kept(run):
     table = run.table('scores', lambda: scores().set_index('model'))
-    assert list(table.columns) == list(scores().columns[1:]) and list(table.index) == [0, 1, 2, 3]
+    assert list(table.columns) == list(scores().columns[1:])
+    assert list(table.index) == [0, 1, 2, 3]
     assert table.task.dtype == table.sampler.dtype == 'str'
 
 
@@ -97,7 +99,8 @@ def test_repeated_text_is_stored_once(run):
     run.table('scores', lambda: many)
     assert run.files[0].stat().st_size < 4000
     column = pq.ParquetFile(run.files[0]).metadata.row_group(0).column(0)
-    assert column.compression == 'ZSTD' and 'RLE_DICTIONARY' in column.encodings
+    assert column.compression == 'ZSTD'
+    assert 'RLE_DICTIONARY' in column.encodings
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,8 @@ def test_repeated_text_is_stored_once(run):
 def test_a_table_of_anything_else_is_not_written(run, frame, says):
     with pytest.raises(TypeError, match=says):
         run.table('scores', lambda: frame)
-    assert not (run.out / 'kept').exists() and run.files == []
+    assert not (run.out / 'kept').exists()
+    assert run.files == []
 
 
 def test_values_come_back_in_terms_of_json(run, rendering):
@@ -126,7 +130,8 @@ def test_values_come_back_in_terms_of_json(run, rendering):
         'nan': np.nan,
     }
     first, again = run.values('costs', lambda: costs), rendering.values('costs', must_not_run)
-    assert first.pop('nan') != 0 and np.isnan(again.pop('nan'))
+    assert first.pop('nan') != 0
+    assert np.isnan(again.pop('nan'))
     assert (
         first
         == again
@@ -153,9 +158,11 @@ def test_pictures_come_back_pixel_by_pixel(run, rendering):
         run.pictures('samples', lambda: rows),
         rendering.pictures('samples', must_not_run),
     ):
-        assert [len(row) for row in found] == [3, 0, 2] and found[0][1] is None
+        assert [len(row) for row in found] == [3, 0, 2]
+        assert found[0][1] is None
         assert all(image.mode == 'RGB' for row in found for image in row if image)
-        assert found[0][0].tobytes() == RED.tobytes() and found[0][2].size == (8, 6)
+        assert found[0][0].tobytes() == RED.tobytes()
+        assert found[0][2].size == (8, 6)
         assert [image.tobytes() for image in found[2]] == [
             image.convert('RGB').tobytes() for image in rows[2]
         ]
@@ -176,18 +183,19 @@ def test_a_gallery_comes_back_with_its_truth_and_its_texts(run, rendering):
             k: shown[k] for k in ('rows', 'columns', 'captions')
         }
         assert [image.tobytes() for image in found['truth']] == [BLUE.tobytes(), RED.tobytes()]
-        assert [len(row) for row in found['images']] == [2, 2] and found['images'][0][1] is None
+        assert [len(row) for row in found['images']] == [2, 2]
+        assert found['images'][0][1] is None
     without = run.gallery('plain', lambda: {'images': [[RED]], 'caption': 'x'})
-    assert without['truth'] is None and without['caption'] == 'x' and len(without['images'][0]) == 1
+    assert without['truth'] is None
+    assert without['caption'] == 'x'
+    assert len(without['images'][0]) == 1
 
 
 def test_pictures_of_another_choice_are_refused(run, rendering):
     run.gallery('grid', lambda: {'images': [[RED]]}, of=[('hpd', 'a')])
     said = refused(rendering.gallery, 'grid', must_not_run, of=[('hpd', 'b')])
-    assert (
-        'figure02_grid.parquet shows something else' in said
-        and 'balanceddpo reproduce figure02' in said
-    )
+    assert 'figure02_grid.parquet shows something else' in said
+    assert 'balanceddpo reproduce figure02' in said
 
 
 @pytest.mark.parametrize(
@@ -212,11 +220,10 @@ def test_a_gallery_whose_texts_are_something_else_is_refused(run, rendering, tol
 def test_a_missing_file_is_told_with_the_command_that_makes_it(rendering):
     for ask in (rendering.table, rendering.values, rendering.pictures, rendering.gallery):
         said = refused(ask, 'scores', must_not_run)
-        assert (
-            'figure02_scores.' in said
-            and '`balanceddpo reproduce figure02` without --from-scores' in said
-        )
-    assert rendering.files == [] and not rendering.out.exists()
+        assert 'figure02_scores.' in said
+        assert '`balanceddpo reproduce figure02` without --from-scores' in said
+    assert rendering.files == []
+    assert not rendering.out.exists()
 
 
 def test_a_run_makes_it_again_and_a_failed_one_leaves_what_was(run, rendering):
@@ -231,9 +238,8 @@ def test_a_run_makes_it_again_and_a_failed_one_leaves_what_was(run, rendering):
     with pytest.raises(TypeError):
         run.table('scores', lambda: pd.DataFrame({'a': [[1]]}))
     assert len(rendering.table('scores', must_not_run)) == 2
-    assert [p.name for p in (run.out / 'kept').iterdir()] == ['figure02_scores.parquet'] and len(
-        run.files
-    ) == 1
+    assert [p.name for p in (run.out / 'kept').iterdir()] == ['figure02_scores.parquet']
+    assert len(run.files) == 1
 
 
 # how it was made
@@ -246,16 +252,17 @@ def test_each_file_says_how_it_was_made_and_the_note_names_its_hash(run, tmp_pat
     for path in run.files:
         told = made(path)
         assert {*told} >= {'date', 'package', 'versions', 'processor', 'numerics'}
-        assert (
-            told['versions'] == versions() and told['processor'] and told['date'].endswith('+00:00')
-        )
+        assert told['versions'] == versions()
+        assert told['processor']
+        assert told['date'].endswith('+00:00')
     note = json.loads(write_provenance(run.out, 'figure02', kept=run).read_text())
     names = [
         'kept/figure02_scores.parquet',
         'kept/figure02_costs.json',
         'kept/figure02_samples.parquet',
     ]
-    assert list(note['kept']) == names and str(tmp_path) not in json.dumps(note)
+    assert list(note['kept']) == names
+    assert str(tmp_path) not in json.dumps(note)
     for name, told in note['kept'].items():
         assert told == {
             'sha256': sha256((run.out / name).read_bytes()).hexdigest(),
@@ -273,7 +280,8 @@ def test_the_note_of_a_rendering_has_the_time_and_the_numerics_of_the_making(
     rendering.values('costs', must_not_run)
     path = write_provenance(rendering.out, 'figure02', seconds=2, kept=rendering)
     note = json.loads(path.read_text())
-    assert note['seconds'] == 100 and note['numerics'] == 'another'
+    assert note['seconds'] == 100
+    assert note['numerics'] == 'another'
 
 
 # what is no file of ours
@@ -301,7 +309,8 @@ def test_what_pandas_writes_beside_the_columns_is_not_read(rendering):
     path.parent.mkdir(parents=True)
     pq.write_table(table, path)
     found = rendering.table('scores', must_not_run)
-    assert list(found.columns) == ['a'] and found.attrs == {}
+    assert list(found.columns) == ['a']
+    assert found.attrs == {}
     assert 'does not say how it was made' in refused(made, path)
 
 

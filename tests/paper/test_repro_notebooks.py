@@ -221,10 +221,8 @@ def test_it_runs_at_smoke_and_is_rendered_again_from_what_it_kept(
 @pytest.mark.parametrize('name', sorted(WRITES))
 def test_it_keeps_what_its_numbers_are_made_of(name):
     known = notebook_parameters(notebooks()[name])
-    assert (
-        known['from_scores']['inferred_type_name'] == 'bool'
-        and known['from_scores']['default'] == 'False'
-    )
+    assert known['from_scores']['inferred_type_name'] == 'bool'
+    assert known['from_scores']['default'] == 'False'
 
 
 # The committed results: what is kept there is named in the note, and makes the files that lie
@@ -252,7 +250,8 @@ def test_the_committed_results_are_those_of_the_committed_scores(name, tmp_path,
     pictures = [p for p in told if p.suffix == '.png']
     other = [p.name for p in texts if (job.out / p.name).read_bytes() != p.read_bytes()]
     other += [p.name for p in pictures if pixels(job.out / p.name) != pixels(p)]
-    assert texts and not other
+    assert texts
+    assert not other
 
 
 @pytest.mark.parametrize('name', sorted(WRITES))
@@ -266,7 +265,8 @@ def test_it_says_what_it_reproduces_and_what_it_costs(name):
             f'Table {roman[number[2]]}:' if number[1] == 'table' else f'Figure {number[2]}:'
         )
     # which is the same at every scale
-    assert 'icon world' in text.lower() and ('smoke' in text or name == 'paper_audit')
+    assert 'icon world' in text.lower()
+    assert 'smoke' in text or name == 'paper_audit'
 
 
 def test_what_was_run_is_in_the_list_of_results(tmp_path):

@@ -84,22 +84,23 @@ def test_a_notebook_runs_in_this_python_whatever_kernels_are_installed(
     assert (
         tmp_path / 'paper_figures/smoke/table1.csv'
     ).read_text() == f'smoke 3 7 {sys.executable}'
-    assert job.executed == Path(
-        os.environ['BALANCEDDPO_RUNS']
-    ) / 'reproduce/smoke/table1.ipynb' and is_done(job)
+    assert job.executed == Path(os.environ['BALANCEDDPO_RUNS']) / 'reproduce/smoke/table1.ipynb'
+    assert is_done(job)
     injected = [
         c.source
         for c in nbformat.read(job.executed, 4).cells
         if 'injected-parameters' in c.metadata.get('tags', [])
     ]
-    assert len(injected) == 1 and 'n = 3' in injected[0]
+    assert len(injected) == 1
+    assert 'n = 3' in injected[0]
     assert os.environ['JUPYTER_PATH'] == str(tmp_path / 'JUPYTER_PATH')  # as it was
 
 
 def test_what_is_done_is_skipped_until_something_changes(place, tmp_path):
     (job,) = go()
     first = times(job)
-    assert is_done(job) and times(*go()) == first
+    assert is_done(job)
+    assert times(*go()) == first
     book = nbformat.read(job.path, 4)  # kept outputs are no change
     book.cells[2].outputs = [nbformat.v4.new_output('stream', text='seen')]
     nbformat.write(book, job.path)
@@ -124,9 +125,8 @@ def test_what_is_done_is_skipped_until_something_changes(place, tmp_path):
         for p, data in kept.items():
             p.write_bytes(data)
         assert is_done(job)
-    assert not is_done(plan_jobs('table1', 'smoke', parameters={'n': 5})[0]) and not is_done(
-        plan_jobs('table1', 'smoke', out='elsewhere')[0]
-    )
+    assert not is_done(plan_jobs('table1', 'smoke', parameters={'n': 5})[0])
+    assert not is_done(plan_jobs('table1', 'smoke', out='elsewhere')[0])
     assert times(*go(force=True)) != first
 
 
@@ -145,7 +145,8 @@ def test_what_was_changed_while_it_ran_is_not_taken_for_what_ran(place, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(papermill, 'execute_notebook', changing)
         go()
-    assert job.note.exists() and not is_done(job)
+    assert job.note.exists()
+    assert not is_done(job)
 
 
 def test_another_package_makes_it_not_done(place, monkeypatch):
@@ -234,16 +235,12 @@ def test_an_interrupted_run_of_all_goes_on_where_it_was(place, tmp_path, capfd):
     write(place, 'table10', WRITE)
     assert main(['reproduce', 'all', '--scale', 'smoke']) == 1
     error = [l for l in capfd.readouterr().err.splitlines() if l.startswith('balanceddpo:')]
-    assert (
-        len(error) == 1
-        and 'table2: cell [3]' in error[0]
-        and 'AssertionError: not ready' in error[0]
-        and str(tmp_path / 'runs/reproduce/smoke/table2.ipynb') in error[0]
-    )
-    assert (
-        nbformat.read(tmp_path / 'runs/reproduce/smoke/table2.ipynb', 4).cells
-        and not (tmp_path / 'paper_figures/smoke/table10.csv').exists()
-    )
+    assert len(error) == 1
+    assert 'table2: cell [3]' in error[0]
+    assert 'AssertionError: not ready' in error[0]
+    assert str(tmp_path / 'runs/reproduce/smoke/table2.ipynb') in error[0]
+    assert nbformat.read(tmp_path / 'runs/reproduce/smoke/table2.ipynb', 4).cells
+    assert not (tmp_path / 'paper_figures/smoke/table10.csv').exists()
     first = times(plan_jobs('table1', 'smoke')[0])
     (tmp_path / 'ready').touch()
     assert main(['reproduce', 'all', '--scale', 'smoke']) == 0
@@ -268,7 +265,8 @@ def test_side_by_side_a_failure_is_told_and_stops_what_has_not_begun(place, tmp_
     with pytest.raises(InputError, match='table2: .*no weights at /x'):
         go('all', workers=2)
     made = {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*.csv')}
-    assert 'table1' in made and 'table6' not in made
+    assert 'table1' in made
+    assert 'table6' not in made
     write(place, 'table2', WRITE)
     go('all', workers=2)
     assert {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*.csv')} == {
@@ -365,11 +363,9 @@ def test_in_a_run_of_all_a_parameter_is_for_those_that_have_it(place):
 def test_dry_run_lists_and_runs_nothing(place, capsys):
     assert main(['reproduce', 'all', '--dry-run', '--parameters', 'n=7']) == 0
     said = capsys.readouterr().out
-    assert (
-        'table1: to do' in said
-        and 'n = 7  prompts a set' in said
-        and not Path(os.environ['BALANCEDDPO_RUNS']).exists()
-    )
+    assert 'table1: to do' in said
+    assert 'n = 7  prompts a set' in said
+    assert not Path(os.environ['BALANCEDDPO_RUNS']).exists()
 
 
 # rendering from what was kept
@@ -393,20 +389,26 @@ def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(plac
     (job,) = go('table3')
     (rendering,) = go('table3', from_scores=True)
     wrote, count = job.out / 'table3.csv', job.out / 'made'
-    assert wrote.read_text() == '[1, 2]' and count.read_text() == 'once '
+    assert wrote.read_text() == '[1, 2]'
+    assert count.read_text() == 'once '
     assert rendering.executed == job.executed.parent / 'from_scores' / 'table3.ipynb'
-    assert rendering.inputs != job.inputs and is_done(job) and is_done(rendering)
+    assert rendering.inputs != job.inputs
+    assert is_done(job)
+    assert is_done(rendering)
     assert times(*go('table3', from_scores=True)) == times(rendering)
     for each in (job, rendering):
         names = {p.name for p in reproduction.results(each)}
         assert names == {'table3.csv', 'table3_scores.json'}
     # what is kept is a result of the run, and what the rendering is made of
     (job.out / 'kept' / 'table3_scores.json').write_text('{"made": {}, "values": [3]}')
-    assert not is_done(job) and not is_done(rendering)
+    assert not is_done(job)
+    assert not is_done(rendering)
     go('table3', from_scores=True)
-    assert wrote.read_text() == '[3]' and not is_done(job)
+    assert wrote.read_text() == '[3]'
+    assert not is_done(job)
     go('table3')
-    assert wrote.read_text() == '[1, 2]' and count.read_text() == 'once once '
+    assert wrote.read_text() == '[1, 2]'
+    assert count.read_text() == 'once once '
 
 
 def test_a_rendering_takes_no_value_that_the_run_was_made_with(place):
@@ -452,11 +454,9 @@ def test_a_notebook_that_keeps_nothing_is_refused_or_left_out_of_all_and_said(pl
     ]
     assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores', '--dry-run']) == 0
     said = capsys.readouterr().out
-    assert (
-        'table3: done' in said
-        and 'from_scores = True  render from out/kept' in said
-        and 'table4: left out' in said
-    )
+    assert 'table3: done' in said
+    assert 'from_scores = True  render from out/kept' in said
+    assert 'table4: left out' in said
 
 
 def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp_path):
@@ -470,7 +470,8 @@ def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp
     ]
     assert set(reproduction.left_out(notebooks(), 'icons')) == {'table1', 'votes', 'rivals'}
     jobs = go('all', scale='icons', from_scores=True, workers=2)
-    assert all(map(is_done, jobs)) and [j.from_scores for j in jobs] == [True, True]
+    assert all(map(is_done, jobs))
+    assert [j.from_scores for j in jobs] == [True, True]
 
 
 # the package's own notebooks
@@ -488,15 +489,15 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
         scale: [j.name for j in plan_jobs('all', scale, parameters=paths)]
         for scale in ('sd15', 'sdxl')
     }
-    assert {'table1', 'table3', 'figure04', 'seeds', 'paper_audit'} <= {*large['sd15']} and not {
+    assert {'table1', 'table3', 'figure04', 'seeds', 'paper_audit'} <= {*large['sd15']}
+    assert not {
         'table2',
         'tuning',
         'noise',
         'rivals',
     } & {*large['sd15']}
-    assert {'table2', 'figure03', 'paper_audit'} <= {*large['sdxl']} and 'table1' not in large[
-        'sdxl'
-    ]
+    assert {'table2', 'figure03', 'paper_audit'} <= {*large['sdxl']}
+    assert 'table1' not in large['sdxl']
     for name, scale, says in (
         ('table1', 'sd15', 'needs the paths of weights and data'),
         ('table1', 'sdxl', 'runs at smoke or icons or sd15, not'),
@@ -505,10 +506,8 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
     ):
         with pytest.raises(InputError, match=says):
             plan_jobs(name, scale)
-    assert (
-        all([j.name for j in plan_jobs(n, 'icons')] == [n] for n in named)
-        and 'table1' in notebooks()
-    )
+    assert all([j.name for j in plan_jobs(n, 'icons')] == [n] for n in named)
+    assert 'table1' in notebooks()
     for path in notebooks().values():
         for p in notebook_parameters(path).values():
             assert p['help'] and p['inferred_type_name'] != 'None', (

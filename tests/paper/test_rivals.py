@@ -31,11 +31,9 @@ def rule(scores, ids, visit):
 def test_groups_are_captions_of_the_pairs_with_all_their_scores(groups):
     captions = list(dict.fromkeys(p.caption for p in read_pairs('icons', 8)))[:3]
     assert groups.store.index.prompt.drop_duplicates().tolist() == captions
-    assert (
-        groups.scores.shape == (3, 4, 4)
-        and np.isfinite(groups.scores).all()
-        and groups.scorers == ('hps', 'clip', 'pickscore', 'aesthetic')
-    )
+    assert groups.scores.shape == (3, 4, 4)
+    assert np.isfinite(groups.scores).all()
+    assert groups.scorers == ('hps', 'clip', 'pickscore', 'aesthetic')
     assert all(groups.scores[g, :, k].std() > 0 for g in range(3) for k in range(4))
 
 
@@ -43,7 +41,8 @@ def test_the_pairs_that_are_written_are_those_that_are_labelled(groups):
     tables = [rule(groups.scores, groups.prompt_ids, v) for v in range(5)]
     path, labels = rivals.group_pairs(groups, tables)
     pairs = list(read_pairs(str(path)))
-    assert [p.pair_id for p in pairs] == labels.pair_id.tolist() and labels.pair_id.is_unique
+    assert [p.pair_id for p in pairs] == labels.pair_id.tolist()
+    assert labels.pair_id.is_unique
     rewards = calibrated_rewards(groups.scores, SCALE).mean(axis=2)
     upper, lower = frontiers(groups.scores)
     drawn = [r for t in tables for r in t.itertuples() if r.i >= 0]
@@ -53,12 +52,9 @@ def test_the_pairs_that_are_written_are_those_that_are_labelled(groups):
         assert pair.images == tuple(
             rivals.image_bytes_of(groups.store, row.group_id, k) for k in (row.i, row.j)
         )
-        assert (
-            upper[g, row.i]
-            and lower[g, row.j]
-            and label.w0 - label.w1
-            == pytest.approx(rewards[g, row.i] - rewards[g, row.j], abs=1e-6)
-        )
+        assert upper[g, row.i]
+        assert lower[g, row.j]
+        assert label.w0 - label.w1 == pytest.approx(rewards[g, row.i] - rewards[g, row.j], abs=1e-6)
     assert rivals.group_pairs(groups, tables)[0] == path
 
 
@@ -121,10 +117,8 @@ def test_the_rivals_are_the_rows_of_losses_and_variants_of_balanced_dpo():
     named = {rivals.rival_settings(TINY, name).method for name in rivals.RIVALS}
     # the safeguard once, on DPO
     assert named == set(LOSSES) - {'dmpo_safeguarded', 'dspo_safeguarded'}
-    assert (
-        rivals.RIVALS['DiffusionDPO'].labels.method == 'human'
-        and rivals.rival_settings(TINY, 'DiffusionDPO').refresh_every == 0
-    )
+    assert rivals.RIVALS['DiffusionDPO'].labels.method == 'human'
+    assert rivals.rival_settings(TINY, 'DiffusionDPO').refresh_every == 0
     with pytest.raises(InputError, match="no rival 'GRPO': use Supervised"):
         rivals.rival_settings(TINY, 'GRPO')
 
@@ -140,9 +134,8 @@ def test_the_rows_below_balanced_dpo_differ_from_it_in_one_thing():
     for name in names[names.index('BalancedDPO') + 1 :]:
         other = asdict(rivals.rival_settings(experiments.ICONS, name))
         changed = {k for k in plain if plain[k] != other[k]}
-        assert changed <= {'refresh_every', 'refresh_alpha', 'refresh_drift'} and bool(changed) != (
-            rivals.RIVALS[name].labels != ours.labels
-        )
+        assert changed <= {'refresh_every', 'refresh_alpha', 'refresh_drift'}
+        assert bool(changed) != (rivals.RIVALS[name].labels != ours.labels)
     average = rivals.rival_settings(experiments.ICONS, 'Moving average')
     assert (
         1 / average.refresh_alpha
@@ -159,20 +152,17 @@ def test_rules_of_groups(groups):
     )
     (rule,) = rivals.one_rules(groups)
     t = rule(scores, ids, 0)
-    assert set(t.w0[t.i >= 0]) == {1.0} and set(t.w1) == {0.0}
+    assert set(t.w0[t.i >= 0]) == {1.0}
+    assert set(t.w1) == {0.0}
     (rule,) = rivals.sum_rules(groups)
     t = rule(scores, ids, 0)
     total = scores @ SCALE
-    assert (
-        t.i.tolist() == total.argmax(axis=1).tolist()
-        and t.j.tolist() == total.argmin(axis=1).tolist()
-    )
+    assert t.i.tolist() == total.argmax(axis=1).tolist()
+    assert t.j.tolist() == total.argmin(axis=1).tolist()
     for k, rule in enumerate(rivals.single_rules(groups)):
         t = rule(scores, ids, 0)
-        assert (
-            t.i.tolist() == scores[..., k].argmax(axis=1).tolist()
-            and t.j.tolist() == scores[..., k].argmin(axis=1).tolist()
-        )
+        assert t.i.tolist() == scores[..., k].argmax(axis=1).tolist()
+        assert t.j.tolist() == scores[..., k].argmin(axis=1).tolist()
     assert k == 3
 
 
@@ -190,10 +180,8 @@ def test_elections_take_the_pairs_that_their_rules_choose(groups):
             made(scores, ids, 5).to_numpy(object),
             rank_labels(scores, ids, rule, label).to_numpy(object),
         )
-    assert (
-        len(rivals.ELECTIONS) == 1 + len(RANK_RULES) + len(RANK_LABELS) - 1
-        and not rivals.ELECTIONS.keys() & rivals.RIVALS.keys()
-    )
+    assert len(rivals.ELECTIONS) == 1 + len(RANK_RULES) + len(RANK_LABELS) - 1
+    assert not rivals.ELECTIONS.keys() & rivals.RIVALS.keys()
 
 
 def test_the_plain_majority_votes_on_a_pair_of_each_group(groups):
@@ -206,9 +194,9 @@ def test_the_plain_majority_votes_on_a_pair_of_each_group(groups):
                 continue
             x = groups.scores[groups.prompt_ids.index(row.group_id)]
             lead = (np.sign(x[row.i] - x[row.j])).sum()
-            assert (
-                row.i < row.j and (row.w0, row.w1) == ((1, 0) if lead > 0 else (0, 1)) and lead != 0
-            )
+            assert row.i < row.j
+            assert (row.w0, row.w1) == ((1, 0) if lead > 0 else (0, 1))
+            assert lead != 0
             seen.add((row.i, row.j))
     assert len(seen) > 3
 
@@ -242,11 +230,9 @@ def test_every_rival_has_settings_for_stable_diffusion(name):
         rivals.rival_settings(TINY, name).method,
     )
     published = {'dpo', 'smpo', 'inpo', 'dspo', 'kto', 'dpo_safeguarded', 'dmpo'}
-    assert (
-        c.method == method
-        and c.resolution == 512
-        and (method in published or c.beta == LOSSES[method].defaults['beta'])
-    )
+    assert c.method == method
+    assert c.resolution == 512
+    assert method in published or c.beta == LOSSES[method].defaults['beta']
 
 
 def test_a_rival_is_trained_by_its_own_labels_and_loss():
@@ -254,12 +240,10 @@ def test_a_rival_is_trained_by_its_own_labels_and_loss():
     from balanceddpo.core.files import read_json
 
     made = read_json(experiments.run_folder(model) / 'model' / 'training.json')
-    assert (
-        made['config']['method'] == 'smpo'
-        and made['config']['noise'] == 'smpo_code'
-        and made['label_config']['method'] == 'smoothed'
-        and made['label_config']['scorer'] == 'pickscore'
-    )
+    assert made['config']['method'] == 'smpo'
+    assert made['config']['noise'] == 'smpo_code'
+    assert made['label_config']['method'] == 'smoothed'
+    assert made['label_config']['scorer'] == 'pickscore'
 
 
 @pytest.mark.parametrize(
@@ -324,10 +308,8 @@ def test_the_pace_is_the_median_of_all_steps_but_the_first_and_its_run_is_not_ke
 
 def test_a_rival_that_is_tried_is_trained_drawn_and_measured():
     model, distance = rivals.try_rival(TINY, 'DiffusionDPO', seed=3)
-    assert (
-        model == rivals.align_rival(TINY, 'DiffusionDPO', seed=3)
-        and distance == experiments.distance_from_base(TINY, model) > 0
-    )
+    assert model == rivals.align_rival(TINY, 'DiffusionDPO', seed=3)
+    assert distance == experiments.distance_from_base(TINY, model) > 0
     store = experiments.draw(TINY, model, dict(TINY.prompts)['hpd'])
     assert len(store) == TINY.n_prompts * TINY.images_per_prompt
 
@@ -352,7 +334,8 @@ def test_a_clock_that_was_stopped_is_set_again(monkeypatch):
         ),
     )
     rivals.seconds_a_pair(TINY, 'DiffusionDPO', steps=3)
-    assert stale == [False] and not folder.exists()
+    assert stale == [False]
+    assert not folder.exists()
 
 
 def test_after_a_failure_side_by_side_starts_nothing_more():

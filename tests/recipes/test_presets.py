@@ -26,7 +26,8 @@ def test_the_values_that_the_paper_states():
         'adamw',
         128,
     )
-    assert c.learning_rate == pytest.approx(1e-8 * 128) and c.warmup_steps > 0
+    assert c.learning_rate == pytest.approx(1e-8 * 128)
+    assert c.warmup_steps > 0
 
 
 def test_the_values_of_the_public_diffusion_dpo():
@@ -49,11 +50,9 @@ def test_the_values_of_the_public_diffusion_dpo():
         xl.resolution,
     ) == (2000, 2048, 200, 5000, 'adafactor', True, 1024)
     assert sd.learning_rate == xl.learning_rate == pytest.approx(2.048e-5)
-    assert (
-        sd.beta_convention == xl.beta_convention == 'mean'
-        and sd.weight_decay == 1e-2
-        and sd.clip == 1
-    )
+    assert sd.beta_convention == xl.beta_convention == 'mean'
+    assert sd.weight_decay == 1e-2
+    assert sd.clip == 1
 
 
 def test_the_values_of_the_lora_example_of_diffusers():
@@ -101,11 +100,12 @@ def test_the_values_of_the_rivals_public_launchers(name, steps, batch, rate, bet
         batch,
         beta,
         noise,
-    ) and c.learning_rate == pytest.approx(rate)
-    assert c.method == name.rsplit('_', 1)[0] and c.refresh_every == c.refresh_drift == 0
-    assert (c.optimizer == 'adafactor') == (
-        name in ('smpo_sdxl', 'inpo_sdxl')
-    ) and c.resolution == (1024 if name.endswith('sdxl') else 512)
+    )
+    assert c.learning_rate == pytest.approx(rate)
+    assert c.method == name.rsplit('_', 1)[0]
+    assert c.refresh_every == c.refresh_drift == 0
+    assert (c.optimizer == 'adafactor') == (name in ('smpo_sdxl', 'inpo_sdxl'))
+    assert c.resolution == (1024 if name.endswith('sdxl') else 512)
 
 
 def test_every_loss_has_an_icon_preset_that_differs_from_diffusion_dpo_in_tuned_values_only():
@@ -114,11 +114,14 @@ def test_every_loss_has_an_icon_preset_that_differs_from_diffusion_dpo_in_tuned_
         if method == 'dpo':
             continue
         c = asdict(preset(f'{method}_icons'))
-        assert (
-            {k for k in plain if plain[k] != c[k]} <= {'method', 'learning_rate', 'beta', 'noise'}
-            and c['method'] == method
-            and c['noise'] == loss.noise
-        )
+        assert {k for k in plain if plain[k] != c[k]} <= {
+            'method',
+            'learning_rate',
+            'beta',
+            'noise',
+        }
+        assert c['method'] == method
+        assert c['noise'] == loss.noise
 
 
 def test_the_rivals_settings_in_the_icon_world_are_those_that_the_search_chose():
@@ -133,21 +136,18 @@ def test_the_rivals_settings_in_the_icon_world_are_those_that_the_search_chose()
     best = parts.join(table.gain).sort_values('gain').groupby('name').last()
     found = {RIVALS[n].recipe: (float(r.rate), float(r.beta)) for n, r in best.iterrows()}
     found |= {f'{n}_safeguarded': found[n] for n in ('dmpo', 'dspo')}
-    assert (
-        found == presets.ICON_RIVALS
-        and {*found, 'dpo'} == {*LOSSES}
-        and (parts.groupby('name').size() == 7).all()
-    )
+    assert found == presets.ICON_RIVALS
+    assert {*found, 'dpo'} == {*LOSSES}
+    assert (parts.groupby('name').size() == 7).all()
 
 
 @pytest.mark.parametrize('size', ['sd15', 'sdxl', 'icons'])
 def test_only_balanced_dpo_moves_its_reference(size):
     balanced, plain = preset(f'balanced_dpo_{size}'), preset(f'diffusion_dpo_{size}')
-    assert (
-        balanced.refresh_every > 0 == plain.refresh_every
-        and balanced.max_steps > balanced.refresh_every
-    )
-    assert balanced.model == plain.model and balanced.resolution == plain.resolution
+    assert balanced.refresh_every > 0 == plain.refresh_every
+    assert balanced.max_steps > balanced.refresh_every
+    assert balanced.model == plain.model
+    assert balanced.resolution == plain.resolution
     assert size == 'icons' or balanced.beta == plain.beta  # which is tuned for each method there
 
 
@@ -155,7 +155,8 @@ def test_only_balanced_dpo_moves_its_reference(size):
 def test_every_line_of_values_says_where_they_come_from(name):
     source = inspect.getsource(PRESETS[name])
     lines = [l for l in source.splitlines() if re.match(r'\s{8}\w+=', l)]
-    assert all(re.search(r'#\s*\S', l) for l in lines) and (lines or '#' in source)
+    assert all(re.search(r'#\s*\S', l) for l in lines)
+    assert lines or '#' in source
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -220,15 +221,14 @@ def test_the_command_line_can_show_and_parse_it(name, capsys):
     with pytest.raises(SystemExit):
         tyro.cli(TrainConfig, default=default, args=['--help'])
     shown = re.sub(r'[\s│]+', ' ', capsys.readouterr().out)
-    assert (
-        all(f'--{f.name.replace("_", "-")}' in shown for f in fields(TrainConfig))
-        and 'steps between two refreshes of the reference' in shown
-    )
+    assert all(f'--{f.name.replace("_", "-")}' in shown for f in fields(TrainConfig))
+    assert 'steps between two refreshes of the reference' in shown
 
 
 def test_every_setting_has_a_help_comment():
     lines = [l for l in inspect.getsource(TrainConfig).splitlines() if re.match(r'    \w+: ', l)]
-    assert len(lines) == len(fields(TrainConfig)) and all('  # ' in l for l in lines)
+    assert len(lines) == len(fields(TrainConfig))
+    assert all('  # ' in l for l in lines)
 
 
 def test_importing_presets_is_light():

@@ -116,22 +116,18 @@ def test_both_nbdevs_keep_the_parameters_tag(project, settings):
     # a list: nbdev 3 does not take a string
     assert project['tool']['nbdev']['allowed_cell_metadata_keys'] == ['tags']
     assert settings['allowed_cell_metadata_keys'] == 'tags'
-    assert (
-        settings['update_pyproject'] == 'False'
-        and settings['doc_host'] == ''
-        and 'Documentation' not in project['project'].get('urls', {})
-    )
+    assert settings['update_pyproject'] == 'False'
+    assert settings['doc_host'] == ''
+    assert 'Documentation' not in project['project'].get('urls', {})
 
 
 def test_citation_agrees(project):
     import yaml
 
     cff = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
-    assert (
-        cff['version'] == balanceddpo.__version__
-        and cff['license'] == project['project']['license']
-        and cff['title'] == project['project']['name']
-    )
+    assert cff['version'] == balanceddpo.__version__
+    assert cff['license'] == project['project']['license']
+    assert cff['title'] == project['project']['name']
     assert cff['references'][0]['identifiers'][0]['value'] == 'arXiv:2503.12575'
 
 
@@ -227,10 +223,8 @@ def test_clean_keeps_the_parameters_tag(exported):
         [sys.executable, '-c', code], cwd=exported, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        cells(notebook)[0]['metadata'] == {'tags': ['parameters']}
-        and cells(notebook)[0]['execution_count'] is None
-    )
+    assert cells(notebook)[0]['metadata'] == {'tags': ['parameters']}
+    assert cells(notebook)[0]['execution_count'] is None
     notebook.unlink()
 
 
@@ -262,7 +256,8 @@ def test_exported_cells_are_short(path):
 @named(SOURCES)
 def test_a_source_notebook_opens_with_its_title(path):
     first = cells(path)[0]
-    assert first['cell_type'] == 'markdown' and re.match(r'# \S.*\n+> \S', source(first))
+    assert first['cell_type'] == 'markdown'
+    assert re.match(r'# \S.*\n+> \S', source(first))
 
 
 @named(REPRO or [ROOT / 'nbs/repro'])

@@ -75,7 +75,8 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel, installed):
         for name, sha in content(ROOT / 'nbs/repro').items()
         if name.endswith('.ipynb') and '.ipynb_checkpoints' not in name
     }
-    assert notebooks and content(installed / 'balanceddpo') == content(PACKAGE) | notebooks
+    assert notebooks
+    assert content(installed / 'balanceddpo') == content(PACKAGE) | notebooks
     top = {name.split('/')[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert top == {'balanceddpo', f'{wheel.name.split("-py3")[0]}.dist-info'}
 
@@ -119,10 +120,8 @@ def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):
         ' print(p, file_digest(p), sep="\\n")'
     )
     path, sha = run('-c', code, assets[0], cwd=tmp_path, PYTHONPATH=str(installed)).split()
-    assert (
-        Path(path).is_relative_to(installed)
-        and sha == hashlib.sha256((PACKAGE / 'assets' / assets[0]).read_bytes()).hexdigest()
-    )
+    assert Path(path).is_relative_to(installed)
+    assert sha == hashlib.sha256((PACKAGE / 'assets' / assets[0]).read_bytes()).hexdigest()
 
 
 def test_the_assets_stay_small():

@@ -148,7 +148,8 @@ def test_clip_and_pickscore_equal_transformers(models, cases):
         logits, scale = transformers_logits(models / kind, *cases)
         ours = load_scorer(f'{kind}={models / kind}', device='cpu').score(*cases)
         close(ours, logits if scaled else logits / scale, 2e-6 * (scale if scaled else 1))
-        assert scale > 10 and (logits / scale).std() > 0.02  # the cases can tell a mistake
+        assert scale > 10
+        assert (logits / scale).std() > 0.02  # the cases can tell a mistake
     close(
         load_scorer(f'pickscore={models / "pickscore"}@cosine', device='cpu').score(*cases),
         logits / scale,
@@ -305,11 +306,9 @@ def test_batch_size_and_order_do_not_matter(models):
                 [(s[::2] >= s[1::2]) for s in (a, b, c)],
                 (a[::2] - a[1::2]).abs() > 1e-3,
             )
-            assert (
-                (votes[0] == votes[1])[decided].all()
-                and (votes[0] == votes[2])[decided].all()
-                and decided.sum() > 20
-            )
+            assert (votes[0] == votes[1])[decided].all()
+            assert (votes[0] == votes[2])[decided].all()
+            assert decided.sum() > 20
 
 
 @pytest.mark.parametrize('dtype', ['bf16', 'fp16'])
@@ -317,13 +316,12 @@ def test_half_precision_towers_end_in_float32(models, dtype):
     images, prompts = [noise((40, 40), i) for i in range(48)], ['a red apple'] * 48
     for full, half in zip(four(models), four(models, dtype=dtype)):
         a, b = full.score(images, prompts), half.score(images, prompts)
-        assert (
-            half.tower.dtype == {'bf16': torch.bfloat16, 'fp16': torch.float16}[dtype]
-            and b.dtype == torch.float32
-            and full.key != half.key
-        )
+        assert half.tower.dtype == {'bf16': torch.bfloat16, 'fp16': torch.float16}[dtype]
+        assert b.dtype == torch.float32
+        assert full.key != half.key
         assert len(set(b.tolist())) == 48  # distinct images do not tie
-        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.9 and not torch.equal(a, b)
+        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.9
+        assert not torch.equal(a, b)
         assert not torch.equal(b, b.to(half.tower.dtype).float())  # not on the coarse grid
 
 
@@ -342,7 +340,8 @@ def test_views_in_threads_are_the_same(monkeypatch):
 
 def test_towers_are_shared_and_asked_once(models):
     hps, clip, pickscore, aesthetic = scorers = four(models)
-    assert clip.tower is aesthetic.tower and len({id(s.tower) for s in scorers}) == 3
+    assert clip.tower is aesthetic.tower
+    assert len({id(s.tower) for s in scorers}) == 3
     images = {f'i{n}': noise((40, 40), n) for n in range(6)}
     items = [(name, image, prompt) for prompt in PROMPTS[:5] for name, image in images.items()]
     score_items(scorers, items, batch_size=4)
@@ -370,7 +369,8 @@ def test_memory_of_a_tower_is_bounded():
     images = [Image.new('RGB', (1, 1), (i + 1, 7, 9)) for i in range(8)]
     first = tower.images(ImageBatch(images), batch_size=2)
     tower.texts([str(i) * i for i in range(8)])
-    assert len(tower._images) == len(tower._texts) == 3 and tower.image_passes == 8
+    assert len(tower._images) == len(tower._texts) == 3
+    assert tower.image_passes == 8
     # the last three were known
     close(tower.images(ImageBatch(images)), first, 0)
     assert tower.image_passes == 8 + 8 - 3
@@ -383,7 +383,8 @@ def test_same_content_elsewhere_is_the_same_tower_and_other_content_is_not(model
     original, other = (
         load_scorer(f'clip={p}', device='cpu', towers=towers) for p in (models / 'clip', copy)
     )
-    assert original.tower is other.tower and original.key == other.key
+    assert original.tower is other.tower
+    assert original.key == other.key
     keys = {original.key}
     settings = json.loads((copy / 'processor_config.json').read_text())
     settings['image_processor']['image_mean'] = [0.5, 0.5, 0.5]
@@ -436,7 +437,8 @@ def test_one_dark_image_among_bright_ones_is_found_and_black_and_uint8_pass(mode
     assert clip.score(x, ['a'] * 3).isfinite().all()
     # level 1 of 255, known to be so
     assert clip.score(torch.ones(1, 3, 8, 8, dtype=torch.uint8), ['a']).isfinite().all()
-    assert clip.score([], []).shape == (0,) and score_items([clip], [])['clip'].shape == (0,)
+    assert clip.score([], []).shape == (0,)
+    assert score_items([clip], [])['clip'].shape == (0,)
 
 
 def test_prompts_are_checked(models):
@@ -512,9 +514,9 @@ def test_pickle_bombs_do_not_go_off(kind, models, tmp_path):
     spec = plant(kind, models, tmp_path, canary)
     with pytest.raises(InputError) as error:
         load_scorer(spec, device='cpu')
-    assert (
-        not canary.exists() and '\n' not in str(error.value) and str(tmp_path) in str(error.value)
-    )
+    assert not canary.exists()
+    assert '\n' not in str(error.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_weights_that_are_missing_or_do_not_fit_are_refused(models, tmp_path):
@@ -527,7 +529,8 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused(models, tmp_path):
         change(folder)
         with pytest.raises(InputError) as error:
             load_scorer(f'{library}={folder}', device='cpu')
-        assert '\n' not in str(error.value) and str(folder) in str(error.value)
+        assert '\n' not in str(error.value)
+        assert str(folder) in str(error.value)
         return str(error.value)
 
     def lose_one(folder):
@@ -597,10 +600,8 @@ def test_specs():
     assert parse_scorer('b:aesthetic=/x/sac+logos+ava1.pth') == ScorerSpec(
         'b', '/x/sac+logos+ava1.pth', 'aesthetic'
     )
-    assert (
-        parse_scorer('hps=my@home/model.pt').source == 'my@home/model.pt'
-        and parse_scorer('hps=my@model.pt').source == 'my@model.pt'
-    )
+    assert parse_scorer('hps=my@home/model.pt').source == 'my@home/model.pt'
+    assert parse_scorer('hps=my@model.pt').source == 'my@model.pt'
     for wrong in ('', 'beauty', 'hps@v3', 'hps=', 'a:b:hps'):
         with pytest.raises(InputError):
             parse_scorer(wrong)
@@ -639,9 +640,8 @@ def test_own_scorers(monkeypatch):
 
     images = [noise((20, 10)), noise((10, 20))]
     loaded = load_scorers(['wide', 'gain', 'double:gain=2', 'unsure'])
-    assert [s.name for s in loaded] == ['wide', 'gain', 'double', 'unsure'] and len(
-        {s.key for s in loaded}
-    ) == 4
+    assert [s.name for s in loaded] == ['wide', 'gain', 'double', 'unsure']
+    assert len({s.key for s in loaded}) == 4
     table = score_items(loaded, [(i, im, 'abc') for i, im in enumerate(images)])
     close(table['wide'], torch.tensor([2.0, 0.5]))
     close(table['double'], torch.tensor([6.0, 6.0]))
@@ -678,7 +678,8 @@ class Mine:
         linecache.clearcache()
         runpy.run_path(str(file))
         keys.append(load_scorer('mine').key)
-    assert keys[0] == keys[1] and len(set(keys)) == 3
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_importing_is_light():
@@ -704,13 +705,12 @@ def test_work_ahead_keeps_the_order_its_bound_and_the_place_of_an_error():
 
     stream = ahead_in_threads(f, iter(range(1000)), ahead=5)
     seen = [next(stream) for _ in range(7)]
-    assert seen == list(range(7)) and max(begun) <= 7 + 5
+    assert seen == list(range(7))
+    assert max(begun) <= 7 + 5
     with pytest.raises(ValueError, match='the seventh'):
         next(stream)
-    assert (
-        list(ahead_in_threads(str, range(3), ahead=10)) == ['0', '1', '2']
-        and list(ahead_in_threads(str, [])) == []
-    )
+    assert list(ahead_in_threads(str, range(3), ahead=10)) == ['0', '1', '2']
+    assert list(ahead_in_threads(str, [])) == []
 
 
 def test_towers_that_look_alike_share_a_view_and_others_do_not():
@@ -725,4 +725,5 @@ def test_towers_that_look_alike_share_a_view_and_others_do_not():
         2,
         3,
         2,
-    ] and made == [('crop', 0), ('crop', 1), ('pad', 0)]
+    ]
+    assert made == [('crop', 0), ('crop', 1), ('pad', 0)]

@@ -64,15 +64,11 @@ def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
             worker=worker,
             workers=workers,
         )
-    assert (
-        files(one) == files(many)
-        and (one / 'manifest.json').read_bytes() == (many / 'manifest.json').read_bytes()
-    )
+    assert files(one) == files(many)
+    assert (one / 'manifest.json').read_bytes() == (many / 'manifest.json').read_bytes()
     table = read_scores(many)
-    assert (
-        table.pair_id.tolist() == [p.pair_id for p in PAIRS[:n] for _ in (0, 1)]
-        and table.slot.tolist() == [0, 1] * n
-    )
+    assert table.pair_id.tolist() == [p.pair_id for p in PAIRS[:n] for _ in (0, 1)]
+    assert table.slot.tolist() == [0, 1] * n
     assert table.red.tolist() == [
         np.float32((c / 255) + len(p.caption)) for i, p in enumerate(PAIRS[:n]) for c in (i, 9)
     ]
@@ -92,7 +88,8 @@ def test_shards_of_real_towers_are_the_same_bytes_after_a_restart(tmp_path):
     score_pairs(
         PAIRS[:23], load_scorers(specs[:1] + specs[1:], device='cpu'), twice, 8, progress=False
     )
-    assert files(once) == files(twice) and read_scores(once)[['clip', 'hps']].nunique().min() > 40
+    assert files(once) == files(twice)
+    assert read_scores(once)[['clip', 'hps']].nunique().min() > 40
 
 
 SLOW = """
@@ -119,12 +116,14 @@ def test_killed_and_started_again(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = files(out)
-    assert 2 <= len(kept) < 11 and not (out / 'manifest.json').exists()
+    assert 2 <= len(kept) < 11
+    assert not (out / 'manifest.json').exists()
     with pytest.raises(InputError, match='no finished scores'):
         read_scores(out)
     score_pairs(PAIRS, RED, out, 10, progress=False)
     score_pairs(PAIRS, RED, whole, 10, progress=False)
-    assert files(out) == files(whole) and kept.items() <= files(out).items()
+    assert files(out) == files(whole)
+    assert kept.items() <= files(out).items()
     assert [p.name for p in out.iterdir() if 'tmp' in p.name] == []
 
 
@@ -159,7 +158,8 @@ def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
         10,
         progress=False,
     )
-    assert files(tmp_path / 't') == good and len(seen) == 20
+    assert files(tmp_path / 't') == good
+    assert len(seen) == 20
     read_scores(tmp_path / 't')
 
 
@@ -170,10 +170,8 @@ def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
     path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
     with pytest.raises(InputError):
         read_scores(out)
-    assert (
-        len(read_scores(score_pairs(PAIRS[:25], RED, out, 10, progress=False, key='k'))) == 50
-        and files(out) == good
-    )
+    assert len(read_scores(score_pairs(PAIRS[:25], RED, out, 10, progress=False, key='k'))) == 50
+    assert files(out) == good
 
 
 def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
@@ -202,9 +200,11 @@ def test_a_grown_set_keeps_what_is_there(tmp_path):
     score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False)
     first = files(tmp_path / 't')
     score_pairs(PAIRS[:45], RED, tmp_path / 't', 10, progress=False)
-    assert len(read_scores(tmp_path / 't')) == 90 and [
-        n for n, b in files(tmp_path / 't').items() if first.get(n) == b
-    ] == ['scores-00000.parquet', 'scores-00001.parquet']
+    assert len(read_scores(tmp_path / 't')) == 90
+    assert [n for n, b in files(tmp_path / 't').items() if first.get(n) == b] == [
+        'scores-00000.parquet',
+        'scores-00001.parquet',
+    ]
 
 
 def test_a_finished_table_under_a_key_is_not_read_again(tmp_path):
@@ -237,7 +237,8 @@ def test_one_shard_at_a_time_is_in_memory(tmp_path):
     score_pairs(
         stream(), [FunctionScorer('n', 'k', count)], tmp_path / 't', shard_size=10, progress=False
     )
-    assert drawn == 60 and most <= 10
+    assert drawn == 60
+    assert most <= 10
 
 
 def test_a_scorer_without_an_opinion_leaves_nan(tmp_path):
@@ -245,11 +246,9 @@ def test_a_scorer_without_an_opinion_leaves_nan(tmp_path):
         'unsure', 'k', lambda images, prompts: [float('nan'), float('inf')] * (len(images) // 2)
     )
     table = read_scores(score_pairs(PAIRS[:3], [*RED, unsure], tmp_path / 't', progress=False))
-    assert (
-        table.unsure[::2].isna().all()
-        and (table.unsure[1::2] == float('inf')).all()
-        and table.red.notna().all()
-    )
+    assert table.unsure[::2].isna().all()
+    assert (table.unsure[1::2] == float('inf')).all()
+    assert table.red.notna().all()
     assert table.dtypes[['red', 'unsure']].tolist() == [np.float32] * 2
 
 

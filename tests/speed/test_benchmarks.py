@@ -111,7 +111,9 @@ def test_a_public_step_has_our_gradient_and_our_losses(
     run = step.start_ours(tiny, step.train_config(tiny.geometry, mode, batch), tmp_path)
     step.gate(log, 'test', run, rival(tiny, run.config, micro, step.injected, run=run))
     (_, gradient), (_, losses), (_, moved) = gates(log)
-    assert gradient <= 1e-5 and losses <= 1e-4 and moved >= 1e-3
+    assert gradient <= 1e-5
+    assert losses <= 1e-4
+    assert moved >= 1e-3
 
 
 def test_the_gate_sees_what_the_first_loss_does_not(tiny, log, tmp_path):
@@ -208,10 +210,8 @@ def test_scorers_that_share_a_network_pay_for_it_once():
     found = scale.passes(12)
     # CLIP and Aesthetic look through the same one
     assert (found['scorers'], found['towers']) == (4, 3)
-    assert (
-        found['image_passes'] == 3 * found['images']
-        and found['text_passes'] == 3 * found['captions']
-    )
+    assert found['image_passes'] == 3 * found['images']
+    assert found['text_passes'] == 3 * found['captions']
 
 
 def test_many_scorers_on_one_network_cost_the_passes_of_one():
@@ -259,7 +259,8 @@ def test_published_scorers_are_counted_with_the_networks_that_they_load(
 
 def test_both_goals_of_labelling_are_one_share_of_the_peak():
     shares = [share for what, *_, share in gpu.counted() if what.startswith('labelling')]
-    assert len(shares) == 2 and shares == pytest.approx([0.627, 0.627], abs=0.005)
+    assert len(shares) == 2
+    assert shares == pytest.approx([0.627, 0.627], abs=0.005)
 
 
 def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one():
@@ -284,7 +285,8 @@ def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one(
     unet, encode = count(world.SD15)
     small, small_encode = count(world.CPU)
     # SD1.5's geometry, by torch's counter
-    assert unet == pytest.approx(803.3e9, rel=1e-3) and encode == pytest.approx(1116.7e9, rel=1e-3)
+    assert unet == pytest.approx(803.3e9, rel=1e-3)
+    assert encode == pytest.approx(1116.7e9, rel=1e-3)
     assert small_encode / small == pytest.approx(encode / unet, rel=0.1)
     assert world.per_pair(dict(unet=1.0, unet_backward=3.0, encode=2.0, text=0.5)) == {
         'cached': 8.0,
@@ -395,11 +397,9 @@ def test_a_long_run_has_rows_of_its_own(log, monkeypatch):
 def test_published_rows_are_of_the_size_that_their_name_says():
     "Of full runs and of `make bench`; none is tiny."
     for head, rows in report.read(ROOT / 'benchmarks/rows'):
-        assert (
-            head['size'] == 'cpu'
-            and (head['bench'] != 'labelling_full' or head['pairs'] == 500)
-            and (head['bench'] != 'labelling' or head['pairs'] == 150)
-        )
+        assert head['size'] == 'cpu'
+        assert head['bench'] != 'labelling_full' or head['pairs'] == 500
+        assert head['bench'] != 'labelling' or head['pairs'] == 150
 
 
 @pytest.mark.parametrize(
@@ -427,15 +427,14 @@ def test_help_and_a_wrong_word_end_at_once(module, kept, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         module.main()
     error = capsys.readouterr().err
-    assert (
-        end.value.code == 2
-        and error.count('\n') == 1
-        and error.startswith(f"{name}: unknown 'nonsense': use ")
-    )
+    assert end.value.code == 2
+    assert error.count('\n') == 1
+    assert error.startswith(f"{name}: unknown 'nonsense': use ")
     monkeypatch.setattr(sys, 'argv', [file, '--help'])
     with pytest.raises(SystemExit) as end:
         module.main()
-    assert end.value.code == 0 and module.__doc__.strip()[:60] in capsys.readouterr().out
+    assert end.value.code == 0
+    assert module.__doc__.strip()[:60] in capsys.readouterr().out
     assert sorted(p.name for p in (kept / 'benchmarks/rows').iterdir()) == ['step.jsonl']
 
 
@@ -491,8 +490,10 @@ def test_the_short_table_has_the_rows_with_a_goal_and_where_they_were_measured(l
         log.add(**r)
     head, _ = report.read(log.path.parent)[0]
     text = report.brief(log.path.parent)
-    assert '| fast | 3 | >= 1.5 met |' in text and 'no goal' not in text
-    assert f'- test: {head["date"][:10]}, ' in text and head['commit'] in text
+    assert '| fast | 3 | >= 1.5 met |' in text
+    assert 'no goal' not in text
+    assert f'- test: {head["date"][:10]}, ' in text
+    assert head['commit'] in text
 
 
 def test_the_table_says_what_the_rows_say(files):
@@ -509,13 +510,11 @@ def test_the_table_says_what_the_rows_say(files):
         in report.table(list(found.values())).splitlines()
     )
     text = report.report(Path(os.environ['BENCH_OUT']))
-    assert (
-        'gradients: 1e-07 (limit 1e-05), passed' in text
-        and 'On a GPU: not yet run.' in text
-        and 'size tiny' in text
-        and 'Not yet run: 2 (labelling)' in text
-        and 'labelling of 500 pairs (--full), `reproduce table1`' in text
-    )
+    assert 'gradients: 1e-07 (limit 1e-05), passed' in text
+    assert 'On a GPU: not yet run.' in text
+    assert 'size tiny' in text
+    assert 'Not yet run: 2 (labelling)' in text
+    assert 'labelling of 500 pairs (--full), `reproduce table1`' in text
 
 
 def test_the_table_goes_between_its_marks(tmp_path):
@@ -546,9 +545,7 @@ def test_beside_what_was_just_run_stands_what_was_published_of_the_rest_and_noth
     keep('rows', 'wall_all', 'whole run')
     keep('mine', 'step', 'new step')
     text = report.published(tmp_path / 'mine', tmp_path / 'rows')
-    assert (
-        'whole run' in text
-        and 'wall_all: d' in text
-        and 'step |' not in text
-        and report.published(tmp_path / 'rows', tmp_path / 'rows') == ''
-    )
+    assert 'whole run' in text
+    assert 'wall_all: d' in text
+    assert 'step |' not in text
+    assert report.published(tmp_path / 'rows', tmp_path / 'rows') == ''

@@ -126,7 +126,8 @@ def test_other_folders_are_refused_in_one_line(tmp_path, text):
         (tmp_path / 'train.py').write_text(text)
     with pytest.raises(SystemExit, match="no peer's script is in this folder") as e:
         race.recognise(tmp_path)
-    assert '\n' not in str(e.value) and 'train.py of DiffusionDPO' in str(e.value)
+    assert '\n' not in str(e.value)
+    assert 'train.py of DiffusionDPO' in str(e.value)
 
 
 def test_the_commit_of_a_peer(clone):
@@ -136,7 +137,8 @@ def test_the_commit_of_a_peer(clone):
     for words in (['init', '-q'], ['add', 'train.py'], ['commit', '-q', '-m', 'one']):
         subprocess.run([*git, *words], check=True)
     found = race.commit_of(script)
-    assert len(found) == 12 and int(found, 16) >= 0
+    assert len(found) == 12
+    assert int(found, 16) >= 0
     script.write_text(STAND_IN + '\n')
     assert race.commit_of(script) == found + '+'
 
@@ -192,7 +194,8 @@ def test_a_process_is_measured(tmp_path):
     command = [sys.executable, '-c', MEASURED, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     cpu, wall, peak, first = map(float, done.stdout.split())
-    assert 0.5 <= cpu < 3 and wall >= 0.5
+    assert 0.5 <= cpu < 3
+    assert wall >= 0.5
     assert 200 <= peak < 260
     assert 0 < first < wall
 
@@ -227,7 +230,8 @@ def test_our_command_line_takes_the_options(course, tmp_path, mode):
     for verb, words in commands.items():
         _, config = cli.parse(cli.VERBS[verb], [str(word) for word in words])
     assert (config.mode, config.max_steps, config.batch_size, config.beta) == (mode, 3, 8, 5000)
-    assert config.precision == 'fp32' and config.empty_prompt_rate == 0
+    assert config.precision == 'fp32'
+    assert config.empty_prompt_rate == 0
 
 
 def test_ours_is_three_processes(course, tmp_path, monkeypatch):
@@ -282,14 +286,17 @@ def test_a_race_from_end_to_end(clone, rows_folder, capsys):
     assert [r['numerics'] for r in rows if 'numerics' in r] == ['torch']
     gates = [r for r in rows if 'gate' in r]
     assert [g['value'] for g in gates if 'ours' in g['gate']] == [pytest.approx(1.0)]
-    assert len(gates) == 2 and all(g['passed'] for g in gates)
+    assert len(gates) == 2
+    assert all(g['passed'] for g in gates)
     timed = {r['what']: r for r in rows if 'what' in r}
     assert len(timed) == 2 * len(race.MEASURES) + 1
     assert {r['peer_commit'] for r in timed.values()} == {'unknown'}
     first = timed['DiffusionDPO over ours, 24 pairs x 1: wall seconds to the first step']
-    assert first['took']['theirs'] > 0 and first['took']['before'] == 11.0
+    assert first['took']['theirs'] > 0
+    assert first['took']['before'] == 11.0
     step = timed['DiffusionDPO over ours, 24 pairs: CPU seconds a step']
-    assert step['took']['before'] == 1.0 and step['control'] == 1.0
+    assert step['took']['before'] == 1.0
+    assert step['control'] == 1.0
     assert 'is not the file that this race was written for' in capsys.readouterr().out
     assert sorted(p.name for p in clone.iterdir()) == ['train.py']
 
@@ -304,7 +311,8 @@ def test_own_sizes_need_a_folder(clone, monkeypatch, capsys):
     monkeypatch.delenv('BENCH_OUT', raising=False)
     with pytest.raises(SystemExit) as e:
         race.asked(['--peer', str(clone), '--visits', '2'])
-    assert e.value.code == 2 and 'BENCH_OUT=FOLDER' in capsys.readouterr().err
+    assert e.value.code == 2
+    assert 'BENCH_OUT=FOLDER' in capsys.readouterr().err
     found = race.asked(['--peer', str(clone)])
     assert (found.pairs, found.visits, found.rounds) == (24, (1, 3, 10), 2)
     found = race.asked(['--peer', str(clone), '--full'])

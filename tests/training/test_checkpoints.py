@@ -136,7 +136,8 @@ def test_random_streams_go_on(tmp_path):
     expected = (random.random(), torch.rand(3))
     save_state(state, tmp_path / 'r.safetensors')
     restore_random_state(load_state(tmp_path / 'r.safetensors'))
-    assert random.random() == expected[0] and torch.equal(torch.rand(3), expected[1])
+    assert random.random() == expected[0]
+    assert torch.equal(torch.rand(3), expected[1])
 
 
 def test_streams_of_other_devices_are_left_and_the_rest_is_restored():
@@ -146,7 +147,8 @@ def test_streams_of_other_devices_are_left_and_the_rest_is_restored():
     expected = (random.random(), torch.rand(3))
     with pytest.warns(UserWarning, match='9 CUDA devices, and here are'):
         restore_random_state(state)
-    assert random.random() == expected[0] and torch.equal(torch.rand(3), expected[1])
+    assert random.random() == expected[0]
+    assert torch.equal(torch.rand(3), expected[1])
 
 
 @pytest.mark.parametrize(
@@ -225,15 +227,15 @@ def disk_calls(tmp_path, keep):
 def check_after_crash(folder):
     "A whole checkpoint is there, at most one interval old, and saving goes on."
     found = newest_checkpoint(folder)
-    assert found.step in (2, 3) and whole(found)
+    assert found.step in (2, 3)
+    assert whole(found)
     # nothing partial has a checkpoint's name
     for left in checkpoints(folder):
         verify_manifest(left.folder)
     write_checkpoint(folder, 3, parts(3), keep=1)
     write_checkpoint(folder, 4, parts(4), keep=1)
-    assert newest_checkpoint(folder).step == 4 and sorted(p.name for p in folder.iterdir()) == [
-        'step-00000004'
-    ]
+    assert newest_checkpoint(folder).step == 4
+    assert sorted(p.name for p in folder.iterdir()) == ['step-00000004']
     return found.step
 
 
@@ -272,7 +274,8 @@ def test_a_kill_at_every_disk_call(tmp_path, quick_disk):
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGKILL
         seen.add(check_after_crash(folder))
         shutil.rmtree(folder)
     assert seen == {2, 3}
@@ -294,10 +297,10 @@ def test_a_full_disk_is_loud_and_harmless(tmp_path):
     os.waitpid(child, 0)
     with os.fdopen(reader) as f:
         message = f.read()
-    assert 'policy.safetensors' in message and '16384 bytes' in message
-    assert [c.step for c in checkpoints(tmp_path / 'run')] == [1] and whole(
-        newest_checkpoint(tmp_path / 'run')
-    )
+    assert 'policy.safetensors' in message
+    assert '16384 bytes' in message
+    assert [c.step for c in checkpoints(tmp_path / 'run')] == [1]
+    assert whole(newest_checkpoint(tmp_path / 'run'))
 
 
 # --- damage
@@ -338,7 +341,9 @@ def test_a_damaged_newest_is_named_and_passed_over(tmp_path, name, spoil):
     spoil(tmp_path / 'step-00000003' / name)
     with pytest.warns(UserWarning, match=f'step 3 not used: .*step-00000003/{name}') as seen:
         found = newest_checkpoint(tmp_path)
-    assert len(seen) == 1 and found.step == 2 and whole(found)
+    assert len(seen) == 1
+    assert found.step == 2
+    assert whole(found)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert newest_checkpoint(tmp_path).step == 2  # told once
@@ -384,9 +389,11 @@ def test_a_damaged_one_never_costs_a_good_one(tmp_path):
     with pytest.warns(UserWarning):
         assert newest_checkpoint(tmp_path).step == 8
     write_checkpoint(tmp_path, 10, parts(10), keep=1)
-    assert [c.step for c in checkpoints(tmp_path)] == [10] and whole(newest_checkpoint(tmp_path))
+    assert [c.step for c in checkpoints(tmp_path)] == [10]
+    assert whole(newest_checkpoint(tmp_path))
     write_checkpoint(tmp_path, 12, parts(12), keep=1)  # its place can be taken again
-    assert whole(newest_checkpoint(tmp_path)) and newest_checkpoint(tmp_path).step == 12
+    assert whole(newest_checkpoint(tmp_path))
+    assert newest_checkpoint(tmp_path).step == 12
 
 
 def test_a_second_damage_of_one_step_replaces_the_first(tmp_path):
@@ -394,9 +401,8 @@ def test_a_second_damage_of_one_step_replaces_the_first(tmp_path):
         for step in (1, 2):
             write_checkpoint(tmp_path, step, parts(step))
         set_aside(checkpoints(tmp_path)[-1])
-    assert (tmp_path / 'step-00000002.damaged').is_dir() and [
-        c.step for c in checkpoints(tmp_path)
-    ] == [1]
+    assert (tmp_path / 'step-00000002.damaged').is_dir()
+    assert [c.step for c in checkpoints(tmp_path)] == [1]
 
 
 def test_other_files_are_left_alone(tmp_path):

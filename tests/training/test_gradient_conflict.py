@@ -64,14 +64,13 @@ def test_opposite_votes_have_cosine_minus_one_where_policy_and_reference_are_equ
     labels = table({'x': [1, -1, 1], 'y': [-1, 1, -1]})
     g, *_ = linear(labels)
     assert cosines(g).loc['x', 'y'] == pytest.approx(-1)
-    assert (
-        g[SUM].abs().max() == 0
-        and g[CONSENSUS].abs().max() == 0
-        and math.isnan(cosines(g).loc[SUM, 'x'])
-    )
+    assert g[SUM].abs().max() == 0
+    assert g[CONSENSUS].abs().max() == 0
+    assert math.isnan(cosines(g).loc[SUM, 'x'])
     away, *_ = linear(labels, at=2.0)
     # the factors sigma(x) and sigma(-x) differ there
-    assert cosines(away).loc['x', 'y'] > -0.999 and away[SUM].norm() > 0
+    assert cosines(away).loc['x', 'y'] > -0.999
+    assert away[SUM].norm() > 0
 
 
 @pytest.mark.parametrize('at', [0.0, 1.5])
@@ -94,7 +93,8 @@ def test_one_side_of_each_pair_is_never_pulled_both_ways_at_the_reference():
     draw = np.random.default_rng(2)
     w = source_weights(table({k: draw.choice([-1, 1], 200) for k in 'abcd'}))
     mean, sign = (w[k][:, 0] - w[k][:, 1] for k in (SUM, CONSENSUS))
-    assert (np.sign(mean) == sign).all() and set(np.abs(mean)) == {0, 0.5, 1}
+    assert (np.sign(mean) == sign).all()
+    assert set(np.abs(mean)) == {0, 0.5, 1}
 
 
 # --- norms by hand
@@ -113,13 +113,10 @@ def test_norms_by_hand():
     report = norm_report(g, labels)
     assert g['y'].tolist() == [-1.5, 2.0]
     assert (report['single'], report['consensus']) == (2.5, 2.5)
-    assert report['sum'] == pytest.approx(math.hypot(3, 4 / 3) / 2) and report[
-        'sum_share'
-    ] == pytest.approx(math.hypot(3, 4 / 3) / 5)
-    assert (
-        report['sum_orthogonal'] == pytest.approx(math.sqrt((1 + 1 / 9) / 2))
-        and report['consensus_orthogonal'] == 1
-    )
+    assert report['sum'] == pytest.approx(math.hypot(3, 4 / 3) / 2)
+    assert report['sum_share'] == pytest.approx(math.hypot(3, 4 / 3) / 5)
+    assert report['sum_orthogonal'] == pytest.approx(math.sqrt((1 + 1 / 9) / 2))
+    assert report['consensus_orthogonal'] == 1
     assert report['sum_consensus'] == pytest.approx((9 + 16 / 3) / (math.hypot(3, 4 / 3) * 5))
     assert cosines(g).loc['x', 'y'] == pytest.approx((9 - 16) / 25)
 
@@ -129,11 +126,9 @@ def test_two_equal_scorers_lose_nothing_and_two_opposite_ones_everything():
         labels = table({'x': [1, -1], 'y': y})
         g, *_ = linear(labels)
         report = norm_report(g, labels)
-        assert (
-            report['sum_share'] == pytest.approx(share)
-            and report['consensus_share'] == pytest.approx(share)
-            and report['sum_orthogonal'] == pytest.approx(share)
-        )
+        assert report['sum_share'] == pytest.approx(share)
+        assert report['consensus_share'] == pytest.approx(share)
+        assert report['sum_orthogonal'] == pytest.approx(share)
 
 
 def test_cosines_between_batches_by_hand():
@@ -142,7 +137,8 @@ def test_cosines_between_batches_by_hand():
         for x, y in (([1.0, 0.0], [0.0, 1.0]), ([1.0, 1.0], [-2.0, 0.0]))
     )
     c = cosines(first, second)
-    assert c.loc['x', 'x'] == pytest.approx(2**-0.5) and c.loc['y', 'y'] == 0
+    assert c.loc['x', 'x'] == pytest.approx(2**-0.5)
+    assert c.loc['y', 'y'] == 0
     assert c.loc['x', 'y'] == c.loc['y', 'x'] == pytest.approx((-1 + 2**-0.5) / 2)
 
 
@@ -261,9 +257,12 @@ def test_at_the_start_opposite_scorers_cancel_and_the_report_says_so(made, tmp_p
     g = batch_gradients(probe, opposite)
     assert cosines(g).loc['a', 'c'] == pytest.approx(-1, abs=1e-5)
     found, norms = through_training(probe, [], 4, seed=1)
-    assert found.step.eq(0).all() and len(found) == 6 * 7 / 2 and norms.step.tolist() == [0]
+    assert found.step.eq(0).all()
+    assert len(found) == 6 * 7 / 2
+    assert norms.step.tolist() == [0]
     same = matrix(found, 0, 'same')
-    assert np.allclose(np.diag(same), 1) and np.allclose(same, same.T, equal_nan=True)
+    assert np.allclose(np.diag(same), 1)
+    assert np.allclose(same, same.T, equal_nan=True)
     assert (
         found.query("a == 'a' and b == 'b'").same.item()
         == pytest.approx(1, abs=1e-5)

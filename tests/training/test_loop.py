@@ -141,7 +141,8 @@ def test_three_steps_equal_a_loop_written_by_hand(made, tmp_path):
     )
     moved, apart = (weights - start_).norm(), (weights - ours).norm()
     # of the weights, and of what three steps moved them by
-    assert apart < 1e-5 * weights.norm() and apart < 1e-3 * moved
+    assert apart < 1e-5 * weights.norm()
+    assert apart < 1e-3 * moved
 
 
 @pytest.mark.parametrize('mode', ['full', 'lora'])
@@ -157,7 +158,9 @@ def test_a_reference_refreshed_by_drift_is_never_left_further_behind(made, tmp_p
     out = go(inputs, tmp_path / 'drift', refresh_drift=drift, **changes)
     rows = metrics(tmp_path / 'drift')
     when = [r['step'] for r in rows if r['refreshed']]
-    assert when[0] == 4 and 2 <= len(when) < 6 and [r['distance'] for r in rows[:3]] == free[:3]
+    assert when[0] == 4
+    assert 2 <= len(when) < 6
+    assert [r['distance'] for r in rows[:3]] == free[:3]
     assert all(r['distance'] == 0 if r['refreshed'] else 0 < r['distance'] <= drift for r in rows)
     assert all(rows[step]['loss'] == LN2 for step in when if step < 12)
     assert (
@@ -202,7 +205,8 @@ def test_two_steps_of_every_family_load_in_plain_diffusers(made, tmp_path, kind,
         loaded.load_lora_weights(out, local_files_only=True)
     torch.testing.assert_close(predict(loaded.unet), predict(family.model), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(predict(loaded.unet), untrained, rtol=1e-4, atol=1e-4)
-    assert not list(out.rglob('*.bin')) and not list(out.rglob('*.p*t'))
+    assert not list(out.rglob('*.bin'))
+    assert not list(out.rglob('*.p*t'))
 
 
 @pytest.mark.parametrize('mode', ['full', 'lora'])
@@ -276,9 +280,8 @@ def test_compiled_models_and_other_layouts_change_nothing(made, tmp_path, traced
         go(made(), tmp_path / name, mode=mode, max_steps=4, refresh_every=2, beta=50.0, **some)
     assert bool(traced) == ('compiled' in changes)
     a, b = (metrics(tmp_path / n) for n in 'ab')
-    assert [r['loss'] for r in b] == pytest.approx([r['loss'] for r in a], abs=1e-5) and b[2][
-        'loss'
-    ] == LN2 != b[3]['loss']
+    assert [r['loss'] for r in b] == pytest.approx([r['loss'] for r in a], abs=1e-5)
+    assert b[2]['loss'] == LN2 != b[3]['loss']
     assert apart(tmp_path, begin(made(), tmp_path / 'c', mode=mode)) < 1e-3
 
 
@@ -371,7 +374,9 @@ def test_a_pair_visited_again_in_a_step_is_seen_otherwise(made, tmp_path):
         torch.cat([b.timesteps for b in seen])[::2],
         torch.cat([b.target for b in seen])[::2],
     )
-    assert len(ids) == 8 and len(set(ids)) == 3 and len(t.unique()) > 3
+    assert len(ids) == 8
+    assert len(set(ids)) == 3
+    assert len(t.unique()) > 3
     for i in range(8):
         for j in range(i):
             assert not torch.equal(target[i], target[j])
@@ -409,9 +414,8 @@ def test_both_images_of_a_pair_share_noise_timestep_and_caption(made, tmp_path):
     run = begin(made('sdxl'), tmp_path, batch_size=8, empty_prompt_rate=0.5)
     batch = micro_batch(run, np.arange(8))
     a = run.family.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
-    assert torch.equal(batch.target[0::2], batch.target[1::2]) and torch.equal(
-        batch.timesteps[0::2], batch.timesteps[1::2]
-    )
+    assert torch.equal(batch.target[0::2], batch.target[1::2])
+    assert torch.equal(batch.timesteps[0::2], batch.timesteps[1::2])
     x0 = (batch.noisy - (1 - a).sqrt() * batch.target) / a.sqrt()
     assert not torch.allclose(x0[0::2], x0[1::2])  # the images themselves differ
     for v in batch.conditioning.values():
@@ -456,10 +460,8 @@ def test_the_random_method_asks_another_scorer_at_each_step(made, tmp_path):
     weights = []
     for run.step in range(12):
         weights.append(training.weights_of(run, np.arange(len(run.rows))))
-    assert (
-        all((w.sum(1) == 1).all() for w in weights)
-        and 1 < len({tuple(w[:, 0].tolist()) for w in weights}) <= 4
-    )
+    assert all((w.sum(1) == 1).all() for w in weights)
+    assert 1 < len({tuple(w[:, 0].tolist()) for w in weights}) <= 4
     # the pair with 2:2 votes counts here
     assert run.counts == {
         'encoded': N + 2,
@@ -477,7 +479,8 @@ def test_every_epoch_visits_every_pair_once(n, batch):
     visits = np.concatenate([plan(n, batch, 0, step) for step in range(4 * n)])
     epochs = visits[: len(visits) // n * n].reshape(-1, n)
     assert (np.sort(epochs, axis=1) == np.arange(n)).all()
-    assert len({tuple(e) for e in epochs}) > 1 and not np.array_equal(
+    assert len({tuple(e) for e in epochs}) > 1
+    assert not np.array_equal(
         visits, np.concatenate([plan(n, batch, 1, step) for step in range(4 * n)])
     )
 
@@ -506,9 +509,11 @@ def test_a_stop_within_an_epoch_loses_and_repeats_no_pair(made, tmp_path, monkey
     second = visited(
         monkeypatch, lambda: go(inputs, tmp_path / 'b', max_steps=6, micro_batch_size=4)
     )
-    assert first | second == straight and list(second) == list(range(stop, 6))
+    assert first | second == straight
+    assert list(second) == list(range(stop, 6))
     epoch = sum((straight[s] for s in range(5)), [])
-    assert sorted(epoch[:N]) == sorted(epoch[N:]) == sorted(set(epoch)) and len(set(epoch)) == N
+    assert sorted(epoch[:N]) == sorted(epoch[N:]) == sorted(set(epoch))
+    assert len(set(epoch)) == N
 
 
 # --- stopping and going on
@@ -569,9 +574,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(made, tmp_path):
     go(inputs, tmp_path / 'a', **changes)
     _, errors = child.communicate(timeout=600)
     assert child.returncode == -signal.SIGKILL, errors
-    assert [c.step for c in checkpoints(tmp_path / 'b' / 'checkpoints')] == [7] and [
-        r['step'] for r in metrics(tmp_path / 'b')
-    ] == [4, 8]
+    assert [c.step for c in checkpoints(tmp_path / 'b' / 'checkpoints')] == [7]
+    assert [r['step'] for r in metrics(tmp_path / 'b')] == [4, 8]
     go(inputs, tmp_path / 'b', **changes)
     assert_equal_runs(tmp_path / 'a', tmp_path / 'b')
     assert [(r['step'], r['refreshed']) for r in metrics(tmp_path / 'b')] == [
@@ -649,11 +653,9 @@ def test_a_signal_writes_a_checkpoint_and_a_second_process_is_refused(made, tmp_
         child.kill()
         child.communicate()
     step = newest_checkpoint(out / 'checkpoints').step
-    assert (
-        step == metrics(out)[-1]['step'] >= 2
-        and not (out / 'model').exists()
-        and time.monotonic() - asked < 60
-    )
+    assert step == metrics(out)[-1]['step'] >= 2
+    assert not (out / 'model').exists()
+    assert time.monotonic() - asked < 60
     go(inputs, out, max_steps=step + 1)  # and it goes on
     assert [r['step'] for r in metrics(out)] == list(range(1, step + 2))
 
@@ -734,14 +736,15 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pair(made, tmp_
     out = go(inputs, tmp_path / 'run', max_steps=5, log_every=5).parent
     rows, _, _ = training.decided_pairs(inputs.encoded.pair_ids, inputs.labels)
     hit = [bad in [inputs.encoded.pair_ids[r] for r in rows[plan(N, 4, 0, s)]] for s in range(5)]
-    assert any(hit) and not all(hit)
+    assert any(hit)
+    assert not all(hit)
     assert states == [(h, h) for h in hit]  # skipped exactly there; unchanged exactly there
     told = [json.loads(l) for l in (out / 'skipped.jsonl').read_text().splitlines()]
-    assert [t['step'] for t in told] == [s + 1 for s, h in enumerate(hit) if h] and all(
-        t['pair_ids'] == [bad] and t['loss'] == 'nan' for t in told
-    )
+    assert [t['step'] for t in told] == [s + 1 for s, h in enumerate(hit) if h]
+    assert all(t['pair_ids'] == [bad] and t['loss'] == 'nan' for t in told)
     (row,) = metrics(out)
-    assert row['skipped'] == sum(hit) and math.isfinite(row['loss'])
+    assert row['skipped'] == sum(hit)
+    assert math.isfinite(row['loss'])
     assert all(
         t.isfinite().all() for t in newest_checkpoint(out / 'checkpoints').load('policy').values()
     )
@@ -838,10 +841,8 @@ def test_a_whole_number_is_the_same_setting():
     assert asdict(TrainConfig(model='x', beta=5000, clip=1)) == asdict(
         TrainConfig(model='x', beta=5000.0, clip=1.0)
     )
-    assert (
-        type(TrainConfig(model='x', beta=5000).beta) is float
-        and type(TrainConfig(model='x').max_steps) is int
-    )
+    assert type(TrainConfig(model='x', beta=5000).beta) is float
+    assert type(TrainConfig(model='x').max_steps) is int
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path):
@@ -878,31 +879,29 @@ def test_the_card_says_what_taught_the_model(made, tmp_path):
     out = go(inputs, tmp_path / 'run', max_steps=1, mode='lora', refresh_every=100, data=data)
     text = (out / 'README.md').read_text()
     _, front, body = text.split('---\n', 2)
-    assert (
-        yaml.safe_load(front).keys() == {'library_name', 'pipeline_tag', 'tags'}
-        and 'lora' in yaml.safe_load(front)['tags']
-    )
-    assert (
-        'hps, clip, pickscore, aesthetic' in body
-        and '12 encoded' in body
-        and '2 undecided' in body
-        and 'refreshed every 100 steps' in body
-    )
-    assert '\n---' not in body and 'my pairs' in body and 'icon world' not in body
+    assert yaml.safe_load(front).keys() == {'library_name', 'pipeline_tag', 'tags'}
+    assert 'lora' in yaml.safe_load(front)['tags']
+    assert 'hps, clip, pickscore, aesthetic' in body
+    assert '12 encoded' in body
+    assert '2 undecided' in body
+    assert 'refreshed every 100 steps' in body
+    assert '\n---' not in body
+    assert 'my pairs' in body
+    assert 'icon world' not in body
     # no path of this machine
-    assert str(tmp_path) not in text and str(inputs.base.parent) not in text
+    assert str(tmp_path) not in text
+    assert str(inputs.base.parent) not in text
     facts = json.loads((out / 'training.json').read_text())
-    assert (
-        facts['step'] == 1
-        and facts['config']['beta'] == 500
-        and facts['versions']['torch']
-        and facts['pairs']['trained on'] == N
-    )
+    assert facts['step'] == 1
+    assert facts['config']['beta'] == 500
+    assert facts['versions']['torch']
+    assert facts['pairs']['trained on'] == N
 
 
 def test_the_card_of_an_icon_model_says_so(made, tmp_path):
     text = (go(made(), tmp_path / 'run', max_steps=1, data='icons') / 'README.md').read_text()
-    assert '**icon world**' in text and '**simulated annotators**' in text
+    assert '**icon world**' in text
+    assert '**simulated annotators**' in text
 
 
 def test_the_tracker_gets_every_row_and_a_resume_replaces_later_ones(made, tmp_path):
@@ -963,11 +962,9 @@ def test_every_method_trains_and_its_first_loss_is_known(made, tmp_path, method,
     # the winner's error alone
     if method in ('sft', 'dspo'):
         assert first['loss'] == pytest.approx(first['winner_error'], rel=1e-5)
-    assert (
-        math.isfinite(second['loss'])
-        and first['grad_norm'] > 0
-        and (first['distance'] is None) == (not LOSSES[method].needs_reference)
-    )
+    assert math.isfinite(second['loss'])
+    assert first['grad_norm'] > 0
+    assert (first['distance'] is None) == (not LOSSES[method].needs_reference)
     if mode == 'full':
         assert not same(
             load_file(model / 'unet/diffusion_pytorch_model.safetensors'),
@@ -1023,9 +1020,8 @@ def test_noise_by_inversion_belongs_to_the_image_and_the_pair_alone(made, tmp_pa
     torch.testing.assert_close(
         a.sqrt() * x0 + (1 - a).sqrt() * whole.target, whole.noisy, rtol=1e-3, atol=1e-3
     )
-    assert torch.equal(whole.timesteps, before.timesteps) and not torch.allclose(
-        whole.target[0], whole.target[1]
-    )
+    assert torch.equal(whole.timesteps, before.timesteps)
+    assert not torch.allclose(whole.target[0], whole.target[1])
     alone = [micro_batch(run, np.arange(i, i + 1)) for i in range(4)]
     torch.testing.assert_close(
         torch.cat([b.noisy for b in alone]), whole.noisy, rtol=1e-4, atol=1e-4

@@ -103,9 +103,8 @@ def logits(policy, reference, beta=5000.0, dtype=torch.float32):
 
 
 def test_refresh_every_t_steps():
-    assert [t for t in range(1, 13) if refresh_due(t, 4)] == [4, 8, 12] and [
-        t for t in range(1, 4) if refresh_due(t, 1)
-    ] == [1, 2, 3]
+    assert [t for t in range(1, 13) if refresh_due(t, 4)] == [4, 8, 12]
+    assert [t for t in range(1, 4) if refresh_due(t, 1)] == [1, 2, 3]
     assert not any(refresh_due(t, 0) for t in range(1, 200))
 
 
@@ -119,7 +118,8 @@ def test_blend_is_in_place_exact_at_1_and_inert_at_0():
     blend_(a, b, 0.3)
     [assert_close(t, 0.7 * x + 0.3 * y) for t, x, y in zip(a, before, b)]
     blend_(a, b, 1)
-    assert all(map(torch.equal, a, b)) and [t.data_ptr() for t in a] == where
+    assert all(map(torch.equal, a, b))
+    assert [t.data_ptr() for t in a] == where
     for alpha in (-0.1, 1.1, float('nan')):
         with pytest.raises(InputError, match='alpha'):
             blend_(a, b, alpha)
@@ -138,11 +138,9 @@ def test_the_loss_is_exactly_ln_2_at_the_start_and_after_a_refresh(base, make, k
     reference = kind(policy)
     for refreshed in (False, True):
         x = logits(policy, reference, dtype=dtype)
-        assert (
-            x.dtype == torch.float32
-            and (x == 0).all()
-            and (diffusion_dpo_loss(x, torch.ones(3), torch.zeros(3)) == LN2).all()
-        )
+        assert x.dtype == torch.float32
+        assert (x == 0).all()
+        assert (diffusion_dpo_loss(x, torch.ones(3), torch.zeros(3)) == LN2).all()
         if not refreshed:
             nudge(policy, seed=1)
             assert (logits(policy, reference, dtype=dtype).abs() > 1e-2).all()
@@ -159,7 +157,8 @@ def test_the_reference_stays_until_it_is_refreshed_and_owns_its_memory(base, mak
     assert not set(where.values()) & {p.data_ptr() for p in reference.policy_tensors().values()}
     nudge(policy, seed=1)
     moved = run(policy).detach()
-    assert torch.equal(reference.predict(run), start) and not torch.equal(moved, start)
+    assert torch.equal(reference.predict(run), start)
+    assert not torch.equal(moved, start)
     reference.refresh()
     assert torch.equal(reference.predict(run), moved)
     nudge(policy, seed=2)
@@ -183,15 +182,14 @@ def test_the_policy_does_not_notice(base, make, kind):
     prediction = reference.predict(run)
     reference.distance()
     reference.refresh()
-    assert (
-        not prediction.requires_grad
-        and list(trained(policy)) == names
-        and all(torch.equal(p, weights[n]) for n, p in trained(policy).items())
-    )
-    assert torch.equal(run(policy), before) and run(policy).requires_grad and policy.training
-    assert len(reference.tensors()) == len(names) and not any(
-        p.requires_grad or p.grad is not None for p in reference.tensors().values()
-    )
+    assert not prediction.requires_grad
+    assert list(trained(policy)) == names
+    assert all(torch.equal(p, weights[n]) for n, p in trained(policy).items())
+    assert torch.equal(run(policy), before)
+    assert run(policy).requires_grad
+    assert policy.training
+    assert len(reference.tensors()) == len(names)
+    assert not any(p.requires_grad or p.grad is not None for p in reference.tensors().values())
 
 
 @both
@@ -212,7 +210,8 @@ def test_predicting_between_forward_and_backward_leaves_the_gradient_alone(
         return torch.autograd.grad(e.mean(), list(trained(policy).values()))
 
     alone, beside = gradients(lambda: None), gradients(lambda: reference.predict(run))
-    assert all(map(torch.equal, alone, beside)) and sum(g.abs().sum() for g in alone) > 0
+    assert all(map(torch.equal, alone, beside))
+    assert sum(g.abs().sum() for g in alone) > 0
 
 
 @both
@@ -229,11 +228,9 @@ def test_an_error_inside_leaves_everything_as_it_was(base, make, kind):
 
     with pytest.raises(RuntimeError, match='out of memory'):
         reference.predict(fail)
-    assert (
-        torch.is_grad_enabled()
-        and torch.equal(run(policy), before)
-        and list(trained(policy)) == names
-    )
+    assert torch.is_grad_enabled()
+    assert torch.equal(run(policy), before)
+    assert list(trained(policy)) == names
 
 
 @both
@@ -268,14 +265,10 @@ def test_a_resumed_reference_is_the_one_that_never_stopped(base, make, kind):
         [p.copy_(weights[n]) for n, p in trained(policy_2).items()]
     # files have an order of their own
     reference_2.load_state_dict({n: state[n] for n in sorted(state, reverse=True)})
-    assert (
-        torch.equal(logits(policy, reference), logits(policy_2, reference_2))
-        and [t.data_ptr() for t in reference_2.tensors().values()] == where
-    )
-    assert (
-        reference.distance() == reference_2.distance() > 0
-        and reference.distance('initial') == reference_2.distance('initial') > reference.distance()
-    )
+    assert torch.equal(logits(policy, reference), logits(policy_2, reference_2))
+    assert [t.data_ptr() for t in reference_2.tensors().values()] == where
+    assert reference.distance() == reference_2.distance() > 0
+    assert reference.distance('initial') == reference_2.distance('initial') > reference.distance()
     # the state was copied
     state[next(iter(state))].zero_()
     assert torch.equal(logits(policy, reference), logits(policy_2, reference_2))
@@ -336,7 +329,8 @@ def test_distance_of_adapters_is_that_of_the_merged_weights(base):
         w = base.get_submodule(name).weight.detach()
         delta = 2 * (b.flatten(1) @ a.flatten(1)).view(w.shape)  # lora_alpha / r = 4 / 2
         adapted[name], old[name] = w + delta, w  # the reference still has B = 0
-    assert any(w.ndim == 4 for w in old.values()) and any(w.ndim == 2 for w in old.values())
+    assert any(w.ndim == 4 for w in old.values())
+    assert any(w.ndim == 2 for w in old.values())
     expected = math.sqrt(
         sum((adapted[n] - old[n]).square().sum() for n in old)
         / sum(w.square().sum() for w in old.values())
@@ -369,13 +363,12 @@ def test_the_second_adapter_against_a_whole_second_network(base):
                 reference.refresh()
         paths.append(seen)
     losses = [[l for l, _ in path] for path in paths]
-    assert losses[0] == losses[1] and all(torch.equal(a, b) for (_, a), (_, b) in zip(*paths))
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*paths))
     # it learns, and starts afresh
-    assert (
-        losses[0][0] == losses[0][3] == pytest.approx(LN2, abs=1e-7)
-        and losses[0][2] < losses[0][1] < LN2
-        and losses[0][5] < LN2
-    )
+    assert losses[0][0] == losses[0][3] == pytest.approx(LN2, abs=1e-7)
+    assert losses[0][2] < losses[0][1] < LN2
+    assert losses[0][5] < LN2
 
 
 @pytest.mark.parametrize(
@@ -409,9 +402,8 @@ def test_the_adapter_to_be_saved_is_the_policys_alone(base):
     before = get_peft_model_state_dict(policy, adapter_name='default')
     AdapterReference(policy, keep_initial=True)
     after = get_peft_model_state_dict(policy, adapter_name='default')
-    assert before.keys() == after.keys() and all(
-        torch.equal(t, after[n]) for n, t in before.items()
-    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(t, after[n]) for n, t in before.items())
     assert set(policy.peft_config) == {'default', 'reference', 'reference_initial'}
 
 
@@ -453,7 +445,8 @@ def test_what_is_trained_in_an_adapter_stays_the_users_choice(base):
     reference = AdapterReference(policy)
     seen = []
     reference.predict(lambda m: seen.append(list(trained(m))))
-    assert list(trained(policy)) == seen[0] == names and names
+    assert list(trained(policy)) == seen[0] == names
+    assert names
     nudge(policy)
     reference.refresh()
     assert (logits(policy, reference) == 0).all()
@@ -469,7 +462,8 @@ def test_a_refresh_within_one_autocast_is_seen(base):
         new = reference.predict(run)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         expected = run(policy)
-    assert torch.equal(new, expected) and not torch.equal(old, new)
+    assert torch.equal(new, expected)
+    assert not torch.equal(old, new)
 
 
 def test_another_name_for_the_policys_adapter(base):
@@ -478,10 +472,10 @@ def test_another_name_for_the_policys_adapter(base):
     reference = AdapterReference(policy, 'learner', 'teacher')
     nudge(policy)
     reference.refresh()
-    assert (logits(policy, reference) == 0).all() and policy.active_adapters() == ['learner']
-    assert adapter_tensors(policy, 'teacher').keys() == adapter_tensors(
-        policy, 'learner'
-    ).keys() and len(reference.tensors()) == len(trained(policy))
+    assert (logits(policy, reference) == 0).all()
+    assert policy.active_adapters() == ['learner']
+    assert adapter_tensors(policy, 'teacher').keys() == adapter_tensors(policy, 'learner').keys()
+    assert len(reference.tensors()) == len(trained(policy))
 
 
 # the copy
@@ -491,10 +485,8 @@ def test_what_is_not_trained_is_shared_and_never_copied(base):
     policy = full(base).requires_grad_(False)
     policy.conv_out.requires_grad_(True)
     reference = CopyReference(policy)
-    assert (
-        set(reference.tensors()) == {'conv_out.weight', 'conv_out.bias'}
-        and reference.model.conv_in.weight is policy.conv_in.weight
-    )
+    assert set(reference.tensors()) == {'conv_out.weight', 'conv_out.bias'}
+    assert reference.model.conv_in.weight is policy.conv_in.weight
     nudge(policy)
     assert not torch.equal(run(policy), reference.predict(run))
     reference.refresh()
@@ -505,10 +497,8 @@ def test_a_copy_takes_no_gradients_along(base):
     policy = full(base)
     run(policy).mean().backward()
     reference = CopyReference(policy)
-    assert (
-        all(p.grad is None for p in reference.model.parameters())
-        and policy.conv_in.weight.grad is not None
-    )
+    assert all(p.grad is None for p in reference.model.parameters())
+    assert policy.conv_in.weight.grad is not None
 
 
 def test_a_policy_that_cannot_have_a_copy_is_refused(base):
@@ -519,7 +509,6 @@ def test_a_policy_that_cannot_have_a_copy_is_refused(base):
 
 
 def test_the_kind_follows_the_policy(base):
-    assert isinstance(make_reference(full(base)), CopyReference) and isinstance(
-        make_reference(lora(base)), AdapterReference
-    )
+    assert isinstance(make_reference(full(base)), CopyReference)
+    assert isinstance(make_reference(lora(base)), AdapterReference)
     assert make_reference(lora(base), keep_initial=True).distance('initial') == 0

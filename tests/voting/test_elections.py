@@ -75,14 +75,11 @@ def test_pairwise_votes_are_the_votes_of_every_pair(weights):
 def test_the_circle_of_three():
     n = pairwise_votes(CIRCLE)
     b = majorities(n)
-    assert (
-        b[0].tolist() == [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]
-        and has_cycle(b).tolist() == [True]
-        and condorcet(b, scored_images(CIRCLE)).tolist() == [[-1, -1]]
-    )
-    assert copeland_points(CIRCLE).tolist() == borda_points(CIRCLE).tolist() == [
-        [0, 0, 0]
-    ] and np.allclose(plackett_luce(CIRCLE), 0, atol=1e-8)
+    assert b[0].tolist() == [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]
+    assert has_cycle(b).tolist() == [True]
+    assert condorcet(b, scored_images(CIRCLE)).tolist() == [[-1, -1]]
+    assert copeland_points(CIRCLE).tolist() == borda_points(CIRCLE).tolist() == [[0, 0, 0]]
+    assert np.allclose(plackett_luce(CIRCLE), 0, atol=1e-8)
     assert kemeny_order(n[0]) == ([0, 1, 2], 5)
     for rule in RANK_RULES:
         assert rank_labels(CIRCLE, ['c'], rule).iloc[0, 1:].tolist() == [-1, -1, 0, 0]
@@ -93,10 +90,8 @@ def test_a_circle_below_a_winner_is_a_cycle_with_a_winner():
     assert condorcet_report(x) == dict(
         groups=1, winner=1, loser=0, both=0, cycle=1, no_winner_cycle=0, no_winner_tie=0
     )
-    assert (
-        condorcet(majorities(pairwise_votes(x)), scored_images(x)).tolist() == [[3, -1]]
-        and kemeny_orders(x)[0, 0] == 3
-    )
+    assert condorcet(majorities(pairwise_votes(x)), scored_images(x)).tolist() == [[3, -1]]
+    assert kemeny_orders(x)[0, 0] == 3
 
 
 def test_a_circle_of_four_is_found():
@@ -129,20 +124,17 @@ def test_condorcet_against_a_loop():
         losses = [
             i for i in images if len(images) > 1 and all(b[j, i] > 0 for j in images if j != i)
         ]
-        assert wins == ([w] if w >= 0 else []) and losses == ([l] if l >= 0 else [])
+        assert wins == ([w] if w >= 0 else [])
+        assert losses == ([l] if l >= 0 else [])
 
 
 def test_a_missing_image_neither_wins_nor_prevents_a_winner():
     x = np.array([[[3.0], [np.nan], [1]], [[np.nan], [np.nan], [1]]])
-    assert (
-        condorcet(majorities(pairwise_votes(x)), scored_images(x)).tolist() == [[0, 2], [-1, -1]]
-        and condorcet_report(x)['groups'] == 1
-    )
-    assert (
-        np.isnan(borda_points(x)[0, 1])
-        and np.isnan(plackett_luce(x)[0, 1])
-        and kemeny_orders(x).tolist() == [[0, 2, -1], [2, -1, -1]]
-    )
+    assert condorcet(majorities(pairwise_votes(x)), scored_images(x)).tolist() == [[0, 2], [-1, -1]]
+    assert condorcet_report(x)['groups'] == 1
+    assert np.isnan(borda_points(x)[0, 1])
+    assert np.isnan(plackett_luce(x)[0, 1])
+    assert kemeny_orders(x).tolist() == [[0, 2, -1], [2, -1, -1]]
     for rule in RANK_RULES:
         assert rank_labels(x, 'ab', rule).i.tolist() == [0, -1]
 
@@ -154,7 +146,8 @@ def test_borda_is_the_classical_count_for_complete_ballots():
     # one point for every image below
     x = make_scores()
     classical = (np.argsort(np.argsort(x, axis=1), axis=1)).sum(axis=2)
-    assert np.array_equal(borda_points(x), 2 * classical - 4 * 4) and np.allclose(
+    assert np.array_equal(borda_points(x), 2 * classical - 4 * 4)
+    assert np.allclose(
         borda_points(make_scores(missing=0.2)).sum(
             axis=1, where=~np.isnan(borda_points(make_scores(missing=0.2)))
         ),
@@ -163,16 +156,12 @@ def test_borda_is_the_classical_count_for_complete_ballots():
 
 
 def test_condorcet_and_borda_can_disagree():
-    assert (
-        borda_points(SPLIT).tolist() == [[2, 4, -6]]
-        and copeland_points(SPLIT).tolist() == [[2, 0, -2]]
-        and condorcet_ends(SPLIT).tolist() == [[0, 2]]
-    )
-    assert (
-        kemeny_ends(SPLIT).tolist() == [[0, 2]]
-        and ends_by_points(borda_points(SPLIT)).tolist() == [[1, 2]]
-        and plackett_luce(SPLIT).argmax() == 1
-    )
+    assert borda_points(SPLIT).tolist() == [[2, 4, -6]]
+    assert copeland_points(SPLIT).tolist() == [[2, 0, -2]]
+    assert condorcet_ends(SPLIT).tolist() == [[0, 2]]
+    assert kemeny_ends(SPLIT).tolist() == [[0, 2]]
+    assert ends_by_points(borda_points(SPLIT)).tolist() == [[1, 2]]
+    assert plackett_luce(SPLIT).argmax() == 1
 
 
 def test_copeland_puts_a_condorcet_winner_first_and_a_loser_last():
@@ -180,9 +169,8 @@ def test_copeland_puts_a_condorcet_winner_first_and_a_loser_last():
     ends = condorcet(majorities(pairwise_votes(x)), scored_images(x))
     points = copeland_points(x)
     for (w, l), p in zip(ends, points):
-        assert (w < 0 or (p[w] == 4 and p.argmax() == w)) and (
-            l < 0 or (p[l] == -4 and p.argmin() == l)
-        )
+        assert w < 0 or (p[w] == 4 and p.argmax() == w)
+        assert l < 0 or (p[l] == -4 and p.argmin() == l)
 
 
 def test_ends_by_points_break_ties_by_place_and_leave_out_equals():
@@ -215,7 +203,8 @@ def test_kemeny_against_all_orders(N, weights):
         order, total = kemeny_order(n)
         every = list(itertools.permutations(range(N)))
         best = max(agreed(o, n) for o in every)
-        assert total == pytest.approx(best) and agreed(order, n) == pytest.approx(best)
+        assert total == pytest.approx(best)
+        assert agreed(order, n) == pytest.approx(best)
         # the first of the equally good
         assert tuple(order) == min(o for o in every if agreed(o, n) > best - 1e-9)
 
@@ -232,7 +221,8 @@ def test_kemeny_ends_are_left_out_exactly_when_an_equally_good_order_turns_them_
         first, last = order[0], order[-1]
         turned = any(o.index(last) < o.index(first) for o in good)
         seen.add(turned)
-        assert tuple(order) in good and (i, j) == ((-1, -1) if turned else (first, last))
+        assert tuple(order) in good
+        assert (i, j) == ((-1, -1) if turned else (first, last))
     assert seen == {True, False}
 
 
@@ -253,7 +243,8 @@ def test_a_condorcet_winner_is_kemenys_first_and_a_loser_its_last():
     orders = kemeny_orders(x)
     assert (ends >= 0).any(axis=0).all()
     for (w, l), order in zip(ends, orders):
-        assert (w < 0 or order[0] == w) and (l < 0 or order[order >= 0][-1] == l)
+        assert w < 0 or order[0] == w
+        assert l < 0 or order[order >= 0][-1] == l
 
 
 def test_kemeny_refuses_above_its_limit_and_works_at_it():
@@ -370,9 +361,8 @@ def test_on_pairs_every_rule_is_the_plain_majority(rule, weights):
     x[:40, 1, :2] = x[:40, 0, :2]
     v = votes(x)
     t = rank_labels(x, range(400), rule, weights=weights)
-    assert np.array_equal(
-        np.select([t.i == 0, t.i == 1], [1, -1], 0), majority(v, weights)
-    ) and set(np.unique(majority(v, weights))) == {-1, 0, 1}
+    assert np.array_equal(np.select([t.i == 0, t.i == 1], [1, -1], 0), majority(v, weights))
+    assert set(np.unique(majority(v, weights))) == {-1, 0, 1}
     assert np.array_equal(t[['w0', 'w1']], np.stack([t.i >= 0, np.zeros(400)], axis=1))
     soft = rank_labels(x, range(400), rule, 'soft', weights=weights)
     w = shared_weights(v, weights)[np.arange(400)[:, None], np.stack([t.i, t.j], axis=1)]
@@ -385,12 +375,10 @@ def test_on_pairs_every_rule_is_the_plain_majority(rule, weights):
 def test_unanimous_scorers_decide_every_rule(rule):
     x = np.random.default_rng(0).random((20, 6, 1)).repeat(3, axis=2)
     t = rank_labels(x, range(20), rule, 'soft')
-    assert (
-        np.array_equal(t.i, x[..., 0].argmax(axis=1))
-        and np.array_equal(t.j, x[..., 0].argmin(axis=1))
-        and (t.w0 == 1).all()
-        and (t.w1 == 0).all()
-    )
+    assert np.array_equal(t.i, x[..., 0].argmax(axis=1))
+    assert np.array_equal(t.j, x[..., 0].argmin(axis=1))
+    assert (t.w0 == 1).all()
+    assert (t.w1 == 0).all()
 
 
 @pytest.mark.parametrize('rule', list(RANK_RULES))
@@ -438,14 +426,14 @@ def test_labels_by_the_weights_of_their_pair(label):
     np.testing.assert_allclose(
         t[['w0', 'w1']], np.where(used.to_numpy()[:, None], expected, 0), atol=1e-6
     )
-    assert (t[['w0', 'w1']] >= 0).all(axis=None) and (t.w0 + t.w1 <= 1 + 1e-6).all()
+    assert (t[['w0', 'w1']] >= 0).all(axis=None)
+    assert (t.w0 + t.w1 <= 1 + 1e-6).all()
 
 
 def test_equal_scores_vote_for_the_earlier_image_of_the_group():
     x = np.array([[[1.0, 5, 5], [2, 5, 6]]])
-    assert votes_on(x, np.array([[1, 0]])).tolist() == [[1, -1, 1]] and votes_on(
-        x, np.array([[0, 1]])
-    ).tolist() == [[-1, 1, -1]]
+    assert votes_on(x, np.array([[1, 0]])).tolist() == [[1, -1, 1]]
+    assert votes_on(x, np.array([[0, 1]])).tolist() == [[-1, 1, -1]]
 
 
 @pytest.mark.parametrize('label', list(RANK_LABELS))

@@ -114,7 +114,8 @@ def test_the_mean_over_a_group_is_one_half_and_all_lie_between_0_and_1():
         r = calibrated_rewards(make_scores(missing=0.1), scale)
         mean = r[np.isfinite(r).any(axis=(1, 2))]
         np.testing.assert_allclose(np.nanmean(mean, axis=1), 0.5, rtol=0, atol=1e-15 * 10)
-        assert np.nanmin(r) >= 0 and np.nanmax(r) <= 1
+        assert np.nanmin(r) >= 0
+        assert np.nanmax(r) <= 1
 
 
 def test_two_images_get_sigmoid_of_the_difference():
@@ -134,10 +135,8 @@ def test_a_shift_changes_nothing_and_a_scale_a_scorer_is_a_scale_of_its_scores()
 
 def test_raw_cosines_all_get_one_half():
     x = 0.27 + 0.01 * np.random.default_rng(0).standard_normal((50, 8, 1))
-    assert (
-        np.abs(calibrated_rewards(x, 1) - 0.5).max() < 0.02
-        and np.abs(calibrated_rewards(x, LOGIT_SCALES['hps']) - 0.5).max() > 0.3
-    )
+    assert np.abs(calibrated_rewards(x, 1) - 0.5).max() < 0.02
+    assert np.abs(calibrated_rewards(x, LOGIT_SCALES['hps']) - 0.5).max() > 0.3
 
 
 def test_bad_scales_are_refused():
@@ -188,20 +187,17 @@ def test_the_lower_frontier_is_the_upper_one_of_the_negated_rewards(missing):
     x = make_scores(missing=missing, levels=5)
     upper, lower = frontiers(x)
     turned = frontiers(-x)
-    assert (
-        np.array_equal(turned[0], lower)
-        and np.array_equal(turned[1], upper)
-        and not np.array_equal(upper, lower)
-    )
+    assert np.array_equal(turned[0], lower)
+    assert np.array_equal(turned[1], upper)
+    assert not np.array_equal(upper, lower)
 
 
 def test_equal_images_are_on_the_frontier_together():
     upper, lower = frontiers([[[1.0, 1], [1, 1], [0, 0]]])
-    assert upper.tolist() == [[True, True, False]] and lower.tolist() == [[False, False, True]]
-    assert (
-        frontier_pairs(np.ones((1, 3, 2))).sum() == 0
-        and frontier_pairs(np.ones((1, 3, 2)), 'keep').sum() == 6
-    )
+    assert upper.tolist() == [[True, True, False]]
+    assert lower.tolist() == [[False, False, True]]
+    assert frontier_pairs(np.ones((1, 3, 2))).sum() == 0
+    assert frontier_pairs(np.ones((1, 3, 2)), 'keep').sum() == 6
 
 
 def test_a_monotone_change_of_a_scorer_leaves_the_frontiers():
@@ -238,24 +234,18 @@ def test_dropping_leaves_a_pair_exactly_where_an_image_dominates_another():
     the two sets are empty together."""
     x = make_scores(G=300, N=4, K=4, missing=0.02)
     over, pairs = dominates(x), frontier_pairs(x)
-    assert (
-        np.array_equal(pairs.any(axis=(1, 2)), over.any(axis=(1, 2)))
-        and 0 < pairs.any(axis=(1, 2)).mean() < 1
-    )
-    assert (
-        not (pairs.any(axis=2) & ~over.any(axis=2)).any()
-        and not (pairs.any(axis=1) & ~over.any(axis=1)).any()
-    )
+    assert np.array_equal(pairs.any(axis=(1, 2)), over.any(axis=(1, 2)))
+    assert 0 < pairs.any(axis=(1, 2)).mean() < 1
+    assert not (pairs.any(axis=2) & ~over.any(axis=2)).any()
+    assert not (pairs.any(axis=1) & ~over.any(axis=1)).any()
 
 
 def test_keeping_removes_only_the_pair_of_an_image_with_itself():
     x = make_scores(levels=4)
     upper, lower = frontiers(x)
     pairs = frontier_pairs(x, 'keep')
-    assert (
-        pairs.sum() == (upper.sum(1) * lower.sum(1) - (upper & lower).sum(1)).sum()
-        and not np.diagonal(pairs, axis1=1, axis2=2).any()
-    )
+    assert pairs.sum() == (upper.sum(1) * lower.sum(1) - (upper & lower).sum(1)).sum()
+    assert not np.diagonal(pairs, axis1=1, axis2=2).any()
     # the pairs of 'drop' are among them
     assert (pairs & frontier_pairs(x)).sum() == frontier_pairs(x).sum()
     with pytest.raises(InputError, match="'drop' or 'keep'"):
@@ -265,10 +255,8 @@ def test_keeping_removes_only_the_pair_of_an_image_with_itself():
 def test_one_scorer_has_the_best_against_the_worst():
     x = make_scores(K=1, N=6, missing=0.1)
     expected = [np.argwhere(p)[0] if p.any() else (-1, -1) for p in frontier_pairs(x)]
-    assert (
-        np.array_equal(best_worst(x[..., 0]), expected)
-        and frontier_pairs(x).sum(axis=(1, 2)).max() == 1
-    )
+    assert np.array_equal(best_worst(x[..., 0]), expected)
+    assert frontier_pairs(x).sum(axis=(1, 2)).max() == 1
     for group, (i, j) in zip(x[..., 0], best_worst(x[..., 0])):
         assert i < 0 or (group[i], group[j]) == (np.nanmax(group), np.nanmin(group))
 
@@ -283,21 +271,19 @@ def test_draws_are_allowed_even_and_a_function_of_seed_step_and_id():
     x = make_scores(G=30, N=6, K=2)
     allowed, ids = frontier_pairs(x), [f'p{g}' for g in range(30)]
     drawn = draw_pairs(allowed, ids, 1, 2)
-    assert all(allowed[g, i, j] for g, (i, j) in enumerate(drawn) if i >= 0) and np.array_equal(
-        drawn[:, 0] >= 0, allowed.any(axis=(1, 2))
-    )
-    assert np.array_equal(
-        draw_pairs(allowed[::-1], ids[::-1], 1, 2)[::-1], drawn
-    ) and np.array_equal(draw_pairs(allowed[7:9], ids[7:9], 1, 2), drawn[7:9])
-    assert not np.array_equal(draw_pairs(allowed, ids, 1, 3), drawn) and not np.array_equal(
-        draw_pairs(allowed, ids, 2, 2), drawn
-    )
+    assert all(allowed[g, i, j] for g, (i, j) in enumerate(drawn) if i >= 0)
+    assert np.array_equal(drawn[:, 0] >= 0, allowed.any(axis=(1, 2)))
+    assert np.array_equal(draw_pairs(allowed[::-1], ids[::-1], 1, 2)[::-1], drawn)
+    assert np.array_equal(draw_pairs(allowed[7:9], ids[7:9], 1, 2), drawn[7:9])
+    assert not np.array_equal(draw_pairs(allowed, ids, 1, 3), drawn)
+    assert not np.array_equal(draw_pairs(allowed, ids, 2, 2), drawn)
     four = np.zeros((1, 3, 3), bool)
     four[0, [0, 0, 1, 1], [1, 2, 2, 0]] = True
     counts = pd.Series(
         [tuple(draw_pairs(four, ['g'], 0, t)[0]) for t in range(4000)]
     ).value_counts()
-    assert len(counts) == 4 and np.abs(counts - 1000).max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
+    assert len(counts) == 4
+    assert np.abs(counts - 1000).max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
     with pytest.raises(InputError, match='ids'):
         draw_pairs(allowed, ids[1:], 0, 0)
 
@@ -308,7 +294,9 @@ def test_draws_are_allowed_even_and_a_function_of_seed_step_and_id():
 def test_the_weights_hold_the_signed_target():
     d = np.array([1, 0.3, 0, -0.3, -1, np.nan])
     w = target_weights(d)
-    assert w.dtype == np.float32 and (w >= 0).all() and w[5].tolist() == [0, 0]
+    assert w.dtype == np.float32
+    assert (w >= 0).all()
+    assert w[5].tolist() == [0, 0]
     np.testing.assert_allclose((w[:, 0] - w[:, 1])[:5], d[:5], atol=1e-7)
     np.testing.assert_allclose(w[:5].sum(axis=1), 1, atol=1e-7)
     with pytest.raises(InputError, match='target'):
@@ -336,11 +324,11 @@ def test_capo_labels_by_the_definition():
     t = capo_labels(x, ids, 0.1, seed=4, step=9)
     for row, scores, rewards, pairs in zip(t.itertuples(), x, r, frontier_pairs(x)):
         if row.i < 0:
-            assert not pairs.any() and row.w0 == row.w1 == 0
+            assert not pairs.any()
+            assert row.w0 == row.w1 == 0
             continue
-        assert pairs[row.i, row.j] and row.w0 - row.w1 == pytest.approx(
-            (rewards[row.i] - rewards[row.j]).mean(), abs=1e-6
-        )
+        assert pairs[row.i, row.j]
+        assert row.w0 - row.w1 == pytest.approx((rewards[row.i] - rewards[row.j]).mean(), abs=1e-6)
 
 
 def test_a_row_depends_on_its_group_seed_and_step_only():
@@ -358,11 +346,9 @@ def test_target_one_is_a_hard_label_and_ipo():
     x = make_scores()
     t = capo_labels(x, range(len(x)), 1.0, target='one')
     calibrated = capo_labels(x, range(len(x)), 1.0)
-    assert (
-        np.array_equal(t[['i', 'j']], calibrated[['i', 'j']])
-        and np.array_equal(t.w0, (t.i >= 0))
-        and not t.w1.any()
-    )
+    assert np.array_equal(t[['i', 'j']], calibrated[['i', 'j']])
+    assert np.array_equal(t.w0, (t.i >= 0))
+    assert not t.w1.any()
     with pytest.raises(InputError, match='unknown target'):
         capo_labels(x, range(len(x)), 1.0, target='two')
 
@@ -372,7 +358,8 @@ def test_a_conflicting_pair_is_dropped_or_kept_with_its_sign():
     d = (sigmoid(1) - sigmoid(-1) + sigmoid(-3) - sigmoid(3)) / 2
     assert capo_labels(x, ['a'], 1.0).i.tolist() == [-1]
     t = pd.concat([capo_labels(x, ['a'], 1.0, step=s, duplicates='keep') for s in range(30)])
-    assert set(t.i) == {0, 1} and np.allclose(t.w0 - t.w1, np.where(t.i == 0, d, -d), atol=1e-6)
+    assert set(t.i) == {0, 1}
+    assert np.allclose(t.w0 - t.w1, np.where(t.i == 0, d, -d), atol=1e-6)
 
 
 def test_sum_is_capo_of_one_reward():

@@ -81,7 +81,8 @@ def test_a_turned_pair_by_hand():
         'w1': 0.75,
         'margin': -0.5,
     }
-    assert (turned.dtypes == one.dtypes).all() and one.s[0] == 1  # the given table stays as it is
+    assert (turned.dtypes == one.dtypes).all()
+    assert one.s[0] == 1  # the given table stays as it is
     pd.testing.assert_frame_equal(flip_labels(one, 0.0), one)
 
 
@@ -112,7 +113,8 @@ def test_a_higher_rate_turns_a_superset_of_about_the_right_size():
     turned = [
         ((flip_labels(labels, r).s != labels.s).to_numpy() & decided) for r in (0.1, 0.2, 0.4)
     ]
-    assert not (turned[0] & ~turned[1]).any() and not (turned[1] & ~turned[2]).any()
+    assert not (turned[0] & ~turned[1]).any()
+    assert not (turned[1] & ~turned[2]).any()
     for r, t in zip((0.1, 0.2, 0.4), turned):
         assert abs(t.sum() / decided.sum() - r) < 4 * (r * (1 - r) / decided.sum()) ** 0.5
 
@@ -135,7 +137,8 @@ def test_exchanging_touches_one_scorer_and_keeps_its_scores():
     noisy = exchange_scores(table, 'clip', 0.3, seed=2)
     before, after = by_pair(table, 'clip'), by_pair(noisy, 'clip')
     same, swapped = (before == after).all(1), (before == after[:, ::-1]).all(1)
-    assert (same ^ swapped).all() and abs(swapped.mean() - 0.3) < 4 * (0.3 * 0.7 / 300) ** 0.5
+    assert (same ^ swapped).all()
+    assert abs(swapped.mean() - 0.3) < 4 * (0.3 * 0.7 / 300) ** 0.5
     rest = [c for c in table if c != 'clip']
     pd.testing.assert_frame_equal(noisy[rest], table[rest])
     assert score_units(read_ballot(noisy).scores, 'zscore') == pytest.approx(
@@ -158,11 +161,13 @@ def test_a_negative_scorer_is_the_same_as_one_exchanged_everywhere():
     )
     for method in ('majority', 'sum_losses', 'zscore', 'sum_scores'):
         a, b = (label_pairs(t, LabelConfig(method)) for t in (negative, exchanged))
-        assert (a.s == b.s).all() and (a.w0 == b.w0).all()
+        assert (a.s == b.s).all()
+        assert (a.w0 == b.w0).all()
     margins = [
         score_margin(read_ballot(t).scores[:, :, :1], [1.0]) for t in (negative, exchanged, table)
     ]
-    assert np.allclose(margins[0], margins[1]) and np.allclose(margins[0], -margins[2])
+    assert np.allclose(margins[0], margins[1])
+    assert np.allclose(margins[0], -margins[2])
 
 
 def test_one_scorer_of_four_ties_a_majority_and_never_turns_it():
@@ -243,10 +248,8 @@ def test_the_key_of_a_training_run_sees_the_content_of_the_labels():
         world, 'mine', 'balanced_dpo', labels, LabelConfig(), checkpoint_every=2, keep_checkpoints=9
     )
     assert kept.folder != mine.folder
-    assert (
-        len(list((experiments.run_folder(kept) / 'checkpoints').glob('step-*'))) == 2
-        and len(experiments.training_log(kept)) == 4
-    )
+    assert len(list((experiments.run_folder(kept) / 'checkpoints').glob('step-*'))) == 2
+    assert len(experiments.training_log(kept)) == 4
     weights = [experiments.merged_weights(m) for m in (mine, kept)]
     # how often it is kept changes nothing
     assert all((weights[0][n] == p).all() for n, p in weights[1].items())

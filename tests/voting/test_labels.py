@@ -92,7 +92,8 @@ def test_votes_and_majority_against_a_loop(K):
     x = make_scores(K=K, seed=K)
     x[:20, 1] = x[:20, 0]  # planted equal scores
     v = votes(x)
-    assert v.dtype == np.int8 and np.array_equal(v, loop_votes(x))
+    assert v.dtype == np.int8
+    assert np.array_equal(v, loop_votes(x))
     expected = [(sum(row) > 0) - (sum(row) < 0) for row in loop_votes(x).tolist()]
     assert majority(v).tolist() == expected
 
@@ -111,11 +112,9 @@ def test_swapping_the_pair_reverses_every_vote_but_those_of_equal_scores():
     there, back = votes(x), votes(x[:, ::-1])
     equal = np.isfinite(x).all(1) & (x[:, 0] == x[:, 1])
     assert equal[:10, 2].any()
-    assert (
-        np.array_equal(there[~equal], -back[~equal])
-        and (there[equal] == 1).all()
-        and (back[equal] == 1).all()
-    )
+    assert np.array_equal(there[~equal], -back[~equal])
+    assert (there[equal] == 1).all()
+    assert (back[equal] == 1).all()
 
 
 def test_votes_do_not_depend_on_a_scorers_scale():
@@ -165,19 +164,16 @@ def test_tie_probability_by_enumeration(K):
     chance = np.where(every > 0, p, 1 - p).prod(1)
     assert tie_probability(K, p) == pytest.approx(chance[majority(every) == 0].sum())
     splits = vote_splits(every)
-    assert (
-        splits.share.tolist() == pytest.approx(splits.independent.tolist())
-        and splits.n.sum() == 2**K
-    )
+    assert splits.share.tolist() == pytest.approx(splits.independent.tolist())
+    assert splits.n.sum() == 2**K
 
 
 def test_tie_rules_touch_only_ties():
     s = np.array([1, -1, 0, 0, 0])
     human = np.array([-1, 1, 1, -1, 0])
     margins = np.array([-3.0, 3.0, 0.1, -0.1, np.nan])
-    assert break_ties(s, 'drop').tolist() == [1, -1, 0, 0, 0] and break_ties(
-        s, 'first'
-    ).tolist() == [1, -1, 1, 1, 1]
+    assert break_ties(s, 'drop').tolist() == [1, -1, 0, 0, 0]
+    assert break_ties(s, 'first').tolist() == [1, -1, 1, 1, 1]
     assert (
         break_ties(s, 'human', human).tolist()
         == break_ties(s, 'margin', margins=margins).tolist()
@@ -196,14 +192,11 @@ def test_a_pair_without_votes_stays_undecided_under_every_rule_and_is_counted():
     table = make_table(x, np.ones(len(x)))
     for rule in ('drop', 'human', 'first', 'margin'):
         labels = label_pairs(table, LabelConfig(ties=rule))
-        assert (
-            labels.s[[7, 8]].tolist() == [0, 0]
-            and not labels.loc[[7, 8], ['w0', 'w1']].to_numpy().any()
-        )
+        assert labels.s[[7, 8]].tolist() == [0, 0]
+        assert not labels.loc[[7, 8], ['w0', 'w1']].to_numpy().any()
         report = tie_report(labels)
-        assert report['no_vote'] == 2 and report['left_out'] == 2 + (
-            report['ties'] if rule == 'drop' else 0
-        )
+        assert report['no_vote'] == 2
+        assert report['left_out'] == 2 + (report['ties'] if rule == 'drop' else 0)
         assert report['ties'] == (np.abs(loop_votes(x).sum(1)) == 0).sum() - 2 > 0
 
 
@@ -224,7 +217,8 @@ def test_swapping_the_pairs_swaps_the_labels(config):
     label_0 = make_labels_0(len(x))
     a = label_pairs(make_table(x, label_0), config)
     b = label_pairs(make_table(x[:, ::-1], 1 - label_0), config)
-    assert np.array_equal(a.s, -b.s) and np.array_equal(a[['w0', 'w1']], b[['w1', 'w0']])
+    assert np.array_equal(a.s, -b.s)
+    assert np.array_equal(a[['w0', 'w1']], b[['w1', 'w0']])
     np.testing.assert_allclose(a.margin, -b.margin, rtol=1e-6)
     for step in (0, 5):
         assert np.array_equal(
@@ -269,9 +263,8 @@ def test_a_shift_or_a_new_scale_moves_the_plain_sum_but_not_the_normalised_ones(
 
 def test_missing_scores_are_left_out_of_sums():
     x = np.array([[[1.0, np.nan], [0.0, 5.0]], [[np.nan, 1.0], [2.0, 3.0]], [[np.nan] * 2] * 2])
-    assert score_margin(x, np.ones(2))[:2].tolist() == [1.0, -2.0] and np.isnan(
-        score_margin(x, np.ones(2))[2]
-    )
+    assert score_margin(x, np.ones(2))[:2].tolist() == [1.0, -2.0]
+    assert np.isnan(score_margin(x, np.ones(2))[2])
     assert label_pairs(make_table(x), LabelConfig('sum_scores')).s.tolist() == [1, -1, 0]
     assert score_units(x, 'minmax').tolist() == [2.0, 4.0]
     assert (
@@ -285,7 +278,8 @@ def test_human_labels():
     x = make_scores(4, missing=0)
     table = make_table(x, [1.0, 0.0, 0.5, None])
     labels = label_pairs(table, LabelConfig('human'))
-    assert labels.s.tolist() == [1, -1, 0, 0] and labels[['w0', 'w1']].to_numpy().tolist() == [
+    assert labels.s.tolist() == [1, -1, 0, 0]
+    assert labels[['w0', 'w1']].to_numpy().tolist() == [
         [1, 0],
         [0, 1],
         [0, 0],
@@ -461,7 +455,9 @@ def test_confidence_votes_are_a_fixed_point_of_the_two_formulas():
     for n in range(200):
         odds = math.prod((a[k] / (1 - a[k])) ** int(v[n, k]) for k in range(4))
         assert p[n] == pytest.approx(odds / (1 + odds), abs=1e-7)
-    assert a.min() > 0 and a.max() < 1 and (p[~v.any(axis=1)] == 0.5).all()
+    assert a.min() > 0
+    assert a.max() < 1
+    assert (p[~v.any(axis=1)] == 0.5).all()
 
 
 def test_one_unanimous_pair_is_one_equation():
@@ -473,19 +469,16 @@ def test_one_unanimous_pair_is_one_equation():
     low = 0.6
     for _ in range(60):
         low, high = ((low + high) / 2, high) if f((low + high) / 2) > 0 else (low, (low + high) / 2)
-    assert a.tolist() == pytest.approx([low] * 3, abs=1e-7) and p[0] == pytest.approx(
-        4 * low - 2, abs=1e-7
-    )
+    assert a.tolist() == pytest.approx([low] * 3, abs=1e-7)
+    assert p[0] == pytest.approx(4 * low - 2, abs=1e-7)
 
 
 def test_a_scorer_that_is_often_alone_counts_less():
     p, a = confidence_votes([[1, 1, 1], [1, 1, -1], [-1, -1, 1], [1, 0, -1]])
     # pair 2 is pair 1 the other way round; pair 3 goes with the better voter
-    assert (
-        min(a[:2]) > 0.8 > 0.5 > a[2]
-        and p[1] > p[3] > 0.5
-        and p[2] == pytest.approx(1 - p[1], abs=1e-8)
-    )
+    assert min(a[:2]) > 0.8 > 0.5 > a[2]
+    assert p[1] > p[3] > 0.5
+    assert p[2] == pytest.approx(1 - p[1], abs=1e-8)
 
 
 def test_confidence_votes_maximise_the_penalised_likelihood():
@@ -534,7 +527,8 @@ def test_equally_good_scorers_make_the_majority():
     v = np.array(list(itertools.product([1, -1], repeat=3)) * 20)
     v = np.concatenate([v, np.ones((200, 3), int), -np.ones((200, 3), int)])
     p, a = confidence_votes(v)
-    assert np.ptp(a) < 1e-7 and np.array_equal(np.sign(p - 0.5), majority(v))
+    assert np.ptp(a) < 1e-7
+    assert np.array_equal(np.sign(p - 0.5), majority(v))
 
 
 def test_soft_votes_refuse_what_makes_no_sense():
@@ -562,9 +556,8 @@ def test_a_smoothed_preference_is_the_softmax_of_normalised_scores():
     w = smoothed_weights(pick)
     np.testing.assert_allclose(w, z / z.sum(axis=1, keepdims=True), atol=1e-6)
     target = w[:, 0] - w[:, 1]
-    assert np.abs(target).max() <= math.tanh(0.5) + 1e-6 and np.array_equal(
-        target > 0, pick[:, 0] > pick[:, 1]
-    )
+    assert np.abs(target).max() <= math.tanh(0.5) + 1e-6
+    assert np.array_equal(target > 0, pick[:, 0] > pick[:, 1])
     assert smoothed_weights([[0.2, 0.3], [0.2, np.nan]])[1].tolist() == [0, 0]
 
 
@@ -619,16 +612,19 @@ def test_kappa_against_scikit_learn():
     for row in a.itertuples():
         both = (v[:, row.a] != 0) & (v[:, row.b] != 0)
         p, q = v[both, row.a], v[both, row.b]
-        assert row.n == both.sum() < len(v) and row.agreement == pytest.approx((p == q).mean())
-        assert row.kappa == pytest.approx(cohen_kappa_score(p, q)) and 0 < row.kappa < 1
+        assert row.n == both.sum() < len(v)
+        assert row.agreement == pytest.approx((p == q).mean())
+        assert row.kappa == pytest.approx(cohen_kappa_score(p, q))
+        assert 0 < row.kappa < 1
 
 
 def test_kappa_at_its_ends():
     a = np.array([1, 1, -1, -1])
-    assert (
-        cohen_kappa(a, a) == 1 and cohen_kappa(a, -a) == -1 and cohen_kappa(a, [1, -1, 1, -1]) == 0
-    )
-    assert np.isnan(cohen_kappa([], [])) and np.isnan(cohen_kappa([1, 1], [1, 1]))
+    assert cohen_kappa(a, a) == 1
+    assert cohen_kappa(a, -a) == -1
+    assert cohen_kappa(a, [1, -1, 1, -1]) == 0
+    assert np.isnan(cohen_kappa([], []))
+    assert np.isnan(cohen_kappa([1, 1], [1, 1]))
 
 
 def test_mean_agreement_is_fixed_by_the_splits():
@@ -643,7 +639,8 @@ def test_mean_agreement_is_fixed_by_the_splits():
 def test_agreement_of_a_labels_table_names_its_voters():
     x = make_scores()
     a = agreement(label_pairs(make_table(x, make_labels_0(len(x)))))
-    assert set(a.a) | set(a.b) == {'a', 'b', 'c', 'd', 'human', 'consensus'} and len(a) == 15
+    assert set(a.a) | set(a.b) == {'a', 'b', 'c', 'd', 'human', 'consensus'}
+    assert len(a) == 15
     a = agreement(label_pairs(make_table(x)))
     assert 'human' not in set(a.a) | set(a.b)
 
