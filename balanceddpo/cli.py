@@ -14,15 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclas
 from pathlib import Path
 from typing import Annotated, Literal, Optional, get_type_hints
 
-from balanceddpo.core.files import (
-    InputError,
-    asset,
-    canonical,
-    digest,
-    read_json,
-    runs_root,
-    staged,
-)
+from .core.errors import InputError
+from .core.files import asset, canonical, digest, read_json, runs_root, staged
 
 # %% auto #0
 __all__ = ['SHARED', 'VERBS', 'PARTS', 'option_comments', 'Verb', 'metavar', 'listed', 'flat_options', 'unpack_options',

@@ -16,7 +16,8 @@ from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
-from ..core.files import InputError, asset, digest, file_digest, staged
+from ..core.errors import InputError
+from ..core.files import asset, digest, file_digest, staged
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_ASPECT', 'REQUIRED', 'OPTIONAL', 'image_id', 'decode', 'Pair', 'make_pair', 'PairReport',

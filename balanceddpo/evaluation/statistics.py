@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/02_statistics.ipynb #bf05dc2f
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% auto #0
 __all__ = ['sign_test', 'holm', 'with_p_values', 'over_seeds', 'differences_over_seeds', 'prompt_points', 'bradley_terry',

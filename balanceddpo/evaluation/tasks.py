@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.files import InputError, canonical, digest, runs_root, staged, write_json
+from ..core.errors import InputError
+from ..core.files import canonical, digest, runs_root, staged, write_json
 from ..data.pairs import prompt_id, valid_text
 from balanceddpo.evaluation.win_rates import (
     as_json,

@@ -8,14 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from balanceddpo.core.files import (
-    InputError,
-    canonical,
-    digest,
-    first_difference,
-    runs_root,
-    staged,
-)
+from ..core.errors import InputError
+from ..core.files import canonical, digest, first_difference, runs_root, staged
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PROTOCOLS', 'TIES', 'as_json', 'score_table', 'score_grid', 'best_of', 'mean_score', 'count_wins',

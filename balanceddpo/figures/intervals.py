@@ -5,7 +5,7 @@
 # %% ../../nbs/figures/02_intervals.ipynb #d52072d1
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from balanceddpo.figures.tables import (
     COLUMN,
     display_name,

@@ -5,7 +5,7 @@
 # %% ../../nbs/figures/03_points.ipynb #d8152fc6
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from balanceddpo.figures.tables import (
     COLUMN,
     MARKERS,

@@ -5,7 +5,7 @@
 # %% ../../nbs/figures/04_samples.ipynb #cbd6acf0
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from balanceddpo.figures.tables import (
     MARKERS,
     PAGE,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.files import InputError, file_digest, staged, write_json
+from ..core.errors import InputError
+from ..core.files import file_digest, staged, write_json
 from ..paper.numbers import PAPER, PaperTable
 
 # %% auto #0

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from ..core.files import InputError, asset, digest
+from ..core.errors import InputError
+from ..core.files import asset, digest
 from ..data.pairs import prompt_id
 from ..evaluation.tasks import check_tasks, image_rows, prompts_of
 from ..figures.samples import adherence_caption

@@ -12,7 +12,8 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ..core.devices import ensure_torchvision
-from ..core.files import InputError, asset, content_digest, digest
+from ..core.errors import InputError
+from ..core.files import asset, content_digest, digest
 
 # %% auto #0
 __all__ = ['ICON_NAMES', 'CONCEPTS', 'STYLES', 'BACKGROUNDS', 'SIZE', 'DRAWING', 'MARGIN', 'TEMPLATES', 'TEMPLATE_SHARES',

@@ -5,7 +5,8 @@
 # %% ../../nbs/losses/01_diffusion_dpo.ipynb #3ff1bb3d
 from __future__ import annotations
 
-from ..core.files import InputError, pair_generator
+from ..core.errors import InputError
+from ..core.randomness import pair_generator
 
 # %% auto #0
 __all__ = ['denoising_error', 'convert_beta', 'dpo_logits', 'diffusion_dpo_loss', 'dpo_gradient_weight', 'add_noise',

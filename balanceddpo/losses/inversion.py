@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .diffusion_dpo import training_target
 
 # %% auto #0

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .diffusion_dpo import denoising_error, diffusion_dpo_loss, dpo_logits
 
 # %% auto #0

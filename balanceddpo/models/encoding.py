@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.devices import pick_dtype
+from ..core.errors import InputError
 from balanceddpo.core.files import (
-    InputError,
     digest,
     file_digest,
     locked,

@@ -10,16 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core.devices import ensure_torchvision, pick_device, pick_dtype
-from balanceddpo.core.files import (
-    InputError,
-    asset,
-    content_digest,
-    digest,
-    read_json,
-    reason_of,
-    staged,
-    write_json,
-)
+from ..core.errors import InputError, reason_of
+from ..core.files import asset, content_digest, digest, read_json, staged, write_json
 from ..core.numerics import at_full_speed
 from ..losses.diffusion_dpo import add_noise, log_snr, training_target
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
+from ..core.errors import InputError
 from balanceddpo.core.files import (
-    InputError,
     content_digest,
     digest,
     file_digest,

@@ -5,7 +5,7 @@
 # %% ../../nbs/paper/02_audit.ipynb #b17ab616
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .numbers import PAPER, PROMPT_SETS, SCORERS, fits
 
 # %% auto #0

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.files import InputError, digest, locked, runs_root
+from ..core.errors import InputError
+from ..core.files import digest, locked, runs_root
 from .reproduction import OWN_SCALES, environment, thread_settings
 from ..voting.labels import LabelConfig
 

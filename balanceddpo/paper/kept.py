@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from ..core.devices import versions
-from ..core.files import InputError, file_digest, read_json, reason_of, staged
+from ..core.errors import InputError, reason_of
+from ..core.files import file_digest, read_json, staged
 from ..core.numerics import numeric_path, processor
 
 # %% auto #0

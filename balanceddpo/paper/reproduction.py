@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..core.errors import InputError
 from balanceddpo.core.files import (
-    InputError,
     canonical,
     digest,
     file_digest,

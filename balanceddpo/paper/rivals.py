@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
-from ..core.files import InputError, digest, runs_root, staged
+from ..core.errors import InputError
+from ..core.files import digest, runs_root, staged
 from balanceddpo.paper.experiments import (
     Model,
     Scale,

@@ -5,7 +5,7 @@
 # %% ../../nbs/recipes/01_presets.ipynb #4fb7c80e
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..losses.methods import LOSSES
 from ..training.loop import TrainConfig
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.devices import ensure_torchvision, pick_device, pick_dtype
-from ..core.files import InputError, digest, file_digest, read_json, reason_of
+from ..core.errors import InputError, reason_of
+from ..core.files import digest, file_digest, read_json
 from ..core.numerics import at_full_speed, numeric_path
 
 # %% auto #0

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from ..core.files import InputError, asset, digest, read_json
+from ..core.errors import InputError
+from ..core.files import asset, digest, read_json
 from balanceddpo.scoring.encoders import (
     ImageBatch,
     Tower,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..core.files import InputError, locked, open_stage, staged, verify_manifest
+from ..core.errors import InputError
+from ..core.files import locked, open_stage, staged, verify_manifest
 from ..core.numerics import numeric_path
 from ..data.pairs import decode, prompt_id
 from .encoders import ahead_in_threads

@@ -13,7 +13,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.files import InputError, staged, tidy, verify_manifest, write_manifest
+from ..core.errors import InputError
+from ..core.files import staged, tidy, verify_manifest, write_manifest
 
 # %% auto #0
 __all__ = ['pack', 'unpack', 'save_state', 'load_state', 'random_state', 'restore_random_state', 'Checkpoint', 'checkpoints',

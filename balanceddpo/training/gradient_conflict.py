@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..losses.diffusion_dpo import dpo_gradient_weight
 from ..losses.methods import pair_logits
 from balanceddpo.training.loop import (

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal, Optional
 
 from ..core.devices import ensure_torchvision, pick_device, versions
+from ..core.errors import InputError
 from balanceddpo.core.files import (
-    InputError,
     digest,
     locked,
     open_stage,

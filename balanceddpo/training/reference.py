@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% auto #0
 __all__ = ['refresh_due', 'blend_', 'check_names', 'Reference', 'relative_distance', 'check_policy', 'CopyReference',

@@ -5,7 +5,7 @@
 # %% ../../nbs/voting/04_elections.ipynb #0f5b4d23
 from __future__ import annotations
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .groups import check_groups, group_table
 from balanceddpo.voting.labels import (
     confidence_weights,

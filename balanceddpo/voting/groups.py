@@ -5,7 +5,8 @@
 # %% ../../nbs/voting/03_groups.ipynb #841771f1
 from __future__ import annotations
 
-from ..core.files import InputError, pair_generator
+from ..core.errors import InputError
+from ..core.randomness import pair_generator
 from .labels import scorer_weights
 
 # %% auto #0

@@ -5,7 +5,8 @@
 # %% ../../nbs/voting/02_label_noise.ipynb #99103d06
 from __future__ import annotations
 
-from ..core.files import InputError, digest
+from ..core.errors import InputError
+from ..core.files import digest
 from .labels import pair_index, scorer_columns
 
 # %% auto #0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% auto #0
 __all__ = ['ROW_COLUMNS', 'LABELLERS', 'SMPO_LIMITS', 'votes', 'scorer_weights', 'majority', 'tie_probability', 'break_ties',

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from balanceddpo.core.devices import pick_device, pick_dtype, versions
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
 

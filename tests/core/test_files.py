@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from balanceddpo.core import files as store
+from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import (
-    InputError,
     asset,
     content_digest,
     digest,

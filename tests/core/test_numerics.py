@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from balanceddpo.core import numerics
-from balanceddpo.core.files import InputError, write_json
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import write_json
 from balanceddpo.core.numerics import at_full_speed, measured_path, numeric_path
 from balanceddpo.data.pairs import PromptSet, decode
 from balanceddpo.models import encoding, sampling

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image, ImageFile
 
 import balanceddpo.data.pairs as pairs
-from balanceddpo.core.files import InputError, content_digest
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import content_digest
 from balanceddpo.data.pairs import (
     PairReport,
     PromptSet,

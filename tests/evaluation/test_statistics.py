@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_ind
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation.statistics import (
     bradley_terry,
     differences_over_seeds,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import read_prompts
 from balanceddpo.evaluation import tasks as compositional
 from balanceddpo.evaluation.tasks import (

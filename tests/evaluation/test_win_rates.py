@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation.win_rates import (
     best_of,
     bootstrap_interval,

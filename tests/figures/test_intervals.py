@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.figures.intervals import SHADES, plot_grid, plot_intervals
 
 FRAME = pd.DataFrame(

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation.win_rates import compare_scores, score_summary, score_table
 from balanceddpo.figures.samples import (
     adherence_caption,

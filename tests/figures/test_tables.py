@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation.win_rates import wilson
 from balanceddpo.figures.tables import (
     COLUMN,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import prompt_id, read_pairs, read_prompts
 from balanceddpo.evaluation.tasks import prompt_file, task_scores
 from balanceddpo.icon_world import tasks as icon_tasks

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.core.files import InputError, asset
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import asset
 from balanceddpo.icon_world import world as icons
 from balanceddpo.icon_world.world import Icon
 

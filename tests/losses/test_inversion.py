@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import add_noise, training_target
 from balanceddpo.losses.inversion import (
     INVERSIONS,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import (
     convert_beta,
     denoising_error,

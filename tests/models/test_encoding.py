@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.core.files import InputError, locked
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import locked
 from balanceddpo.data.pairs import make_pair, transform_pair
 from balanceddpo.models.encoding import EncodeConfig, EncodedPairs, encode_pairs
 from balanceddpo.models.families import load_family, save_pipeline

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.models.families import (
     check_family,
     load_family,

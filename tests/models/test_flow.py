@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from balanceddpo import cli
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import PromptSet
 from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps, draw_uniform
 from balanceddpo.losses.methods import LOSSES

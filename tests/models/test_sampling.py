@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from balanceddpo.core.files import InputError, locked
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import locked
 from balanceddpo.data.pairs import PromptSet
 from balanceddpo.models import sampling
 from balanceddpo.models.families import load_family, save_pipeline

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.paper import experiments
 from balanceddpo.voting.labels import LabelConfig
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from balanceddpo.core.devices import versions
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.figures.tables import write_provenance
 from balanceddpo.paper.kept import Kept, made
 

@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from balanceddpo.cli import main
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.paper import reproduction
 from balanceddpo.paper.reproduction import (
     NotebookError,

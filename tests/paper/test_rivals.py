@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import read_pairs
 from balanceddpo.losses.inversion import INVERSIONS
 from balanceddpo.losses.methods import LOSSES

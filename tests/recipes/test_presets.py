@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.losses.methods import LOSSES
 from balanceddpo.recipes import presets
 from balanceddpo.recipes.presets import PRESETS, preset

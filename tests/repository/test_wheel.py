@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'balanceddpo'
+ASSETS = PACKAGE / 'icon_world/assets'
 
 
 def run(*args, cwd, **env):
@@ -111,9 +112,7 @@ def test_the_command_is_there(wheel, installed, tmp_path):
 
 
 def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):
-    assets = sorted(
-        p.relative_to(PACKAGE / 'assets') for p in (PACKAGE / 'assets').rglob('*') if p.is_file()
-    )
+    assets = sorted(p.relative_to(ASSETS) for p in (ASSETS).rglob('*') if p.is_file())
     assert assets, 'the package ships no assets'
     code = (
         'import sys; from balanceddpo.core.files import asset, file_digest; p = asset(sys.argv[1]);'
@@ -121,16 +120,16 @@ def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):
     )
     path, sha = run('-c', code, assets[0], cwd=tmp_path, PYTHONPATH=str(installed)).split()
     assert Path(path).is_relative_to(installed)
-    assert sha == hashlib.sha256((PACKAGE / 'assets' / assets[0]).read_bytes()).hexdigest()
+    assert sha == hashlib.sha256((ASSETS / assets[0]).read_bytes()).hexdigest()
 
 
 def test_the_assets_stay_small():
-    sizes = {p: p.stat().st_size for p in (PACKAGE / 'assets').rglob('*') if p.is_file()}
+    sizes = {p: p.stat().st_size for p in (ASSETS).rglob('*') if p.is_file()}
     # all weights
     assert sum(size for p, size in sizes.items() if p.suffix == '.safetensors') <= 75e6
     assert sum(sizes.values()) <= 80e6  # and drawings, pairs, prompts
 
 
 def test_no_asset_names_the_place_where_it_was_made():
-    for p in (PACKAGE / 'assets').rglob('*.json'):
+    for p in (ASSETS).rglob('*.json'):
         assert '_name_or_path' not in p.read_text(), p

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.scoring import scorers as scorers_module
 from balanceddpo.scoring.encoders import (
     ImageBatch,

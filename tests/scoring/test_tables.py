@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.scoring.encoders import write_random_clip
 from balanceddpo.scoring.scorers import FunctionScorer, load_scorers

@@ -12,7 +12,8 @@ import warnings
 import pytest
 import torch
 
-from balanceddpo.core.files import InputError, verify_manifest
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.files import verify_manifest
 from balanceddpo.training.checkpoints import (
     checkpoints,
     load_state,

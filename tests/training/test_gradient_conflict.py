@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.losses.diffusion_dpo import diffusion_dpo_loss
 from balanceddpo.models.encoding import EncodeConfig, encode_pairs

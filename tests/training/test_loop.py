@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps, draw_uniform
 from balanceddpo.losses.methods import LOSSES
 from balanceddpo.models.families import load_family

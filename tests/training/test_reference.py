@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from balanceddpo.core.devices import ensure_torchvision
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import denoising_error, diffusion_dpo_loss, dpo_logits
 from balanceddpo.training.reference import (
     AdapterReference,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.voting.groups import (
     LOGIT_SCALES,
     best_worst,
