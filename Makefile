@@ -1,5 +1,7 @@
 ## make table1   train DiffusionDPO and BalancedDPO in the icon world, generate, score, and save the paper's Table I
-## make test     every test: notebooks, package, wheel
+## make export   write the package from the notebooks and clean them: after every edit in nbs
+## make format   format notebooks, tests and benchmarks, and mend what ruff can mend
+## make test     every test: format and lint, notebooks, package, wheel
 ## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores, rows in runs/benchmarks
 ## They make the environment (.venv) first if it is not there. Options: PYTHON=python3.12  VENV=/elsewhere  SCALE=smoke  PIP_FLAGS=...
 
@@ -11,8 +13,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+RUFF := $(VENV)/bin/ruff
+CODE := nbs tests benchmarks
 
-.PHONY: help install table1 test bench notebooks clean
+.PHONY: help install table1 export format test bench notebooks clean
 
 help:
 	@sed -n "s/^## //p" Makefile
@@ -38,6 +42,15 @@ table1: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) -m benchmarks
 
+# The notebooks are the source: balanceddpo/ is written from them and never edited.
+export: $(VENV)/.installed
+	$(VENV)/bin/nbdev-export
+	$(VENV)/bin/nbdev-clean
+
+format: $(VENV)/.installed
+	$(RUFF) format $(CODE)
+	$(RUFF) check --fix $(CODE)
+
 # Every cell of every source notebook is a test. nbs/repro is left to pytest, which runs it at its smallest scale.
 NBTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg $(VENV)/bin/nbdev-test --n-workers 2 --do-print
 
@@ -45,9 +58,11 @@ notebooks: $(VENV)/.installed
 	$(RUN) -m pytest tests/repository/test_repository.py -k export_and_clean
 	$(NBTEST)
 
-# Both halves run even if the first one fails.
+# All parts run even if one fails.
 test: $(VENV)/.installed $(VENV)/.hpsv2
 	@status=0; \
+	$(RUFF) format --check $(CODE) || { status=1; echo 'Not formatted: make format'; }; \
+	$(RUFF) check $(CODE) || status=1; \
 	$(NBTEST) || { status=1; echo 'A source notebook failed: see above.'; }; \
 	$(RUN) -m pytest -n 2 --dist loadgroup || status=1; \
 	exit $$status

@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from benchmarks.timing import HERE, SIZE, asked
+from benchmarks.timing import HERE, SIZE, read_command_line
 
 LIMIT = 15 * 60 - 20  # seconds for all of them; the rest is for the table
-# seconds
-BUDGETS = {
+BUDGETS = {  # seconds
     'numerics': 250,
     'step': 270,
     'labelling': 120,
@@ -28,7 +28,19 @@ BUDGETS = {
 APART = HERE.parent / 'runs/benchmarks'
 
 
-def run(name, seconds, out) -> None:
+def stopped_after(seconds: float) -> float:
+    "When a benchmark with this budget is stopped: a little after its time, in seconds."
+    return 1.3 * seconds + 30
+
+
+def seconds_for(name: str, left: float) -> float:
+    "The budget of a benchmark, or less, so that it is stopped within the `left` seconds of all."
+    if left < stopped_after(BUDGETS[name]):
+        return min(BUDGETS[name], left / 1.3 - 25)
+    return BUDGETS[name]
+
+
+def run(name: str, seconds: float, out: str | Path) -> None:
     """One benchmark in a process of its own, stopped a little after its time; its rows go into
     `out` ('' for rows/)."""
     env = {
@@ -45,7 +57,7 @@ def run(name, seconds, out) -> None:
         start_new_session=True,
     )
     try:
-        code = child.wait(1.3 * seconds + 30)
+        code = child.wait(stopped_after(seconds))
     except BaseException as e:  # with it, the processes that it has started
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
@@ -58,10 +70,10 @@ def run(name, seconds, out) -> None:
 
 
 def main() -> None:
-    began, found = (
-        time.perf_counter(),
-        asked(__doc__, BUDGETS, write='replace the rows in rows/ and the table in README.md'),
-    )
+    "The benchmarks that the command line names, or all, one after the other; then the table."
+    began = time.perf_counter()
+    meaning = 'replace the rows in rows/ and the table in README.md'
+    found = read_command_line(__doc__, BUDGETS, write=meaning)
     if found.write and (SIZE == 'tiny' or os.environ.get('BENCH_OUT')):
         raise SystemExit(
             '--write replaces what was published: not with BENCH_SIZE=tiny, nor with BENCH_OUT'
@@ -72,13 +84,7 @@ def main() -> None:
         if left < 20:
             print(f'{name}: no time is left')
             continue
-        run(
-            name,
-            min(
-                BUDGETS[name], left / 1.3 - 25 if left < 1.3 * BUDGETS[name] + 30 else BUDGETS[name]
-            ),
-            out,
-        )
+        run(name, seconds_for(name, left), out)
     from benchmarks.report import brief, published, report, write
 
     print(report(out or None))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.timing import SIZE, Log, asked
+from benchmarks.timing import SIZE, Log, read_command_line
 
 PROMPTS, IMAGES = {'tiny': (2, 2), 'cpu': (100, 5)}[SIZE]
 OPTIONS = {
@@ -25,24 +25,19 @@ def scores_of(scale, models, draw=(), judge=()):
     the settings `judge` in the place of the scale's."""
     import pandas as pd
 
-    from balanceddpo.evaluation.win_rates import score_images
-    from balanceddpo.paper.experiments import draw as drawn
+    from balanceddpo.evaluation.scores import score_images
+    from balanceddpo.paper.experiments import draw as draw_images
     from balanceddpo.paper.experiments import voters
 
     ((name, source),) = scale.prompts
     scorers = voters(replace(scale, **dict(judge)))
-    return pd.concat(
-        [
-            score_images(
-                drawn(replace(scale, **dict(draw)), m, source),
-                scorers,
-                model=m.name,
-                prompt_set=name,
-                progress=False,
-            )
-            for m in models
-        ]
-    )
+    drawing = replace(scale, **dict(draw))
+    tables = []
+    for model in models:
+        store = draw_images(drawing, model, source)
+        about = dict(model=model.name, prompt_set=name)
+        tables.append(score_images(store, scorers, **about, progress=False))
+    return pd.concat(tables)
 
 
 def agreement(exact, cheap, pair, scorers) -> dict:
@@ -52,53 +47,40 @@ def agreement(exact, cheap, pair, scorers) -> dict:
 
     from balanceddpo.evaluation.win_rates import best_of, score_grid
 
-    def ahead(table):
-        return np.array(
-            [
-                np.sign(
-                    np.subtract(*(best_of(score_grid(table[table.model == m], k)) for m in pair))
-                )
-                for k in scorers
-            ]
-        )
+    def winners(table):
+        "[scorers, prompts]: 1 where the first model is ahead, -1 where the second is, 0 level."
+        rows = []
+        for scorer in scorers:
+            grids = [score_grid(table[table.model == name], scorer) for name in pair]
+            first, second = (best_of(grid) for grid in grids)
+            rows.append(np.sign(np.subtract(first, second)))
+        return np.array(rows)
 
-    x, y = ahead(exact), ahead(cheap)
+    by_exact, by_cheap = winners(exact), winners(cheap)
     return {
-        'same': float((x == y).mean()),
-        'apart': float(50 * np.abs(x.mean(1) - y.mean(1)).max()),
+        'same': float((by_exact == by_cheap).mean()),
+        'apart': float(50 * np.abs(by_exact.mean(1) - by_cheap.mean(1)).max()),
     }
 
 
 def main() -> None:
-    asked(__doc__)
+    "Each option beside the exact evaluation."
+    read_command_line(__doc__)
     from balanceddpo.paper import experiments
 
-    log, scale = (
-        Log('agreement', prompts=PROMPTS, images=IMAGES),
-        experiments.scale_of({'tiny': 'smoke', 'cpu': 'icons'}[SIZE]),
-    )
+    log = Log('agreement', prompts=PROMPTS, images=IMAGES)
+    scale = experiments.scale_of({'tiny': 'smoke', 'cpu': 'icons'}[SIZE])
     scale = replace(scale, prompts=scale.prompts[:1], n_prompts=PROMPTS, images_per_prompt=IMAGES)
-    models, scorers = (
-        [experiments.model_of(scale, n) for n in ('BalancedDPO', 'base')],
-        experiments.scorer_names(scale),
-    )
+    models = [experiments.model_of(scale, name) for name in ('BalancedDPO', 'base')]
+    scorers = experiments.scorer_names(scale)
     exact = scores_of(scale, models)
     for name, how in OPTIONS.items():
-        found = agreement(exact, scores_of(scale, models, **how), [m.name for m in models], scorers)
-        log.add(
-            row=3,
-            what=f'{name}: share of prompts with the same winner',
-            goal='',
-            round=0,
-            value=found['same'],
-        )
-        log.add(
-            row=3,
-            what=f'{name}: largest change of a win rate, points',
-            goal='',
-            round=0,
-            value=found['apart'],
-        )
+        cheap = scores_of(scale, models, **how)
+        found = agreement(exact, cheap, [m.name for m in models], scorers)
+        same = f'{name}: share of prompts with the same winner'
+        apart = f'{name}: largest change of a win rate, points'
+        log.add(row=3, what=same, goal='', round=0, value=found['same'])
+        log.add(row=3, what=apart, goal='', round=0, value=found['apart'])
 
 
 if __name__ == '__main__':

@@ -17,9 +17,12 @@ import tempfile
 from pathlib import Path
 
 from balanceddpo.scoring.scorers import PAPER_SCORERS
-from benchmarks.labelling import features, load_four
-from benchmarks.timing import SIZE, Arm, Log, asked, versus
+from benchmarks.labelling import fresh_scores, load_four
+from benchmarks.timing import SIZE, Arm, Log, read_command_line, time_arms
 
+ROW = 3
+RIVAL, BASE_KEPT = 'a pipeline a prompt at a time', 'ours, base images and scores kept'  # arms
+GOALS = {RIVAL: '>= 1.5', BASE_KEPT: '<= 0.6'}
 # few steps and prompts, so that ten rounds fit; the shares of the work stay alike
 PROMPTS, IMAGES, STEPS = {'tiny': (2, 2, 2), 'cpu': (6, 2, 5)}[SIZE]
 GUIDANCE, SCHEDULER = 3.0, 'dpm++'  # the icons scale's
@@ -33,20 +36,21 @@ def write_model(folder, seed) -> Path:
     to compare."""
     import torch
 
-    from balanceddpo.models.families import load_family, save_pipeline
+    from balanceddpo.models.families import load_family
+    from balanceddpo.models.saving import save_pipeline
 
-    network, g = (
-        load_family('icons', device='cpu', components=('denoiser',)).model,
-        torch.Generator().manual_seed(seed),
-    )
+    network = load_family('icons', device='cpu', components=('denoiser',)).model
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn(p.shape, generator=g) * p.std().nan_to_num() * CHANGE)
+        for weight in network.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(noise * weight.std().nan_to_num() * CHANGE)
     return save_pipeline('icons', network, folder)
 
 
 def config_of(model, batch=BATCH):
-    from balanceddpo.models.sampling import SampleConfig
+    "The settings by which ours draws images of a model, `batch` at once."
+    from balanceddpo.models.config import SampleConfig
 
     return SampleConfig(
         model=str(model),
@@ -61,14 +65,14 @@ def config_of(model, batch=BATCH):
 
 def our_scores(name, model, prompts, scorers, folder):
     "DataFrame: the scores of a model's images; drawn and scored if they are not in `folder` yet."
-    from balanceddpo.evaluation.win_rates import score_images
+    from balanceddpo.evaluation.scores import score_images
     from balanceddpo.models.sampling import sample
 
     store = sample(config_of(model), prompts, out=folder / name, progress=False)
     return score_images(store, scorers, out=folder / f'{name}.parquet', model=name, progress=False)
 
 
-def ours(name, models, prompts, scorers, folder):
+def our_win_rates(name, models, prompts, scorers, folder):
     "DataFrame: win rates of model `name` over the base."
     import pandas as pd
 
@@ -90,19 +94,15 @@ def rival_images(model, prompts) -> list:
     ).to(torch.float32)
     pipeline.scheduler = make_scheduler(SCHEDULER, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    shape, found = (pipeline.unet.config.in_channels, *[pipeline.unet.config.sample_size] * 2), []
-    for i, prompt in zip(prompts.ids, prompts.prompts):
-        latents = initial_latents([image_seed(i, k) for k in range(IMAGES)], shape)
+    side = pipeline.unet.config.sample_size
+    shape = (pipeline.unet.config.in_channels, side, side)
+    options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+    found = []
+    for identity, prompt in zip(prompts.ids, prompts.prompts):
+        latents = initial_latents([image_seed(identity, k) for k in range(IMAGES)], shape)
         with torch.inference_mode():
-            found.append(
-                pipeline(
-                    prompt,
-                    num_images_per_prompt=IMAGES,
-                    latents=latents,
-                    num_inference_steps=STEPS,
-                    guidance_scale=GUIDANCE,
-                ).images
-            )
+            drawn = pipeline(prompt, num_images_per_prompt=IMAGES, latents=latents, **options)
+        found.append(drawn.images)
     return found
 
 
@@ -110,20 +110,20 @@ def rival_scores(model, prompts, scorers):
     "Scores fp32 [prompts, images, K], each image scored by itself."
     import numpy as np
 
-    return np.array(
-        [
-            [[float(features(s, [image], [prompt])) for s in scorers] for image in row]
-            for row, prompt in zip(rival_images(model, prompts), prompts.prompts)
-        ],
-        'float32',
-    )
+    def scores_of(image, prompt):
+        return [float(fresh_scores(scorer, [image], [prompt])) for scorer in scorers]
+
+    found = []
+    for images, prompt in zip(rival_images(model, prompts), prompts.prompts):
+        found.append([scores_of(image, prompt) for image in images])
+    return np.array(found, 'float32')
 
 
-def rival(name, models, prompts, scorers):
+def rival_win_rates(name, models, prompts, scorers):
     """Win rates [K] of model `name` over the base: the share of prompts at which its best image is
     better."""
-    a, b = (rival_scores(models[n], prompts, scorers).max(1) for n in (name, 'base'))
-    return ((a > b) + (a == b) / 2).mean(0)
+    own, base = (rival_scores(models[n], prompts, scorers).max(1) for n in (name, 'base'))
+    return ((own > base) + (own == base) / 2).mean(0)
 
 
 def gate(log, models, prompts, scorers, folder) -> None:
@@ -131,97 +131,83 @@ def gate(log, models, prompts, scorers, folder) -> None:
     differs by more than the prompts that are too close to call; those are few."""
     import numpy as np
 
-    theirs = {n: rival_scores(models[n], prompts, scorers) for n in ('base', 'a')}
+    theirs = {name: rival_scores(models[name], prompts, scorers) for name in ('base', 'a')}
     for name, scores in theirs.items():
-        mine = (
-            our_scores(name, models[name], prompts, scorers, folder)[list(PAPER_SCORERS)]
-            .to_numpy()
-            .reshape(scores.shape)
-        )
-        apart = float((np.abs(mine - scores) / scores.reshape(-1, 4).std(0)).max())
-        log.gate(
-            3,
-            f'evaluation, {name}: largest difference of a score in standard deviations',
-            apart,
-            TOLERANCE,
-        )
-    near = np.abs(theirs['a'].max(1) - theirs['base'].max(1)) <= 2 * TOLERANCE * theirs[
-        'base'
-    ].reshape(-1, 4).std(0)
-    log.gate(
-        3, 'evaluation: share of prompts that are decided', 1 - near.mean(), 0.8, at_least=True
-    )
-    apart = np.abs(
-        ours('a', models, prompts, scorers, folder)['win_rate'].to_numpy()
-        - rival('a', models, prompts, scorers)
-    )
-    log.gate(
-        3,
-        'evaluation: prompts by which a win rate differs, beyond those',
-        float(np.maximum(apart * len(prompts) - near.sum(0), 0).max()),
-        1e-6,
-    )
+        table = our_scores(name, models[name], prompts, scorers, folder)
+        mine = table[list(PAPER_SCORERS)].to_numpy().reshape(scores.shape)
+        apart = float((np.abs(mine - scores) / deviations(scores)).max())
+        what = f'evaluation, {name}: largest difference of a score in standard deviations'
+        log.gate(ROW, what, apart, TOLERANCE)
+    difference = np.abs(theirs['a'].max(1) - theirs['base'].max(1))
+    near = difference <= 2 * TOLERANCE * deviations(theirs['base'])
+    what = 'evaluation: share of prompts that are decided'
+    log.gate(ROW, what, 1 - near.mean(), 0.8, at_least=True)
+    mine = our_win_rates('a', models, prompts, scorers, folder)['win_rate'].to_numpy()
+    apart = np.abs(mine - rival_win_rates('a', models, prompts, scorers))
+    beyond = float(np.maximum(apart * len(prompts) - near.sum(0), 0).max())
+    log.gate(ROW, 'evaluation: prompts by which a win rate differs, beyond those', beyond, 1e-6)
 
 
-def quiet() -> None:
+def deviations(scores):
+    "The standard deviation of each scorer's scores [prompts, images, K] over all images: [K]."
+    return scores.reshape(-1, len(PAPER_SCORERS)).std(0)
+
+
+def hide_progress_bars() -> None:
     "No progress bars from loading."
-    from diffusers.utils import logging as d
-    from transformers.utils import logging as t
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    d.disable_progress_bar()
-    t.disable_progress_bar()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
 
 
 def compare(log, folder, **options) -> list:
     """Gate, then time both with nothing drawn yet, and ours for another model whose base is there
     from the arm before it."""
-    from balanceddpo.data.pairs import read_prompts
-    from balanceddpo.models.families import local_folder
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.models.folders import local_folder
 
-    quiet()
-    folder, scorers, prompts = (
-        Path(folder),
-        load_four(),
-        read_prompts('icons:pickapic', limit=PROMPTS),
-    )
+    hide_progress_bars()
+    folder, scorers = Path(folder), load_four()
+    prompts = read_prompts('icons:pickapic', limit=PROMPTS)
     models = {
         'base': local_folder('icons'),
         'a': write_model(folder / 'model-a', 1),
         'b': write_model(folder / 'model-b', 2),
     }
     gate(log, models, prompts, scorers, folder / 'gate')
-    runs = folder / 'runs'
+    arms = evaluation_arms(models, prompts, scorers, folder / 'runs')
+    return time_arms(log, ROW, GOALS, arms, **options)
+
+
+def evaluation_arms(models, prompts, scorers, runs) -> list[Arm]:
+    "Ours with nothing drawn yet, the rival, and ours with the base's images and scores in `runs`."
 
     def forget(*names):
-        for s in scorers:
-            s.tower.forget()
-        for n in names:
-            shutil.rmtree(runs / n, ignore_errors=True)
-            (runs / f'{n}.parquet').unlink(missing_ok=True)
+        for scorer in scorers:
+            scorer.encoder.forget()
+        for name in names:
+            shutil.rmtree(runs / name, ignore_errors=True)
+            (runs / f'{name}.parquet').unlink(missing_ok=True)
 
-    return versus(
-        log,
-        3,
-        {'a pipeline a prompt at a time': '>= 1.5', 'ours, base images and scores kept': '<= 0.6'},
-        [
-            Arm(
-                f'evaluation of {PROMPTS} prompts',
-                lambda: ours('a', models, prompts, scorers, runs),
-                before=lambda: forget('base', 'a'),
-            ),
-            Arm('a pipeline a prompt at a time', lambda: rival('a', models, prompts, scorers)),
-            Arm(
-                'ours, base images and scores kept',
-                lambda: ours('b', models, prompts, scorers, runs),
-                before=lambda: forget('b'),
-            ),
-        ],
-        **options,
-    )
+    def ours(name):
+        return our_win_rates(name, models, prompts, scorers, runs)
+
+    def rival():
+        return rival_win_rates('a', models, prompts, scorers)
+
+    everything = f'evaluation of {PROMPTS} prompts'
+    return [
+        Arm(everything, lambda: ours('a'), before=lambda: forget('base', 'a')),
+        Arm(RIVAL, rival),
+        Arm(BASE_KEPT, lambda: ours('b'), before=lambda: forget('b')),
+    ]
 
 
 def main() -> None:
-    asked(__doc__)
+    "Compare, with the sizes above."
+    read_command_line(__doc__)
     log = Log('evaluation', prompts=PROMPTS, images=IMAGES, steps=STEPS, batch=BATCH)
     with tempfile.TemporaryDirectory() as folder:
         compare(log, folder)

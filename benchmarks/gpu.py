@@ -16,7 +16,7 @@ from benchmarks.gpu_clock import ROW, Part, rows_path, run_parts
 from benchmarks.gpu_labelling import SCORERS, scorer_flops
 from benchmarks.gpu_rates import GOALS
 from benchmarks.gpu_sampling import image_flops
-from benchmarks.timing import SIZE, Log, asked
+from benchmarks.timing import SIZE, Log, read_command_line
 from benchmarks.world import SD15, SDXL, flops, per_pair
 
 PEAK = 790e12  # FLOP/s of an 8192^3 bf16 product on one H200, for the counted limits
@@ -50,7 +50,7 @@ PARTS = {name: part(name, limit, least) for name, limit, least in LIMITS}
 # --- what can be counted without a GPU
 
 
-def counted() -> list[tuple]:
+def counted_limits() -> list[tuple]:
     "For every rate: (what, TFLOP an item, limit in items/s at `PEAK`, goal, goal over limit)."
     small, large = flops(SD15), flops(SDXL)
     work = {
@@ -67,34 +67,36 @@ def counted() -> list[tuple]:
 
 
 def limit_of(what: str, flop: float, name: str | None) -> tuple:
-    "A row of `counted` for an item of so many FLOPs whose goal on an H200 is called `name`."
+    "A row of `counted_limits` for an item of so many FLOPs whose goal on an H200 is called `name`."
     goal = float(GOALS['H200'][name].split()[1]) if name else None
-    return what, flop / 1e12, PEAK / flop, goal, goal and goal * flop / PEAK
+    share = goal * flop / PEAK if goal else None
+    return what, flop / 1e12, PEAK / flop, goal, share
 
 
-def tell() -> None:
+def report_counted() -> None:
     "Print and keep the counted rows, and say what was not run."
     log = Log('counted')
     roof = f'{PEAK / 1e12:.0f} TFLOP/s (an 8192^3 bf16 product on one H200)'
     print(f'No GPU here: not yet run. Counted, with the limit at {roof}:')
-    for what, tera, limit, goal, share in counted():
+    for what, tera, limit, goal, share in counted_limits():
         log.add(row=ROW, counted=what, tflop=tera, limit=limit, goal=goal, share=share)
-        told = f'   goal {goal:g}/s, {share:.0%} of the peak' if goal else ''
-        print(f'  {what:<60} {tera:8.2f} TFLOP   limit {limit:7.1f}/s{told}')
+        wanted = f'   goal {goal:g}/s, {share:.0%} of the peak' if goal else ''
+        print(f'  {what:<60} {tera:8.2f} TFLOP   limit {limit:7.1f}/s{wanted}')
     print(f'With a GPU: python -m benchmarks.gpu --minutes 13, or some parts: {" ".join(PARTS)}')
 
 
 def main(parts: Sequence[Part] = tuple(PARTS.values())) -> None:
     "Run the parts that the command line names, or all, within its minutes."
     minutes = {'minutes': (MINUTES, 'for all parts together, the start of each included')}
-    found = asked(__doc__, [p.name for p in parts], numbers=minutes)
+    found = read_command_line(__doc__, [p.name for p in parts], numbers=minutes)
     import torch
 
     from balanceddpo.core.devices import ensure_torchvision
 
     ensure_torchvision()
     if SIZE != 'tiny' and not torch.cuda.is_available():
-        return tell()
+        report_counted()
+        return
     for p in parts:
         rows_path(p.name)  # says so now if this is too small to replace what is kept
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part too

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,12 @@ def time_for(part: Part, left: float) -> float:
     return min(part.limit, usable) if usable >= part.least else 0.0
 
 
-def in_turn(parts: Sequence[Part]) -> list[Part]:
+def order_of_tries(parts: Sequence[Part]) -> list[Part]:
     "The parts in their order; those that had a fair try in an earlier call and did not end, last."
-    return sorted(parts, key=had_its_try)
+    return sorted(parts, key=was_tried)
 
 
-def had_its_try(part: Part) -> bool:
+def was_tried(part: Part) -> bool:
     "Whether an earlier call gave the part its whole time or saw it fail, and it did not end."
     last = last_row(rows_path(part.name))
     if 'outcome' not in last or last['done']:
@@ -104,7 +105,7 @@ def complete(path: Path) -> bool:
     return last_row(path).get('done', False)
 
 
-def measured(path: Path) -> int:
+def count_measurements(path: Path) -> int:
     "How many rows hold a measurement or a gate."
     return sum('value' in row for row in whole_rows(path))
 
@@ -137,7 +138,7 @@ def keep_the_fuller(path: Path) -> None:
     aside = earlier(path)
     if not aside.exists():
         return
-    if complete(path) or measured(path) >= measured(aside):
+    if complete(path) or count_measurements(path) >= count_measurements(aside):
         aside.unlink()
         return
     ending = last_row(path) if 'outcome' in last_row(path) else None
@@ -164,10 +165,8 @@ def run_process(command: Sequence[str], seconds: float) -> int | None:
 
 def stop_group(child: subprocess.Popen) -> None:
     "End what is left of the process group of `child`; it may have ended already."
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -199,11 +198,11 @@ def run_parts(
     for part in parts:
         keep_the_fuller(rows_path(part.name))  # an earlier call may have been ended in the middle
     found = []
-    for part in in_turn(parts):
+    for part in order_of_tries(parts):
         found.append(attempt(part, seconds - clock(), clock))
         print(found[-1], flush=True)
-    told = f'{clock():.0f} s in all; rows in {rows_folder()}'
-    print('\nWhat became of the parts:', *found, told, sep='\n', flush=True)
+    total = f'{clock():.0f} s in all; rows in {rows_folder()}'
+    print('\nWhat became of the parts:', *found, total, sep='\n', flush=True)
     return found
 
 

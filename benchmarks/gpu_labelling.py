@@ -46,9 +46,9 @@ def photograph(seed: int, pixels: int) -> bytes:
     import numpy as np
     from PIL import Image
 
-    draw, total, side = np.random.default_rng(seed), np.zeros((pixels, pixels, 3)), 8
+    generator, total, side = np.random.default_rng(seed), np.zeros((pixels, pixels, 3)), 8
     while side <= pixels:
-        noise = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        noise = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
         layer = Image.fromarray(noise).resize((pixels, pixels), Image.Resampling.BICUBIC)
         total += (np.asarray(layer, dtype=float) - 127.5) * (8 / side) ** SHARPNESS
         side *= 2
@@ -93,22 +93,17 @@ def make_clip(kind: str):
     return CLIPModel(CLIPConfig(projection_dim=size['projection'], **sides))
 
 
-def features(out):
+def embedding_of(out):
     "transformers 5 wraps an embedding, transformers 4 does not."
     return getattr(out, 'pooler_output', out)
 
 
-def make_tower(kind: str, view: str, where, dtype):
-    "A `Tower` with random weights, made on the device `where`; `view` is 'pad' (HPS) or 'crop'."
+def make_encoder(kind: str, view: str, where, dtype):
+    "An `Encoder` with random weights, made on the device `where`; `view` is 'pad' (HPS) or 'crop'."
     import torch
 
-    from balanceddpo.scoring.encoders import (
-        Tower,
-        crop_to_square,
-        normalised,
-        pad_to_square,
-        word_tokenizer,
-    )
+    from balanceddpo.scoring.encoders import Encoder, normalised, word_tokenizer
+    from balanceddpo.scoring.pictures import crop_to_square, pad_to_square
 
     with torch.device(where):
         model = make_clip(kind).to(dtype).eval().requires_grad_(False)
@@ -117,21 +112,21 @@ def make_tower(kind: str, view: str, where, dtype):
     def encode_texts(prompts):
         options = dict(padding='max_length', truncation=True, max_length=77, return_tensors='pt')
         ids = tokenizer(list(prompts), **options).input_ids
-        return features(model.get_text_features(input_ids=ids.to(where)))
+        return embedding_of(model.get_text_features(input_ids=ids.to(where)))
 
     def square(batch, i):
         if view == 'pad':
             return pad_to_square(batch.pixels(i), 224)
         return crop_to_square(batch[i], 224)
 
-    def look(batch, i):  # towers that look alike share what they see, as the package's own do
+    def look(batch, i):  # encoders that look alike share what they see, as the package's own do
         return batch.view((view, 224), i, partial(square, batch, i))
 
     def encode_images(x):
-        return features(model.get_image_features(pixel_values=x))
+        return embedding_of(model.get_image_features(pixel_values=x))
 
     seen = normalised(look, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
-    return Tower(f'{kind}-{view}', encode_images, encode_texts, seen, 100.0, where, dtype)
+    return Encoder(f'{kind}-{view}', encode_images, encode_texts, seen, 100.0, where, dtype)
 
 
 def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H') -> list:
@@ -141,15 +136,15 @@ def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H
 
     from balanceddpo.scoring.scorers import AestheticScorer, PromptScorer
 
-    tower, width = make_tower(large, 'crop', where, dtype), CLIP_SIZES[large]['projection']
-    padded, cropped = (make_tower(huge, view, where, dtype) for view in ('pad', 'crop'))
-    seen = tower if clip == 'L' else make_tower(huge, 'crop', where, dtype)
+    encoder, width = make_encoder(large, 'crop', where, dtype), CLIP_SIZES[large]['projection']
+    padded, cropped = (make_encoder(huge, view, where, dtype) for view in ('pad', 'crop'))
+    seen = encoder if clip == 'L' else make_encoder(huge, 'crop', where, dtype)
     head = [(torch.randn(1, width), torch.zeros(1))]
     return [
         PromptScorer('hps', 'hps', padded, 1.0, BATCH),
         PromptScorer('clip', 'clip', seen, 1.0, BATCH),
         PromptScorer('pickscore', 'pickscore', cropped, 100.0, BATCH),
-        AestheticScorer('aesthetic', 'aesthetic', tower, head, BATCH),
+        AestheticScorer('aesthetic', 'aesthetic', encoder, head, BATCH),
     ]
 
 
@@ -162,10 +157,10 @@ def clip_flops(kind: str) -> tuple[float, float]:
     import torch
 
     def see(model):
-        return features(model.get_image_features(pixel_values=torch.empty(1, 3, 224, 224)))
+        return embedding_of(model.get_image_features(pixel_values=torch.empty(1, 3, 224, 224)))
 
     def read(model):
-        return features(model.get_text_features(input_ids=torch.zeros(1, 77, dtype=torch.long)))
+        return embedding_of(model.get_text_features(input_ids=torch.zeros(1, 77, dtype=torch.long)))
 
     return meta_flops(partial(make_clip, kind), see), meta_flops(partial(make_clip, kind), read)
 
@@ -173,7 +168,8 @@ def clip_flops(kind: str) -> tuple[float, float]:
 def images_flops(clip: str = 'H') -> float:
     """FLOPs of a pair's images: HPS and PickScore on a ViT-H/14 each, Aesthetic on a ViT-L/14, CLIP
     on a ViT-H/14 of its own or (`clip@l14`) on Aesthetic's network."""
-    return float(sum(2 * clip_flops(kind)[0] for kind in ('HHL' if clip == 'L' else 'HHLH')))
+    networks = 'HHL' if clip == 'L' else 'HHLH'
+    return float(sum(2 * clip_flops(kind)[0] for kind in networks))
 
 
 def scorer_flops(clip: str = 'H') -> float:
@@ -200,21 +196,21 @@ def cores(number: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def see_all(scorers: list, n: int) -> None:
+def run_networks(scorers: list, n: int) -> None:
     "Random images for `n` pairs through every distinct network."
     import torch
 
     images = min(BATCH, 2 * n)
     with torch.no_grad():
-        for tower in distinct_towers(scorers):
-            pixels = torch.randn(images, 3, 224, 224, device=tower.device, dtype=tower.dtype)
+        for encoder in distinct_encoders(scorers):
+            pixels = torch.randn(images, 3, 224, 224, device=encoder.device, dtype=encoder.dtype)
             for _ in range(2 * n // images):
-                tower.encode_images(pixels)
+                encoder.encode_images(pixels)
 
 
-def distinct_towers(scorers: list) -> list:
+def distinct_encoders(scorers: list) -> list:
     "The networks of some scorers, each once."
-    return list({id(s.tower): s.tower for s in scorers}.values())
+    return list({id(s.encoder): s.encoder for s in scorers}.values())
 
 
 @contextmanager
@@ -223,17 +219,17 @@ def without_networks(scorers: list) -> Iterator[None]:
     import torch
 
     with ExitStack() as stack:
-        for tower in distinct_towers(scorers):
-            width = tower.texts(['a']).shape[-1]
+        for encoder in distinct_encoders(scorers):
+            width = encoder.texts(['a']).shape[-1]
 
             def drawn(pixels, width=width):
                 return torch.randn(len(pixels), width, device=pixels.device)
 
-            stack.enter_context(patch.object(tower, 'encode_images', drawn))
+            stack.enter_context(patch.object(encoder, 'encode_images', drawn))
         yield
 
 
-def bound(rest: float, networks: float, whole: float) -> str:
+def find_bound(rest: float, networks: float, whole: float) -> str:
     """What bounds labelling, from the pairs a second of its networks alone, of all the rest alone,
     and of the whole: stages that overlap run at the slower one's rate, stages in turn at less."""
     slower = 'the networks' if networks < rest else 'reading and preparing'
@@ -274,12 +270,12 @@ def labelling(log: Log) -> None:
         sources = write_sources(Path(folder))
         for clip, which in SCORERS.items():
             with fits(log, f'labelling, {which}'):
-                scorers = real_scorers(device(), precision(), clip, *sizes().towers)
+                scorers = real_scorers(device(), precision(), clip, *sizes().encoders)
                 networks = measure_networks(log, scorers, clip)
                 for place in places() if clip == 'H' else places()[:1]:
                     whole = measure_whole(log, place, sources, scorers, clip)
                     rest = measure_rest(log, place, sources, scorers, clip)
-                    tell_bound(log, f'labelling, {which}, {place}', rest, networks, whole)
+                    keep_bound(log, f'labelling, {which}, {place}', rest, networks, whole)
                 del scorers
         for place in places():
             measure_reading(log, place, sources)
@@ -321,7 +317,7 @@ def measure_networks(log: Log, scorers: list, clip: str) -> float:
     "Median pairs a second of the image networks alone, on pixels that are on the device already."
     n = sizes().label_pairs
     rate = Rate(f'networks alone, {SCORERS[clip]}: pairs', n, images_flops(clip))
-    return median(measure(log, rate, partial(see_all, scorers, n), MOST_ROUNDS))
+    return median(measure(log, rate, partial(run_networks, scorers, n), MOST_ROUNDS))
 
 
 def measure_whole(log: Log, place: Place, sources: dict, scorers: list, clip: str) -> float:
@@ -354,9 +350,9 @@ def score_all(log: Log, rate: Rate, place: Place, sources: dict, scorers: list) 
         return measure(log, rate, score, place.rounds)
 
 
-def tell_bound(log: Log, what: str, rest: float, networks: float, whole: float) -> None:
+def keep_bound(log: Log, what: str, rest: float, networks: float, whole: float) -> None:
     "Keep and print what bounds labelling in one place."
     rates = {'rest': rest, 'networks': networks, 'whole': whole}
-    found = bound(**rates)
+    found = find_bound(**rates)
     log.add(row=ROW, note=f'{what}: {found}', rates=rates)
     print(f'{what}: {found}', flush=True)

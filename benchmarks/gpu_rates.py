@@ -18,7 +18,7 @@ from functools import cache
 from statistics import median
 
 from benchmarks.gpu_clock import ROW
-from benchmarks.timing import SIZE, Log, device_wait
+from benchmarks.timing import SIZE, Log, wait_for_device
 from benchmarks.world import SD15, SDXL, TINY, Geometry
 
 WARMUPS = 1  # calls before the rounds; the first one compiles
@@ -68,7 +68,7 @@ class Sizes:
     compiled: str  # as in `TrainConfig`
     denoising: int  # steps an image
     images: int  # drawn at once
-    towers: tuple[str, str]  # of `gpu_labelling.CLIP_SIZES`: in the place of ViT-L/14 and ViT-H/14
+    encoders: tuple[str, str]  # of `gpu_labelling.CLIP_SIZES`: in place of ViT-L/14 and ViT-H/14
     label_pairs: int
     pixels: tuple[int, ...]  # of the pictures that are labelled
     icon_batch: int  # pairs of a step of the icon world
@@ -89,7 +89,7 @@ FULL = Sizes(
     compiled='whole',
     denoising=50,
     images=16,
-    towers=('L', 'H'),
+    encoders=('L', 'H'),
     label_pairs=384,
     pixels=(512, 1024),
     icon_batch=32,
@@ -115,7 +115,7 @@ SMALL = Sizes(
     compiled='no',
     denoising=2,
     images=2,
-    towers=('tiny', 'tiny'),
+    encoders=('tiny', 'tiny'),
     label_pairs=6,
     pixels=(64, 96),
     icon_batch=2,
@@ -136,7 +136,7 @@ def device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def card() -> str:
+def card_name() -> str:
     "The name of the GPU; empty if there is none."
     import torch
 
@@ -145,7 +145,7 @@ def card() -> str:
 
 def goal(name: str, of: str | None = None) -> str:
     "The goal `name`, such as '>= 34', for the card `of` (default: this one); empty for other ones."
-    words = re.findall(r'\w+', card() if of is None else of)
+    words = re.findall(r'\w+', card_name() if of is None else of)
     for model, goals in GOALS.items():
         if model in words:
             return (goals | SAME_GOALS)[name]
@@ -218,10 +218,10 @@ class Rate:
 
 def seconds_of(work: Callable[[], object]) -> float:
     "Wall-clock seconds of one call, the device's work included."
-    device_wait()
+    wait_for_device()
     began = time.perf_counter()
     work()
-    device_wait()
+    wait_for_device()
     return time.perf_counter() - began
 
 
@@ -239,9 +239,9 @@ def measure(log: Log, rate: Rate, work: Callable[[], object], rounds: int = ROUN
         share = found[-1] * rate.flop / product if product else None
         facts = {'share': share, 'peak_gib': peak_gib(), 'first_call': first, **rate.facts}
         log.add(row=ROW, what=rate.what, goal=rate.goal, round=number, value=found[-1], **facts)
-    told = f', {median(found) * rate.flop / product:.0%} of the product' if product else ''
-    told += f', {peak_gib():.1f} GiB, first call {first:.1f} s'
-    print(f'{rate.what}: {median(found):.4g}/s{told}', flush=True)
+    about = f', {median(found) * rate.flop / product:.0%} of the product' if product else ''
+    about += f', {peak_gib():.1f} GiB, first call {first:.1f} s'
+    print(f'{rate.what}: {median(found):.4g}/s{about}', flush=True)
     return found
 
 

@@ -31,15 +31,15 @@ def prompts_of(n: int) -> tuple[str, ...]:
 
 def settings(n: int, steps: int):
     "The sampling settings: one image a prompt, n at once."
-    from balanceddpo.models.sampling import SampleConfig
+    from balanceddpo.models.config import SampleConfig
 
     some = dict(images_per_prompt=1, steps=steps, guidance=GUIDANCE, batch_size=n)
     return SampleConfig('benchmark', **some)
 
 
-def ours(family, n: int, steps: int) -> Callable[[], list]:
+def our_sampler(family, n: int, steps: int) -> Callable[[], list]:
     "What draws n images, one a prompt, all at once, as `balanceddpo sample` does; the images."
-    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.families import plain_pipeline
     from balanceddpo.models.sampling import generate, make_scheduler
 
@@ -53,12 +53,12 @@ def ours(family, n: int, steps: int) -> Callable[[], list]:
     return draw
 
 
-def a_prompt_at_a_time(family, n: int, steps: int) -> Callable[[], list]:
+def rival_sampler(family, n: int, steps: int) -> Callable[[], list]:
     "What draws the same n images by n calls of a plain pipeline; the images."
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from balanceddpo.data.pairs import PromptSet
+    from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.sampling import image_seed, initial_latents, make_scheduler
 
     parts = {name: family.part(name) for name in ('unet', 'vae', 'text_encoder', 'tokenizer')}
@@ -75,15 +75,18 @@ def a_prompt_at_a_time(family, n: int, steps: int) -> Callable[[], list]:
         with torch.inference_mode():
             return pipeline(prompt, latents=latents, **options).images[0]
 
-    return lambda: [draw_one(*one) for one in zip(prompts.prompts, prompts.ids)]
+    def draw():
+        return [draw_one(*pair) for pair in zip(prompts.prompts, prompts.ids)]
+
+    return draw
 
 
 def difference(a: list, b: list) -> float:
     "The largest mean difference of two pictures, of 255."
     import numpy as np
 
-    a, b = (np.stack([np.asarray(image, dtype=float) for image in some]) for some in (a, b))
-    return float(np.abs(a - b).mean(axis=(1, 2, 3)).max())
+    first, second = (np.stack([np.asarray(image, float) for image in some]) for some in (a, b))
+    return float(np.abs(first - second).mean(axis=(1, 2, 3)).max())
 
 
 def gate(log: Log, family) -> bool:
@@ -91,7 +94,7 @@ def gate(log: Log, family) -> bool:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    drawn = (way(family, 2, GATE_STEPS)() for way in (ours, a_prompt_at_a_time))
+    drawn = (sampler(family, 2, GATE_STEPS)() for sampler in (our_sampler, rival_sampler))
     what = 'sampling, fp32: mean difference of a picture, of 255'
     return log.gate(ROW, what, difference(*drawn), LEVELS, stop=False)
 
@@ -124,7 +127,7 @@ def measure_rival(log: Log, family, flop: float) -> list[float]:
     s, rates = sizes(), []
     what = f'{s.sd15.name} sampling, {s.denoising} steps with guidance, {RIVAL}: images'
     with fits(log, what):
-        draw = a_prompt_at_a_time(family, 1, s.denoising)
+        draw = rival_sampler(family, 1, s.denoising)
         rates = measure(log, Rate(what, 1, flop), draw, MOST_ROUNDS)
     return rates
 
@@ -135,7 +138,7 @@ def measure_ours(log: Log, family, flop: float, theirs: list, how: str) -> None:
     name = f'{s.sd15.name} sampling, {how}, {s.images} images at once'
     with fits(log, name):
         rate = Rate(f'{name}: images', s.images, flop, goal('sampling'))
-        rates = measure(log, rate, ours(family, s.images, s.denoising), MOST_ROUNDS)
+        rates = measure(log, rate, our_sampler(family, s.images, s.denoising), MOST_ROUNDS)
         for number, (mine, other) in enumerate(zip(rates, theirs)):
             facts = {'round': number, 'value': mine / other}
             log.add(row=ROW, what=f'{name}, against {RIVAL}', goal=goal('a prompt'), **facts)

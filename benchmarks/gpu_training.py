@@ -27,17 +27,16 @@ from benchmarks.gpu_rates import (
     sizes,
 )
 from benchmarks.step import (
-    R1,
-    R2,
     World,
     gate,
-    injected,
     make_world,
+    our_random_numbers,
     our_step,
+    public_order,
     start_ours,
     train_config,
 )
-from benchmarks.timing import Arm, Log, versus
+from benchmarks.timing import Arm, Log, time_arms
 from benchmarks.world import Geometry, RandomPairs, flops, make_family, per_pair
 
 COMPILED = {'channels_last': True}  # and `compiled`, as the sizes say
@@ -51,10 +50,12 @@ LONGEST_START = 60.0  # seconds for the trainings of `side_by_side` to begin
 def start_alone(world: World, config, folder: str | Path):
     "A run that trains the world's denoiser itself, with nothing else in memory, as `train` has it."
     from balanceddpo.training.loop import start
-    from balanceddpo.voting.labels import LabelConfig
+    from balanceddpo.training.run import LabelledPairs
+    from balanceddpo.voting.config import LabelConfig
 
     family, out = replace(world.family, parts={'unet': world.family.model}), Path(folder) / 'run'
-    return start(config, world.encoded, world.labels, LabelConfig(), out, family=family)
+    pairs = LabelledPairs(world.encoded, world.labels, LabelConfig())
+    return start(config, pairs, out, family=family)
 
 
 def sd15_run(folder: str | Path, micro: int, **setting):
@@ -83,7 +84,7 @@ def measure_step(log: Log, run, what: str, flop: float, wanted: str) -> None:
     measure(log, rate, lambda: our_step(run))
 
 
-def with_micro(run, micro: int) -> None:
+def set_micro_batch(run, micro: int) -> None:
     "Let the next steps work on `micro` pairs at once; what an interrupted step left is dropped."
     run.config = replace(run.config, micro_batch_size=micro)
     for parameter in run.parameters:
@@ -106,9 +107,9 @@ def step(log: Log) -> None:
             return  # the row says that not even the start fits
         for micro in s.micros:
             with fits(log, f'{what}, micro-batch {micro}'):
-                with_micro(run, micro)
+                set_micro_batch(run, micro)
                 measure_step(log, run, what, flop, goal('eager'))
-        with_micro(run, s.micros[0])
+        set_micro_batch(run, s.micros[0])
         free()
         measure_refresh(log, run)
 
@@ -158,12 +159,12 @@ def sdxl(log: Log) -> None:
         for name, micro in s.sdxl_micros:
             what = f'{s.sdxl.name} full fine-tune, {name}'
             with fits(log, f'{what}, micro-batch {micro}'):
-                with_micro(run, micro)
-                checkpointing(run.policy, name == 'checkpointing')
+                set_micro_batch(run, micro)
+                set_checkpointing(run.policy, name == 'checkpointing')
                 measure_step(log, run, what, flop, goal('sdxl'))
 
 
-def checkpointing(model, on: bool) -> None:
+def set_checkpointing(model, on: bool) -> None:
     "Recompute activations in the backward pass, or keep them."
     if on:
         model.enable_gradient_checkpointing()
@@ -189,12 +190,7 @@ def rivals(log: Log, mode: str, compiled: bool = False) -> None:
                 log.marks['same_work'] = gate_in_fp32(log, world, mode, folder)
         config = train_config(s.sd15, mode, s.rival_batch, s.precision, device(), **fast)
         with fits(log, f'{mode} against the public order'):
-            against(log, world, config, folder)
-
-
-def public_order(mode: str) -> tuple:
-    "The class and the name of the rival for a mode of training."
-    return (R1, 'R1 (DiffusionDPO)') if mode == 'full' else (R2, 'R2 (diffusers LoRA)')
+            time_against(log, world, config, folder)
 
 
 def gate_in_fp32(log: Log, world: World, mode: str, folder: str) -> bool:
@@ -205,15 +201,15 @@ def gate_in_fp32(log: Log, world: World, mode: str, folder: str) -> bool:
     kind, name = public_order(mode)
     config = train_config(world.geometry, mode, 2, 'fp32', device())
     run = start_ours(world, config, Path(folder) / 'fp32')
-    rival = kind(world, run.config, 2, injected, run=run)
+    rival = kind(world, run.config, 2, our_random_numbers, run=run)
     return gate(log, f'{name}, fp32', run, rival, ROW, stop=False)
 
 
-def against(log: Log, world: World, config, folder: str) -> None:
+def time_against(log: Log, world: World, config, folder: str) -> None:
     "Time ours and the rival's arms in turns; an arm that does not fit into memory is left out."
     kind, name = public_order(config.mode)
     run = start_ours(world, config, Path(folder) / 'timed')
-    rival = kind(world, config, config.batch_size, injected, run=run)
+    rival = kind(world, config, config.batch_size, our_random_numbers, run=run)
     gate(log, f'{name}, {config.precision}', run, rival, ROW, stop=False)
     rival.inject = None
     free()
@@ -228,7 +224,7 @@ def against(log: Log, world: World, config, folder: str) -> None:
     if len(fitting) < 2 or fitting[0][0] is not ours:
         return  # nothing to compare: the rows say what did not fit
     goals = {arm.name: wanted for arm, wanted in fitting}
-    rounds = versus(log, ROW, goals, [arm for arm, _ in fitting], count=ROUNDS, warmups=0)
+    rounds = time_arms(log, ROW, goals, [arm for arm, _ in fitting], count=ROUNDS, warmups=0)
     for arm, _ in fitting[1:]:
         ratio = median(took[arm.name] / took[ours.name] for took in rounds)
         print(f'{ours.name} against {arm.name}: {ratio:.3g}', flush=True)
@@ -266,11 +262,13 @@ def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
     import pandas as pd
 
     from balanceddpo.data.pairs import read_pairs
-    from balanceddpo.models.encoding import EncodeConfig, encode_pairs
+    from balanceddpo.models.config import EncodeConfig
+    from balanceddpo.models.encoding import encode_pairs
     from balanceddpo.models.families import load_family
     from balanceddpo.recipes.presets import preset
     from balanceddpo.training.loop import start
-    from balanceddpo.voting.labels import LabelConfig
+    from balanceddpo.training.run import LabelledPairs
+    from balanceddpo.voting.config import LabelConfig
 
     found = list(read_pairs('icons', limit=pairs, keep_ties=False))
     config = EncodeConfig(model='icons', resolution=64)
@@ -281,7 +279,8 @@ def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
     changes = dict(precision=precision, device=device(), tracker='none', max_steps=10**6)
     batch = sizes().icon_batch
     settings = preset('balanced_dpo_icons', batch_size=batch, micro_batch_size=batch, **changes)
-    return start(settings, encoded, labels, LabelConfig(), Path(folder) / precision)
+    pairs = LabelledPairs(encoded, labels, LabelConfig())
+    return start(settings, pairs, Path(folder) / precision)
 
 
 def icons(log: Log) -> None:
@@ -305,11 +304,11 @@ def side_by_side(log: Log) -> None:
     with TemporaryDirectory() as folder:
         trainers = [start_trainer(Path(folder) / str(n)) for n in range(max(s.trainings))]
         for trainer in trainers:
-            answer(trainer, LONGEST_START)
+            next_answer(trainer, LONGEST_START)
         for count in s.trainings:
             what = f'icon world, fp32: steps of {count} trainings side by side'
             some = trainers[:count]
-            work = partial(all_train, some, s.icon_steps)
+            work = partial(train_side_by_side, some, s.icon_steps)
             rate = Rate(what, count * s.icon_steps, facts={'trainings': count})
             measure(log, rate, work, min(ROUNDS, 3))
         for trainer in trainers:
@@ -325,6 +324,12 @@ def start_trainer(folder: Path):
     return near
 
 
+def do_steps(run, steps: int) -> None:
+    "So many optimizer steps of a run."
+    for _ in range(steps):
+        our_step(run)
+
+
 def train_on_demand(pipe, folder: str) -> None:
     "Say when a run is ready; then do as many steps as the pipe asks for, and answer; 0 ends it."
     from balanceddpo.core.devices import ensure_torchvision
@@ -335,20 +340,20 @@ def train_on_demand(pipe, folder: str) -> None:
         our_step(run)
         pipe.send('ready')
         while steps := pipe.recv():
-            seconds_of(lambda: [our_step(run) for _ in range(steps)])
+            seconds_of(partial(do_steps, run, steps))
             pipe.send(steps)
 
 
-def answer(pipe, seconds: float):
+def next_answer(pipe, seconds: float):
     "What a trainer says. Raises TimeoutError if it is silent for `seconds`, EOFError if it died."
     if not pipe.poll(seconds):
         raise TimeoutError(f'a training said nothing for {seconds:.0f} s')
     return pipe.recv()
 
 
-def all_train(trainers, steps: int) -> None:
+def train_side_by_side(trainers, steps: int) -> None:
     "Let all trainers do `steps` steps at the same time, and wait for them."
     for trainer in trainers:
         trainer.send(steps)
     for trainer in trainers:
-        answer(trainer, LONGEST_START)
+        next_answer(trainer, LONGEST_START)

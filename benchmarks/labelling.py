@@ -27,8 +27,12 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from benchmarks.timing import SIZE, Arm, Log, asked, versus
+from benchmarks.timing import SIZE, Arm, Log, read_command_line, time_arms
 
+ROW = 2
+PUBLISHED_WAY, CAREFUL_WAY = 'as published, one at a time', 'a careful batched loop'  # arms
+GOALS = {PUBLISHED_WAY: '>= 3', CAREFUL_WAY: '>= 1.3'}
+PICTURES = ('jpg_0', 'jpg_1')  # columns of a pair
 # by `make bench`, and with --full; nearly every pair has its own caption, so fewer is no easier
 PAIRS, FULL = {'tiny': (20, 40), 'cpu': (150, 500)}[SIZE]
 SHARE = {'tiny': 1.0, 'cpu': 0.1}[SIZE]  # of the pairs, for the published way
@@ -52,91 +56,80 @@ def load_four():
     return load_scorers([f'icons:{k}' for k in PAPER_SCORERS], device='cpu')
 
 
-def rows_of(path, n):
+def read_rows(path, n):
     "Captions and JPEG bytes of the first `n` rows."
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=['caption', 'jpg_0', 'jpg_1']).slice(0, n).to_pylist()
+    return pq.read_table(path, columns=['caption', *PICTURES]).slice(0, n).to_pylist()
 
 
-def opened(data: bytes):
+def open_image(data: bytes):
+    "A PIL image, RGB, from the bytes of a file."
     from PIL import Image
 
     return Image.open(io.BytesIO(data)).convert('RGB')
 
 
-def features(scorer, images, prompts):
+def fresh_scores(scorer, images, prompts):
     """Scores [n] of n images by one scorer's network and head, nothing remembered; one prompt an
     image."""
     import torch
     from torch.nn.functional import linear, normalize
 
-    from balanceddpo.scoring.encoders import ImageBatch
+    from balanceddpo.scoring.pictures import ImageBatch
 
-    tower, batch = scorer.tower, ImageBatch(images)
+    encoder, batch = scorer.encoder, ImageBatch(images)
     with torch.no_grad():
-        x = normalize(
-            tower.encode_images(
-                torch.stack([tower.view(batch, i) for i in range(len(batch))]).to(
-                    tower.device, tower.dtype
-                )
-            ).float(),
-            dim=-1,
-        )
-        for weight, bias in getattr(scorer, 'head', ()):
-            x = linear(x, weight.to(x), bias.to(x))
+        pixels = torch.stack([encoder.view(batch, i) for i in range(len(batch))])
+        pixels = pixels.to(encoder.device, encoder.dtype)
+        seen = normalize(encoder.encode_images(pixels).float(), dim=-1)
         if hasattr(scorer, 'head'):
-            return x[:, 0]
+            for weight, bias in scorer.head:
+                seen = linear(seen, weight.to(seen), bias.to(seen))
+            return seen[:, 0]
         unique = list(dict.fromkeys(prompts))
-        rows = [unique.index(p) for p in prompts]
-        return scorer.scale * (x * normalize(tower.encode_texts(unique).float(), dim=-1)[rows]).sum(
-            -1
-        )
+        rows = [unique.index(prompt) for prompt in prompts]
+        read = normalize(encoder.encode_texts(unique).float(), dim=-1)[rows]
+        return scorer.scale * (seen * read).sum(-1)
 
 
-def as_published(path, scorers, n):
+def scores_as_published(path, scorers, n):
     """Scores fp32 [n, 2, K]: batch of one, the image opened and the prompt encoded for each scorer
     and image."""
     import torch
 
-    one = lambda s, row, column: float(features(s, [opened(row[column])], [row['caption']]))
-    return torch.tensor(
-        [
-            [[one(s, row, c) for s in scorers] for c in ('jpg_0', 'jpg_1')]
-            for row in rows_of(path, n)
-        ]
-    ).numpy()
+    def score(scorer, row, column):
+        return float(fresh_scores(scorer, [open_image(row[column])], [row['caption']]))
+
+    found = []
+    for row in read_rows(path, n):
+        found.append([[score(s, row, column) for s in scorers] for column in PICTURES])
+    return torch.tensor(found).numpy()
 
 
-def with_care(path, scorers, n, size=BATCH):
+def scores_with_care(path, scorers, n, size=BATCH):
     """Scores fp32 [n, 2, K]: images decoded once and in batches, each caption of a batch encoded
     once."""
     import torch
 
-    rows, found = rows_of(path, n), []
+    rows, found = read_rows(path, n), []
     for i in range(0, n, size // 2):
         some = rows[i : i + size // 2]
-        images = [opened(r[c]) for r in some for c in ('jpg_0', 'jpg_1')]
-        prompts = [r['caption'] for r in some for _ in (0, 1)]
-        found.append(
-            torch.stack([features(s, images, prompts).cpu() for s in scorers], -1).unflatten(
-                0, (-1, 2)
-            )
-        )
+        images = [open_image(row[column]) for row in some for column in PICTURES]
+        prompts = [row['caption'] for row in some for _ in PICTURES]
+        scores = torch.stack([fresh_scores(s, images, prompts).cpu() for s in scorers], -1)
+        found.append(scores.unflatten(0, (-1, 2)))
     return torch.cat(found).numpy()
 
 
-def ours(path, scorers, folder):
+def our_scores(path, scorers, folder):
     "Scores fp32 [n, 2, K] by `read_pairs`, `score_pairs`, `read_scores`, `read_ballot`."
     from balanceddpo.data.pairs import read_pairs
     from balanceddpo.scoring.tables import read_scores, score_pairs
-    from balanceddpo.voting.labels import read_ballot
+    from balanceddpo.voting.votes import read_ballot
 
-    return read_ballot(
-        read_scores(
-            score_pairs(read_pairs(path), scorers, folder, progress=False, batch_size=BATCH)
-        )
-    ).scores
+    kept = score_pairs(read_pairs(path), scorers, folder, progress=False, batch_size=BATCH)
+    return read_ballot(read_scores(kept)).scores
 
 
 def difference(a, b) -> float:
@@ -144,70 +137,74 @@ def difference(a, b) -> float:
     images."""
     import numpy as np
 
-    return float((np.abs(a - b) / b.reshape(-1, b.shape[-1]).std(0)).max())
+    return float((np.abs(a - b) / deviations(b)).max())
+
+
+def deviations(scores):
+    "The standard deviation of each scorer's scores [n, 2, K] over the images: [K]."
+    return scores.reshape(-1, scores.shape[-1]).std(0)
 
 
 def different_votes(a, b) -> int:
     "Votes that differ where the rival's two scores are further apart than rounding."
     import numpy as np
 
-    from balanceddpo.voting.labels import votes
+    from balanceddpo.voting.votes import votes
 
-    decided = np.abs(b[:, 0] - b[:, 1]) > 2 * TOLERANCE * b.reshape(-1, b.shape[-1]).std(0)
+    decided = np.abs(b[:, 0] - b[:, 1]) > 2 * TOLERANCE * deviations(b)
     return int(((votes(a) != votes(b)) & decided).sum())
 
 
 def gate(log, path, scorers, folder, n) -> None:
     "The three ways give the same scores and votes for the first `n` pairs."
-    mine = ours(path, scorers, folder)[:n]
-    for name, theirs in (
-        ('published', as_published(path, scorers, n)),
-        ('careful', with_care(path, scorers, n)),
-    ):
-        log.gate(
-            2,
-            f'labelling, {name}: largest difference of a score in standard deviations',
-            difference(mine, theirs),
-            TOLERANCE,
-        )
-        log.gate(2, f'labelling, {name}: votes that differ', different_votes(mine, theirs), 0)
+    mine = our_scores(path, scorers, folder)[:n]
+    for name, way in (('published', scores_as_published), ('careful', scores_with_care)):
+        theirs = way(path, scorers, n)
+        what = f'labelling, {name}: largest difference of a score in standard deviations'
+        log.gate(ROW, what, difference(mine, theirs), TOLERANCE)
+        log.gate(ROW, f'labelling, {name}: votes that differ', different_votes(mine, theirs), 0)
 
 
 def compare(log, folder, n=PAIRS, share=SHARE, **options) -> list:
     "Gate, then time the three from file to votes."
-    from balanceddpo.voting.labels import votes
+    from balanceddpo.voting.votes import votes
 
     folder, scorers, runs = Path(folder), load_four(), count()
     path, few = write_source(folder / 'pairs.parquet', n), max(1, int(n * share))
     gate(log, path, scorers, folder / 'gate', few)
-    place = lambda: folder / f'scores-{next(runs)}'
 
-    def fresh():
+    def remove_kept_scores():
         for old in folder.glob('scores-*'):
             shutil.rmtree(old)
 
-    return versus(
-        log,
-        2,
-        {'as published, one at a time': '>= 3', 'a careful batched loop': '>= 1.3'},
-        [
-            Arm(f'labelling {n} pairs', lambda: votes(ours(path, scorers, place())), before=fresh),
-            Arm(
-                'as published, one at a time',
-                lambda: votes(as_published(path, scorers, few)),
-                scale=n / few,
-            ),
-            Arm('a careful batched loop', lambda: votes(with_care(path, scorers, n))),
-        ],
-        **options,
-    )
+    def label():
+        votes(our_scores(path, scorers, folder / f'scores-{next(runs)}'))
+
+    def label_as_published():
+        votes(scores_as_published(path, scorers, few))
+
+    def label_with_care():
+        votes(scores_with_care(path, scorers, n))
+
+    arms = [
+        Arm(f'labelling {n} pairs', label, before=remove_kept_scores),
+        Arm(PUBLISHED_WAY, label_as_published, scale=n / few),
+        Arm(CAREFUL_WAY, label_with_care),
+    ]
+    return time_arms(log, ROW, GOALS, arms, **options)
 
 
 def main() -> None:
-    full = asked(__doc__, full=f'{FULL} pairs in the place of {PAIRS}').full
+    "The few pairs of `make bench`, or those of `--full`."
+    full = read_command_line(__doc__, full=f'{FULL} pairs in the place of {PAIRS}').full
     n = FULL if full else PAIRS
     # `make bench` leaves the long run's rows
-    log = Log('labelling' + '_full' * full, pairs=n, published_pairs=int(n * SHARE), batch=BATCH)
+    log = Log(
+        'labelling_full' if full else 'labelling',
+        pairs=n,
+        published_pairs=int(n * SHARE),
+        batch=BATCH,
+    )
     with tempfile.TemporaryDirectory() as folder:
         compare(log, folder, n)
 

@@ -1,13 +1,11 @@
 """Row 7: the CPU at full speed. Each stage by the path that this machine takes, against torch as it
 is (`--numerics plain`), and its share of the core's peak.
 
-A process is on one path: kernels and the memory setting are chosen once. So every arm is a
-process of its own that
-has its stage ready and runs it when it is told; the arms take turns as in the other benchmarks.
-All work on one thread.
-FLOPs are counted, not estimated: products, convolutions and attention of one run. The peak is
-the best fp32 rate of one
-core here, of a large product by either kernel."""
+A process is on one path: kernels and the memory setting are chosen once. So every arm is a process
+of its own that has its stage ready and runs it when it is told; the arms take turns as in the other
+benchmarks. All work on one thread. FLOPs are counted, not estimated: products, convolutions and
+attention of one run. The peak is the best fp32 rate of one core here, of a large product by either
+kernel."""
 
 from __future__ import annotations
 
@@ -21,16 +19,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.timing import BUDGET, HERE, SIZE, Arm, Log, asked, versus
+from benchmarks.timing import BUDGET, HERE, SIZE, Arm, Log, read_command_line, time_arms
 
 ROW = 7
 TINY = SIZE == 'tiny'
 STEP_PAIRS = 4 if TINY else 32  # a training step, the icon world's own batch
 IMAGES = 4 if TINY else 16  # drawn at once
 PAIRS = 4 if TINY else 32  # labelled
-ENCODED = (
-    2 if TINY else 8
-)  # pictures of 256 pixels at once; from here on activations are above glibc's limit of 32 MiB
+# pictures of 256 pixels at once; from here on activations are above glibc's limit of 32 MiB
+ENCODED = 2 if TINY else 8
 GOALS = {
     'training step': '>= 1.3',
     'sampling': '>= 1.3',
@@ -54,21 +51,23 @@ def training_step(folder) -> Callable:
     "An optimizer step of BalancedDPO in the icon world."
     from balanceddpo.paper import experiments
     from balanceddpo.training.loop import start, update
-    from balanceddpo.voting.labels import LabelConfig
+    from balanceddpo.training.run import LabelledPairs
+    from balanceddpo.voting.config import LabelConfig
 
     world, labels = small_world(), LabelConfig('majority')
     settings = experiments.training_settings(
         world, 'balanced_dpo', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS
     )
     table, encoded = experiments.labels_of(world, labels), experiments.encoded_pairs(world)
-    run = start(settings, encoded, table, labels, Path(folder) / 'run')
+    run = start(settings, LabelledPairs(encoded, table, labels), Path(folder) / 'run')
     return lambda: update(run)
 
 
 def sampling(folder) -> Callable:
     "Images of the icon world drawn with guidance in four steps."
-    from balanceddpo.data.pairs import read_prompts
-    from balanceddpo.models.sampling import SampleConfig, generate, load_generator
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.models.config import SampleConfig
+    from balanceddpo.models.sampling import generate, load_generator
 
     prompts = read_prompts('icons:tuning', limit=IMAGES)
     config = SampleConfig(
@@ -94,7 +93,7 @@ def labelling(folder) -> Callable:
 
     def score():
         for scorer in scorers:
-            scorer.tower.forget()
+            scorer.encoder.forget()
         with tempfile.TemporaryDirectory(dir=folder) as out:
             score_pairs(pairs, scorers, Path(out) / 'scores', progress=False)
 
@@ -112,9 +111,8 @@ def encoding(folder) -> Callable:
     family = make_family(geometry, Path(folder) / 'model')
     at_full_speed(family.vae)
     shape = (ENCODED, 3, geometry.pixels, geometry.pixels)
-    pixels = torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return lambda: family.encode_images(pixels)
 
 
@@ -129,7 +127,7 @@ STAGES = {
 # --- an arm: a process with one stage on one path
 
 
-def serve(stage) -> None:
+def serve_parent(stage: str) -> None:
     """The arm's side: say the path and the FLOPs of a run, then run the stage once for each line
     that comes."""
     import torch
@@ -143,22 +141,22 @@ def serve(stage) -> None:
         work = STAGES[stage](folder)
         with FlopCounterMode(display=False) as counter:
             work()
-        tell({'path': numeric_path(), 'flop': counter.get_total_flops()})
+        answer_parent({'path': numeric_path(), 'flop': counter.get_total_flops()})
         for _ in sys.stdin:
             work()
-            tell('done')
+            answer_parent('done')
 
 
-def tell(answer) -> None:
+def answer_parent(answer: object) -> None:
     "A line to the parent, apart from whatever libraries print."
     with os.fdopen(os.dup(int(os.environ['BENCH_ANSWERS'])), 'w') as answers:
         answers.write(json.dumps(answer) + '\n')
 
 
-class Process:
+class ArmProcess:
     "The parent's side of an arm."
 
-    def __init__(self, stage, numerics):
+    def __init__(self, stage: str, numerics: str):
         reading, writing = os.pipe()
         env = {
             **os.environ,
@@ -177,9 +175,9 @@ class Process:
         )
         os.close(writing)
         self.answers = os.fdopen(reading)
-        self.facts = self.heard()
+        self.facts = self.next_answer()
 
-    def heard(self):
+    def next_answer(self) -> object:
         "The next answer. Ends the benchmark if the process has died."
         line = self.answers.readline()
         if not line:
@@ -190,7 +188,7 @@ class Process:
         "Run the stage once, and wait for it."
         self.child.stdin.write('\n')
         self.child.stdin.flush()
-        self.heard()
+        self.next_answer()
 
     def __enter__(self):
         return self
@@ -211,7 +209,7 @@ def core_peak() -> float:
     return max(rate for width in (256, 512, 1024) for rate in product_rates(1024, width).values())
 
 
-def compare(log, stage, peak, until, forced=False) -> None:
+def compare(log: Log, stage: str, peak: float, until: float, forced: bool = False) -> None:
     """Time a stage on the path taken here and on torch's own, with `forced` on oneDNN's too; keep
     ratios, rates and shares of the peak.
 
@@ -219,34 +217,33 @@ def compare(log, stage, peak, until, forced=False) -> None:
     names = {'auto': f'{stage} as this machine takes it', 'plain': f'{stage} by torch as it is'}
     if forced:
         names['onednn'] = f'{stage} by oneDNN'
+    goals = dict.fromkeys(names.values(), '') | {names['plain']: GOALS[stage]}
     with ExitStack() as stack:
-        arms = {n: stack.enter_context(Process(stage, n)) for n in names}
-        goals = {names[n]: GOALS[stage] if n == 'plain' else '' for n in names}
-        rounds = versus(
-            log, ROW, goals, [Arm(names[n], a.run) for n, a in arms.items()], until=until
-        )
-        flop, path = arms['plain'].facts['flop'], arms['auto'].facts['path']
-    for name, told in names.items():
-        for n, took in enumerate(rounds):
-            rate = flop / took[told] / 1e9
-            goal = SHARES.get(stage, '') if name == 'auto' else ''
-            log.add(row=ROW, what=f'{told}: GFLOP/s', goal='', round=n, value=rate, path=path)
-            log.add(
-                row=ROW, what=f'{told}: share of the peak', goal=goal, round=n, value=rate / peak
-            )
+        processes = {way: stack.enter_context(ArmProcess(stage, way)) for way in names}
+        arms = [Arm(names[way], process.run) for way, process in processes.items()]
+        rounds = time_arms(log, ROW, goals, arms, until=until)
+        flop, path = processes['plain'].facts['flop'], processes['auto'].facts['path']
+    for way, name in names.items():
+        goal = SHARES.get(stage, '') if way == 'auto' else ''
+        for number, took in enumerate(rounds):
+            rate = flop / took[name] / 1e9
+            what = f'{name}: GFLOP/s'
+            log.add(row=ROW, what=what, goal='', round=number, value=rate, path=path)
+            what = f'{name}: share of the peak'
+            log.add(row=ROW, what=what, goal=goal, round=number, value=rate / peak)
 
 
 def main() -> None:
-    if sys.argv[1:2] == ['--serve']:  # an arm, started by `Process`
-        return serve(sys.argv[2])
-    found = asked(
-        __doc__, list(STAGES), forced='time oneDNN too where this machine does not take it'
-    )
+    "The stages that the command line names, or all, each within its share of the time."
+    if sys.argv[1:2] == ['--serve']:  # an arm, started by `ArmProcess`
+        return serve_parent(sys.argv[2])
+    meaning = 'time oneDNN too where this machine does not take it'
+    found = read_command_line(__doc__, list(STAGES), forced=meaning)
     log, peak = Log('numerics'), core_peak()
     log.add(row=ROW, what='fp32 peak of a core, GFLOP/s', goal='', round=0, value=peak)
     wanted = found.names or list(STAGES)
-    for n, stage in enumerate(wanted, 1):
-        compare(log, stage, peak, BUDGET * n / len(wanted), found.forced)
+    for number, stage in enumerate(wanted, 1):
+        compare(log, stage, peak, BUDGET * number / len(wanted), found.forced)
 
 
 if __name__ == '__main__':

@@ -7,15 +7,24 @@ import cProfile
 import io
 import pstats
 import tempfile
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
-from benchmarks.timing import HERE, SIZE, asked, commit, machine, out_folder
+from benchmarks.timing import (
+    HERE,
+    SIZE,
+    describe_machine,
+    measured_commit,
+    out_folder,
+    read_command_line,
+)
 from benchmarks.world import GEOMETRIES
 
 LINES = 30  # of each profile
 
 
-def functions(work) -> str:
+def profile_functions(work: Callable[[], object]) -> str:
     "Python functions by the time in themselves and in what they call, of one run after a warm-up."
     work()
     profile = cProfile.Profile()
@@ -26,7 +35,7 @@ def functions(work) -> str:
     return text.getvalue()
 
 
-def operations(work) -> str:
+def profile_operations(work: Callable[[], object]) -> str:
     "Torch operations by the time in themselves, of one run after two warm-ups."
     from torch.profiler import ProfilerActivity, profile
 
@@ -39,50 +48,58 @@ def operations(work) -> str:
     )
 
 
-def step(folder) -> str:
+def step(folder: Path) -> str:
+    "A training step of all weights."
     from benchmarks.step import make_world, our_step, start_ours, train_config
 
     g = GEOMETRIES[SIZE]
     world = make_world(g, folder / 'world')
     run = start_ours(world, train_config(g, 'full', g.batch), folder / 'run')
-    return operations(lambda: our_step(run)) + functions(lambda: our_step(run))
+
+    def work():
+        our_step(run)
+
+    return profile_operations(work) + profile_functions(work)
 
 
-def labelling(folder) -> str:
-    from itertools import count
-
-    from benchmarks.labelling import PAIRS, load_four, ours, write_source
+def labelling(folder: Path) -> str:
+    "The pairs of `make bench` labelled."
+    from benchmarks.labelling import PAIRS, load_four, our_scores, write_source
 
     path, scorers, runs = write_source(folder / 'pairs.parquet', PAIRS), load_four(), count()
-    return functions(lambda: ours(path, scorers, folder / f'scores-{next(runs)}'))
+    return profile_functions(lambda: our_scores(path, scorers, folder / f'scores-{next(runs)}'))
 
 
-def evaluation(folder) -> str:
-    from itertools import count
+def evaluation(folder: Path) -> str:
+    "A model drawn, scored and compared with the base."
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.models.folders import local_folder
+    from benchmarks.evaluation import PROMPTS, hide_progress_bars, our_win_rates, write_model
+    from benchmarks.labelling import load_four
 
-    from balanceddpo.data.pairs import read_prompts
-    from balanceddpo.models.families import local_folder
-    from benchmarks.evaluation import PROMPTS, load_four, ours, quiet, write_model
-
-    quiet()
+    hide_progress_bars()
     models, runs = {'base': local_folder('icons'), 'a': write_model(folder / 'model', 1)}, count()
     prompts, scorers = read_prompts('icons:pickapic', limit=PROMPTS), load_four()
-    return functions(lambda: ours('a', models, prompts, scorers, folder / f'run-{next(runs)}'))
+
+    def work():
+        our_win_rates('a', models, prompts, scorers, folder / f'run-{next(runs)}')
+
+    return profile_functions(work)
 
 
 PARTS = {'step': step, 'labelling': labelling, 'evaluation': evaluation}
 
 
 def main() -> None:
-    names = asked(__doc__, PARTS).names or PARTS
+    "A file for each part that the command line names, or for all."
+    names = read_command_line(__doc__, PARTS).names or PARTS
     out = out_folder(HERE) / 'profiles'
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             text = PARTS[name](Path(folder))
-        (out / f'{name}.txt').write_text(
-            f'commit {commit()}, size {SIZE}, {machine()}\n{text}', encoding='utf-8'
-        )
+        head = f'commit {measured_commit()}, size {SIZE}, {describe_machine()}'
+        (out / f'{name}.txt').write_text(f'{head}\n{text}', encoding='utf-8')
         print(out / f'{name}.txt')
 
 

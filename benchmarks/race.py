@@ -25,25 +25,14 @@ time and adds up eight gradients, as its launchers do; the LoRA script takes its
 without the gradient checkpointing and the 8-bit Adam of its README; ours takes eight at once,
 keeps its latents in fp16, and writes a checkpoint with the optimizer's state beside the model.
 
-The peer's file is not changed. Three places do not run on a CPU as they are, and a file
-`sitecustomize.py`, which Python reads before the script, stands in for what they miss:
-
-    torchvision     where its compiled half was built for another torch, two of its operators are
-                    declared, without which it cannot be imported
-    xformers        DiffusionDPO stops where it is not installed (train.py, line 614), and it needs
-                    a GPU: it is said to be there, and switching it on does nothing, so that
-                    attention is torch's own, as it is for ours
-    wandb           the LoRA script imports it whatever its tracker is: an empty module, if missing
-
-Its default of half precision, which CPUs are slow at, DiffusionDPO turns off by its own option.
-Both sides get the environment as it is: `BALANCEDDPO_NUMERICS=plain` turns our kernels off.
+The peer's file is not changed; `benchmarks.peers` says how it is called, and what stands in for
+the three things that it misses on a CPU. Both sides get the environment as it is:
+`BALANCEDDPO_NUMERICS=plain` turns our kernels off.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import inspect
 import json
 import os
 import re
@@ -59,16 +48,26 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.peers import (
+    BATCH,
+    BETA,
+    RANK,
+    RATE,
+    Course,
+    Peer,
+    as_words,
+    commit_of,
+    find_peer,
+    is_known_file,
+    peer_command,
+    write_stand_ins,
+)
 from benchmarks.timing import HERE, SIZE, Log
 
 # Kept before the package is imported, so that nothing it sets for itself reaches the peer.
 ENVIRONMENT = dict(os.environ)
 
 ROW = 'race'
-BATCH = 8  # pairs an optimizer step
-RATE = {'full': 1e-5, 'lora': 2e-4}  # as in row 1
-BETA = 5000  # the default of both scripts, in the form that multiplies it by a half
-RANK = 8  # of the LoRA
 PIPELINE, LORA = 'model_index.json', 'pytorch_lora_weights.safetensors'
 CHECKPOINT = 500  # steps; the default of both scripts, which no race of the usual sizes reaches
 PAIRS, VISITS, ROUNDS = 24, (1, 3, 10), 2
@@ -91,111 +90,14 @@ MEASURES = {  # fields of Cost
 # --- the two sides
 
 
-@dataclass(frozen=True)
-class Course:
-    "What both sides start from."
-
-    model: Path  # pipeline folder in diffusers' format
-    pairs: Path  # folder with a Parquet file that has Pick-a-Pic v2's columns
-    count: int  # pairs in it
-    pixels: int  # a side
-
-
-@dataclass(frozen=True)
-class Peer:
-    "A public training script, and the options that give it our settings."
-
-    name: str
-    mode: str  # what it trains, as our `--mode` calls it
-    places: tuple[str, ...]  # where its script may be in a folder
-    digest: str  # SHA-256 of the script at the commit that is named above, its beginning
-    options: tuple[object, ...]  # beside those that both scripts have
-
-
-PEERS = (
-    Peer(
-        'DiffusionDPO',
-        'full',
-        ('train.py',),
-        'd8c57878c03debc1',
-        ('--train_batch_size', 1, '--gradient_accumulation_steps', BATCH)
-        + ('--beta_dpo', BETA, '--proportion_empty_prompts', 0),
-    ),
-    Peer(
-        'diffusers LoRA',
-        'lora',
-        (
-            'train_diffusion_dpo.py',
-            'examples/research_projects/diffusion_dpo/train_diffusion_dpo.py',
-        ),
-        '3d84934230dab97a',
-        ('--train_batch_size', BATCH, '--gradient_accumulation_steps', 1)
-        + ('--beta_dpo', BETA // 2, '--rank', RANK, '--dataset_split_name', 'train'),
-    ),
-)
-
-
-def recognise(folder) -> tuple[Peer, Path]:
-    "The peer whose script is in `folder`, and the script. Raises SystemExit if there is none."
-    for peer in PEERS:
-        for place in peer.places:
-            script = Path(folder).resolve() / place
-            if script.is_file() and takes(script, peer.options):
-                return peer, script
-    known = ', '.join(f'{p.places[0]} of {p.name}' for p in PEERS)
-    raise SystemExit(f"{folder}: no peer's script is in this folder: it should hold {known}")
-
-
-def takes(script, options) -> bool:
-    "Whether the text of a script names all of these options."
-    text = script.read_text(encoding='utf-8', errors='replace')
-    return all(o in text for o in options if str(o).startswith('--'))
-
-
-def as_named(peer, script) -> bool:
-    "Whether a script is the very file that this race was written for."
-    return hashlib.sha256(script.read_bytes()).hexdigest().startswith(peer.digest)
-
-
-def commit_of(script) -> str:
-    "The git commit that a script belongs to, '+' if the script was changed; 'unknown' without."
-
-    def git(*words) -> str:
-        command = ['git', '-C', str(script.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    if not shutil.which('git') or not git('ls-files', '--', script.name):
-        return 'unknown'
-    changed = git('status', '--porcelain', '--', script.name)
-    return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(changed)
-
-
-def steps_of(pairs, visits) -> int:
+def steps_of(pairs: int, visits: int) -> int:
     "Optimizer steps that visit each of `pairs` so often. Raises SystemExit if they do not divide."
     if pairs % BATCH:
         raise SystemExit(f'{pairs} pairs are not whole steps: use a multiple of {BATCH}')
     return pairs * visits // BATCH
 
 
-def peer_command(peer, script, course, steps, out) -> list:
-    "The peer's command line: its model goes to `out/model`."
-    settings = {
-        'pretrained_model_name_or_path': course.model,
-        'dataset_name': course.pairs,
-        'cache_dir': out / 'cache',
-        'output_dir': out / 'model',
-        'resolution': course.pixels,
-        'max_train_steps': steps,
-        'learning_rate': RATE[peer.mode],
-        'lr_warmup_steps': 0,
-        'mixed_precision': 'no',
-        'seed': 0,
-    }
-    words = [w for name, value in settings.items() for w in (f'--{name}', value)]
-    return [sys.executable, script, '--no_hflip', *words, *peer.options]
-
-
-def our_commands(mode, course, steps, out) -> dict[str, list]:
+def our_commands(mode: str, course: Course, steps: int, out: Path) -> dict[str, list]:
     "Verb -> its words on our command line: the model goes to `out/run/model`."
     labels, encoded = out / 'labels.parquet', out / 'encoded'
     model = ['--model', course.model, '--resolution', course.pixels]
@@ -216,69 +118,8 @@ def our_commands(mode, course, steps, out) -> dict[str, list]:
     return {
         'label': ['--pairs', course.pairs, '--method', 'human', '--out', labels],
         'encode': ['--pairs', course.pairs, *model, '--out', encoded],
-        'train': [*model, *(w for name, value in train.items() for w in (f'--{name}', value))],
+        'train': [*model, *as_words(train)],
     }
-
-
-# --- what stands in for what a script misses on a CPU; the source of these is its sitecustomize.py
-
-
-def declare_torchvision_operators():
-    "Declare the operators that torchvision asks for, where its compiled half does not load."
-    import sys
-
-    import torch
-
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library('torchvision', 'FRAGMENT')
-        torch.declared_for_torchvision = library  # it lives as long as torch does
-        for name in ('nms', 'qnms'):
-            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']:
-            del sys.modules[name]
-        import torchvision  # noqa: F401
-
-
-def pretend_xformers():
-    "Tell the script that xformers is there, and nobody else; to switch it on does nothing."
-    import sys
-    from importlib.machinery import ModuleSpec
-    from importlib.util import module_from_spec
-
-    import diffusers.models.attention  # noqa: F401, it asks for itself before
-    from diffusers import ModelMixin
-    from diffusers.utils import import_utils
-
-    sys.modules['xformers'] = module_from_spec(ModuleSpec('xformers', None))
-    sys.modules['xformers'].__version__ = '1'
-    import_utils.is_xformers_available = lambda: True
-    ModelMixin.enable_xformers_memory_efficient_attention = lambda *_, **__: None
-
-
-def pretend_wandb():
-    "An empty wandb, if there is none."
-    import sys
-    from importlib.machinery import ModuleSpec
-    from importlib.util import find_spec, module_from_spec
-
-    if find_spec('wandb') is None:
-        sys.modules['wandb'] = module_from_spec(ModuleSpec('wandb', None))
-
-
-STAND_INS = (declare_torchvision_operators, pretend_xformers, pretend_wandb)
-# Read once, for a race is long and this file may be edited while it goes on.
-SITECUSTOMIZE = '\n\n'.join(
-    [inspect.getsource(f) for f in STAND_INS] + [f'{f.__name__}()\n' for f in STAND_INS]
-)
-
-
-def write_stand_ins(folder) -> Path:
-    "Write them as `sitecustomize.py` into a new folder, which is returned."
-    folder.mkdir(parents=True)
-    (folder / 'sitecustomize.py').write_text(SITECUSTOMIZE, encoding='utf-8')
-    return folder
 
 
 # --- what a process takes
@@ -294,20 +135,31 @@ class Cost:
     first: float | None = None  # wall seconds from the start to the end of the first step
 
 
-def in_a_row(costs) -> Cost:
+def cost_of_all(costs: list[Cost]) -> Cost:
     "The cost of processes that ran one after the other, of which the last one trains."
-    before = sum(c.wall for c in costs[:-1])
-    first = costs[-1].first
+    *earlier, training = costs
+    before = sum(cost.wall for cost in earlier)
     return Cost(
-        sum(c.cpu for c in costs),
-        before + costs[-1].wall,
-        max(c.peak for c in costs),
-        None if first is None else before + first,
+        cpu=sum(cost.cpu for cost in costs),
+        wall=before + training.wall,
+        peak=max(cost.peak for cost in costs),
+        first=None if training.first is None else before + training.first,
     )
 
 
-def measured(name, command, folder, environment, stepped=lambda output: False) -> Cost:
-    """Run a command in `folder`, alone, and wait for it.
+def takes_no_steps(output: Path) -> bool:
+    "That no first step is done: for a process that does not train."
+    return False
+
+
+def run_and_measure(
+    name: str,
+    command: list,
+    folder: Path,
+    environment: dict[str, str],
+    stepped: Callable[[Path], bool] = takes_no_steps,
+) -> Cost:
+    """Run a command in `folder`, with nothing beside it, and wait for it.
 
     `stepped(output)` tells from the file of its output whether the first step is done. Raises
     SystemExit with the end of its output if it fails."""
@@ -323,7 +175,7 @@ def measured(name, command, folder, environment, stepped=lambda output: False) -
             stderr=subprocess.STDOUT,
         )
         try:
-            usage, ended, first = watch(process, lambda: stepped(output))
+            usage, ended, first = wait_for(process, lambda: stepped(output))
         except BaseException:
             process.kill()
             raise
@@ -335,7 +187,7 @@ def measured(name, command, folder, environment, stepped=lambda output: False) -
     return Cost(cpu, ended - began, peak, None if first is None else first - began)
 
 
-def watch(process, stepped: Callable[[], bool]) -> tuple:
+def wait_for(process: subprocess.Popen, stepped: Callable[[], bool]) -> tuple:
     """Wait for a process: what it used, when it ended, and when `stepped` was first true or None.
 
     Its exit code is left in `process.returncode`, where a plain wait would leave it."""
@@ -351,12 +203,12 @@ def watch(process, stepped: Callable[[], bool]) -> tuple:
         time.sleep(GLANCE)
 
 
-def bar_moved(output) -> bool:
+def bar_moved(output: Path) -> bool:
     "Whether a progress bar called Steps has counted one."
     return bool(re.search(rb'Steps:[^\r\n]*\| *[1-9]\d*/\d+ \[', output.read_bytes()))
 
 
-def metrics_written(path) -> bool:
+def metrics_written(path: Path) -> bool:
     "Whether our file of metrics has a row."
     return path.is_file() and path.stat().st_size > 0
 
@@ -364,45 +216,40 @@ def metrics_written(path) -> bool:
 # --- the race
 
 
-def run_peer(peer, script, course, steps, out) -> Cost:
+def run_peer(peer: Peer, script: Path, course: Course, steps: int, out: Path) -> Cost:
     "Train by the peer's script, into the new folder `out`. Raises SystemExit if that fails."
-    search = [write_stand_ins(out / 'stand_ins'), ENVIRONMENT.get('PYTHONPATH')]
-    environment = ENVIRONMENT | {
-        'CUDA_VISIBLE_DEVICES': '',
-        'HF_HOME': str(out / 'hub'),
-        'PYTHONPATH': os.pathsep.join(str(p) for p in search if p),
-    }
+    stand_ins = write_stand_ins(out / 'stand_ins')
+    environment = environment_with(stand_ins, HF_HOME=str(out / 'hub'))
     command = peer_command(peer, script, course, steps, out)
-    cost = measured(peer.name, command, out, environment, bar_moved)
+    cost = run_and_measure(peer.name, command, out, environment, bar_moved)
     check_saved(peer.name, out / 'model')
     return cost
 
 
-def run_ours(mode, course, steps, out) -> Cost:
+def run_ours(mode: str, course: Course, steps: int, out: Path) -> Cost:
     "Label, encode and train, into the new folder `out`. Raises SystemExit if that fails."
-    search = [HERE.parent, ENVIRONMENT.get('PYTHONPATH')]
-    environment = ENVIRONMENT | {
-        'CUDA_VISIBLE_DEVICES': '',
-        'BALANCEDDPO_RUNS': str(out / 'runs'),
-        'PYTHONPATH': os.pathsep.join(str(p) for p in search if p),
-    }
+    environment = environment_with(HERE.parent, BALANCEDDPO_RUNS=str(out / 'runs'))
     out.mkdir()
-    metrics = out / 'run' / 'metrics.jsonl'
-    costs = [
-        measured(
-            f'balanceddpo {verb}',
-            [sys.executable, '-m', 'balanceddpo.cli', verb, *words],
-            out,
-            environment,
-            lambda _: metrics_written(metrics),
-        )
-        for verb, words in our_commands(mode, course, steps, out).items()
-    ]
+
+    def stepped(_):
+        return metrics_written(out / 'run' / 'metrics.jsonl')
+
+    costs = []
+    for verb, words in our_commands(mode, course, steps, out).items():
+        command = [sys.executable, '-m', 'balanceddpo.cli', verb, *words]
+        costs.append(run_and_measure(f'balanceddpo {verb}', command, out, environment, stepped))
     check_saved('balanceddpo train', out / 'run' / 'model')
-    return in_a_row(costs)
+    return cost_of_all(costs)
 
 
-def check_saved(name, model) -> None:
+def environment_with(folder: Path, **settings: str) -> dict[str, str]:
+    "The environment of a process: no GPU, `folder` first among Python's, and these settings."
+    search = [folder, ENVIRONMENT.get('PYTHONPATH')]
+    path = os.pathsep.join(str(place) for place in search if place)
+    return ENVIRONMENT | {'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': path} | settings
+
+
+def check_saved(name: str, model: Path) -> None:
     "Raises SystemExit if a folder holds neither a pipeline nor a LoRA in diffusers' format."
     if not any((model / file).is_file() for file in (PIPELINE, LORA)):
         raise SystemExit(f'{name} ended well and saved no model in {model.name}')
@@ -417,12 +264,12 @@ class Heat:
     theirs: Cost
     after: Cost
 
-    def took(self, measure) -> dict:
+    def values_of(self, measure: str) -> dict:
         "One measure of the three runs; None where it is not known."
         return {side: getattr(getattr(self, side), measure) for side in SIDES}
 
 
-def run_heat(peer, script, course, steps, folder) -> Heat:
+def run_heat(peer: Peer, script: Path, course: Course, steps: int, folder: Path) -> Heat:
     "Ours, the peer, ours; what each wrote is removed once it has ended."
     costs = []
     for side in ('ours', 'theirs', 'ours'):
@@ -435,14 +282,15 @@ def run_heat(peer, script, course, steps, folder) -> Heat:
     return Heat(steps, *costs)
 
 
-def per_step(heats) -> dict:
+def per_step(heats: list[Heat]) -> dict[str, float]:
     "CPU seconds a step of each side, from the heats with the fewest and the most steps."
-    few, many = min(heats, key=lambda h: h.steps), max(heats, key=lambda h: h.steps)
-    first, last, steps = few.took('cpu'), many.took('cpu'), many.steps - few.steps
-    return {side: (last[side] - first[side]) / steps for side in SIDES}
+    few = min(heats, key=lambda heat: heat.steps)
+    many = max(heats, key=lambda heat: heat.steps)
+    less, more = few.values_of('cpu'), many.values_of('cpu')
+    return {side: (more[side] - less[side]) / (many.steps - few.steps) for side in SIDES}
 
 
-def compared(took) -> dict:
+def ratio_columns(took: dict[str, float]) -> dict:
     "What a row says of ours before, the peer's, and ours after: ratio, A/A control, and all three."
     mean = (took['before'] + took['after']) / 2
     return {
@@ -452,48 +300,57 @@ def compared(took) -> dict:
     }
 
 
-def heat_rows(peer, pairs, visits, heat) -> list[dict]:
+def heat_rows(peer: Peer, pairs: int, visits: int, heat: Heat) -> list[dict]:
     "A row a measure of one heat."
     where = f'{peer.name} over ours, {pairs:,} pairs x {visits}'
     rows = []
     for measure, words in MEASURES.items():
-        took = heat.took(measure)
+        took = heat.values_of(measure)
         if None not in took.values():
             goal = MANY_GOAL if (measure, pairs, visits) == ('cpu', MANY, 1) else ''
             what = f'{where}: {words}'
-            rows.append({'what': what, 'goal': goal, **compared(took), 'steps': heat.steps})
+            rows.append({'what': what, 'goal': goal, **ratio_columns(took), 'steps': heat.steps})
     return rows
 
 
-def step_row(peer, pairs, heats) -> dict:
+def step_row(peer: Peer, pairs: int, heats: list[Heat]) -> dict:
     "The row of CPU seconds a step, from the heats of a round."
     what = f'{peer.name} over ours, {pairs:,} pairs: CPU seconds a step'
-    return {'what': what, 'goal': STEP_GOAL, **compared(per_step(heats))}
+    return {'what': what, 'goal': STEP_GOAL, **ratio_columns(per_step(heats))}
 
 
-def run_round(number, peer, script, course, visits, folder, log) -> None:
+def run_round(
+    number: int,
+    peer: Peer,
+    script: Path,
+    course: Course,
+    visits: tuple[int, ...],
+    folder: Path,
+    log: Log,
+) -> None:
     "One round: a heat for each number of visits, and the step that they give. Rows go to `log`."
     common = {'row': ROW, 'round': number, 'peer_commit': commit_of(script)}
     heats = []
-    for v in visits:
-        heats.append(run_heat(peer, script, course, steps_of(course.count, v), folder))
-        for row in heat_rows(peer, course.count, v, heats[-1]):
-            keep(log, common | row)
+    for count in visits:
+        heat = run_heat(peer, script, course, steps_of(course.count, count), folder)
+        heats.append(heat)
+        for row in heat_rows(peer, course.count, count, heat):
+            keep_row(log, common | row)
     if len(heats) > 1:
-        keep(log, common | step_row(peer, course.count, heats))
+        keep_row(log, common | step_row(peer, course.count, heats))
 
 
-def keep(log, row) -> None:
+def keep_row(log: Log, row: dict) -> None:
     "Add a row and print its ratio."
     log.add(**row, load=round(os.getloadavg()[0], 2))
-    told = f'round {row["round"]}: {row["what"]}: {row["value"]:.2f} (A/A {row["control"]:.2f})'
-    print(told, flush=True)
+    ratio = f'{row["value"]:.2f} (A/A {row["control"]:.2f})'
+    print(f'round {row["round"]}: {row["what"]}: {ratio}', flush=True)
 
 
 # --- what goes before the clock
 
 
-def aside(function, *arguments):
+def in_new_process(function: Callable, *arguments):
     """What `function` returns, from a process of its own.
 
     Models are made and read there, for on Linux the peak that is told for a process begins with
@@ -502,7 +359,7 @@ def aside(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def write_model(folder) -> int:
+def write_model(folder: Path) -> int:
     "Write the pipeline of this size, with its weights, to a folder; pixels a side."
     from benchmarks.world import GEOMETRIES, make_family
 
@@ -513,7 +370,7 @@ def write_model(folder) -> int:
     return geometry.pixels
 
 
-def write_course(folder, model, count, pixels) -> Course:
+def write_course(folder: Path, model: Path, count: int, pixels: int) -> Course:
     """Write `count` pairs into a new folder.
 
     It is called after the data set, for DiffusionDPO drops ties where the name says so."""
@@ -526,7 +383,7 @@ def write_course(folder, model, count, pixels) -> Course:
     return Course(model, pairs, count, pixels)
 
 
-def change(model, trained) -> float:
+def relative_change(model: Path, trained: Path) -> float:
     "Relative L2 change of a denoiser, as diffusers loads it: `trained` is a pipeline or a LoRA."
     import torch
 
@@ -545,23 +402,24 @@ def change(model, trained) -> float:
         unet.unload_lora()
     after = unet.state_dict()
     moved = torch.stack([(after[name] - before[name]).norm() for name in before]).norm()
-    return float(moved / torch.stack([w.norm() for w in before.values()]).norm())
+    whole = torch.stack([weight.norm() for weight in before.values()]).norm()
+    return float(moved / whole)
 
 
-def numerics(model) -> str | None:
+def numeric_path_of(model: Path) -> str | None:
     "Who multiplied our matrices, as the training of a model kept it; None if it did not."
     return json.loads((model / 'training.json').read_text(encoding='utf-8')).get('numerics')
 
 
-def try_out(peer, script, course, folder, log) -> None:
+def try_one_step(peer: Peer, script: Path, course: Course, folder: Path, log: Log) -> None:
     "One step of each side, not timed: both have to change the denoiser, and code is warm then."
     steps = steps_of(course.count, 1)
     theirs, ours = folder / 'try_theirs', folder / 'try_ours'
     run_peer(peer, script, course, steps, theirs)
     run_ours(peer.mode, course, steps, ours)
-    log.add(row=ROW, numerics=numerics(ours / 'run' / 'model'))
+    log.add(row=ROW, numerics=numeric_path_of(ours / 'run' / 'model'))
     for name, trained in (('the peer', theirs / 'model'), ('ours', ours / 'run' / 'model')):
-        moved = aside(change, course.model, trained)
+        moved = in_new_process(relative_change, course.model, trained)
         what = f'race with {peer.name}, {name}: relative change of the weights by one step'
         log.gate(ROW, what, moved, CHANGE, at_least=True)
     for out in (theirs, ours):
@@ -571,7 +429,7 @@ def try_out(peer, script, course, folder, log) -> None:
 # --- the command
 
 
-def asked(words=None) -> argparse.Namespace:
+def read_command_line(words: list[str] | None = None) -> argparse.Namespace:
     "The command line, with the sizes that were not named filled in."
     parser = argparse.ArgumentParser(
         'python -m benchmarks.race',
@@ -593,34 +451,36 @@ def asked(words=None) -> argparse.Namespace:
     return found
 
 
-def about(peer, script) -> dict:
+def describe_peer(peer: Peer, script: Path) -> dict:
     "What the header of the rows says about the peer."
-    return {'name': peer.name, 'commit': commit_of(script), 'as_named': as_named(peer, script)}
+    return {'name': peer.name, 'commit': commit_of(script), 'as_named': is_known_file(peer, script)}
 
 
-def settings() -> dict:
+def speed_settings() -> dict[str, str]:
     "The environment variables that change the speed of a side: both sides were given all of them."
-    speed = ('OMP_', 'MKL_', 'MALLOC_', 'BALANCEDDPO_')
-    return {k: v for k, v in ENVIRONMENT.items() if k.startswith(speed)}
+    beginnings = ('OMP_', 'MKL_', 'MALLOC_', 'BALANCEDDPO_')
+    return {name: v for name, v in ENVIRONMENT.items() if name.startswith(beginnings)}
 
 
-def main(words=None) -> None:
+def main(words: list[str] | None = None) -> None:
     "Race against the peer in a folder."
-    found = asked(words)
-    peer, script = recognise(found.peer)
-    steps = [steps_of(found.pairs, v) for v in found.visits]
-    name = 'race_' + peer.name.replace(' ', '_').lower() + '_full' * found.full
-    if not as_named(peer, script):
+    found = read_command_line(words)
+    peer, script = find_peer(found.peer)
+    steps = [steps_of(found.pairs, count) for count in found.visits]
+    name = 'race_' + peer.name.replace(' ', '_').lower() + ('_full' if found.full else '')
+    if not is_known_file(peer, script):
         print(f'{script} is not the file that this race was written for', flush=True)
-    log = Log(name, peer=about(peer, script), steps=steps, settings=settings())
+    about = describe_peer(peer, script)
+    log = Log(name, peer=about, steps=steps, settings=speed_settings())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = folder / 'model'
-        pixels = aside(write_model, model)
-        course = aside(write_course, folder, model, found.pairs, pixels)
+        pixels = in_new_process(write_model, model)
+        course = in_new_process(write_course, folder, model, found.pairs, pixels)
         small = folder / 'one_step'
         small.mkdir()
-        try_out(peer, script, aside(write_course, small, model, BATCH, pixels), folder, log)
+        trial = in_new_process(write_course, small, model, BATCH, pixels)
+        try_one_step(peer, script, trial, folder, log)
         for number in range(found.rounds):
             run_round(number, peer, script, course, found.visits, folder, log)
     print(f'rows: {log.path}')

@@ -2,16 +2,21 @@
 of two public scripts.
 
 R1 is SalesforceAIResearch/DiffusionDPO `train.py` (full fine-tune), R2 is diffusers'
-`train_diffusion_dpo.py` (LoRA). They are written here from the order of
-their operations: pixels through the autoencoder, noise, text encoder, policy, reference, loss,
-backward, in every micro-batch. All arms of a comparison have the same first weights, the same
-pairs, the same precision and the same optimizer settings, in one process. What favours the
-rivals: their pictures are decoded already, and they have no `accelerate`, no tracker and no
-progress bar around them, while ours is timed with all that `train` does in a step but the
-checkpoint.
-What favours ours: its latents and embeddings are there, made once by `encode`. That costs a pass
-of the autoencoder for each image, as one visit of a rival does: a run that visits less than what
-was encoded loses what the cache gives (`encode --limit`).
+`train_diffusion_dpo.py` (LoRA). They are written here from the order of their operations: pixels
+through the autoencoder, noise, text encoder, policy, reference, loss, backward, in every
+micro-batch. All arms of a comparison have the same first weights, the same pairs, the same
+precision and the same optimizer settings, in one process.
+
+On a CPU ours takes the numeric path of the machine, as every training does from its start
+(`balanceddpo.core.numerics.at_full_speed`), while the rivals' modules are copies of networks that
+were never put on it and run by torch as it is, which is what a user of the public scripts gets;
+only the memory that glibc keeps is a setting of the process, so the rivals have it too.
+
+What favours the rivals: that memory; their pictures are decoded already; and they have no
+`accelerate`, no tracker and no progress bar around them, while ours is timed with all that `train`
+does in a step but the checkpoint. What favours ours: its latents and embeddings are there, made
+once by `encode`. That costs a pass of the autoencoder for each image, as one visit of a rival does:
+a run that visits less than what was encoded loses what the cache gives (`encode --limit`).
 
 Numbers first: `gate` injects one noise into both and compares gradients and losses. At the first
 step policy and reference are equal and the loss is ln 2 whatever the inputs are, so the first
@@ -22,11 +27,11 @@ from __future__ import annotations
 import math
 import tempfile
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.timing import BUDGET, SIZE, Arm, Log, asked, versus
+from benchmarks.timing import BUDGET, SIZE, Arm, Log, read_command_line, time_arms
 from benchmarks.world import GEOMETRIES, make_family, synthetic_pairs
 
 # gates: relative L2 error and loss difference in fp32, cosine in bf16; on an H100 1.8e-5,
@@ -37,6 +42,8 @@ RATE = {'full': 1e-5, 'lora': 2e-4}  # so that the third loss has left ln 2
 BETA = 500.0  # the rounding of the errors, 1e-7, comes into the losses multiplied by it
 SHARE = 0.5  # of the time, for the full fine-tune
 ENCODE_CHUNK = 8  # images R2 gives its autoencoder at once (its default)
+ROW = 1
+EQUAL_GOAL, SHIPPED_GOAL = '>= 1.5', '>= 3.0'  # at equal batch, and as the script ships
 
 
 @dataclass
@@ -60,82 +67,68 @@ def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
     import torch
 
     from balanceddpo.data.pairs import transform_pair
-    from balanceddpo.models.encoding import EncodeConfig, encode_pairs
-    from balanceddpo.models.families import tokens
+    from balanceddpo.models.config import EncodeConfig
+    from balanceddpo.models.encoding import encode_pairs
+    from balanceddpo.models.stable_diffusion import token_ids
 
-    family, pairs = (
-        make_family(geometry, Path(folder) / 'model', device),
-        list(synthetic_pairs(n, geometry.pixels)),
-    )
-    encoded = encode_pairs(
-        pairs,
-        family,
-        EncodeConfig(model='benchmark', resolution=geometry.pixels, storage='fp32', shard_size=n),
-        out=Path(folder) / 'encoded',
-        progress=False,
-    )
-    winners = torch.tensor([0 if p.label_0 else 1 for p in pairs])
-    labels = pd.DataFrame(
-        {
-            'pair_id': encoded.pair_ids,
-            'w0': 1.0 - winners.float().numpy(),
-            'w1': winners.float().numpy(),
-        }
-    )
-    pixels = (
-        torch.stack([transform_pair(p.images, geometry.pixels, p.pair_id) for p in pairs]).float()
-        / 127.5
-        - 1
-    )
-    pixels = torch.stack([x if w == 0 else x.flip(0) for x, w in zip(pixels, winners)])
-    ids = tokens(
-        family.part('tokenizer'),
-        [p.caption for p in pairs],
-        family.part('text_encoder').config.max_position_embeddings,
-    )
+    family = make_family(geometry, Path(folder) / 'model', device)
+    pairs = list(synthetic_pairs(n, geometry.pixels))
+    some = dict(resolution=geometry.pixels, storage='fp32', shard_size=n)
+    config, out = EncodeConfig(model='benchmark', **some), Path(folder) / 'encoded'
+    encoded = encode_pairs(pairs, family, config, out=out, progress=False)
+    winners = torch.tensor([0 if pair.label_0 else 1 for pair in pairs])
+    second = winners.float().numpy()
+    labels = pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1.0 - second, 'w1': second})
+    images = [transform_pair(pair.images, geometry.pixels, pair.pair_id) for pair in pairs]
+    pixels = preferred_first(torch.stack(images).float() / 127.5 - 1, winners)
+    length = family.part('text_encoder').config.max_position_embeddings
+    ids = token_ids(family.part('tokenizer'), [pair.caption for pair in pairs], length)
     return World(geometry, family, encoded, labels, pixels, ids, winners)
+
+
+def preferred_first(images, winners):
+    "Tensor [n, 2, ...] with the image that `winners` [n] names (0 or 1) before the other one."
+    import torch
+
+    return torch.stack([pair if w == 0 else pair.flip(0) for pair, w in zip(images, winners)])
 
 
 def train_config(geometry, mode, batch, precision='fp32', device='cpu', micro=None, **changes):
     """Settings of ours; the rivals take beta, rate, rank and batch from it. No caption is dropped
     on either side."""
-    from balanceddpo.training.loop import TrainConfig
+    from balanceddpo.training.config import TrainConfig
 
-    return TrainConfig(
-        **dict(
-            model='benchmark',
-            mode=mode,
-            resolution=geometry.pixels,
-            max_steps=10**6,
-            batch_size=batch,
-            micro_batch_size=micro or batch,
-            learning_rate=RATE[mode],
-            beta=BETA,
-            empty_prompt_rate=0,
-            precision=precision,
-            device=device,
-            tracker='none',
-        )
-        | changes
+    settings = dict(
+        model='benchmark',
+        mode=mode,
+        resolution=geometry.pixels,
+        max_steps=10**6,
+        batch_size=batch,
+        micro_batch_size=micro or batch,
+        learning_rate=RATE[mode],
+        beta=BETA,
+        empty_prompt_rate=0,
+        precision=precision,
+        device=device,
+        tracker='none',
     )
+    return TrainConfig(**settings | changes)
 
 
 def start_ours(world, config, out):
     """Our run, as `train` starts it, on a copy of the world's denoiser; for LoRA its frozen weights
     are in the run's precision, as `train` loads them."""
-    from dataclasses import replace
-
     from balanceddpo.core.devices import pick_dtype
     from balanceddpo.training.loop import start
-    from balanceddpo.voting.labels import LabelConfig
+    from balanceddpo.training.run import LabelledPairs
+    from balanceddpo.voting.config import LabelConfig
 
     unet = deepcopy(world.family.model)
-    family = replace(
-        world.family,
-        parts=world.family.parts
-        | {'unet': cast(unet, pick_dtype(config.precision)) if config.mode == 'lora' else unet},
-    )
-    return start(config, world.encoded, world.labels, LabelConfig(), out, family=family)
+    if config.mode == 'lora':
+        unet = in_dtype(unet, pick_dtype(config.precision))
+    family = replace(world.family, parts=world.family.parts | {'unet': unet})
+    pairs = LabelledPairs(world.encoded, world.labels, LabelConfig())
+    return start(config, pairs, out, family=family)
 
 
 def our_step(run) -> float:
@@ -144,15 +137,12 @@ def our_step(run) -> float:
 
     measures = update(run)
     run.step += 1
-    record(
-        run,
-        measures | {'refreshed': refresh(run), 'seconds': 0.0},
-        SimpleNamespace(update=lambda: None, set_postfix=lambda **_: None),
-    )
+    no_bar = SimpleNamespace(update=lambda: None, set_postfix=lambda **_: None)
+    record(run, measures | {'refreshed': refresh(run), 'seconds': 0.0}, no_bar)
     return measures['loss']
 
 
-def cast(module, dtype):
+def in_dtype(module, dtype):
     "`module` in `dtype`, untouched if it has it."
     return module if module.dtype == dtype else module.to(dtype)
 
@@ -167,22 +157,12 @@ class PublicStep:
 
         from balanceddpo.core.devices import pick_dtype
 
-        self.world, self.config, self.unet, self.micro, self.inject, self.step = (
-            world,
-            config,
-            unet,
-            micro,
-            inject,
-            0,
-        )
-        self.dtype = pick_dtype(config.precision)
-        self.vae, self.text = (
-            cast(deepcopy(world.family.part(n)), self.dtype) for n in ('vae', 'text_encoder')
-        )
-        self.scheduler, self.device = (
-            DDPMScheduler.from_config(world.family.scheduler_config),
-            world.family.device,
-        )
+        self.world, self.config, self.unet = world, config, unet
+        self.micro, self.inject, self.step = micro, inject, 0
+        self.dtype, self.device = pick_dtype(config.precision), world.family.device
+        self.vae = in_dtype(deepcopy(world.family.part('vae')), self.dtype)
+        self.text = in_dtype(deepcopy(world.family.part('text_encoder')), self.dtype)
+        self.scheduler = DDPMScheduler.from_config(world.family.scheduler_config)
         self.parameters = [p for p in unet.parameters() if p.requires_grad]
         # not fused: as both scripts make it
         self.optimizer = torch.optim.AdamW(
@@ -191,63 +171,55 @@ class PublicStep:
         self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _: 1.0)
 
     def autocast(self):
+        "The context of the policy's forward pass: mixed precision, unless all is fp32."
         import torch
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def noised(self, places):
+    def noisy_batch(self, places) -> tuple:
         """Noisy latents [2n, ...] (the preferred images first), noise, timesteps and embeddings of
         a micro-batch, from pixels and token ids."""
         import torch
 
         pixels = torch.cat(self.world.pixels[places].unbind(1)).to(self.device, self.dtype)
-        n = len(places)
+        given = self.inject(self, places) if self.inject else None
         with torch.no_grad():
-            latents = (
-                self.encode(pixels, self.inject and self.inject(self, places)['latents'])
-                * self.vae.config.scaling_factor
-            )
+            latents = self.encode(pixels, given['latents'] if given else None)
+            latents = latents * self.vae.config.scaling_factor
             hidden = self.text(self.world.tokens[places].to(self.device))[0].repeat(2, 1, 1)
-        if self.inject:
-            noise, t = (
-                self.inject(self, places)['noise'].to(latents),
-                self.inject(self, places)['t'],
-            )
+        if given:
+            noise, t = given['noise'].to(latents), given['t']
         else:
-            noise, t = (
-                torch.randn_like(latents)[:n],
-                torch.randint(
-                    0, self.scheduler.config.num_train_timesteps, (n,), device=self.device
-                ),
-            )
+            n, timesteps = len(places), self.scheduler.config.num_train_timesteps
+            noise = torch.randn_like(latents)[:n]
+            t = torch.randint(0, timesteps, (n,), device=self.device)
         noise, t = noise.repeat(2, 1, 1, 1), t.repeat(2)
         return self.scheduler.add_noise(latents, noise, t), noise, t, hidden
 
-    def sample(self, pixels, z):
+    def sample_latents(self, pixels, z):
         "Latents of the autoencoder's Gaussian, by its own draw or by `z`."
         gaussian = self.vae.encode(pixels).latent_dist
-        return (
-            gaussian.sample() if z is None else gaussian.mean + gaussian.std * z.to(gaussian.mean)
-        )
+        if z is None:
+            return gaussian.sample()
+        return gaussian.mean + gaussian.std * z.to(gaussian.mean)
 
-    def difference(self, prediction, noise):
+    def error_difference(self, prediction, noise) -> tuple:
         """Error of the preferred image less that of the other [n], and the mean error, which the
         scripts log."""
         errors = (prediction.float() - noise.float()).square().mean(dim=(1, 2, 3))
-        w, l = errors.chunk(2)
-        return w - l, errors.mean()
+        preferred, other = errors.chunk(2)
+        return preferred - other, errors.mean()
 
     def update(self) -> float:
         "One optimizer step over `batch_size` pairs; the mean loss."
         import torch
 
-        from balanceddpo.training.loop import plan
+        from balanceddpo.training.batches import plan
 
-        places, total = (
-            plan(len(self.world.winners), self.config.batch_size, self.config.seed, self.step),
-            0.0,
-        )
+        config, n_pairs = self.config, len(self.world.winners)
+        places = plan(n_pairs, config.batch_size, config.seed, self.step)
         micros = [places[i : i + self.micro] for i in range(0, len(places), self.micro)]
+        total = 0.0
         for some in micros:
             total += self.micro_step(some, 1 / len(micros)) / len(micros)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
@@ -265,25 +237,27 @@ class R1(PublicStep):
     def __init__(self, world, config, micro, inject=None, **_):
         unet = deepcopy(world.family.model).requires_grad_(True)
         super().__init__(world, config, unet, micro, inject)
-        self.reference = cast(deepcopy(world.family.model), self.dtype)
+        self.reference = in_dtype(deepcopy(world.family.model), self.dtype)
 
     def encode(self, pixels, z):
-        return self.sample(pixels, z)
+        "Latents of all images at once."
+        return self.sample_latents(pixels, z)
 
     def micro_step(self, places, share) -> float:
+        "The gradient of some pairs, times their `share` of the step, added up; their loss."
         import torch
 
-        noisy, noise, t, hidden = self.noised(places)
+        noisy, noise, t, hidden = self.noisy_batch(places)
         with self.autocast():
             prediction = self.unet(noisy, t, hidden).sample
-        difference, error = self.difference(prediction, noise)
+        difference, error = self.error_difference(prediction, noise)
         with torch.no_grad():
-            reference_difference, reference_error = self.difference(
-                self.reference(noisy, t, hidden).sample, noise
-            )
+            prediction = self.reference(noisy, t, hidden).sample
+            reference_difference, reference_error = self.error_difference(prediction, noise)
         logits = -self.config.beta / 2 * (difference - reference_difference)
         loss = -torch.nn.functional.logsigmoid(logits).mean()
-        logged = [v.item() for v in (loss, error, reference_error, (logits > 0).float().mean())]
+        accuracy = (logits > 0).float().mean()
+        logged = [value.item() for value in (loss, error, reference_error, accuracy)]
         (loss * share).backward()
         return logged[0]
 
@@ -293,69 +267,60 @@ class R2(PublicStep):
     autoencoder eight at a time, four numbers read after each micro-batch."""
 
     def __init__(self, world, config, micro, inject=None, run=None, checkpointing=False):
-        super().__init__(world, config, lora_like(world, config, run), micro, inject)
+        super().__init__(world, config, with_adapter_of(run, world, config), micro, inject)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()
 
     def encode(self, pixels, z):
+        "Latents of the images, `ENCODE_CHUNK` at a time."
         import torch
 
-        parts = range(0, len(pixels), ENCODE_CHUNK)
-        return torch.cat(
-            [
-                self.sample(
-                    pixels[i : i + ENCODE_CHUNK], None if z is None else z[i : i + ENCODE_CHUNK]
-                )
-                for i in parts
-            ]
-        )
+        found = []
+        for i in range(0, len(pixels), ENCODE_CHUNK):
+            some = slice(i, i + ENCODE_CHUNK)
+            found.append(self.sample_latents(pixels[some], None if z is None else z[some]))
+        return torch.cat(found)
 
     def micro_step(self, places, share) -> float:
+        "The gradient of some pairs, times their `share` of the step, added up; their loss."
         import torch
 
-        noisy, noise, t, hidden = self.noised(places)
+        noisy, noise, t, hidden = self.noisy_batch(places)
         with self.autocast():
             prediction = self.unet(noisy, t, hidden).sample
-        difference, error = self.difference(prediction, noise)
+        difference, error = self.error_difference(prediction, noise)
         self.unet.disable_adapters()
         with torch.no_grad(), self.autocast():
-            reference_difference, reference_error = self.difference(
-                self.unet(noisy, t, hidden).sample, noise
-            )
+            prediction = self.unet(noisy, t, hidden).sample
+            reference_difference, reference_error = self.error_difference(prediction, noise)
         self.unet.enable_adapters()
         logits = reference_difference - difference
         # its `beta_dpo` has the half in it
         loss = -torch.nn.functional.logsigmoid(self.config.beta / 2 * logits).mean()
         (loss * share).backward()
-        return [
-            v.item()
-            for v in (loss.detach(), error.detach(), reference_error, (logits > 0).float().mean())
-        ][0]
+        accuracy = (logits > 0).float().mean()
+        logged = [v.item() for v in (loss.detach(), error.detach(), reference_error, accuracy)]
+        return logged[0]
 
 
-def lora_like(world, config, run):
+def with_adapter_of(run, world, config):
     "A copy of the denoiser with the adapter that our `run` has now."
     from peft import LoraConfig
 
     from balanceddpo.core.devices import pick_dtype
     from balanceddpo.training.reference import adapter_tensors
 
-    unet = cast(deepcopy(world.family.model), pick_dtype(config.precision))
-    unet.add_adapter(
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_rank,
-            target_modules=list(run.config.lora_targets),
-        )
-    )
-    mine, theirs = adapter_tensors(unet, 'default'), adapter_tensors(run.policy, 'default')
-    for name, p in mine.items():
-        p.data = theirs[name].detach().float().clone()
+    unet = in_dtype(deepcopy(world.family.model), pick_dtype(config.precision))
+    rank, targets = config.lora_rank, list(run.config.lora_targets)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    ours = adapter_tensors(run.policy, 'default')
+    for name, tensor in adapter_tensors(unet, 'default').items():
+        tensor.data = ours[name].detach().float().clone()
     return unet
 
 
-def injected(arm, places) -> dict:
+def our_random_numbers(arm, places) -> dict:
     """The random numbers that ours draws for these pairs at this step, in the rivals' order:
     latents [2n, ...], noise [n, ...], t [n].
 
@@ -364,43 +329,43 @@ def injected(arm, places) -> dict:
     import torch
 
     from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps
-    from balanceddpo.training.loop import visit_names, visits_before
+    from balanceddpo.training.batches import visit_names, visits_before
 
     world, seed = arm.world, arm.config.seed
     ids = visit_names([world.encoded.pair_ids[i] for i in places], visits_before(places))
     shape = world.family.latent_shape(world.geometry.pixels)
     z = draw_noise(seed, arm.step, ids, (2, *shape), 'latents')
-    z = torch.stack([x if w == 0 else x.flip(0) for x, w in zip(z, world.winners[places])])
+    z = preferred_first(z, world.winners[places])
+    timesteps = arm.scheduler.config.num_train_timesteps
     return {
         'latents': torch.cat(z.unbind(1)).to(arm.device),
         'noise': draw_noise(seed, arm.step, ids, shape).to(arm.device),
-        't': draw_timesteps(seed, arm.step, ids, arm.scheduler.config.num_train_timesteps).to(
-            arm.device
-        ),
+        't': draw_timesteps(seed, arm.step, ids, timesteps).to(arm.device),
     }
 
 
-def gradients(run, rival) -> tuple:
+def first_gradients(run, rival) -> tuple:
     """The gradients of the first step over the whole batch, ours and the rival's, each as one fp64
     vector; then none are left."""
     import torch
 
-    from balanceddpo.training.loop import micro_step, plan, visits_before
+    from balanceddpo.training.batches import plan, visits_before
+    from balanceddpo.training.loop import micro_step
 
     places = plan(len(run.rows), run.config.batch_size, run.config.seed, run.step)
     micro_step(run, places, visits_before(places))
     rival.micro_step(places, 1.0)
 
-    def taken(parameters):
+    def take_gradient(parameters):
         found = torch.cat([p.grad.detach().double().flatten() for p in parameters])
-        for p in parameters:
-            p.grad = None
+        for parameter in parameters:
+            parameter.grad = None
         return found
 
-    return taken(run.parameters), taken(rival.parameters)
+    return take_gradient(run.parameters), take_gradient(rival.parameters)
 
 
-def gate(log, name, run, rival, row=1, stop=True) -> bool:
+def gate(log: Log, name: str, run, rival, row: int | str = ROW, stop: bool = True) -> bool:
     """Same work? Gradients of the first step, and the losses of three optimizer steps; without
     `stop` one that fails is only kept. Returns whether all held.
 
@@ -408,103 +373,70 @@ def gate(log, name, run, rival, row=1, stop=True) -> bool:
     reference through different roundings, so it differs from itself in fp32."""
     import torch
 
-    ours, theirs = gradients(run, rival)
+    ours, theirs = first_gradients(run, rival)
     if run.config.precision != 'fp32':
-        return log.gate(
-            row,
-            f'{name}, cosine of the first gradients',
-            torch.nn.functional.cosine_similarity(ours, theirs, 0),
-            COSINE,
-            at_least=True,
-            stop=False,
-        )
-    held = [
-        log.gate(
-            row,
-            f'{name}, relative error of the first gradient',
-            (ours - theirs).norm() / theirs.norm(),
-            GRADIENT[ours.device.type],
-            stop=stop,
-        )
-    ]
+        cosine = torch.nn.functional.cosine_similarity(ours, theirs, 0)
+        what = f'{name}, cosine of the first gradients'
+        return log.gate(row, what, cosine, COSINE, at_least=True, stop=False)
+    error = (ours - theirs).norm() / theirs.norm()
+    what = f'{name}, relative error of the first gradient'
+    same_gradient = log.gate(row, what, error, GRADIENT[ours.device.type], stop=stop)
     losses = [(our_step(run), rival.update()) for _ in range(3)]
-    held.append(
-        log.gate(
-            row,
-            f'{name}, difference of losses over three steps',
-            max(abs(a - b) for a, b in losses),
-            LOSS,
-            stop=stop,
-        )
-    )
-    held.append(
-        log.gate(
-            row,
-            f'{name}, the third loss has moved from ln 2 by',
-            abs(losses[2][0] - math.log(2)),
-            10 * LOSS,
-            at_least=True,
-            stop=stop,
-        )
-    )
-    return all(held)
+    apart = max(abs(mine - other) for mine, other in losses)
+    what = f'{name}, difference of losses over three steps'
+    same_losses = log.gate(row, what, apart, LOSS, stop=stop)
+    moved = abs(losses[2][0] - math.log(2))
+    what = f'{name}, the third loss has moved from ln 2 by'
+    have_moved = log.gate(row, what, moved, 10 * LOSS, at_least=True, stop=stop)
+    return same_gradient and same_losses and have_moved
 
 
-def compare(
-    log,
-    world,
-    mode,
-    folder,
-    batch,
-    precision='fp32',
-    device='cpu',
-    goals=(1.5, 3.0),
-    row=1,
-    changes=None,
-    how='',
-    **options,
-) -> list:
-    """Gate, then time ours against one public order: at equal batch, and as it ships (the second
-    goal): R1 with one pair at a time, R2 with gradient checkpointing, as its README runs it. R2
-    with one pair at a time is shown too, without a goal.
+def public_order(mode: str) -> tuple:
+    "The class and the name of the rival for a mode of training."
+    return (R1, 'R1 (DiffusionDPO)') if mode == 'full' else (R2, 'R2 (diffusers LoRA)')
 
-    `changes` to our settings may compile it or lay its weights out anew, which `how` says, and
-    has to pass the gate so."""
-    config = train_config(world.geometry, mode, batch, precision, device, **changes or {})
-    rival, name = (R1, 'R1 (DiffusionDPO)') if mode == 'full' else (R2, 'R2 (diffusers LoRA)')
+
+def compare(log: Log, world: World, mode: str, folder: str, until: float) -> list:
+    "Gate, then time ours against one public order until this process is `until` seconds old."
+    batch = world.geometry.batch
+    config = train_config(world.geometry, mode, batch)
+    kind, name = public_order(mode)
     run = start_ours(world, config, Path(folder) / f'gate_{mode}')
-    gate(log, name, run, rival(world, config, batch, injected, run=run), row)
+    gate(log, name, run, kind(world, config, batch, our_random_numbers, run=run))
     run = start_ours(world, config, Path(folder) / mode)
-    arms = {
-        f'{name}, equal batch of {batch}': (rival(world, config, batch, run=run), goals[0]),
-        f'{name}, one pair at a time': (
-            rival(world, config, 1, run=run),
-            goals[1] if mode == 'full' else None,
-        ),
-    }
-    if mode == 'lora':
-        arms[f'{name}, equal batch, checkpointing as its README'] = (
-            rival(world, config, batch, run=run, checkpointing=True),
-            goals[1],
-        )
-    ours = Arm(f'step, {mode}{how}', lambda: our_step(run))
-    return versus(
-        log,
-        row,
-        {n: f'>= {g}' if g else '' for n, (_, g) in arms.items()},
-        [ours, *(Arm(n, a.update) for n, (a, _) in arms.items())],
-        **options,
-    )
+    arms = [(Arm(f'step, {mode}', lambda: our_step(run)), ''), *rival_arms(world, config, run)]
+    goals = {arm.name: goal for arm, goal in arms}
+    return time_arms(log, ROW, goals, [arm for arm, _ in arms], until=until)
+
+
+def rival_arms(world: World, config, run) -> list[tuple[Arm, str]]:
+    """The rival's arms with their goals: at equal batch, one pair at a time, and for R2 with
+    gradient checkpointing, as its README runs it.
+
+    R1 ships with one pair at a time; for R2 that is shown too, without a goal."""
+    kind, name = public_order(config.mode)
+    batch, ships_so = config.batch_size, SHIPPED_GOAL if config.mode == 'full' else ''
+    equal = kind(world, config, batch, run=run)
+    one = kind(world, config, 1, run=run)
+    arms = [
+        (Arm(f'{name}, equal batch of {batch}', equal.update), EQUAL_GOAL),
+        (Arm(f'{name}, one pair at a time', one.update), ships_so),
+    ]
+    if config.mode == 'lora':
+        recomputing = kind(world, config, batch, run=run, checkpointing=True)
+        what = f'{name}, equal batch, checkpointing as its README'
+        arms.append((Arm(what, recomputing.update), SHIPPED_GOAL))
+    return arms
 
 
 def main() -> None:
     "Both modes."
-    asked(__doc__)
+    read_command_line(__doc__)
     geometry = GEOMETRIES[SIZE]
     log = Log('step', geometry=geometry.name, batch=geometry.batch, pixels=geometry.pixels)
     for mode, until in (('full', SHARE * BUDGET), ('lora', BUDGET)):
         with tempfile.TemporaryDirectory() as folder:
-            compare(log, make_world(geometry, folder), mode, folder, geometry.batch, until=until)
+            compare(log, make_world(geometry, folder), mode, folder, until)
 
 
 if __name__ == '__main__':

@@ -16,19 +16,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for name, value in dict(
+SETTINGS = dict(
     HF_HUB_OFFLINE='1',
     HF_HUB_DISABLE_PROGRESS_BARS='1',
     TOKENIZERS_PARALLELISM='false',
     TRANSFORMERS_VERBOSITY='error',
     DIFFUSERS_VERBOSITY='error',
-).items():
+)
+for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)  # before a model library is imported
 # 'tiny' only shows that everything runs; its numbers mean nothing
 SIZE = os.environ.get('BENCH_SIZE', 'cpu')
@@ -52,7 +53,9 @@ class Arm:
     scale: float = 1.0
 
 
-def asked(about, names=(), numbers=None, **flags) -> argparse.Namespace:
+def read_command_line(
+    about: str, names: Collection[str] = (), numbers: dict | None = None, **flags: str
+) -> argparse.Namespace:
     """The command line: some of `names`, `numbers` (name -> its default, what it is) and flags
     (name -> what it does).
 
@@ -60,35 +63,32 @@ def asked(about, names=(), numbers=None, **flags) -> argparse.Namespace:
     are replaced."""
     here = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(
-        'python -m benchmarks' + f'.{here}' * (here != '__main__'),
+        'python -m benchmarks' if here == '__main__' else f'python -m benchmarks.{here}',
         description=about,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if names:
         parser.add_argument('names', nargs='*', metavar='NAME', help='of ' + ', '.join(names))
-    for flag, told in flags.items():
-        parser.add_argument(f'--{flag}', action='store_true', help=told)
-    for number, (usual, told) in (numbers or {}).items():
+    for flag, meaning in flags.items():
+        parser.add_argument(f'--{flag}', action='store_true', help=meaning)
+    for number, (usual, meaning) in (numbers or {}).items():
         parser.add_argument(
             f'--{number}',
             type=float,
             default=usual,
             metavar='N',
-            help=f'{told} (default {usual:g})',
+            help=f'{meaning} (default {usual:g})',
         )
     found, unknown = parser.parse_known_args()
     unknown += [n for n in getattr(found, 'names', ()) if n not in names]
     if unknown:
-        parser.exit(
-            2,
-            f'{parser.prog}: unknown {unknown[0]!r}: use'
-            f' {", ".join([*names, *(f"--{f}" for f in [*(numbers or ()), *flags]), "--help"])}\n',
-        )
+        usable = [*names, *(f'--{option}' for option in [*(numbers or ()), *flags]), '--help']
+        parser.exit(2, f'{parser.prog}: unknown {unknown[0]!r}: use {", ".join(usable)}\n')
     return found
 
 
-def out_folder(kept) -> Path:
+def out_folder(kept: Path) -> Path:
     """`BENCH_OUT`, or the folder `kept` of this repository. What is smaller than a measurement must
     name a folder, so that it replaces nothing that is kept."""
     if not os.environ.get('BENCH_OUT') and (SIZE == 'tiny' or ROUNDS < ENOUGH):
@@ -99,7 +99,7 @@ def out_folder(kept) -> Path:
     return Path(os.environ.get('BENCH_OUT') or kept)
 
 
-def device_wait() -> None:
+def wait_for_device() -> None:
     "Wait for the GPU, if one is in use."
     import torch
 
@@ -107,49 +107,53 @@ def device_wait() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(arm: Arm) -> float:
-    "Wall-clock seconds of one run."
+def seconds_of_run(arm: Arm) -> float:
+    "Wall-clock seconds of one run of an arm."
     arm.before()
-    device_wait()
+    wait_for_device()
     began = time.perf_counter()
     arm.work()
-    device_wait()
+    wait_for_device()
     return arm.scale * (time.perf_counter() - began)
 
 
-def rounds(arms, count=None, warmups=WARMUPS, until=BUDGET) -> Iterator[dict]:
+def run_rounds(
+    arms: Sequence[Arm], count: int | None = None, warmups: int = WARMUPS, until: float = BUDGET
+) -> Iterator[dict[str, float]]:
     """Yield `count` times (default `ROUNDS`) arm name -> seconds, the mean of a run there and one
     back; fewer if the process would be older than `until`."""
     for _ in range(warmups):
         for arm in arms:
-            seconds(arm)
-    for n in range(ROUNDS if count is None else count):
+            seconds_of_run(arm)
+    last = 0.0  # seconds of the round before
+    for number in range(ROUNDS if count is None else count):
         began = time.perf_counter()
-        if n and began - START + last > until:
+        if number and began - START + last > until:
             return
-        there = [seconds(a) for a in arms]
-        back = [seconds(a) for a in reversed(arms)][::-1]
+        there = [seconds_of_run(arm) for arm in arms]
+        back = [seconds_of_run(arm) for arm in reversed(arms)][::-1]
         last = time.perf_counter() - began
-        yield {a.name: (x + y) / 2 for a, x, y in zip(arms, there, back)}
+        yield {arm.name: (x + y) / 2 for arm, x, y in zip(arms, there, back)}
 
 
-def versus(log, row, goals: dict, arms, **options) -> list:
+def time_arms(
+    log: Log, row: int | str, goals: dict[str, str], arms: Sequence[Arm], **options
+) -> list[dict[str, float]]:
     """Time `arms`, the first being ours, and keep a row a round and rival: how many times as long
     the rival took. `goals`: name of a rival -> goal ('>= 1.5').
 
     The control is added here. Returns the rounds."""
     ours, *rivals = arms
+    control = Arm(CONTROL, ours.work, ours.before, ours.scale)
     found = []
-    for n, took in enumerate(
-        rounds([ours, *rivals, Arm(CONTROL, ours.work, ours.before, ours.scale)], **options)
-    ):
+    for number, took in enumerate(run_rounds([*arms, control], **options)):
         found.append(took)
         for rival in rivals:
             log.add(
                 row=row,
                 what=f'{ours.name} against {rival.name}',
                 goal=goals[rival.name],
-                round=n,
+                round=number,
                 value=took[rival.name] / took[ours.name],
                 control=took[CONTROL] / took[ours.name],
                 seconds=took,
@@ -157,34 +161,40 @@ def versus(log, row, goals: dict, arms, **options) -> list:
     return found
 
 
-def commit() -> str:
+def measured_commit() -> str:
     """The commit that is measured, '+' if files differ from it; `BENCH_COMMIT` where there is no
     git."""
 
-    def git(*words):
-        return subprocess.run(
-            ['git', *words], cwd=HERE, capture_output=True, text=True
-        ).stdout.strip()
+    def git(*words: str) -> str:
+        done = subprocess.run(['git', *words], cwd=HERE, capture_output=True, text=True)
+        return done.stdout.strip()
 
-    if (known := os.environ.get('BENCH_COMMIT')) or not shutil.which('git'):
-        return known or 'unknown'
-    return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(
-        git('status', '--porcelain', '--untracked-files=no')
-    )
+    known = os.environ.get('BENCH_COMMIT')
+    if known:
+        return known
+    if not shutil.which('git'):
+        return 'unknown'
+    changed = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
 
 
-def machine() -> dict:
+def processor_name() -> str:
+    "The CPU's model: as Linux names it, else as Python does."
+    file = Path('/proc/cpuinfo')
+    for line in file.read_text().splitlines() if file.exists() else ():
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return platform.processor()
+
+
+def describe_machine() -> dict:
     "What the numbers were measured on."
     import torch
 
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    cpu = next(
-        (l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor()
-    )
     from balanceddpo.core.numerics import numeric_path
 
     return {
-        'cpu': cpu,
+        'cpu': processor_name(),
         'numerics': numeric_path(),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
@@ -203,20 +213,22 @@ class Log:
 
         folder = out_folder(HERE / 'rows')
         folder.mkdir(parents=True, exist_ok=True)
-        # `marks`: columns that every further row gets
-        self.path, self.rows, self.marks = folder / f'{bench}.jsonl', [], {}
+        self.path = folder / f'{bench}.jsonl'
+        self.rows = []
+        self.marks = {}  # columns that every further row gets
         head = {
             'bench': bench,
             'size': SIZE,
             'date': datetime.now(UTC).isoformat(timespec='seconds'),
-            'commit': commit(),
-            'machine': machine(),
+            'commit': measured_commit(),
+            'machine': describe_machine(),
             'versions': versions(),
             **notes,
         }
         self.path.write_text(json.dumps(head) + '\n', encoding='utf-8')
 
     def add(self, **row) -> None:
+        "Keep a row, in memory and in the file."
         row = self.marks | row
         self.rows.append(row)
         with open(self.path, 'a', encoding='utf-8') as f:
@@ -229,11 +241,8 @@ class Log:
         the times compare different work. `at_least`: the value must not be below the limit."""
         passed = bool(value >= limit if at_least else value <= limit)
         self.add(row=row, gate=what, value=float(value), limit=limit, passed=passed)
-        print(
-            f'gate, row {row}: {what}: {value:.3g} (limit {limit:g})'
-            f' {"passed" if passed else "FAILED"}',
-            flush=True,
-        )
+        verdict = 'passed' if passed else 'FAILED'
+        print(f'gate, row {row}: {what}: {value:.3g} (limit {limit:g}) {verdict}', flush=True)
         if stop and not passed:
             raise SystemExit(
                 f'row {row}: the gate does not hold, so nothing is timed: {what} is {value:.3g},'

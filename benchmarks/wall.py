@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.timing import HERE, Log, asked
+from benchmarks.timing import HERE, Log, read_command_line
 
 ROW = 4
 GOALS = {'table1': '<= 12', 'all': '<= 120'}  # minutes
@@ -23,7 +23,7 @@ RATIO = '<= 0.78'  # of the minutes that torch takes as it is
 SCALE = os.environ.get('SCALE', 'icons')
 
 
-def stage_minutes(runs) -> dict[str, float]:
+def stage_minutes(runs: Path) -> dict[str, float]:
     """Kind of stage -> minutes from its inputs to its manifest, added up over the kept stages;
     those of two notebooks may overlap."""
     found = {}
@@ -37,7 +37,7 @@ def stage_minutes(runs) -> dict[str, float]:
     return found
 
 
-def reproduced(what, numerics) -> tuple[float, dict]:
+def time_reproduction(what: str, numerics: str) -> tuple[float, dict]:
     "Minutes of `reproduce what` from nothing on a numeric path, and minutes by kind of stage."
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / 'runs'
@@ -49,35 +49,26 @@ def reproduced(what, numerics) -> tuple[float, dict]:
         return (time.perf_counter() - began) / 60, stage_minutes(runs)
 
 
-def measure(what, against_plain) -> None:
+def measure(what: str, against_plain: bool) -> None:
     """Keep the minutes of one reproduction, and with `against_plain` those by torch as it is and
     the ratio."""
     log, name = Log(f'wall_{what}', scale=SCALE), f'`reproduce {what}` at scale {SCALE}'
-    ours, stages = reproduced(what, os.environ.get('BALANCEDDPO_NUMERICS', 'auto'))
-    log.add(
-        row=ROW, what=f'minutes of {name}', goal=GOALS[what], round=0, value=ours, stages=stages
-    )
+    ours, stages = time_reproduction(what, os.environ.get('BALANCEDDPO_NUMERICS', 'auto'))
+    minutes = f'minutes of {name}'
+    log.add(row=ROW, what=minutes, goal=GOALS[what], round=0, value=ours, stages=stages)
     if against_plain:
-        plain, stages = reproduced(what, 'plain')
-        log.add(
-            row=ROW,
-            what=f'minutes of {name} by torch as it is',
-            goal='',
-            round=0,
-            value=plain,
-            stages=stages,
-        )
-        log.add(
-            row=ROW,
-            what=f'{name}, minutes over those by torch as it is',
-            goal=RATIO,
-            round=0,
-            value=ours / plain,
-        )
+        plain, stages = time_reproduction(what, 'plain')
+        minutes = f'minutes of {name} by torch as it is'
+        log.add(row=ROW, what=minutes, goal='', round=0, value=plain, stages=stages)
+        ratio = f'{name}, minutes over those by torch as it is'
+        log.add(row=ROW, what=ratio, goal=RATIO, round=0, value=ours / plain)
 
 
 def main() -> None:
-    found = asked(__doc__, GOALS, **{'against-plain': 'and by torch as it is, for the ratio'})
+    "What the command line names, or Table I."
+    found = read_command_line(
+        __doc__, GOALS, **{'against-plain': 'and by torch as it is, for the ratio'}
+    )
     for what in found.names or ['table1']:
         measure(what, found.against_plain)
 

@@ -58,6 +58,11 @@ class Geometry:
     tokens: int = 77  # a prompt
     batch: int = 2  # pairs an optimizer step
 
+    @property
+    def text_encoder(self) -> bool:
+        "Whether a family of this geometry has a text encoder: SDXL's two are left out."
+        return self.name != 'SDXL'
+
 
 SD_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **FOUR)
 CLIP_L = dict(
@@ -88,9 +93,8 @@ SDXL = Geometry(
 )
 # For the CPU. The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
 # a quarter (`encoder_share`, tested). Widths are multiples of 16, for which the kernels are made.
-# Two heads, so that a head
-# has 32 to 128 channels (SD1.5: 40 to 160); with eight of 8 channels and more, half of a step would
-# be softmax.
+# Two heads, so that a head has 32 to 128 channels (SD1.5: 40 to 160); with eight of 8 channels and
+# more, half of a step would be softmax.
 CPU = Geometry(
     'CPU',
     256,
@@ -123,32 +127,32 @@ GEOMETRIES = {'tiny': TINY, 'cpu': CPU}
 
 
 def make_unet(g: Geometry):
+    "The denoiser."
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(sample_size=g.pixels // 8, **g.unet)
 
 
 def make_vae(g: Geometry):
+    "The autoencoder."
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(latent_channels=4, sample_size=g.pixels, **g.vae)
 
 
 def make_text(g: Geometry, tokenizer):
+    "The text encoder, for the words of `tokenizer`."
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    ids = {f'{t}_token_id': getattr(tokenizer, f'{t}_token_id') for t in ('bos', 'eos', 'pad')}
-    return CLIPTextModel(
-        CLIPTextConfig(
-            **dict(
-                vocab_size=len(tokenizer),
-                max_position_embeddings=g.tokens,
-                projection_dim=g.text['hidden_size'],
-            )
-            | g.text
-            | ids
-        )
+    settings = dict(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=g.tokens,
+        projection_dim=g.text['hidden_size'],
     )
+    settings |= g.text
+    for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
+        settings[name] = getattr(tokenizer, name)
+    return CLIPTextModel(CLIPTextConfig(**settings))
 
 
 def make_family(g: Geometry, folder, device='cpu'):
@@ -160,50 +164,65 @@ def make_family(g: Geometry, folder, device='cpu'):
     from diffusers import DDPMScheduler
 
     from balanceddpo.core.devices import ensure_torchvision
-    from balanceddpo.models.families import StableDiffusion, StableDiffusionXL
+    from balanceddpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
     from balanceddpo.scoring.encoders import word_tokenizer
 
     ensure_torchvision()
     torch.manual_seed(0)
-    tokenizer, folder, xl = word_tokenizer(WORDS, g.tokens), Path(folder), g.name == 'SDXL'
-    with torch.device(device):
-        parts = {'vae': make_vae(g), 'unet': make_unet(g)} | (
-            {} if xl else {'text_encoder': make_text(g, tokenizer)}
-        )
-    for name, part in parts.items():
-        parts[name] = part.eval().requires_grad_(False)
-        (part.config.save_pretrained if name == 'text_encoder' else part.save_config)(folder / name)
-    tokenizer.save_pretrained(folder / 'tokenizer')
+    folder, tokenizer = Path(folder), word_tokenizer(WORDS, g.tokens)
+    parts = make_networks(g, tokenizer, device)
     scheduler = DDPMScheduler(**SCHEDULE)
-    scheduler.save_config(folder / 'scheduler')
+    index = model_index(parts)
+    save_configs(folder, parts, tokenizer, scheduler, index)
+    kind, name = (StableDiffusion, 'sd15') if g.text_encoder else (StableDiffusionXL, 'sdxl')
+    parts |= {'tokenizer': tokenizer}
+    return kind(folder, name, index, dict(scheduler.config), parts, torch.device(device))
+
+
+def make_networks(g: Geometry, tokenizer, device: str) -> dict:
+    "Name -> the network with random weights, in evaluation mode and frozen."
+    import torch
+
+    with torch.device(device):
+        parts = {'vae': make_vae(g), 'unet': make_unet(g)}
+        if g.text_encoder:
+            parts['text_encoder'] = make_text(g, tokenizer)
+    return {name: part.eval().requires_grad_(False) for name, part in parts.items()}
+
+
+def model_index(parts: dict) -> dict:
+    "What `model_index.json` says of a pipeline with these networks."
+    plain = 'text_encoder' in parts
     index = {
-        '_class_name': 'StableDiffusionXLPipeline' if xl else 'StableDiffusionPipeline',
+        '_class_name': 'StableDiffusionPipeline' if plain else 'StableDiffusionXLPipeline',
         'vae': ['diffusers', 'AutoencoderKL'],
         'unet': ['diffusers', 'UNet2DConditionModel'],
-        **({} if xl else {'text_encoder': ['transformers', 'CLIPTextModel']}),
-        'tokenizer': ['transformers', 'CLIPTokenizer'],
-        'scheduler': ['diffusers', 'DDPMScheduler'],
     }
+    if plain:
+        index['text_encoder'] = ['transformers', 'CLIPTextModel']
+    index['tokenizer'] = ['transformers', 'CLIPTokenizer']
+    index['scheduler'] = ['diffusers', 'DDPMScheduler']
+    return index
+
+
+def save_configs(folder: Path, parts: dict, tokenizer, scheduler, index: dict) -> None:
+    "Write the configuration of each part, and the index, as a pipeline folder without weights."
+    for name, part in parts.items():
+        if name == 'text_encoder':
+            part.config.save_pretrained(folder / name)
+        else:
+            part.save_config(folder / name)
+    tokenizer.save_pretrained(folder / 'tokenizer')
+    scheduler.save_config(folder / 'scheduler')
     (folder / 'model_index.json').write_text(json.dumps(index))
-    kind, name = (StableDiffusionXL, 'sdxl') if xl else (StableDiffusion, 'sd15')
-    return kind(
-        folder,
-        name,
-        index,
-        dict(scheduler.config),
-        parts | {'tokenizer': tokenizer},
-        torch.device(device),
-    )
 
 
 def picture(seed: int, pixels: int) -> bytes:
     "A JPEG with structure at several sizes; another one for each seed."
     from PIL import Image
 
-    draw = random.Random(seed)
-    image = Image.frombytes('RGB', (8, 8), draw.randbytes(192)).resize(
-        (pixels, pixels), Image.Resampling.BICUBIC
-    )
+    blocks = Image.frombytes('RGB', (8, 8), random.Random(seed).randbytes(192))
+    image = blocks.resize((pixels, pixels), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=95)
     return file.getvalue()
@@ -217,9 +236,8 @@ def synthetic_pairs(n: int, pixels: int, captions: int = 0):
     for i in range(n):
         k = i % (captions or n)
         caption = f'{" ".join(random.Random(k).choices(WORDS, k=8))} {k}'
-        yield make_pair(
-            caption, (picture(2 * i, pixels), picture(2 * i + 1, pixels)), float(i % 2 == 0)
-        )
+        pictures = (picture(2 * i, pixels), picture(2 * i + 1, pixels))
+        yield make_pair(caption, pictures, float(i % 2 == 0))
 
 
 class RandomPairs:
@@ -231,21 +249,18 @@ class RandomPairs:
     def __init__(self, n, resolution, shapes: dict, seed=0):
         import torch
 
-        g = torch.Generator().manual_seed(seed)
-        normal = partial(torch.randn, generator=g)
-        self.resolution, self.pair_ids, side = (
-            resolution,
-            [f'{i:016x}' for i in range(n)],
-            resolution // 8,
-        )
-        self._moments, self._text = (
-            normal(n, 2, 8, side, side),
-            {k: normal(n, *s) for k, s in shapes.items()},
-        )
-        self.empty_conditioning = {k: normal(1, *s) for k, s in shapes.items()}
+        normal = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
+        side = resolution // 8
+        self.resolution = resolution
+        self.pair_ids = [f'{i:016x}' for i in range(n)]
+        self._moments = normal(n, 2, 8, side, side)
+        self._text = {name: normal(n, *shape) for name, shape in shapes.items()}
+        self.empty_conditioning = {name: normal(1, *shape) for name, shape in shapes.items()}
 
-    def batch(self, indexes):
-        return self._moments[indexes], {k: v[indexes] for k, v in self._text.items()}
+    def batch(self, indexes) -> tuple:
+        "Moments and embeddings of the pairs at these places."
+        text = {name: values[indexes] for name, values in self._text.items()}
+        return self._moments[indexes], text
 
 
 def meta_flops(make, call, backward=False) -> float:
@@ -266,46 +281,53 @@ def meta_flops(make, call, backward=False) -> float:
 def flops(g: Geometry) -> dict:
     """FLOPs for one image of: unet, unet_backward (forward and backward), encode (autoencoder),
     decode; and for one prompt: text."""
-    import torch
-
-    side, found = g.pixels // 8, {}
-    added = (
-        dict(
-            added_cond_kwargs=dict(
-                text_embeds=torch.empty(1, 1280, device='meta'),
-                time_ids=torch.empty(1, 6, device='meta'),
-            )
-        )
-        if g.name == 'SDXL'
-        else {}
-    )
-
-    def predict(m):
-        return m(
-            torch.empty(1, 4, side, side),
-            torch.zeros(1, dtype=torch.long),
-            torch.empty(1, g.tokens, g.unet['cross_attention_dim']),
-            **added,
-        ).sample
-
-    for name, backward in (('unet', False), ('unet_backward', True)):
-        found[name] = meta_flops(partial(make_unet, g), predict, backward)
-    found['encode'] = meta_flops(
-        partial(make_vae, g),
-        lambda m: m.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean,
-    )
-    found['decode'] = meta_flops(
-        partial(make_vae, g), lambda m: m.decode(torch.empty(1, 4, side, side)).sample
-    )
+    unet, vae = partial(make_unet, g), partial(make_vae, g)
+    found = {
+        'unet': meta_flops(unet, partial(predict_noise, g)),
+        'unet_backward': meta_flops(unet, partial(predict_noise, g), backward=True),
+        'encode': meta_flops(vae, partial(encode_image, g)),
+        'decode': meta_flops(vae, partial(decode_latents, g)),
+    }
     if g.text:
         from balanceddpo.scoring.encoders import word_tokenizer
 
-        tokenizer = word_tokenizer(WORDS, g.tokens)
-        found['text'] = meta_flops(
-            partial(make_text, g, tokenizer),
-            lambda m: m(torch.zeros(1, g.tokens, dtype=torch.long))[0],
-        )
+        text = partial(make_text, g, word_tokenizer(WORDS, g.tokens))
+        found['text'] = meta_flops(text, partial(read_prompt, g))
     return found
+
+
+def predict_noise(g: Geometry, unet):
+    "One latent through the denoiser; SDXL's is given its pooled embedding and six sizes too."
+    import torch
+
+    added = {}
+    if not g.text_encoder:
+        pooled, sizes = (torch.empty(1, width, device='meta') for width in (1280, 6))
+        added = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes))
+    latent = torch.empty(1, 4, g.pixels // 8, g.pixels // 8)
+    embedding = torch.empty(1, g.tokens, g.unet['cross_attention_dim'])
+    return unet(latent, torch.zeros(1, dtype=torch.long), embedding, **added).sample
+
+
+def encode_image(g: Geometry, vae):
+    "One image through the encoder of the autoencoder."
+    import torch
+
+    return vae.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean
+
+
+def decode_latents(g: Geometry, vae):
+    "One latent through the decoder of the autoencoder."
+    import torch
+
+    return vae.decode(torch.empty(1, 4, g.pixels // 8, g.pixels // 8)).sample
+
+
+def read_prompt(g: Geometry, text_encoder):
+    "One prompt through the text encoder."
+    import torch
+
+    return text_encoder(torch.zeros(1, g.tokens, dtype=torch.long))[0]
 
 
 def per_pair(f: dict) -> dict:

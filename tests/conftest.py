@@ -60,9 +60,8 @@ def hpsv2_img_score(tmp_path_factory):
     real = gzip.open
 
     def with_vocabulary(path, *args, **kwargs):
-        return real(
-            vocabulary if Path(str(path)).name == vocabulary.name else path, *args, **kwargs
-        )
+        found = vocabulary if Path(str(path)).name == vocabulary.name else path
+        return real(found, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, content in absent.items():

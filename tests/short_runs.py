@@ -3,18 +3,30 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import balanceddpo
 from balanceddpo.data.pairs import make_pair
-from balanceddpo.models.encoding import EncodeConfig, EncodedPairs, encode_pairs
+from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.encoding import EncodedPairs, encode_pairs
 from balanceddpo.models.families import load_family
-from balanceddpo.training.loop import TrainConfig, start, train
-from balanceddpo.voting.labels import LabelConfig, label_pairs, read_labels, write_labels
+from balanceddpo.training.checkpoints import newest_checkpoint
+from balanceddpo.training.config import TrainConfig
+from balanceddpo.training.loop import start, train
+from balanceddpo.training.run import LabelledPairs
+from balanceddpo.voting.config import LabelConfig
+from balanceddpo.voting.labels import label_pairs, read_labels, write_labels
 from tiny_models import tiny_folder
 
 LN2 = torch.tensor(math.log(2)).item()  # as fp32 holds it
@@ -31,8 +43,6 @@ def picture(i):
 def score_rows(pair_ids, seed=0):
     """A table of scores of four scorers, as `score_pairs` writes it: three agree, the fourth does
     not always; the third pair is tied, the fourth not scored."""
-    import pandas as pd
-
     draw = np.random.default_rng(seed)
     scores = draw.random((len(pair_ids), 2, 4), dtype=np.float32)
     scores[:, 0, :3] += draw.choice([-2, 2], (len(pair_ids), 1))
@@ -105,12 +115,15 @@ def settings(inputs, **changes):
     )
 
 
+def labelled(inputs):
+    return LabelledPairs(inputs.encoded, inputs.labels, inputs.label_config)
+
+
 def go(inputs, out, family=None, resume=True, **changes):
+    "A whole run; the folder of its model."
     return train(
         settings(inputs, **changes),
-        inputs.encoded,
-        inputs.labels,
-        inputs.label_config,
+        labelled(inputs),
         out,
         family=family,
         resume=resume,
@@ -120,9 +133,7 @@ def go(inputs, out, family=None, resume=True, **changes):
 
 def begin(inputs, out, **changes):
     "A run before its first step."
-    return start(
-        settings(inputs, **changes), inputs.encoded, inputs.labels, inputs.label_config, out
-    )
+    return start(settings(inputs, **changes), labelled(inputs), out)
 
 
 def metrics(out, drop=('seconds',)):
@@ -130,3 +141,71 @@ def metrics(out, drop=('seconds',)):
         {k: v for k, v in json.loads(line).items() if k not in drop}
         for line in (Path(out) / 'metrics.jsonl').read_text().splitlines()
     ]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != 'seconds')
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_equal_runs(a, b, but=()):
+    "Same checkpoints bit for bit, same metrics, same result."
+    x, y = newest_checkpoint(a / 'checkpoints'), newest_checkpoint(b / 'checkpoints')
+    assert x.step == y.step
+    for part in {'policy', 'reference', 'optimizer', 'random', 'progress'} - set(but):
+        assert same(x.load(part), y.load(part)), part
+    assert metrics(a) == metrics(b)
+    # a LoRA file's header has no fixed order
+    for file in (a / 'model').rglob('*.safetensors'):
+        assert same(load_file(file), load_file(b / file.relative_to(a)))
+
+
+CHILD = """
+import sys, os, signal, json
+sys.path[:0] = {paths!r}
+import torch; torch.set_num_threads({threads})
+from balanceddpo.models.encoding import EncodedPairs
+from balanceddpo.training import loop as training
+from balanceddpo.training.config import TrainConfig
+from balanceddpo.training.run import LabelledPairs
+from balanceddpo.voting.labels import read_labels
+job = json.loads(sys.argv[1])
+real, kill_at, count = training.micro_step, job['kill_at'], 0
+def micro_step(run, *places):
+    global count
+    count += 1
+    if count == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+    return real(run, *places)
+training.micro_step = micro_step
+labels, label_config = read_labels(job['labels'])
+config = job['config'] | {{'lora_targets': tuple(job['config']['lora_targets'])}}
+pairs = LabelledPairs(EncodedPairs.open(job['encoded']), labels, label_config)
+training.train(TrainConfig(**config), pairs, job['out'], progress=False)
+"""
+
+
+def spawn(inputs, out, kill_at=None, env=None, **changes):
+    "Train in another process, which kills itself at its `kill_at`-th micro-step."
+    job = dict(
+        config=asdict(settings(inputs, **changes)),
+        encoded=str(inputs.folder),
+        labels=str(inputs.file),
+        out=str(out),
+        kill_at=kill_at,
+    )
+    script = CHILD.format(
+        paths=[str(Path(__file__).parent), str(Path(balanceddpo.__file__).parents[1])],
+        threads=torch.get_num_threads(),
+    )
+    return subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-c', script, json.dumps(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+    )

@@ -7,7 +7,11 @@ files, scheduler, model index).
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+
+import torch
 
 from balanceddpo.core.devices import ensure_torchvision
 
@@ -19,6 +23,18 @@ BETAS = dict(
 )
 SIZE = 64  # pixels
 MAX_LENGTH = 16  # tokens a prompt, start and end included
+
+
+def quieten_libraries() -> None:
+    """No progress bars of `diffusers` and `transformers`, and no warnings of `diffusers`: for a
+    notebook whose output is kept."""
+    ensure_torchvision()
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def tiny_tokenizer(pad_token='<|endoftext|>'):
@@ -130,8 +146,6 @@ def tiny_pipeline(kind='sd15', channels=4, seed=0, **vae):
     """A pipeline of one of `KINDS` or `FLOW_KINDS` with random weights; `vae` goes into the
     autoencoder's config."""
     ensure_torchvision()
-    import torch
-
     if kind in FLOW_KINDS:
         return tiny_flow_pipeline(kind, seed, **vae)
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -164,6 +178,65 @@ def tiny_folder(folder, kind='sd15', **options):
     folder = Path(folder)
     tiny_pipeline(kind, **options).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def rewritten_copy(folder, target, file, **changes):
+    "A copy of a folder at `target` in which a JSON file has other values; returns the copy."
+    folder = shutil.copytree(folder, target)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
+    return folder
+
+
+def with_adapters(folder):
+    "A denoiser with a random LoRA 'default', whose scale is not 1, and another one beside it."
+    from peft import LoraConfig
+
+    from balanceddpo.models.families import load_family, lora_targets
+
+    model, targets = load_family(folder, device='cpu').model, list(lora_targets(folder))
+    for i, name in enumerate(('default', 'reference')):
+        config = LoraConfig(r=4, lora_alpha=16, target_modules=targets)
+        model.add_adapter(config, adapter_name=name)
+        for n, p in model.named_parameters():
+            if f'lora_B.{name}' in n:
+                p.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(i))
+    model.set_adapter('default')
+    return model
+
+
+# --- what the library does with a folder, and random inputs
+
+
+def diffusers_pipeline(folder):
+    "The library's own pipeline of a folder."
+    from diffusers import DiffusionPipeline
+
+    index = json.loads((Path(folder) / 'model_index.json').read_text())
+    # the library wants it said that T5 is left out
+    absent = {k: None for k, v in index.items() if v == [None, None] and k.endswith('_3')}
+    pipeline = DiffusionPipeline.from_pretrained(folder, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_array(pipeline, **options):
+    "A red cat by a pipeline, in two steps: float [1, h, w, 3] in [0, 1]."
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(
+        'a red cat', num_inference_steps=2, output_type='np', generator=generator, **options
+    ).images
+    return torch.from_numpy(images)
+
+
+def some_images(n=3, seed=0):
+    "uint8 [n, 3, SIZE, SIZE]"
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+def some_latents(n=3, seed=0):
+    "Standard normal, [n, 4, 8, 8]."
+    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 # --- flow models
@@ -239,26 +312,23 @@ def tiny_flow_scheduler(kind):
     )
 
 
+def tiny_flow_vae(**config):
+    "An AutoencoderKL with 16 channels, a scale and a shift, as the flow models have it."
+    published = dict(
+        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False
+    )
+    return tiny_vae(16, **published | config)
+
+
 def tiny_flow_pipeline(kind, seed=0, **vae):
     "A pipeline of one of `FLOW_KINDS` with random weights."
-    import torch
     from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, second = tiny_tokenizer(), tiny_tokenizer(pad_token='!')
-        vae = tiny_vae(
-            16,
-            **dict(
-                scaling_factor=1.5,
-                shift_factor=0.06,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            )
-            | vae,
-        )
         parts = dict(
-            vae=vae,
+            vae=tiny_flow_vae(**vae),
             tokenizer=first,
             transformer=tiny_transformer(kind),
             scheduler=tiny_flow_scheduler(kind),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .errors import InputError
 
 # %% auto #0
-__all__ = ['PACKAGES', 'ensure_torchvision', 'pick_device', 'pick_dtype', 'versions']
+__all__ = ['ensure_torchvision', 'pick_device', 'pick_dtype', 'versions']
 
 # %% ../../nbs/core/03_devices.ipynb #352eec20
 _DECLARED = []  # the declaration lives as long as this list holds it
@@ -90,7 +90,7 @@ def pick_dtype(name) -> torch.dtype:
         raise InputError(f'unknown precision {name!r}: use fp32, bf16 or fp16')
     return dtypes[name]
 
-# %% ../../nbs/core/03_devices.ipynb #89f1f39b
+# %% ../../nbs/core/03_devices.ipynb #8263736b
 PACKAGES = (
     'balanceddpo',
     'torch',
@@ -109,7 +109,7 @@ PACKAGES = (
     'pillow',
 )
 
-
+# %% ../../nbs/core/03_devices.ipynb #89f1f39b
 def versions() -> dict:
     """Name -> version of Python and of the packages that shape a result; one that is not installed
     is None."""

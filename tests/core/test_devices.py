@@ -17,8 +17,8 @@ BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
 def python(code, *path):
     "Run `code` in a fresh interpreter in which the folders in `path` come first."
     start = (
-        f'import sys; sys.path[:0] = {[str(p) for p in path]!r}\nfrom balanceddpo.core.devices import'
-        ' ensure_torchvision\n'
+        f'import sys; sys.path[:0] = {[str(p) for p in path]!r}\n'
+        'from balanceddpo.core.devices import ensure_torchvision\n'
     )
     return subprocess.run(
         [sys.executable, '-c', start + textwrap.dedent(code)], capture_output=True, text=True

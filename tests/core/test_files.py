@@ -1,4 +1,4 @@
-"""What `balanceddpo.core.files` promises when a process dies, the disk is full, or a file is damaged."""
+"""What `core.files` promises when a process dies, the disk is full, or a file is damaged."""
 
 import errno
 import json
@@ -124,23 +124,20 @@ def test_staged_creates_parents_and_replaces(tmp_path):
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
 def test_staged_leaves_nothing_on_error(tmp_path, error):
     (tmp_path / 'f').write_text('old')
-    with pytest.raises(error):
-        with staged(tmp_path / 'f') as t:
-            t.write_text('new')
-            raise error
-    with pytest.raises(error):
-        with staged(tmp_path / 'd') as t:
-            t.mkdir()
-            (t / 'x').touch()
-            raise error
+    with pytest.raises(error), staged(tmp_path / 'f') as t:
+        t.write_text('new')
+        raise error
+    with pytest.raises(error), staged(tmp_path / 'd') as t:
+        t.mkdir()
+        (t / 'x').touch()
+        raise error
     assert [p.name for p in tmp_path.iterdir()] == ['f']
     assert (tmp_path / 'f').read_text() == 'old'
 
 
 def test_staged_that_created_nothing_fails(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        with staged(tmp_path / 'f'):
-            pass
+    with pytest.raises(FileNotFoundError), staged(tmp_path / 'f'):
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -174,7 +171,6 @@ CRASH = """
 
 
 def crash_everywhere(tmp_path, kind, how, check):
-    ran = 0
     for n in range(60):
         target = tmp_path / f'{kind}-{how}-{n}/target'
         target.parent.mkdir()
@@ -192,9 +188,8 @@ def crash_everywhere(tmp_path, kind, how, check):
         store.tidy(target)
         check(target)
         assert not strays(target.parent)
-        ran += 1
         if 'through' in done.stdout:
-            return ran
+            return n + 1
     raise AssertionError('never got through')
 
 
@@ -228,10 +223,9 @@ def test_a_failing_rename_keeps_the_old_folder(tmp_path, monkeypatch):
         return real(a, b)
 
     monkeypatch.setattr(os, 'replace', second_fails)
-    with pytest.raises(OSError, match='input/output'):
-        with staged(target) as t:
-            t.mkdir()
-            (t / 'x').write_text('new')
+    with pytest.raises(OSError, match='input/output'), staged(target) as t:
+        t.mkdir()
+        (t / 'x').write_text('new')
     assert (target / 'x').read_text() == 'old'
     assert not strays(tmp_path)
 
@@ -406,7 +400,10 @@ def test_manifest_is_written_last(tmp_path, monkeypatch):
 
 
 def test_a_second_process_is_refused_and_told_who(tmp_path):
-    code = 'import sys; from balanceddpo.core.files import locked\nwith locked(sys.argv[1]): print("in")'
+    code = (
+        'import sys; from balanceddpo.core.files import locked\n'
+        'with locked(sys.argv[1]): print("in")'
+    )
     with locked(tmp_path):
         second = python(code, tmp_path)
         assert second.returncode == 1
@@ -429,9 +426,8 @@ def test_a_killed_holder_frees_its_lock(tmp_path):
     )
     try:
         assert holder.stdout.readline().strip() == 'in'
-        with pytest.raises(InputError, match=f'process {holder.pid}'):
-            with locked(tmp_path):
-                pass
+        with pytest.raises(InputError, match=f'process {holder.pid}'), locked(tmp_path):
+            pass
     finally:
         holder.kill()
         holder.wait()

@@ -16,13 +16,17 @@ from balanceddpo.core import numerics
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import write_json
 from balanceddpo.core.numerics import at_full_speed, measured_path, numeric_path
-from balanceddpo.data.pairs import PromptSet, decode
+from balanceddpo.data.pairs import decode
+from balanceddpo.data.prompts import PromptSet
 from balanceddpo.models import encoding, sampling
+from balanceddpo.models.config import EncodeConfig, SampleConfig
 from balanceddpo.models.families import load_family
 from balanceddpo.paper import experiments
 from balanceddpo.scoring.scorers import load_scorers, score_items
 from balanceddpo.training import loop as training
-from balanceddpo.voting.labels import LabelConfig
+from balanceddpo.training.resume import run_inputs
+from balanceddpo.training.run import LabelledPairs
+from balanceddpo.voting.config import LabelConfig
 from tiny_models import KINDS, tiny_folder
 
 LN2 = torch.tensor(math.log(2)).item()
@@ -68,7 +72,8 @@ def three_losses(folder):
     labels = LabelConfig('majority')
     table = experiments.labels_of(SMALL, labels)
     settings = experiments.training_settings(SMALL, 'balanced_dpo', refresh_every=0)
-    run = training.start(settings, experiments.encoded_pairs(SMALL), table, labels, folder)
+    pairs = LabelledPairs(experiments.encoded_pairs(SMALL), table, labels)
+    run = training.start(settings, pairs, folder)
     losses = []
     for _ in range(3):
         losses.append(training.update(run)['loss'])
@@ -90,7 +95,7 @@ def test_losses_of_three_steps_agree(monkeypatch, tmp_path):
 
 
 def test_images_agree(monkeypatch):
-    config = sampling.SampleConfig(
+    config = SampleConfig(
         images_per_prompt=4, steps=4, guidance=3.0, scheduler='dpm++', device='cpu'
     )
     prompts = PromptSet(['a red apple', 'a fox'], ['0' * 16, '1' * 16], 'two')
@@ -132,10 +137,10 @@ def test_scores_agree(monkeypatch):
 
 
 def networks(scorers):
-    "The modules behind the scorers' towers, found in what their encoders close over."
+    "The modules behind the scorers' encoders, found in what their functions close over."
     found = {}
-    for tower in {id(s.tower): s.tower for s in scorers}.values():
-        encode = tower.encode_images
+    for encoder in {id(s.encoder): s.encoder for s in scorers}.values():
+        encode = encoder.encode_images
         owners = [
             getattr(encode, '__self__', None),
             *(c.cell_contents for c in encode.__closure__ or ()),
@@ -207,7 +212,8 @@ def test_the_loss_after_a_refresh_is_exactly_ln_2(path, tmp_path, mode):
     settings = experiments.training_settings(
         SMALL, 'balanced_dpo', mode=mode, refresh_every=1, max_steps=2
     )
-    training.train(settings, encoded, table, labels, tmp_path / 'run', progress=False)
+    pairs = LabelledPairs(encoded, table, labels)
+    training.train(settings, pairs, tmp_path / 'run', progress=False)
     log = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['loss'] for line in log] == [LN2, LN2]
 
@@ -231,18 +237,13 @@ def test_the_path_is_part_of_every_key(monkeypatch, tmp_path):
     family = load_family('icons', device='cpu', components=('text', 'vae'))
     prompts = PromptSet(['a fox'], ['1' * 16], 'one')
     settings = experiments.training_settings(SMALL, 'balanced_dpo')
+    pairs = LabelledPairs(encoded, table, labels)
 
     def inputs():
         return {
-            'train': training.run_inputs(settings, encoded, table, labels, family.folder)[
-                'numerics'
-            ],
-            'sample': sampling.sample_inputs(sampling.SampleConfig(device='cpu'), prompts)[
-                'numerics'
-            ],
-            'encode': encoding.encode_inputs(family, encoding.EncodeConfig(model='icons'))[
-                'numerics'
-            ],
+            'train': run_inputs(settings, pairs, family.folder)['numerics'],
+            'sample': sampling.sample_inputs(SampleConfig(device='cpu'), prompts)['numerics'],
+            'encode': encoding.encode_inputs(family, EncodeConfig(model='icons'))['numerics'],
         }
 
     assert by_both(monkeypatch, inputs) == [
@@ -260,7 +261,8 @@ def test_a_trained_model_and_its_checkpoint_name_the_path(path, tmp_path):
     settings = experiments.training_settings(
         SMALL, 'balanced_dpo', max_steps=1, refresh_every=0, checkpoint_every=1
     )
-    out = training.train(settings, encoded, table, labels, tmp_path / 'run', progress=False)
+    pairs = LabelledPairs(encoded, table, labels)
+    out = training.train(settings, pairs, tmp_path / 'run', progress=False)
     assert json.loads((out / 'training.json').read_text())['numerics'] == path
     (manifest,) = (tmp_path / 'run' / 'checkpoints').glob('step-*/manifest.json')
     assert json.loads(manifest.read_text())['numerics'] == path

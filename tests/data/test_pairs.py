@@ -1,5 +1,5 @@
 """Edge cases of `balanceddpo.data.pairs`: hostile images and names, odd rows, streaming, the four
-sources, views of a pair, prompt files."""
+sources, views of a pair."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import socket
 import struct
 import tracemalloc
 import zlib
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +18,16 @@ import pytest
 from PIL import Image, ImageFile
 
 import balanceddpo.data.pairs as pairs
-from balanceddpo.core.errors import InputError
+from balanceddpo.core.errors import InputError, refusal
 from balanceddpo.core.files import content_digest
 from balanceddpo.data.pairs import (
     PairReport,
-    PromptSet,
     cut_square,
     decode,
     draw_view,
     make_pair,
     pairs_key,
-    prompt_id,
     read_pairs,
-    read_prompts,
     transform_pair,
     write_pairs,
 )
@@ -75,9 +73,8 @@ def noise(seed, size=96):
 
 
 def refused(f, *args, **kwargs):
-    with pytest.raises(InputError) as e:
-        f(*args, **kwargs)
-    message = str(e.value)
+    "What a call is refused with: one line, and not a long one."
+    message = refusal(f, *args, **kwargs)
     assert '\n' not in message
     assert len(message) < 600
     return message
@@ -86,10 +83,13 @@ def refused(f, *args, **kwargs):
 # --- hostile images
 
 
+def chunk(kind, body):
+    "A chunk of a PNG."
+    check = struct.pack('>I', zlib.crc32(kind + body))
+    return struct.pack('>I', len(body)) + kind + body + check
+
+
 def png_header(width, height):
-    chunk = lambda kind, body: (
-        struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-    )
     return (
         b'\x89PNG\r\n\x1a\n'
         + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
@@ -129,6 +129,10 @@ def test_large_image_is_refused_by_its_header(monkeypatch):
     assert '9000x8000' in refused(decode, large)
 
 
+def first_pixel(data):
+    return decode(data).getpixel((0, 0))
+
+
 def test_odd_but_sound_images():
     # stored lying on its side: turn 90 degrees clockwise to look at it
     exif = Image.Exif()
@@ -139,16 +143,21 @@ def test_odd_but_sound_images():
     assert upright.size == (8, 16)
     assert upright.getpixel((4, 2)) > (200,) * 3
     assert upright.getpixel((4, 13)) < (50,) * 3
-    pixel = lambda data: decode(data).getpixel((0, 0))
     ramp = decode(encoded(Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], 'uint16'))))
     assert [ramp.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 1, 128, 255]
-    assert pixel(encoded(Image.fromarray(np.array([[40000]], 'int32')), 'TIFF')) == (156,) * 3
-    assert pixel(encoded(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'JPEG')) == pytest.approx(
-        (255, 0, 0), abs=3
+    assert first_pixel(encoded(Image.fromarray(np.array([[40000]], 'int32')), 'TIFF')) == (156,) * 3
+    assert first_pixel(
+        encoded(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'JPEG')
+    ) == pytest.approx((255, 0, 0), abs=3)
+    assert first_pixel(encoded(Image.new('RGB', (4, 4), (10, 200, 30)).quantize(4))) == (
+        10,
+        200,
+        30,
     )
-    assert pixel(encoded(Image.new('RGB', (4, 4), (10, 200, 30)).quantize(4))) == (10, 200, 30)
-    assert pixel(encoded(Image.new('P', (4, 4)), 'GIF', transparency=0)) == (255, 255, 255)
-    assert pixel(encoded(Image.new('LA', (2, 2), (0, 128)))) == pytest.approx((127,) * 3, abs=1)
+    assert first_pixel(encoded(Image.new('P', (4, 4)), 'GIF', transparency=0)) == (255, 255, 255)
+    assert first_pixel(encoded(Image.new('LA', (2, 2), (0, 128)))) == pytest.approx(
+        (127,) * 3, abs=1
+    )
     assert decode(plain(5, (1, 1))).size == (1, 1)
 
 
@@ -213,7 +222,9 @@ def test_hostile_rows_are_quarantined_and_nothing_is_touched(tmp_path):
 
 
 def test_reading_stops_above_the_allowed_fraction(tmp_path):
-    bad = lambda n: [make_pair(f'bad {i}', (b'', plain(9))) for i in range(n)]
+    def bad(n):
+        return [make_pair(f'bad {i}', (b'', plain(9))) for i in range(n)]
+
     small = write_pairs(list(some_pairs(50)) + bad(1), tmp_path / 'small.parquet')
     message = refused(list, read_pairs(small))  # 1 of 51 is 1.96 %
     assert '1 of 51' in message
@@ -227,7 +238,7 @@ def test_reading_stops_above_the_allowed_fraction(tmp_path):
     refused(list, read_pairs(first_bad, limit=10))  # a limit does not get around the rule
 
 
-def test_every_odd_row_has_its_count(tmp_path):
+def write_odd_rows(path):
     a, b, c = plain(1), plain(2), plain(3)
     rows = [
         ('tie', a, b, 0.5, 0.5, True),
@@ -245,9 +256,12 @@ def test_every_odd_row_has_its_count(tmp_path):
         ('nan', a, c, float('nan'), None, None),
     ]
     names = ('caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1', 'has_label')
-    source = table(tmp_path / 'odd.parquet', **{n: list(v) for n, v in zip(names, zip(*rows))})
+    return table(path, **{name: list(column) for name, column in zip(names, zip(*rows))})
+
+
+def test_every_odd_row_has_its_count(tmp_path):
     report = PairReport()
-    got = list(read_pairs(source, report=report))
+    got = list(read_pairs(write_odd_rows(tmp_path / 'odd.parquet'), report=report))
     assert [(p.caption, p.label_0) for p in got] == [
         ('tie', 0.5),
         ('won', 1.0),
@@ -265,26 +279,24 @@ def test_every_odd_row_has_its_count(tmp_path):
     assert {k: getattr(report, k) for k in counts} == counts
     # the three ratings of one pair, and the swapped one, are told apart
     assert len({p.pair_id for p in got}) == 9
-    assert got[1].pair_id == make_pair('won', (a, b)).pair_id
-    only_1 = table(
-        tmp_path / 'label_1.parquet',
-        caption=['a', 'b'],
-        jpg_0=[a, a],
-        jpg_1=[b, b],
-        label_1=[1.0, 0.0],
-    )
-    assert [p.label_0 for p in read_pairs(only_1)] == [0.0, 1.0]
-    without = PairReport()
-    assert len(list(read_pairs(source, keep_ties=False, report=without))) == 8
-    assert (
-        without.ties,
-        without.kept,
-    ) == (1, 8)
+    assert got[1].pair_id == make_pair('won', (plain(1), plain(2))).pair_id
     assert (
         str(report)
         == '13 rows, 9 pairs kept; 1 ties, 4 unlabelled, 2 repeated; dropped: 3 one-sided, 0'
         ' undecodable, 1 identical'
     )
+
+
+def test_the_label_of_the_other_image_is_enough(tmp_path):
+    images = dict(jpg_0=[plain(1)] * 2, jpg_1=[plain(2)] * 2)
+    only_1 = table(tmp_path / 'label_1.parquet', caption=['a', 'b'], label_1=[1.0, 0.0], **images)
+    assert [p.label_0 for p in read_pairs(only_1)] == [0.0, 1.0]
+
+
+def test_ties_may_be_left_out_and_are_counted(tmp_path):
+    source, without = write_odd_rows(tmp_path / 'odd.parquet'), PairReport()
+    assert len(list(read_pairs(source, keep_ties=False, report=without))) == 8
+    assert (without.ties, without.kept) == (1, 8)
 
 
 def test_round_trip_keeps_everything_also_further_ratings(tmp_path):
@@ -445,14 +457,15 @@ KEPT = []  # Arrow buffers may outlive the call, and need their pool
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    def make(n):
-        return (make_pair(f'{i}', (noise(2 * i), noise(2 * i + 1)), 1.0) for i in range(n))
+    def write_file(n):
+        made = (make_pair(f'{i}', (noise(2 * i), noise(2 * i + 1)), 1.0) for i in range(n))
+        write_pairs(made, tmp_path / f'{n}.parquet')
 
-    def use(n):
-        return lambda: sum(1 for _ in read_pairs(tmp_path / f'{n}.parquet'))
+    def read_file(n):
+        return sum(1 for _ in read_pairs(tmp_path / f'{n}.parquet'))
 
-    write = {n: peak(lambda: write_pairs(make(n), tmp_path / f'{n}.parquet')) for n in (128, 512)}
-    read = {n: peak(use(n)) for n in (128, 512)}
+    write = {n: peak(partial(write_file, n)) for n in (128, 512)}
+    read = {n: peak(partial(read_file, n)) for n in (128, 512)}
     size = (tmp_path / '512.parquet').stat().st_size
     assert size > 25e6
     assert max(*write.values(), *read.values()) < size
@@ -746,11 +759,7 @@ def test_view_depends_on_pair_and_seed_alone_and_flip_does_not_move_the_crop():
     ]
     assert all(0 <= u < 1 and 0 <= v < 1 for u, v, _ in views)
     assert draw_view('x', 0, 'center', True)[:2] == (0.5, 0.5)
-    assert draw_view('x') == (
-        0.5,
-        0.5,
-        False,
-    )
+    assert draw_view('x') == (0.5, 0.5, False)
     assert 'diagonal' in refused(draw_view, 'x', 0, 'diagonal')
 
 
@@ -778,130 +787,3 @@ def test_extreme_shapes_cost_no_memory():
     assert transform_pair(
         (Image.new('RGBA', (4, 4), (0, 0, 0, 0)), Image.new('L', (4, 4), 9)), 4, 'p'
     )[:, 0, 0, 0].tolist() == [255, 9]
-
-
-# --- prompts
-
-HOSTILE = [
-    '<img src=x onerror=alert(1)>',
-    '../../etc/passwd',
-    '/absolute',
-    'nul\0byte',
-    'x' * 400,
-    '"quoted" and, with comma',
-    'línea\u2028two',
-    '🦊',
-    "'; DROP TABLE prompts; --",
-    'CON',
-]
-
-
-def test_hostile_prompts_are_safe_as_ids(tmp_path):
-    (tmp_path / 'hostile.json').write_text(json.dumps(HOSTILE))
-    prompts = read_prompts(tmp_path / 'hostile.json')
-    assert prompts.prompts == tuple(HOSTILE)
-    assert len(set(prompts.ids)) == len(HOSTILE)
-    assert all(re.fullmatch('[0-9a-f]{16}', i) for i in prompts.ids)
-    assert prompts.ids[0] == prompt_id(HOSTILE[0])
-    for i in prompts.ids:
-        (tmp_path / f'{i}.png').touch()
-    assert len(os.listdir(tmp_path)) == len(HOSTILE) + 1
-
-
-PARTI = (
-    'Prompt\tCategory\tChallenge\tNote\r\nbond\tAbstract\tBasic\tBiology-inspired concepts\r\n"G I'
-    ' G G L E" painted in thick colorful lettering\tIllustrations\tWriting & Symbols\t\r\nA sign'
-    ' that says "Hello, ""friend"\tArtifacts\tWriting & Symbols\t\r\nbond \tAbstract\tBasic\t\r\n'
-)
-
-
-def test_partiprompts_own_file_keeps_its_quotation_marks(tmp_path):
-    (tmp_path / 'PartiPrompts.tsv').write_bytes(PARTI.encode())
-    parti = read_prompts(tmp_path / 'PartiPrompts.tsv')
-    assert parti.prompts == (
-        'bond',
-        '"G I G G L E" painted in thick colorful lettering',
-        'A sign that says "Hello, ""friend"',
-    )
-    assert (parti.name, parti.repeated, parti.empty) == ('PartiPrompts', 1, 0)
-    assert read_prompts(tmp_path / 'PartiPrompts.tsv', column='Category').prompts == (
-        'Abstract',
-        'Illustrations',
-        'Artifacts',
-    )
-    message = refused(read_prompts, tmp_path / 'PartiPrompts.tsv', column='text')
-    assert "'text'" in message
-    assert 'PartiPrompts.tsv' in message
-    assert 'Prompt, Category, Challenge, Note' in message
-
-
-def test_csv_txt_json_and_parquet(tmp_path):
-    (tmp_path / 'a.csv').write_bytes(
-        '\ufeffid,caption\r\n1,"a fox, and ""a hen"""\r\n2,"two\nlines"\r\n3,\r\n4\r\n'.encode()
-    )
-    a = read_prompts(tmp_path / 'a.csv')
-    assert a.prompts == ('a fox, and "a hen"', 'two\nlines')
-    assert a.empty == 2
-    (tmp_path / 'a.txt').write_bytes('\ufeffa fox\r\n\r\n  a hen \na fox\na\u2028b\n'.encode())
-    a = read_prompts(tmp_path / 'a.txt', limit=2)
-    assert a.prompts == ('a fox', 'a hen')
-    assert (a.empty, a.repeated) == (2, 1)
-    assert read_prompts(tmp_path / 'a.txt').prompts[-1] == 'a\u2028b'
-    hpd = tmp_path / 'hpd'
-    hpd.mkdir()
-    (hpd / 'photo.json').write_text('["a dog", "a sky"]')
-    (hpd / 'anime.json').write_text('["a witch", "a dog"]')
-    assert read_prompts(hpd).prompts == ('a witch', 'a dog', 'a sky')
-    assert read_prompts(hpd / 'photo.json', name='HPD photo').name == 'HPD photo'
-    (tmp_path / 'b.json').write_text('[{"prompt": "a dog", "rank": [0, 1]}, {"prompt": "a cat"}]')
-    assert read_prompts(tmp_path / 'b.json').prompts == ('a dog', 'a cat')
-    (tmp_path / 'c.json').write_text('{"anime": ["a"], "photo": [{"prompt": "b"}]}')
-    assert read_prompts(tmp_path / 'c.json').prompts == ('a', 'b')
-    write_pairs(some_pairs(3), tmp_path / 'unique.parquet')
-    assert read_prompts(tmp_path / 'unique.parquet').prompts == (
-        'caption 0',
-        'caption 1',
-        'caption 2',
-    )
-
-
-@pytest.mark.parametrize(
-    'name, data',
-    [
-        ('x.json', b'{"a": 1}'),
-        ('x.json', b'"a"'),
-        ('x.json', b'[1]'),
-        ('x.json', b'[{"text_en": "a"}]'),
-        ('x.json', b'["\\ud83d"]'),
-        ('x.json', b'["a"'),
-        ('x.json', b'[]'),
-        ('x.txt', b'\xff\xfe\x00'),
-        ('x.txt', b' \n\n'),
-        ('x.csv', b'a,b\n1,2\n'),
-        ('x.csv', b''),
-        ('x.pdf', b'a'),
-        ('x.parquet', b'a'),
-    ],
-)
-def test_bad_prompt_files_are_named(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data)
-    assert name in refused(read_prompts, tmp_path / name)
-
-
-def test_prompt_sources_that_are_not_there(tmp_path):
-    refused(read_prompts, tmp_path / 'nothing.txt')
-    refused(read_prompts, tmp_path)
-    (tmp_path / 'x.txt').write_text('secret')
-    refused(
-        read_prompts, f'icons:{os.path.relpath(tmp_path / "x", os.path.dirname(pairs.__file__))}'
-    )
-    refused(read_prompts, 'icons:nothing')
-
-
-def test_key_is_of_the_prompts_and_their_order():
-    a = PromptSet('a', ('x', 'y'))
-    assert a.key == PromptSet('b', ('x', 'y'), empty=3).key
-    assert len({a.key, PromptSet('a', ('y', 'x')).key, a.head(1).key}) == 3
-    assert len(a) == 2
-    assert a.head(None) == a
-    assert a.head(9).prompts == a.prompts

@@ -7,24 +7,28 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import bootstrap, ttest_ind
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.evaluation.scores import compare_scores
 from balanceddpo.evaluation.statistics import (
     bradley_terry,
     differences_over_seeds,
     expected_rates,
     holm,
+    in_deviations,
     over_seeds,
     prompt_points,
     rank_models,
     rates_by_quantile,
+    seed_spread,
     sign_test,
     vote_dependence,
     win_chance,
     with_p_values,
 )
 from balanceddpo.evaluation.win_rates import bootstrap_interval, compare, score_table, wilson
+from figure_checks import SCORERS, SETS, made_up_scores
 
 # --- the sign test and its correction
 
@@ -451,3 +455,38 @@ def test_quantiles_share_out_every_pair():
     assert (third.low, third.high) == wilson(third.hits, third.n)
     with pytest.raises(InputError):
         rates_by_quantile([1.0, np.nan], [True, False], 2)
+
+
+# --- how far images spread
+
+
+def test_seed_spread_is_what_pandas_says():
+    scores = made_up_scores(sets=SETS[:1])
+    a, b = (scores[scores.model == m] for m in ('BalancedDPO', 'base'))
+    found = seed_spread(a, b, SCORERS).set_index('scorer')
+    x, y = (t.groupby('prompt_id')[list(SCORERS)].std() for t in (a, b))
+    assert np.allclose(found.spread_a, x.mean(), rtol=1e-6)
+    assert np.allclose(found.difference, (x - y).mean(), atol=1e-6)
+    for k in SCORERS:
+        theirs = bootstrap(
+            ((x - y)[k].to_numpy(),), np.mean, method='percentile', n_resamples=9999, rng=1
+        ).confidence_interval
+        assert np.allclose([found.low[k], found.high[k]], theirs, atol=0.02)
+
+
+def test_differences_in_deviations_have_the_unit_of_their_own_set_and_scorer():
+    scores = made_up_scores()
+    scores.loc[scores.prompt_set == 'hpd', 'clip'] *= 10
+    raw = compare_scores(scores, [('BalancedDPO', 'base')], SCORERS)
+    units = in_deviations(raw, scores)
+    for r, u in zip(raw.itertuples(), units.itertuples()):
+        sd = (
+            scores[(scores.model == 'base') & (scores.prompt_set == r.prompt_set)][r.scorer]
+            .astype(float)
+            .std()
+        )
+        assert np.allclose(
+            [u.difference * sd, u.low * sd, u.high * sd], [r.difference, r.low, r.high]
+        )
+    with pytest.raises(InputError, match="'other'"):
+        in_deviations(raw, scores, 'other')

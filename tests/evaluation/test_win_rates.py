@@ -1,7 +1,6 @@
 """Win rates: the statistics against scipy and against slow, plain implementations; the protocol by
-hand; refusals; kept scores."""
+hand; refusals."""
 
-import hashlib
 import itertools
 import math
 
@@ -10,18 +9,17 @@ import pandas as pd
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.evaluation.scores import score_differences
 from balanceddpo.evaluation.win_rates import (
+    Bootstrap,
     best_of,
     bootstrap_interval,
     compare,
-    compare_scores,
     count_wins,
     mean_score,
+    mean_win_rates,
     refuse_mismatch,
-    score_differences,
     score_grid,
-    score_images,
-    score_summary,
     score_table,
     tie_points,
     wilson,
@@ -134,8 +132,8 @@ def test_bootstrap_of_wins_is_binomial(wins, n):
 
 
 def test_bootstrap_keeps_prompts_whole():
-    """Five equal comparisons a prompt carry no more information than one: the interval must not
-    shrink."""
+    """Five equal comparisons of each prompt carry no more information than one: the interval must
+    not shrink."""
     one = np.repeat([1.0, 0.0], [60, 40])
     five = bootstrap_interval(5 * one, np.full(100, 5.0))
     assert five == pytest.approx(bootstrap_interval(one))
@@ -259,13 +257,13 @@ def test_best_of_five_rewards_spread():
     )[0]
     rng = np.random.default_rng(8)
     wild, steady = rng.normal(0, 1.5, (4000, 5)), rng.normal(0, 1, (4000, 5))
-    assert win_statistics(wild, steady, 'best', resamples=10)['win_rate'] == pytest.approx(
-        exact, abs=0.02
-    )
+    assert win_statistics(wild, steady, 'best', bootstrap=Bootstrap(resamples=10))[
+        'win_rate'
+    ] == pytest.approx(exact, abs=0.02)
     assert exact > 0.65
-    assert win_statistics(wild, steady, 'paired', resamples=10)['win_rate'] == pytest.approx(
-        0.5, abs=0.02
-    )
+    assert win_statistics(wild, steady, 'paired', bootstrap=Bootstrap(resamples=10))[
+        'win_rate'
+    ] == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +390,7 @@ def test_compare_walks_sets_and_pairs():
         ['hps', 'clip'],
         protocol='paired',
         ties='drop',
-        resamples=50,
+        bootstrap=Bootstrap(resamples=50),
     )
     assert len(found) == 8
     assert found['prompt_set'].tolist() == ['hpd'] * 4 + ['pickapic'] * 4
@@ -403,238 +401,21 @@ def test_compare_walks_sets_and_pairs():
         compare(scores, [('a', 'd')], ['hps'])
 
 
-def test_score_differences_by_hand():
-    found = score_differences(table('a'), table('b', Y), ['hps']).iloc[0]
-    assert found['difference'] == pytest.approx((11 / 3 - 5) / 5)
-    assert found['mean_a'] == pytest.approx(X.mean())
-    assert found['n'] == 5
-    assert found['low'] <= found['difference'] <= found['high'] <= 0
-    best = score_differences(table('a'), table('b', Y), ['hps'], 'best').iloc[0]
-    assert best['difference'] == pytest.approx((4 + 0 + 0 - 2 + 1) / 5)
-    with pytest.raises(InputError):
-        score_differences(table('a'), table('b', Y), ['hps'], 'paired')
-
-
-def test_compare_scores_walks_sets_and_pairs():
-    scores = pd.concat(
-        [
-            table(m, v, prompt_set=s)
-            for s in ('hpd', 'pickapic')
-            for m, v in (('a', X), ('b', Y), ('c', X + Y))
-        ]
-    )
-    found, pairs = (
-        compare_scores(scores, [('a', 'b'), ('c', 'b')], ['hps']),
-        [('a', 'b'), ('c', 'b')] * 2,
-    )
-    assert list(zip(found['model_a'], found['model_b'])) == pairs
-    assert found['prompt_set'].tolist() == ['hpd'] * 2 + ['pickapic'] * 2
-    assert found.index.tolist() == [0, 1, 2, 3]
-    assert found.loc[3, 'difference'] == pytest.approx(X.mean())  # X + Y minus Y
-    assert len(compare_scores(scores, pairs, ())) == 0  # a world without checks
-
-
-def test_score_summary_is_numpys():
-    found = score_summary(pd.concat([table('a'), table('b', Y)]), ['hps', 'clip']).set_index(
-        ['model', 'scorer']
-    )
-    assert found.loc[('a', 'hps'), ['n', 'mean', 'min', 'max', 'std']].tolist() == pytest.approx(
-        [15, X.mean(), 1, 9, X.std(ddof=1)]
-    )
-    assert found.loc[('b', 'clip'), 'max'] == 0
-
-
-# --- kept scores
-
-
-@pytest.fixture
-def store(tmp_path):
-    "Three prompts with four plain images each; the grey level is the score."
-    from PIL import Image
-
-    from balanceddpo.data.pairs import PromptSet
-    from balanceddpo.models.sampling import ImageStore, image_file, image_seed
-
-    prompts, rows = PromptSet('greys', ('one', 'two', 'three')), []
-    for p, (pid, prompt) in enumerate(zip(prompts.ids, prompts.prompts)):
-        for i in range(4):
-            path = tmp_path / 'images_of_m' / image_file(pid, i)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new('RGB', (4, 4), (10 * p + i,) * 3).save(path)
-            rows.append(
-                (
-                    'm',
-                    pid,
-                    prompt,
-                    i,
-                    image_seed(pid, i),
-                    image_file(pid, i),
-                    hashlib.sha256(path.read_bytes()).hexdigest(),
-                )
-            )
-    index = pd.DataFrame(
-        rows, columns=['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256']
-    )
-    return ImageStore(
-        tmp_path / 'images_of_m',
-        {'model': {'unet': '1'}, 'prompts': prompts.key, 'steps': 9},
-        index,
-    )
-
-
-class Grey:
-    """A scorer that answers with the grey level, counts what it saw, and breaks down after `life`
-    images."""
-
-    def __init__(self, name='grey', key='k1', life=10**9, add=0.0):
-        self.name, self.key, self.life, self.add, self.seen = name, key, life, add, 0
-
-    def score(self, images, prompts):
-        import torch
-
-        self.seen += len(prompts)
-        if self.seen > self.life:
-            raise KeyboardInterrupt
-        return torch.tensor(
-            [image.getpixel((0, 0))[0] + self.add for image in images], dtype=torch.float32
-        )
-
-
-GREYS = [10 * p + i for p in range(3) for i in range(4)]
-
-
-def test_scores_are_kept_and_reused(store, tmp_path):
-    out = tmp_path / 'scores/m.parquet'
-    first = Grey()
-    found = score_images(store, [first], out, model='m', prompt_set='greys')
-    assert found['grey'].tolist() == GREYS
-    assert found['grey'].dtype == 'float32'
-    assert first.seen == 12
-    assert found['seed'].tolist() == store.index['seed'].tolist()
-    assert set(found['sampler']) == {'{"steps": 9}'}
-    again = Grey()
-    before = out.read_bytes()
-    pd.testing.assert_frame_equal(
-        score_images(store, [again], out, model='m', prompt_set='greys'), found
-    )
-    assert again.seen == 0
-    assert out.read_bytes() == before
-
-
-def test_another_scorer_computes_only_itself(store, tmp_path):
-    out = tmp_path / 'm.parquet'
-    score_images(store, [Grey()], out)
-    old, new = Grey(), Grey('other', add=0.5)
-    found = score_images(store, [old, new], out)
-    assert (old.seen, new.seen) == (0, 12)
-    assert (found['other'] - found['grey']).tolist() == [0.5] * 12
-    # the older column survived
-    last = Grey()
-    assert score_images(store, [last], out)['grey'].tolist() == GREYS
-    assert last.seen == 0
-
-
-def test_a_scorer_with_other_weights_is_another_scorer(store, tmp_path):
-    out = tmp_path / 'm.parquet'
-    score_images(store, [Grey()], out)
-    v2 = Grey(key='k2', add=100)
-    found = score_images(store, [v2], out)
-    assert v2.seen == 12
-    assert found['grey'].tolist() == [100 + g for g in GREYS]
-    assert '"grey": "k2"' in found['scorer_keys'][0]
-    # and v1 is still there
-    v1 = Grey()
-    assert score_images(store, [v1], out)['grey'].tolist() == GREYS
-    assert v1.seen == 0
-
-
-def test_interrupted_scoring_goes_on(store, tmp_path):
-    whole, out = tmp_path / 'whole.parquet', tmp_path / 'm.parquet'
-    score_images(store, [Grey()], whole, shard_size=4, batch_size=2)
-    with pytest.raises(KeyboardInterrupt):
-        score_images(store, [Grey(life=9)], out, shard_size=4, batch_size=2)
-    rest = Grey()
-    score_images(store, [rest], out, shard_size=4, batch_size=2)
-    assert rest.seen == 4
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_a_redrawn_image_is_scored_again(store, tmp_path):
-    from PIL import Image
-
-    out = tmp_path / 'm.parquet'
-    score_images(store, [Grey()], out)
-    path = store.folder / store.index['file'][6]
-    Image.new('RGB', (4, 4), (200,) * 3).save(path)
-    store.index.loc[6, 'sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
-    again = Grey()
-    found = score_images(store, [again], out)
-    assert again.seen == 1
-    assert found['grey'].tolist() == [200 if i == 6 else g for i, g in enumerate(GREYS)]
-
-
-def test_scores_of_other_images_and_damaged_files_are_refused(store, tmp_path):
-    from dataclasses import replace
-
-    out = tmp_path / 'm.parquet'
-    score_images(store, [Grey()], out)
-    with pytest.raises(InputError, match='steps is 9 there and 10 here'):
-        score_images(replace(store, inputs=store.inputs | {'steps': 10}), [Grey()], out)
-    out.write_bytes(out.read_bytes()[:-9])
-    with pytest.raises(InputError, match='no file of scores'):
-        score_images(store, [Grey()], out)
-
-
-def test_a_score_that_is_no_number_is_refused_and_not_kept(store, tmp_path):
-    class Broken(Grey):
-        def score(self, images, prompts):
-            import torch
-
-            return torch.where(super().score(images, prompts) == 21, torch.nan, 1.0)
-
-    with pytest.raises(InputError) as e:
-        score_images(store, [Broken()], tmp_path / 'm.parquet')
-    assert store.index['file'][9] in str(e.value)
-    assert "'three'" in str(e.value)
-    assert not (tmp_path / 'm.parquet').exists()
-
-
-def test_default_place_is_one_a_store(store, tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
-    for s in (store, replace(store, inputs=store.inputs | {'steps': 10}), store):
-        score_images(s, [Grey()])
-    assert len(list((tmp_path / 'runs/scores').glob('*.parquet'))) == 2
-
-
-def test_order_of_the_index_does_not_matter(store, tmp_path):
-    from dataclasses import replace
-
-    score_images(store, [Grey()], tmp_path / 'm.parquet')
-    turned = replace(store, index=store.index[::-1])  # not a RangeIndex either
-    again = Grey()
-    found = score_images(turned, [again], tmp_path / 'm.parquet')
-    assert again.seen == 0
-    assert found['grey'].tolist() == GREYS[::-1]
-
-
 # --- the mean over scorers
 
 
 def test_the_mean_over_scorers_by_a_slow_implementation():
     """Three scorers, twelve prompts: the rate is the mean of the rates; the interval draws prompts,
     each with all its scorers."""
-    from balanceddpo.evaluation.win_rates import mean_win_rates
-
     draw = np.random.default_rng(0)
     names = ['hps', 'clip', 'pickscore']
     x, y = ({k: draw.integers(0, 4, (12, 2)).astype(float) for k in names} for _ in range(2))
     both = pd.concat([score_table('a', x), score_table('b', y)])
     for protocol in ('best', 'mean', 'paired'):
-        (row,) = mean_win_rates(both, [('a', 'b')], names, protocol=protocol, seed=5).to_dict(
-            'records'
+        found = mean_win_rates(
+            both, [('a', 'b')], names, protocol=protocol, bootstrap=Bootstrap(seed=5)
         )
+        (row,) = found.to_dict('records')
         single = compare(both, [('a', 'b')], names, protocol=protocol)
         assert row['win_rate'] == pytest.approx(single.win_rate.mean())
         assert row['scorer'] == 'mean of 3'
@@ -648,67 +429,12 @@ def test_the_mean_over_scorers_by_a_slow_implementation():
 
 
 def test_the_mean_over_scorers_does_not_drop_ties():
-    from balanceddpo.evaluation.win_rates import mean_win_rates
-
     both = pd.concat([score_table(m, {'hps': np.zeros((2, 1))}) for m in 'ab'])
     with pytest.raises(InputError, match='split or loss'):
         mean_win_rates(both, [('a', 'b')], ['hps'], ties='drop')
 
 
-def test_gains_by_hand():
-    """Two prompts of two images. HPS: prompt means 2, 4 against 1, 1, its base scores 0, 2, 1, 1
-    with s.d. sqrt(2/3). CLIP: 0, 0 against 3, -1, its base scores 4, 2, -4, 2 with s.d.
-    sqrt(12)."""
-    from balanceddpo.evaluation.win_rates import mean_gains
-
-    a = score_table('a', {'hps': [[1.0, 3], [4, 4]], 'clip': [[0.0, 0], [0, 0]]}, prompt_set='s')
-    base = score_table(
-        'base', {'hps': [[0.0, 2], [1, 1]], 'clip': [[4.0, 2], [-4, 2]]}, prompt_set='s'
-    )
-    both = pd.concat([a, base])
-    row, back = mean_gains(both, [('a', 'base'), ('base', 'a')], ['hps', 'clip']).to_dict('records')
-    first, second = (1 / (2 / 3) ** 0.5 - 3 / 12**0.5) / 2, (3 / (2 / 3) ** 0.5 + 1 / 12**0.5) / 2
-    assert row['gain'] == pytest.approx((first + second) / 2)
-    assert back['gain'] == -row['gain']
-    assert row['n'] == 2
-    # a quarter of the resamples at either end
-    assert (row['low'], row['high']) == pytest.approx((first, second))
-    alone = mean_gains(both, [('a', 'base')], ['hps']).gain.item()
-    other = mean_gains(both.assign(hps=7 * both.hps + 3), [('a', 'base')], ['hps']).gain.item()
-    assert (
-        alone == pytest.approx(2 / (2 / 3) ** 0.5) == pytest.approx(other)
-    )  # no unit, no zero point
-    with pytest.raises(InputError, match="no scores of 'c' to take the unit"):
-        mean_gains(both, [('a', 'base')], ['hps'], unit='c')
-    with pytest.raises(InputError, match="all scores of 'a' by 'clip' on 's' are equal"):
-        mean_gains(both, [('a', 'base')], ['hps', 'clip'], unit='a')
-
-
-def test_the_interval_of_a_gain_by_a_slow_implementation():
-    "It draws prompts, each with all its scorers: a scorer that repeats another leaves it as it is."
-    from balanceddpo.evaluation.win_rates import mean_gains
-
-    draw = np.random.default_rng(3)
-    x, y = draw.normal(size=(2, 30, 2)) + [[[0.3]], [[0]]]
-    both = pd.concat(
-        [
-            score_table('a', {'hps': x, 'again': 10 * x}),
-            score_table('base', {'hps': y, 'again': 10 * y}),
-        ]
-    )
-    one, two = (
-        mean_gains(both, [('a', 'base')], names)[['gain', 'low', 'high']].to_numpy()[0]
-        for names in (['hps'], ['hps', 'again'])
-    )
-    assert one == pytest.approx(two)
-    each = (x.mean(1) - y.mean(1)) / y.astype('float32').std(ddof=1)
-    means = np.sort([each[draw.integers(0, 30, 30)].mean() for _ in range(20_000)])
-    assert one == pytest.approx([each.mean(), means[499], means[19_499]], abs=0.01)
-
-
 def test_a_second_scorer_that_agrees_does_not_narrow_the_interval():
-    from balanceddpo.evaluation.win_rates import mean_win_rates
-
     draw = np.random.default_rng(1)
     x, y = draw.random((2, 40, 2))
     both = pd.concat(

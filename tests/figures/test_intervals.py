@@ -7,7 +7,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.figures.intervals import SHADES, plot_grid, plot_intervals
+from balanceddpo.figures.intervals import SHADES, Marks, plot_grid, plot_intervals
+from balanceddpo.figures.style import Interval, Look
 
 FRAME = pd.DataFrame(
     {
@@ -20,8 +21,10 @@ FRAME = pd.DataFrame(
 )
 
 
-def draw(**options):
-    return plot_intervals(FRAME, 'model', 'rate', 'low', 'high', scale=100, **options)
+def draw(title='', **marks):
+    return plot_intervals(
+        FRAME, 'model', Interval('rate', 'low', 'high'), Look(title), Marks(**marks), 100
+    )
 
 
 def test_intervals_end_where_they_should():

@@ -1,5 +1,4 @@
-"""Names beside points, and training curves: placement against brute force, drawn values against the
-table."""
+"Names beside points: placement against brute force, drawn values against the table."
 
 import numpy as np
 import pandas as pd
@@ -8,15 +7,14 @@ import pytest
 from balanceddpo.core.errors import InputError
 from balanceddpo.figures.points import (
     NEAR,
-    _inside,
+    Guides,
+    _length_inside,
     leaders,
     overlap,
     place_names,
     plot_points,
-    plot_training,
-    smooth,
 )
-from balanceddpo.figures.tables import text_size
+from balanceddpo.figures.style import Interval, Look, text_size
 
 
 def boxes(places, names):
@@ -63,15 +61,13 @@ def test_a_way_through_boxes_against_counting_steps():
         ]
         for i in range(20)
     ]
-    assert np.abs(_inside(start, ends, solid) - counted).max() < 0.02
+    assert np.abs(_length_inside(start, ends, solid) - counted).max() < 0.02
     assert np.max(counted) > 30
 
 
 def test_a_leader_reaches_the_nearest_part_of_a_far_name_and_a_near_one_has_none():
-    (end, long), (_, none) = (
-        leaders((60, 60, 90, 66.5), (50, 52), mark=2),
-        leaders((50 + 2 + NEAR, 50, 90, 60), (50, 52), mark=2),
-    )
+    end, long = leaders((60, 60, 90, 66.5), (50, 52), mark=2)
+    _, none = leaders((50 + 2 + NEAR, 50, 90, 60), (50, 52), mark=2)
     assert end.tolist() == [60, 60]
     assert long == pytest.approx(np.hypot(10, 8) - 2)
     assert none == 0
@@ -105,9 +101,9 @@ def drawn(fig):
     (ax,) = fig.axes
     names = {t.get_text(): t.get_window_extent().extents for t in ax.texts}
     lines = [
-        ax.transAxes.transform(l.get_xydata())
-        for l in ax.lines
-        if l.get_transform() == ax.transAxes
+        ax.transAxes.transform(line.get_xydata())
+        for line in ax.lines
+        if line.get_transform() == ax.transAxes
     ]
     places = dict(zip(CROWD.m, ax.transData.transform(CROWD[['x', 'y']])))
     bars = [ax.transData.transform(c.get_segments()[0]) for c in ax.collections]
@@ -115,11 +111,10 @@ def drawn(fig):
 
 
 def test_names_in_a_crowd_cover_nothing_and_lead_to_their_points():
-    names, lines, places, bars = drawn(
-        plot_points(
-            CROWD, 'x', 'y', 'm', 'left', 'right', 'lo', 'hi', level=50, width=4.6, height=3.6
-        )
-    )
+    x, y = Interval('x', 'left', 'right'), Interval('y', 'lo', 'hi')
+    look = Look(width=4.6, height=3.6)
+    fig = plot_points(CROWD, x, y, 'm', look=look, guides=Guides(level=50))
+    names, lines, places, bars = drawn(fig)
     points, found = 150 / 72, list(names.items())  # pixels a point
     assert all(overlap(a, b) == 0 for i, (_, a) in enumerate(found) for _, b in found[:i])
     assert all(overlap(box, bar) == 0 for box in names.values() for bar in bars)
@@ -128,18 +123,18 @@ def test_names_in_a_crowd_cover_nothing_and_lead_to_their_points():
     for name, box in found:
         gap = np.hypot(*(np.clip(places[name], box[:2], box[2:]) - places[name])) / points
         mine = [
-            l
-            for l in lines
-            if np.allclose(l[0], places[name])
-            and (np.abs(l[1] - np.clip(l[1], box[:2], box[2:])) < 2 * points).all()
+            (start, end)
+            for start, end in lines
+            if np.allclose(start, places[name])
+            and (np.abs(end - np.clip(end, box[:2], box[2:])) < 2 * points).all()
         ]
         # the mark, NEAR, and what letters lack to their box
         assert len(mine) == (gap > 8) or 5 < gap < 8, name
         for start, end in mine:  # and it runs over no other name
             others = np.array([b for n, b in found if n != name])
-            assert _inside(start, end[None], others).max() < 1e-6
+            assert _length_inside(start, end[None], others).max() < 1e-6
     assert 3 <= len(lines) < len(names)
-    assert not any(np.allclose(l[0], places['alone']) for l in lines)
+    assert not any(np.allclose(start, places['alone']) for start, _ in lines)
 
 
 @pytest.mark.parametrize('apart', [(-0.8, 0.6), (0.7, 0.4), (1.5, 0), (-2, -1), (0, -3)])
@@ -177,7 +172,9 @@ def test_names_stay_clear_of_the_diagonal_and_its_text():
             'y': [20.0, 58, 79],
         }
     )
-    fig = plot_points(frame, 'x', 'y', 'm', diagonal='same on all')
+    fig = plot_points(
+        frame, Interval('x'), Interval('y'), 'm', guides=Guides(diagonal='same on all')
+    )
     fig.draw_without_rendering()
     (ax,) = fig.axes
     steps = ax.transData.transform(np.linspace(10, 90, 2000)[:, None] * [1, 1])
@@ -204,11 +201,12 @@ def test_points_and_intervals_are_where_the_table_says():
             'k': ['u', 'v'],
         }
     )
-    (ax,) = plot_points(frame, 'x', 'y', 'm', low='lo', high='hi', kind='k', level=50).axes
+    y = Interval('y', 'lo', 'hi')
+    (ax,) = plot_points(frame, Interval('x'), y, 'm', 'k', guides=Guides(level=50)).axes
     marks = [
-        tuple(map(float, np.ravel(l.get_xydata())))
-        for l in ax.lines
-        if l.get_marker() not in (None, 'None')
+        tuple(map(float, np.ravel(line.get_xydata())))
+        for line in ax.lines
+        if line.get_marker() not in (None, 'None')
     ]
     assert marks == [(1, 10), (3, 40)]
     assert [c.get_segments()[0].tolist() for c in ax.collections] == [
@@ -218,31 +216,4 @@ def test_points_and_intervals_are_where_the_table_says():
     assert {'a', 'b'} <= {t.get_text() for t in ax.texts}
     assert ax.get_ylim()[1] > 50
     with pytest.raises(InputError, match='no row'):
-        plot_points(frame[:0], 'x', 'y', 'm')
-
-
-def test_curves_are_drawn_smoothed_and_refreshes_marked():
-    log = pd.DataFrame(
-        {
-            'step': range(1, 31),
-            'loss': np.random.default_rng(0).random(30),
-            'refreshed': [s % 10 == 0 for s in range(1, 31)],
-        }
-    )
-    every = log.assign(refreshed=True)
-    marked, crowded = plot_training({'ten': log, 'one': every}, window=5).axes
-    upright = [l.get_xdata()[0] for l in marked.lines if l.get_xdata()[0] == l.get_xdata()[-1]]
-    assert upright == [10, 20, 30]
-    first, second, third = (l.get_ydata() for l in marked.lines[-3:])  # the means between refreshes
-    assert second[4] == pytest.approx(log.loss[12:17].mean())
-    assert second[0] == pytest.approx(log.loss[10:13].mean())
-    assert first[9] == pytest.approx(log.loss[7:10].mean())
-    assert '30 refreshes' in [t.get_text() for t in crowded.texts]
-    assert len(crowded.lines) == 2
-    assert marked.get_ylim() == crowded.get_ylim()
-
-
-def test_smoothing_against_numpy():
-    x = np.random.default_rng(0).random(40)
-    assert smooth(x, 9) == pytest.approx([x[max(0, i - 4) : i + 5].mean() for i in range(40)])
-    assert smooth(x, 1) == pytest.approx(x)
+        plot_points(frame[:0], Interval('x'), y, 'm')

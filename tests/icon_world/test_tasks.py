@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.data.pairs import prompt_id, read_pairs, read_prompts
+from balanceddpo.data.pairs import read_pairs
+from balanceddpo.data.prompts import prompt_id, read_prompts
 from balanceddpo.evaluation.tasks import prompt_file, task_scores
+from balanceddpo.figures.style import Look
 from balanceddpo.icon_world import tasks as icon_tasks
 from balanceddpo.icon_world import world as icons
 from balanceddpo.icon_world.tasks import (
@@ -209,7 +211,7 @@ def test_the_figure_shows_the_scores():
         scores,
         bound,
         'grey: a bound',
-        'A title that is long enough to need a second line on a column',
+        Look('A title that is long enough to need a second line on a column'),
     )
     (ax,) = fig.axes
     assert texts_outside(fig) == []

@@ -40,7 +40,8 @@ def test_a_prompt_of_another_world_is_refused():
 
 
 def test_prompt_sets_are_shipped_apart_and_held_out_where_they_should_be():
-    from balanceddpo.data.pairs import read_pairs, read_prompts
+    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.prompts import read_prompts
 
     sets = {name: read_prompts(f'icons:{name}') for name in icons.PROMPT_SETS}
     truths = {name: {icons.truth_of(p) for p in s.prompts} for name, s in sets.items()}

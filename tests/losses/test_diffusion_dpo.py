@@ -23,7 +23,8 @@ from balanceddpo.losses.diffusion_dpo import (
     merge_reports,
     training_target,
 )
-from balanceddpo.voting.labels import hard_weights, shared_weights, votes
+from balanceddpo.voting.labels import hard_weights, shared_weights
+from balanceddpo.voting.votes import votes
 
 LN2 = torch.tensor(math.log(2)).item()
 PINNED_T, PINNED_N = [533, 566, 944], [-1.0027157, 0.592373, 1.538722]
@@ -69,9 +70,9 @@ def test_winner_first_diffusion_dpo_is_the_same_loss():
     "The DiffusionDPO code sorts winners first: mean errors, -0.5 beta, -logsigmoid."
     (e, r), s = errors(), np.where(labels() >= 0, 1, -1)
     order = torch.tensor([[0, 1] if si > 0 else [1, 0] for si in s])
-    w, l = e.gather(1, order).unbind(1)
-    rw, rl = r.gather(1, order).unbind(1)
-    inside = -0.5 * 2000 * ((w - l) - (rw - rl))
+    e_w, e_l = e.gather(1, order).unbind(1)
+    r_w, r_l = r.gather(1, order).unbind(1)
+    inside = -0.5 * 2000 * ((e_w - e_l) - (r_w - r_l))
     assert_close(
         diffusion_dpo_loss(dpo_logits(e, r, 2000), *weights(s)),
         -torch.nn.functional.logsigmoid(inside),
@@ -197,15 +198,15 @@ def test_eq_9_with_the_label_inside_the_sigmoid_is_the_gradient(s):
     with torch.no_grad():
         r = denoising_error(reference(noisy), eps)[None]
 
-    # l_theta: the logit at beta 1
-    def l():
+    def l_theta():
+        "The logit at beta 1."
         return dpo_logits(denoising_error(policy(noisy), eps)[None], r, 1.0)
 
-    grad_l = torch.autograd.grad(l().sum(), policy.parameters())
-    loss = diffusion_dpo_loss(beta * l(), *weights(np.array([s]))).sum()
+    grad_l = torch.autograd.grad(l_theta().sum(), policy.parameters())
+    loss = diffusion_dpo_loss(beta * l_theta(), *weights(np.array([s]))).sum()
     grad = torch.autograd.grad(loss, policy.parameters())
-    correct, printed = (-beta * s * torch.sigmoid(-beta * k * l().detach()) for k in (s, 1))
-    assert l().abs() > 0.01
+    correct, printed = (-beta * s * torch.sigmoid(-beta * k * l_theta().detach()) for k in (s, 1))
+    assert l_theta().abs() > 0.01
     for a, b in zip(grad, grad_l):
         assert_close(a, correct * b)
         assert torch.allclose(a, printed * b) == (s == 1)  # Eq. 9 as printed holds for s = 1 only

@@ -11,6 +11,7 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import add_noise, training_target
 from balanceddpo.losses.inversion import (
     INVERSIONS,
+    Denoiser,
     ancestral_deviation,
     ddim_step,
     implied_noise,
@@ -39,13 +40,21 @@ def schedulers(**more):
     return DDIMInverseScheduler(**SD, **more), DDIMScheduler(**SD, **more)
 
 
-def denoiser(seed=0):
+def predictor(seed=0):
     "A small nonlinear denoiser that hears the timestep."
     g = torch.Generator().manual_seed(seed)
     A, B = (torch.randn(12, 12, generator=g) / 4 for _ in range(2))
-    return lambda x, t, rows=None: torch.tanh(
-        x.flatten(1) @ A + (t[:, None] / 1000) * (x.flatten(1) @ B)
-    ).view(x.shape)
+
+    def predict(x, t, rows=None):
+        flat = x.flatten(1)
+        return torch.tanh(flat @ A + (t[:, None] / 1000) * (flat @ B)).view(x.shape)
+
+    return predict
+
+
+def denoiser(predict, kind='epsilon'):
+    "With the schedule of Stable Diffusion."
+    return Denoiser(predict, kind, ALPHAS)
 
 
 def latents(n, seed=0):
@@ -60,7 +69,7 @@ def latents(n, seed=0):
 def test_inversion_on_the_grid_is_the_inverse_scheduler_of_diffusers(kind, steps, offset):
     inverse, _ = schedulers(prediction_type=kind, steps_offset=offset)
     inverse.set_timesteps(steps)
-    predict, x0 = denoiser(), latents(4)
+    predict, x0 = predictor(), latents(4)
     assert_close(inverse.alphas_cumprod, ALPHAS)
     x = x0
     for i, time in enumerate(inverse.timesteps):
@@ -69,7 +78,7 @@ def test_inversion_on_the_grid_is_the_inverse_scheduler_of_diffusers(kind, steps
             t = time.repeat(4)
             times = inversion_times(t, steps, offset=offset)
             assert times[:, 0].tolist() == inverse.timesteps[: i + 1].tolist()
-            assert_close(invert(predict, kind, x0, times, ALPHAS), x, rtol=1e-4, atol=1e-4)
+            assert_close(invert(denoiser(predict, kind), x0, times), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('kind', ['epsilon', 'v_prediction'])
@@ -92,21 +101,15 @@ def test_renoise_at_each_step_as_the_public_code_of_smpo_with_the_inverse_schedu
     agree."""
     inverse, _ = schedulers(steps_offset=1)
     inverse.set_timesteps(5)
-    predict, x0 = denoiser(), latents(2)
+    predict, x0 = predictor(), latents(2)
     x = x0
     for time in inverse.timesteps[:3]:
         t = time.repeat(2)
         first = predict(x, t)
         there = inverse.step(first, int(time), x).prev_sample
         x = inverse.step((first + predict(there, t)) / 2, int(time), x).prev_sample
-    assert_close(
-        invert(
-            predict, 'epsilon', x0, inversion_times(torch.tensor([401, 401]), 5), ALPHAS, 'each'
-        ),
-        x,
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    times = inversion_times(torch.tensor([401, 401]), 5)
+    assert_close(invert(denoiser(predict), x0, times, 'each'), x, rtol=1e-4, atol=1e-5)
 
 
 # by hand
@@ -129,7 +132,7 @@ def factors(levels, c, renoise):
 def test_a_linear_denoiser_by_hand(renoise):
     x0, t, c = latents(3), torch.tensor([450, 201, 990]), 0.7
     times = inversion_times(t, 5)
-    x = invert(lambda x, t, rows: c * x, 'epsilon', x0, times, ALPHAS, renoise)
+    x = invert(denoiser(lambda x, t, rows: c * x), x0, times, renoise)
     for i, column in enumerate(times.T.tolist()):
         levels = [1.0] + [
             ALPHAS[k].item() for j, k in enumerate(column) if j == 0 or k > column[j - 1]
@@ -151,30 +154,25 @@ def test_many_steps_follow_the_exact_path_of_normal_data(kind):
 
     x0, a = latents(2), ALPHAS[t].view(-1, 1, 1, 1)
     exact = x0 * ((a * v + 1 - a) / v).sqrt()
-    errors = {
-        n: (invert(predict, kind, x0, inversion_times(t, n, spacing='even'), ALPHAS) / exact - 1)
-        .abs()
-        .amax((1, 2, 3))
-        for n in (10, 100)
-    }
-    assert (errors[100] < 0.03).all()
-    assert (errors[100] < errors[10] / 4).all()
+
+    def errors(steps):
+        x = invert(denoiser(predict, kind), x0, inversion_times(t, steps, spacing='even'))
+        return (x / exact - 1).abs().amax((1, 2, 3))
+
+    assert (errors(100) < 0.03).all()
+    assert (errors(100) < errors(10) / 4).all()
 
 
 def test_renoise_brings_sampling_closer_to_where_it_started():
     "The last step down from x_t, predicted at x_t, should give the latent before it."
-    predict, x0, t = denoiser(), latents(16), torch.full((16,), 801)
+    predict, x0, t = predictor(), latents(16), torch.full((16,), 801)
     times = inversion_times(t, 5)
-    before = invert(predict, 'epsilon', x0, times[:-1], ALPHAS)
+    before = invert(denoiser(predict), x0, times[:-1])
 
     def gap(renoise):
-        x = invert(predict, 'epsilon', x0, times, ALPHAS, renoise)
-        return (
-            (ddim_step('epsilon', predict(x, t), x, ALPHAS[times[-1]], ALPHAS[times[-2]]) - before)
-            .square()
-            .mean()
-            .item()
-        )
+        x = invert(denoiser(predict), x0, times, renoise)
+        down = ddim_step('epsilon', predict(x, t), x, ALPHAS[times[-1]], ALPHAS[times[-2]])
+        return (down - before).square().mean().item()
 
     assert gap('end') < gap('none') / 2
 
@@ -208,15 +206,8 @@ def test_the_latent_lies_at_the_timestep_it_is_used_at(name):
     """Pure noise predicted truly: a denoiser that knows the noise must give back exactly x_t at t,
     and the noise as the target."""
     x0, eps, t = latents(6), latents(6, 1), torch.tensor([450, 0, 1, 201, 777, 999])
-    x_t, target = noise_by_inversion(
-        name,
-        lambda x, t, rows: eps[rows],
-        'epsilon',
-        x0,
-        t,
-        ALPHAS,
-        draw=lambda k: torch.zeros_like(x0),
-    )
+    knowing = denoiser(lambda x, t, rows: eps[rows])
+    x_t, target = noise_by_inversion(name, knowing, x0, t, draw=lambda k: torch.zeros_like(x0))
     assert_close(x_t, add_noise('epsilon', x0, eps, ALPHAS[t]), rtol=1e-4, atol=1e-4)
     assert_close(target, eps, rtol=1e-3, atol=2e-3)
     for wrong in (401, 601):  # where the public code's latent for 450 is
@@ -229,7 +220,7 @@ def test_the_latent_lies_at_the_timestep_it_is_used_at(name):
 def test_the_target_of_a_v_model():
     x0, t = latents(3), torch.tensor([100, 500, 900])
     a = ALPHAS[t].view(-1, 1, 1, 1)
-    x_t, v = noise_by_inversion('smpo_paper', denoiser(), 'v_prediction', x0, t, ALPHAS)
+    x_t, v = noise_by_inversion('smpo_paper', denoiser(predictor(), 'v_prediction'), x0, t)
     noise = (x_t - a.sqrt() * x0) / (1 - a).sqrt()
     assert_close(v, a.sqrt() * noise - (1 - a).sqrt() * x0, rtol=1e-4, atol=1e-4)
 
@@ -239,19 +230,17 @@ def test_the_target_of_a_v_model():
 
 @pytest.mark.parametrize('name', INVERSIONS)
 def test_an_image_is_inverted_alike_in_any_company(name):
-    predict, x0, t = denoiser(), latents(5), torch.tensor([450, 3, 999, 201, 640])
+    model, x0, t = denoiser(predictor()), latents(5), torch.tensor([450, 3, 999, 201, 640])
     noise = [latents(5, 10 + k) for k in range(12)]
-    whole = noise_by_inversion(name, predict, 'epsilon', x0, t, ALPHAS, draw=lambda k: noise[k])
-    for i in range(5):
-        alone = noise_by_inversion(
-            name,
-            predict,
-            'epsilon',
-            x0[i : i + 1],
-            t[i : i + 1],
-            ALPHAS,
-            draw=lambda k: noise[k][i : i + 1],
+
+    def inverted(images):
+        return noise_by_inversion(
+            name, model, x0[images], t[images], draw=lambda k: noise[k][images]
         )
+
+    whole = inverted(slice(None))
+    for i in range(5):
+        alone = inverted(slice(i, i + 1))
         for part, all_ in zip(alone, whole):
             assert_close(part[0], all_[i], rtol=1e-4, atol=1e-4)
 
@@ -266,33 +255,27 @@ def test_eta_adds_the_ancestral_deviation_of_diffusers():
             atol=1e-6,
         )
     x0, t, eps, e = latents(2), torch.tensor([201, 201]), latents(2, 1), latents(2, 2)
-    x = invert(
-        lambda x, t, rows: eps[rows],
-        'epsilon',
-        x0,
-        inversion_times(t, 5),
-        ALPHAS,
-        eta=0.1,
-        draw=lambda k: e,
-    )
-    plain = invert(lambda x, t, rows: eps[rows], 'epsilon', x0, inversion_times(t, 5), ALPHAS)
+    knowing, times = denoiser(lambda x, t, rows: eps[rows]), inversion_times(t, 5)
+    x = invert(knowing, x0, times, eta=0.1, draw=lambda k: e)
+    plain = invert(knowing, x0, times)
     # the first step, from the clean image, has none
     assert_close(
         x - plain, 0.1 * ancestral_deviation(ALPHAS[1], ALPHAS[201]) * e, rtol=1e-3, atol=1e-5
     )
 
 
-def test_predictions_are_counted():
-    # by 1, 101, ..., 401; 1, 112, ..., 445 and once more; 1, 201, 401, each twice
-    for name, expected in dict(inpo=6, smpo_paper=7, smpo_code=8).items():
-        calls = []
+# by 1, 101, ..., 401; 1, 112, ..., 445 and once more; 1, 201, 401, each twice
+@pytest.mark.parametrize('name, expected', [('inpo', 6), ('smpo_paper', 7), ('smpo_code', 8)])
+def test_predictions_are_counted(name, expected):
+    calls = []
 
-        def predict(x, t, rows):
-            calls.append(t.tolist())
-            return 0 * x
+    def predict(x, t, rows):
+        calls.append(t.tolist())
+        return 0 * x
 
-        noise_by_inversion(name, predict, 'epsilon', latents(1), torch.tensor([450]), ALPHAS)
-        assert len(calls) == expected and calls[-1] == [450], name
+    noise_by_inversion(name, denoiser(predict), latents(1), torch.tensor([450]))
+    assert len(calls) == expected
+    assert calls[-1] == [450]
 
 
 @pytest.mark.parametrize('name', INVERSIONS)
@@ -308,15 +291,8 @@ def test_only_images_under_way_are_predicted_and_their_mean_is_the_cost(name):
         seen.append(rows)
         return torch.zeros_like(x)
 
-    noise_by_inversion(
-        name,
-        predict,
-        'epsilon',
-        x0,
-        torch.arange(1000),
-        ALPHAS,
-        draw=lambda k: torch.zeros_like(x0),
-    )
+    t = torch.arange(1000)
+    noise_by_inversion(name, denoiser(predict), x0, t, draw=lambda k: torch.zeros_like(x0))
     times = torch.cat(seen).bincount(minlength=1000)
     assert times.double().mean().item() == pytest.approx(INVERSIONS[name].passes())
     assert times[0] == times.min() >= 1
@@ -328,29 +304,21 @@ def test_only_images_under_way_are_predicted_and_their_mean_is_the_cost(name):
 def test_inversion_is_fp32_and_without_gradient():
     weight = torch.ones((), requires_grad=True)
     x0 = latents(2).half()
-    x_t, target = noise_by_inversion(
-        'smpo_code',
-        lambda x, t, rows: (weight * x).half(),
-        'epsilon',
-        x0,
-        torch.tensor([300, 600]),
-        ALPHAS,
-    )
+    half = denoiser(lambda x, t, rows: (weight * x).half())
+    x_t, target = noise_by_inversion('smpo_code', half, x0, torch.tensor([300, 600]))
     assert x_t.dtype == target.dtype == torch.float32
     assert not x_t.requires_grad
     assert not target.requires_grad
 
 
 def test_what_does_not_fit_is_refused():
-    x0, t, predict = latents(1), torch.tensor([450]), denoiser()
+    x0, t = latents(1), torch.tensor([450])
+    model, flow = denoiser(predictor()), denoiser(predictor(), 'flow')
     for call, reason in (
-        (
-            lambda: noise_by_inversion('renoise', predict, 'epsilon', x0, t, ALPHAS),
-            'unknown inversion.*smpo_code',
-        ),
-        (lambda: noise_by_inversion('inpo', predict, 'flow', x0, t, ALPHAS), "not 'flow'"),
-        (lambda: noise_by_inversion('inpo_code', predict, 'epsilon', x0, t, ALPHAS), 'draw'),
-        (lambda: invert(predict, 'epsilon', x0, t[None], ALPHAS, 'always'), 'renoise'),
+        (lambda: noise_by_inversion('renoise', model, x0, t), 'unknown inversion.*smpo_code'),
+        (lambda: noise_by_inversion('inpo', flow, x0, t), "not 'flow'"),
+        (lambda: noise_by_inversion('inpo_code', model, x0, t), 'draw'),
+        (lambda: invert(model, x0, t[None], 'always'), 'renoise'),
         (lambda: inversion_times(t, 0), 'steps'),
         (lambda: inversion_times(t, 5, spacing='trailing'), 'spacing'),
     ):
@@ -375,7 +343,7 @@ def test_smpo_with_weight_1_and_plain_noise_is_dpo():
         torch.tensor([5, 300, 640, 990]).repeat_interleave(2),
     )
     noisy = add_noise('epsilon', x0, eps, ALPHAS[t])
-    policy, reference = denoiser(1), denoiser(2)
+    policy, reference = predictor(1), predictor(2)
     pairs = [
         v.view(4, 2, 3, 2, 2)
         for v in (policy(noisy, t), reference(noisy, t), implied_noise(noisy, x0, ALPHAS[t]))

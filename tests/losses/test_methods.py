@@ -459,9 +459,9 @@ def test_smpo_as_the_public_code_has_it_for_every_pair_of_a_batch():
     outputs = make(weights=p)
     losses, _ = smpo(outputs, 20.0)
     for i in range(24):
-        w, l = (0, 1) if cosines[i, 0] > cosines[i, 1] else (1, 0)
+        w, o = (0, 1) if cosines[i, 0] > cosines[i, 1] else (1, 0)  # the winner and the other
         e, r = outputs.errors[i], outputs.reference_errors[i]
-        inside = -0.5 * 20 * (2 * p[i, w] - 1) * 10 * ((e[w] - e[l]) - (r[w] - r[l]))
+        inside = -0.5 * 20 * (2 * p[i, w] - 1) * 10 * ((e[w] - e[o]) - (r[w] - r[o]))
         assert_close(losses[i], -torch.nn.functional.logsigmoid(inside), rtol=1e-3, atol=1e-5)
     assert_close(
         p[:, 0] - p[:, 1],
@@ -707,9 +707,9 @@ def test_the_safeguard_of_the_public_code_is_ours_for_one_pair():
     - mu) |gA|^2 / (gB . gA), clipped."""
     outputs = make(24, weights=torch.tensor([[1.0, 0.0]] * 24))
     for i in range(24):
-        w, l = (outputs.prediction[i, k].clone().requires_grad_() for k in (0, 1))
-        (gA,) = torch.autograd.grad((w - outputs.target[i, 0]).square().mean(), w)
-        (gB,) = torch.autograd.grad((l - outputs.target[i, 1]).square().mean(), l)
+        winner, loser = (outputs.prediction[i, k].clone().requires_grad_() for k in (0, 1))
+        (gA,) = torch.autograd.grad((winner - outputs.target[i, 0]).square().mean(), winner)
+        (gB,) = torch.autograd.grad((loser - outputs.target[i, 1]).square().mean(), loser)
         dot = (gA * gB).sum()
         lam = (0.1 * gA.square().sum() / dot).clamp(0, 1) if dot > 0 else torch.tensor(1.0)
         assert_close(
@@ -731,10 +731,12 @@ def test_outputs_refuse_what_does_not_belong_together():
         replace(good, weights=torch.ones(4))
     with pytest.raises(InputError, match='weights'):
         replace(good, weights=torch.ones(3, 2))
+    cut = replace(good, target=good.target[:, :1])
     with pytest.raises(InputError, match='shapes'):
-        replace(good, target=good.target[:, :1]).errors
+        _ = cut.errors
+    median = replace(good, convention='median')
     with pytest.raises(InputError, match='convention'):
-        replace(good, convention='median').errors
+        _ = median.errors
     with pytest.raises(InputError, match='reference'):
         dpo(replace(good, reference_prediction=None), 4.0)
 

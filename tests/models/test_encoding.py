@@ -12,8 +12,10 @@ from PIL import Image
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import locked
 from balanceddpo.data.pairs import make_pair, transform_pair
-from balanceddpo.models.encoding import EncodeConfig, EncodedPairs, encode_pairs
-from balanceddpo.models.families import load_family, save_pipeline
+from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.encoding import EncodedPairs, encode_pairs
+from balanceddpo.models.families import load_family
+from balanceddpo.models.saving import save_pipeline
 from tiny_models import tiny_folder
 
 CONFIG = EncodeConfig(
@@ -201,7 +203,7 @@ def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name,
         with pytest.raises(InputError, match=f'{name} is damaged|cannot read .*{name}'):
             reader = EncodedPairs.open(tmp_path / 'e')
             reader.batch(range(len(PAIRS)))
-            reader.empty_conditioning
+            _ = reader.empty_conditioning
     times = {
         n: (tmp_path / 'e' / n).stat().st_mtime_ns
         for n in before

@@ -1,39 +1,32 @@
-"""SD3, SD3.5 and FLUX against the library's own pipelines, scheduler and LoRA loading, and flow DPO
-against a loop written by hand; tiny random models."""
-
-import json
-import shutil
-from dataclasses import replace
-from types import SimpleNamespace
+"""SD3, SD3.5 and FLUX against the library's own pipelines, schedulers and LoRA loading; tiny random
+models."""
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from balanceddpo import cli
 from balanceddpo.core.errors import InputError
-from balanceddpo.data.pairs import PromptSet
-from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps, draw_uniform
-from balanceddpo.losses.methods import LOSSES
-from balanceddpo.models.encoding import EncodeConfig
-from balanceddpo.models.families import (
-    load_family,
-    lora_targets,
-    native_latents,
-    pack,
-    part_digests,
-    pipeline_index,
-    plain_pipeline,
-    save_pipeline,
-    unpack,
-)
-from balanceddpo.models.sampling import SampleConfig, image_seed, sample
+from balanceddpo.data.prompts import PromptSet
+from balanceddpo.losses.diffusion_dpo import draw_timesteps
+from balanceddpo.models.config import EncodeConfig, SampleConfig
+from balanceddpo.models.families import load_family, plain_pipeline
+from balanceddpo.models.flow import pack_latents, token_places, unpack_latents
+from balanceddpo.models.folders import native_latents
+from balanceddpo.models.sampling import image_seed, sample
+from balanceddpo.models.saving import save_pipeline
 from balanceddpo.paper.experiments import Model, merged_weights
-from balanceddpo.training import loop as training
-from balanceddpo.training.loop import micro_batch, plan, run_inputs
-from short_runs import LN2, begin, go, metrics, settings
-from short_runs import SIZE as SMALL
-from tiny_models import FLOW_KINDS, SIZE, tiny_folder
+from short_runs import settings
+from tiny_models import (
+    FLOW_KINDS,
+    SIZE,
+    diffusers_pipeline,
+    draw_array,
+    rewritten_copy,
+    tiny_folder,
+    with_adapters,
+)
 
 PROMPTS = [
     'a red cat',
@@ -44,26 +37,8 @@ PROMPTS = [
 FLUX_KINDS = ('flux', 'schnell')
 # of 64 pixels: 16 tokens
 SHIFT = {'sd3': 3.0, 'sd35': 3.0, 'flux': np.exp(0.5 + 0.65 * (16 - 256) / 3840), 'schnell': 1.0}
-
-
-@pytest.fixture(scope='session')
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp('flows')
-    return {kind: tiny_folder(root / kind, kind) for kind in FLOW_KINDS}
-
-
-def plain(folder):
-    from diffusers import DiffusionPipeline
-
-    # the library wants it said that T5 is left out
-    absent = {
-        k: None
-        for k, spec in pipeline_index(folder).items()
-        if spec == [None, None] and k.endswith('_3')
-    }
-    pipeline = DiffusionPipeline.from_pretrained(folder, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
+TEXT_ATTENTION = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 
 def noise_of(n=2, seed=0, size=SIZE):
@@ -77,6 +52,12 @@ def guidance_of(kind, scale):
         if kind == 'schnell'
         else dict(guidance_scale=scale)
     )
+
+
+def plain_scheduler(folder):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder='scheduler')
 
 
 # --- the parts
@@ -102,7 +83,7 @@ def test_the_folder_says_what_it_is(folders, kind):
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
 def test_images_and_latents_are_the_librarys(folders, kind):
-    family, pipe = load_family(folders[kind], device='cpu'), plain(folders[kind])
+    family, pipe = load_family(folders[kind], device='cpu'), diffusers_pipeline(folders[kind])
     images = torch.randint(
         0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -126,7 +107,7 @@ def test_images_and_latents_are_the_librarys(folders, kind):
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
 def test_prompts_are_encoded_as_the_pipeline_does(folders, kind):
-    pipe, family = plain(folders[kind]), load_family(folders[kind], device='cpu')
+    pipe, family = diffusers_pipeline(folders[kind]), load_family(folders[kind], device='cpu')
     ours, empty = family.encode_prompts(PROMPTS), family.empty_conditioning()
     if kind in FLUX_KINDS:
         embeds, pooled, ids = pipe.encode_prompt(prompt=PROMPTS, device='cpu')
@@ -153,11 +134,9 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, kind):
 def test_packing_is_the_pipelines(h, w):
     from diffusers import FluxPipeline
 
-    from balanceddpo.models.families import token_places
-
     x = torch.randn(3, 16, h, w)
-    assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 3, 16, h, w))
-    assert torch.equal(unpack(pack(x), h, w), x)
+    assert torch.equal(pack_latents(x), FluxPipeline._pack_latents(x, 3, 16, h, w))
+    assert torch.equal(unpack_latents(pack_latents(x), h, w), x)
     assert torch.equal(
         token_places(h, w, x),
         FluxPipeline._prepare_latent_image_ids(3, h // 2, w // 2, 'cpu', x.dtype),
@@ -187,12 +166,6 @@ def test_the_schedule_is_the_librarys(folders, kind, size):
     assert ours[-1] == 1
     assert (ours.diff() > 0).all()
     assert ours[0] > 0
-
-
-def plain_scheduler(folder):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder='scheduler')
 
 
 def test_sigmas_by_hand(folders):
@@ -260,16 +233,22 @@ def test_timesteps_favour_the_middle(folders):
 # --- prediction
 
 
+def velocity(family, x, t, conditioning):
+    "Of noisy latents [n, c, h, w] that are all at timestep t."
+    with torch.no_grad():
+        return family.predict(family.model, x, torch.tensor([t] * len(x)), conditioning, SIZE)
+
+
 @pytest.mark.parametrize('scale', [1.0, 4.0])
 @pytest.mark.parametrize('kind', FLOW_KINDS)
 def test_the_pipelines_images_come_out_of_our_predictions(folders, kind, scale):
     """Three Euler steps with `predict`, guidance on and off, against the whole of the library's
     `pipe(prompt)` from the same noise; the steps are u = 1, .7 and .2."""
-    pipe, family, x = plain(folders[kind]), load_family(folders[kind], device='cpu'), noise_of()
-    prompts, given = ['a red cat', 'a dog'], pack(x) if kind in FLUX_KINDS else x
+    pipe, family = diffusers_pipeline(folders[kind]), load_family(folders[kind], device='cpu')
+    prompts, x = ['a red cat', 'a dog'], noise_of()
     theirs = pipe(
         prompts,
-        latents=given,
+        latents=pack_latents(x) if kind in FLUX_KINDS else x,
         num_inference_steps=3,
         sigmas=[1.0, 0.7, 0.2],
         height=SIZE,
@@ -277,25 +256,19 @@ def test_the_pipelines_images_come_out_of_our_predictions(folders, kind, scale):
         output_type='latent',
         **guidance_of(kind, scale),
     ).images
-    text, empty = (
-        family.encode_prompts(prompts),
-        {k: v.expand(2, *v.shape[1:]) for k, v in family.empty_conditioning().items()},
-    )
+    text = family.encode_prompts(prompts)
+    empty = {k: v.expand(2, *v.shape[1:]) for k, v in family.empty_conditioning().items()}
     family.training_guidance = scale
-    sigmas = [*family.sigmas(x)[[999, 699, 199]], 0.0]
-    for t, now, after in zip((999, 699, 199), sigmas, sigmas[1:]):
-
-        def velocity(conditioning):
-            with torch.no_grad():
-                return family.predict(family.model, x, torch.tensor([t, t]), conditioning, SIZE)
-
-        v = velocity(text)
+    timesteps = [999, 699, 199]
+    sigmas = [*family.sigmas(x)[timesteps], 0.0]
+    for t, now, after in zip(timesteps, sigmas, sigmas[1:]):
+        v = velocity(family, x, t, text)
         if scale > 1 and kind != 'flux':
-            v = velocity(empty) + scale * (v - velocity(empty))
+            without = velocity(family, x, t, empty)
+            v = without + scale * (v - without)
         x = x + (after - now) * v
-    torch.testing.assert_close(
-        x, unpack(theirs, 8, 8) if kind in FLUX_KINDS else theirs, rtol=1e-4, atol=1e-4
-    )
+    theirs = unpack_latents(theirs, 8, 8) if kind in FLUX_KINDS else theirs
+    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
@@ -348,7 +321,7 @@ def test_images_are_those_of_the_plain_pipeline(folders, tmp_path, kind, guidanc
     )
     store = sample(config, prompts, tmp_path / 'o', progress=False)
     generators = [torch.Generator().manual_seed(image_seed(pid, 0, 0)) for pid in prompts.ids]
-    theirs = plain(folders[kind])(
+    theirs = diffusers_pipeline(folders[kind])(
         list(prompts.prompts),
         num_inference_steps=3,
         generator=generators,
@@ -371,376 +344,50 @@ def test_a_sampler_of_the_wrong_kind_is_refused(folders, tmp_path):
             sample(config, PromptSet('one', ('a',)), tmp_path / name, progress=False)
 
 
-# --- training
-
-
-def by_hand(inputs, config, steps, kind):
-    """Flow DPO on all weights in plain torch, winner first: no code of training.py or families.py
-    but the order of the pairs; returns the weights and the losses."""
-    from diffusers import FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel
-
-    flux = kind in FLUX_KINDS
-    policy, reference = (
-        (FluxTransformer2DModel if flux else SD3Transformer2DModel)
-        .from_pretrained(inputs.base, subfolder='transformer')
-        .eval()
-        for _ in range(2)
-    )
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        foreach=False,
-    )
-    decided = inputs.labels[inputs.labels.s != 0].set_index('pair_id').s
-    usable, side, losses = (
-        [i for i, p in enumerate(inputs.encoded.pair_ids) if p in decided.index],
-        SMALL // 8,
-        [],
-    )
-    shift = (
-        float(np.exp(0.5 + 0.65 * ((side // 2) ** 2 - 256) / 3840))
-        if kind == 'flux'
-        else SHIFT[kind]
-    )
-    places = FluxPipeline._prepare_latent_image_ids(0, side // 2, side // 2, 'cpu', torch.float32)
-
-    def predict(model, x, sigma, text, pooled):
-        if not flux:
-            return model(
-                hidden_states=x,
-                timestep=1000 * sigma,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-            ).sample
-        guidance = torch.full((len(x),), 3.5) if kind == 'flux' else None
-        packed, ids = (
-            FluxPipeline._pack_latents(x, len(x), 16, side, side),
-            dict(img_ids=places, txt_ids=torch.zeros(text.shape[1], 3)),
-        )
-        v = model(
-            hidden_states=packed,
-            timestep=sigma,
-            guidance=guidance,
-            encoder_hidden_states=text,
-            pooled_projections=pooled,
-            **ids,
-        ).sample
-        return FluxPipeline._unpack_latents(v, SMALL, SMALL, 8)
-
-    for step in range(steps):
-        chosen = [usable[i] for i in plan(len(usable), config.batch_size, config.seed, step)]
-        ids = [inputs.encoded.pair_ids[i] for i in chosen]
-        moments, conditioning = inputs.encoded.moments(chosen), inputs.encoded.conditioning(chosen)
-        z = draw_noise(config.seed, step, ids, (2, 16, side, side), 'latents')
-        latents = 1.5 * (moments[:, :, :16] + torch.exp(moments[:, :, 16:] / 2) * z - 0.06)
-        first_wins = torch.tensor([decided[p] == 1 for p in ids]).view(-1, 1, 1, 1)
-        winner, loser = (
-            torch.where(first_wins, latents[:, 0], latents[:, 1]),
-            torch.where(first_wins, latents[:, 1], latents[:, 0]),
-        )
-        dropped = draw_uniform(config.seed, step, ids, 'empty prompt') < config.empty_prompt_rate
-        text, pooled = (
-            torch.stack(
-                [
-                    inputs.encoded.empty_conditioning[k][0] if d else e
-                    for d, e in zip(dropped, conditioning[k])
-                ]
-            )
-            for k in ('prompt_embeds', 'pooled')
-        )
-        text, pooled = torch.cat([text, text]), torch.cat([pooled, pooled])
-        u = (draw_timesteps(config.seed, step, ids, 1000, density='logit_normal') + 1) / 1000
-        sigma = (shift * u / (1 + (shift - 1) * u)).repeat(2)
-        noise, clean, s = (
-            draw_noise(config.seed, step, ids, (16, side, side)).repeat(2, 1, 1, 1),
-            torch.cat([winner, loser]),
-            sigma.view(-1, 1, 1, 1),
-        )
-        noisy, velocity = (1 - s) * clean + s * noise, noise - clean
-        model_w, model_l = (
-            (predict(policy, noisy, sigma, text, pooled) - velocity).pow(2).mean([1, 2, 3]).chunk(2)
-        )
-        with torch.no_grad():
-            ref_w, ref_l = (
-                (predict(reference, noisy, sigma, text, pooled) - velocity)
-                .pow(2)
-                .mean([1, 2, 3])
-                .chunk(2)
-            )
-        loss = -torch.nn.functional.logsigmoid(
-            -0.5 * config.beta * ((model_w - model_l) - (ref_w - ref_l))
-        ).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
-        optimizer.step()
-        if (step + 1) % config.refresh_every == 0:
-            reference.load_state_dict(policy.state_dict())
-    return policy.state_dict(), losses
-
-
-@pytest.mark.parametrize('kind', ['sd3', 'flux', 'schnell'])
-def test_four_steps_equal_a_loop_written_by_hand(made, tmp_path, kind):
-    inputs = made(kind)
-    changes = dict(
-        max_steps=4, refresh_every=3, learning_rate=1e-4, empty_prompt_rate=0.5, micro_batch_size=3
-    )
-    family = load_family(inputs.base, device='cpu')
-    before = {k: v.clone() for k, v in family.model.state_dict().items()}
-    go(inputs, tmp_path / 'run', family=family, **changes)
-    expected, losses = by_hand(inputs, settings(inputs, **changes), 4, kind)
-    assert [r['loss'] for r in metrics(tmp_path / 'run')] == pytest.approx(losses, abs=1e-4)
-    assert abs(losses[1] - LN2) > 1e-3
-    assert losses[3] == LN2
-    weights, ours, start = (
-        torch.cat([state[k].flatten() for k in before])
-        for state in (expected, family.model.state_dict(), before)
-    )
-    moved, apart = (weights - start).norm(), (weights - ours).norm()
-    assert apart < 1e-5 * weights.norm()
-    assert apart < 3e-3 * moved
-
-
-def test_the_loss_of_one_pair_by_hand(made, tmp_path):
-    """A policy that predicts the velocity plus 1, a reference that predicts it exactly for image 0
-    and plus 2 for image 1: errors 1, 1, 0, 4."""
-    run = begin(made('sd3'), tmp_path, beta=1.0)
-    batch = micro_batch(run, np.arange(1))
-    sigma = run.family.sigmas(batch.noisy)[batch.timesteps].view(-1, 1, 1, 1)
-    x0 = batch.noisy - sigma * batch.target  # x_t = x0 + sigma (eps - x0)
-    # one noise, two images
-    assert torch.allclose((x0 + batch.target)[0], (x0 + batch.target)[1], atol=1e-5)
-    assert not torch.allclose(x0[0], x0[1])
-    run.reference = SimpleNamespace(
-        predict=lambda call: batch.target + torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
-    )
-    run.family = SimpleNamespace(predict=lambda *_: batch.target + 1)
-    outputs = replace(training.outputs_of(run, batch), weights=torch.tensor([[1.0, 0.0]]))
-    torch.testing.assert_close(outputs.errors, torch.tensor([[1.0, 1.0]]))
-    torch.testing.assert_close(outputs.reference_errors, torch.tensor([[0.0, 4.0]]))
-    loss, logit = training.loss_of(run.config)(outputs)
-    assert logit.item() == pytest.approx(-0.5 * ((1 - 1) - (0 - 4)))
-    assert loss.item() == pytest.approx(np.log1p(np.exp(2)))
-    torch.testing.assert_close(outputs.log_snr, 2 * ((1 - sigma) / sigma).log().flatten()[::2])
-
-
-def test_every_method_that_needs_no_inversion_has_a_loss_and_the_others_are_refused(made, tmp_path):
-    """One gradient each, with random noise. A timestep of pure noise (log signal-to-noise ratio
-    -inf) does no harm."""
-    inputs = made('sd35')
-    run = begin(inputs, tmp_path / 'run')
-    batch = micro_batch(run, np.arange(4))
-    last = replace(batch, log_snr=run.family.log_snr(batch.noisy, torch.tensor([999, 999, 500, 0])))
-    assert last.log_snr[:2].tolist() == [-np.inf] * 2
-    with torch.no_grad():
-        for p in run.parameters:
-            p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-    for method in LOSSES:
-        run.config = replace(
-            run.config, method=method, beta=None, noise='random', micro_batch_size=4
-        )
-        losses, logits = training.loss_of(run.config)(training.outputs_of(run, last))
-        losses.sum().backward()
-        assert losses.isfinite().all() and all(
-            p.grad.isfinite().all() for p in run.parameters if p.grad is not None
-        ), method
-        assert sum(p.grad.abs().sum() for p in run.parameters if p.grad is not None) > 0, method
-        run.optimizer.zero_grad()
-    for method in ('smpo', 'inpo'):
-        with pytest.raises(
-            InputError,
-            match=f'{method} gets its noise by DDIM inversion .*, which flow models have not',
-        ):
-            begin(inputs, tmp_path / method, method=method)
-
-
-@pytest.mark.parametrize('mode', ['full', 'lora'])
-@pytest.mark.parametrize('kind', FLOW_KINDS)
-def test_two_steps_of_every_family_load_in_plain_diffusers(made, tmp_path, kind, mode):
-    inputs = made(kind)
-    family = load_family(inputs.base, device='cpu')
-    out = go(inputs, tmp_path / 'run', family=family, mode=mode, max_steps=2, refresh_every=1)
-    # before the first step, and after a refresh
-    assert [r['loss'] for r in metrics(tmp_path / 'run')] == [LN2, LN2]
-    assert all(
-        r['grad_norm'] > 0 and r['margin'] == 0 and r['distance'] == 0 and r['refreshed']
-        for r in metrics(tmp_path / 'run')
-    )
-    x, t, conditioning = (
-        noise_of(2, 3, SMALL),
-        torch.tensor([10, 900]),
-        inputs.encoded.conditioning([0, 1]),
-    )
-
-    def predict(model):
-        with torch.no_grad():
-            return family.predict(model, x, t, conditioning, SMALL)
-
-    base = plain(inputs.base)
-    untrained = predict(base.transformer)
-    if mode == 'full':
-        loaded = plain(out)
-    else:
-        loaded = base
-        loaded.load_lora_weights(out, local_files_only=True)
-    torch.testing.assert_close(
-        predict(loaded.transformer), predict(family.model), rtol=1e-5, atol=1e-6
-    )
-    assert not torch.allclose(predict(loaded.transformer), untrained, rtol=1e-4, atol=1e-4)
-    if mode == 'full':
-        assert {k for k, v in part_digests(out).items() if v != part_digests(inputs.base)[k]} == {
-            'transformer'
-        }
-    card = (out / 'README.md').read_text()
-    assert (
-        'add_q_proj' in card and 'load_lora_weights' in card
-        if mode == 'lora'
-        else 'from_pretrained("this folder")' in card
-    )
+# --- saving
 
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
 def test_a_random_lora_draws_the_same_in_plain_diffusers(folders, tmp_path, kind):
     "A scale that is not 1, and a second adapter beside it, as the reference is."
-    from peft import LoraConfig
-    from safetensors import safe_open
-
-    model, family = (
-        load_family(folders[kind], device='cpu').model,
-        load_family(folders[kind], device='cpu'),
-    )
-    for i, name in enumerate(('default', 'reference')):
-        model.add_adapter(
-            LoraConfig(r=4, lora_alpha=16, target_modules=list(lora_targets(folders[kind]))),
-            adapter_name=name,
-        )
-        for n, p in model.named_parameters():
-            if f'lora_B.{name}' in n:
-                p.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(i))
-    model.set_adapter('default')
+    model, family = with_adapters(folders[kind]), load_family(folders[kind], device='cpu')
     size = dict(height=SIZE, width=SIZE)
-
-    def draw(pipe):
-        return torch.from_numpy(
-            pipe(
-                'a red cat',
-                num_inference_steps=2,
-                output_type='np',
-                generator=torch.Generator().manual_seed(0),
-                **size,
-            ).images
-        )
-
-    expected = draw(plain_pipeline(family, plain_scheduler(folders[kind]), model=model))
+    ours = plain_pipeline(family, plain_scheduler(folders[kind]), model=model)
+    expected = draw_array(ours, **size)
     lora = save_pipeline(folders[kind], model, tmp_path / 'lora', adapter='default')
-    pipe = plain(folders[kind])
-    before = draw(pipe)
+    pipe = diffusers_pipeline(folders[kind])
+    before = draw_array(pipe, **size)
     pipe.load_lora_weights(lora)
-    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(draw_array(pipe, **size), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(before, expected, atol=1e-3)
-    with safe_open(lora / 'pytorch_lora_weights.safetensors', 'pt') as f:
+
+
+def adapted_layers(file):
+    "The layers of a transformer that a LoRA file adapts."
+    with safe_open(file, 'pt') as f:
         names = list(f.keys())
     assert all(n.startswith('transformer.') and 'reference' not in n for n in names)
-    blocks = {n.split('.lora_')[0].removeprefix('transformer.') for n in names}
-    adapted = {
-        'attn.to_q',
-        'attn.to_k',
-        'attn.to_v',
-        'attn.to_out.0',
-        'attn.add_q_proj',
-        'attn.add_k_proj',
-        'attn.add_v_proj',
-        'attn.to_add_out',
-    }
-    assert {f'transformer_blocks.0.{n}' for n in adapted} <= blocks
-    assert ('single_transformer_blocks.0.attn.to_q' in blocks) == (kind in FLUX_KINDS)
-    assert ('transformer_blocks.0.attn2.to_q' in blocks) == (kind == 'sd35')
-    merged, untouched = (
-        merged_weights(
-            Model('m', str(folders[kind]), str(lora / 'pytorch_lora_weights.safetensors'))
-        ),
-        dict(family.model.named_parameters()),
-    )
+    return {n.split('.lora_')[0].removeprefix('transformer.') for n in names}
+
+
+@pytest.mark.parametrize('kind', FLOW_KINDS)
+def test_a_lora_adapts_all_attention_and_merging_changes_nothing_else(folders, tmp_path, kind):
+    base, model = folders[kind], with_adapters(folders[kind])
+    lora = save_pipeline(base, model, tmp_path / 'lora', adapter='default')
+    file = lora / 'pytorch_lora_weights.safetensors'
+    layers = adapted_layers(file)
+    attention = (*ATTENTION, *TEXT_ATTENTION)
+    assert {f'transformer_blocks.0.attn.{n}' for n in attention} <= layers
+    assert ('single_transformer_blocks.0.attn.to_q' in layers) == (kind in FLUX_KINDS)
+    assert ('transformer_blocks.0.attn2.to_q' in layers) == (kind == 'sd35')
+    merged = merged_weights(Model('m', str(base), str(file)))
+    untouched = dict(load_family(base, device='cpu').model.named_parameters())
     assert merged.keys() == untouched.keys()
-    assert {
-        n.removesuffix('.weight') for n, p in merged.items() if not torch.equal(p, untouched[n])
-    } == blocks
-
-
-@pytest.mark.parametrize('mode', ['full', 'lora'])
-@pytest.mark.parametrize('kind', ['sd35', 'flux'])
-def test_bf16_has_one_numeric_path(made, tmp_path, kind, mode):
-    out = go(
-        made(kind), tmp_path / 'run', mode=mode, precision='bf16', max_steps=3, refresh_every=2
-    )
-    rows = metrics(out.parent)
-    assert rows[0]['loss'] == rows[2]['loss'] == LN2 != rows[1]['loss']
-
-
-@pytest.mark.parametrize('kind', ['sd3', 'flux'])
-def test_the_reference_follows_by_its_alpha_and_gradients_can_be_recomputed(made, tmp_path, kind):
-    runs = {
-        on: go(
-            made(kind),
-            tmp_path / str(on),
-            mode='lora',
-            max_steps=4,
-            refresh_every=2,
-            refresh_alpha=0.5,
-            gradient_checkpointing=on,
-        ).parent
-        for on in (False, True)
-    }
-    a, b = (metrics(folder) for folder in runs.values())
-    assert [r['refreshed'] for r in a] == [False, True, False, True]
-    assert 0 < a[1]['distance'] < a[0]['distance'] * 2
-    for x, y in zip(a, b):
-        assert x['loss'] == pytest.approx(y['loss'], abs=1e-5)
-
-
-def test_the_family_names_the_layers_of_a_lora_and_the_key_of_a_run_says_them(made, tmp_path):
-    for kind, targets in (
-        ('sd15', ('to_q', 'to_k', 'to_v', 'to_out.0')),
-        (
-            'sd3',
-            (
-                'to_q',
-                'to_k',
-                'to_v',
-                'to_out.0',
-                'add_q_proj',
-                'add_k_proj',
-                'add_v_proj',
-                'to_add_out',
-            ),
-        ),
-    ):
-        inputs = made(kind)
-        config = settings(inputs, mode='lora')
-        keys = [
-            run_inputs(c, inputs.encoded, inputs.labels, inputs.label_config, inputs.base)
-            for c in (config, replace(config, lora_targets=targets))
-        ]
-        assert keys[0] == keys[1]
-        assert keys[0]['training']['lora_targets'] == targets == lora_targets(inputs.base)
-        assert begin(inputs, tmp_path / kind, mode='lora').config.lora_targets == targets
-    only = begin(made('sd3'), tmp_path / 'only', mode='lora', lora_targets=('to_add_out',))
-    assert {
-        n.split('.lora_')[0].split('.')[-1]
-        for n, p in only.policy.named_parameters()
-        if p.requires_grad
-    } == {'to_add_out'}
+    changed = {n for n, p in merged.items() if not torch.equal(p, untouched[n])}
+    assert {n.removesuffix('.weight') for n in changed} == layers
 
 
 # --- refusals, and the plans of the command line
-
-
-def rewritten(folder, target, file, **changes):
-    folder = shutil.copytree(folder, target)
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
-    return folder
 
 
 def test_refusals_say_what_there_is(folders, tmp_path):
@@ -761,17 +408,19 @@ def test_refusals_say_what_there_is(folders, tmp_path):
     ):
         refused(
             f'{reason}.*the families here are {supported}',
-            rewritten(folders['sd3'], tmp_path / str(i), 'model_index.json', _class_name=name),
+            rewritten_copy(folders['sd3'], tmp_path / str(i), 'model_index.json', _class_name=name),
         )
     scheduler = 'scheduler/scheduler_config.json'
     refused(
         "prediction type 'epsilon' is not one of flow",
-        rewritten(folders['flux'], tmp_path / 'x', scheduler, _class_name='DDIMScheduler'),
+        rewritten_copy(folders['flux'], tmp_path / 'x', scheduler, _class_name='DDIMScheduler'),
     )
     sd15 = tiny_folder(tmp_path / 'sd15')
     refused(
         "prediction type 'flow' is not one of epsilon",
-        rewritten(sd15, tmp_path / 'y', scheduler, _class_name='FlowMatchEulerDiscreteScheduler'),
+        rewritten_copy(
+            sd15, tmp_path / 'y', scheduler, _class_name='FlowMatchEulerDiscreteScheduler'
+        ),
     )
     refused(
         "unknown component 'unet' of a model: use text, vae, denoiser",
@@ -784,7 +433,7 @@ def test_what_a_flow_model_does_not_have_is_refused(folders):
     for kind in FLOW_KINDS:
         family = load_family(folders[kind], device='cpu', components=('vae', 'denoiser'))
         with pytest.raises(InputError, match='is a flow model, which has no alpha_bar'):
-            family.alphas_cumprod
+            _ = family.alphas_cumprod
         with pytest.raises(InputError, match='resolution 72 is not a multiple of 16'):
             family.latent_shape(72)
         with pytest.raises(InputError, match='tokenizer.* was not loaded'):
@@ -827,28 +476,3 @@ def test_plans_of_the_command_line(folders, made, kind):
     )
     n = sum(p.numel() for p in load_family(inputs.base, device='cpu').model.state_dict().values())
     assert cli.amount(n, 'parameters') in trained[-1]
-
-
-def test_only_the_families_know_a_family():
-    """Training, encoding and sampling do not know a family: no name of a part, pipeline or
-    architecture in their source."""
-    import inspect
-
-    from balanceddpo.losses import diffusion_dpo
-    from balanceddpo.models import encoding, sampling
-    from balanceddpo.training import reference
-
-    known = (
-        "'unet'",
-        "'transformer'",
-        'UNet2D',
-        'Flux',
-        'FLUX',
-        'StableDiffusion3',
-        'guidance_embeds',
-        "'to_q'",
-        'pooled',
-    )
-    for module in (training, encoding, diffusion_dpo, reference, sampling):
-        source = inspect.getsource(module)
-        assert not [word for word in known if word in source], module.__name__

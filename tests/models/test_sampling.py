@@ -11,28 +11,22 @@ import torch
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import locked
-from balanceddpo.data.pairs import PromptSet
+from balanceddpo.data.prompts import PromptSet
 from balanceddpo.models import sampling
-from balanceddpo.models.families import load_family, save_pipeline
+from balanceddpo.models.config import SampleConfig
+from balanceddpo.models.families import load_family
 from balanceddpo.models.sampling import (
     SCHEDULERS,
-    SampleConfig,
     image_seed,
     initial_latents,
     make_scheduler,
     open_images,
-    plan,
+    plan_batches,
     sample,
 )
-from tiny_models import KINDS, tiny_folder
+from balanceddpo.models.saving import save_pipeline
 
 PROMPTS = PromptSet('some', ('a red cat', 'a dog', '../../x', 'two\0dogs', 'y' * 300))
-
-
-@pytest.fixture(scope='module')
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp('pipelines')
-    return {kind: tiny_folder(root / kind, kind) for kind in KINDS}
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def contents(folder):
 
 
 def plain(config, prompts, seeds, lora=None):
-    "The images of the library's own pipeline, prompts in one batch, a generator an image."
+    "The images of the library's own pipeline, prompts in one batch, one generator per image."
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(config.model)
@@ -137,7 +131,7 @@ def test_one_ddim_step_by_hand(folders):
 
 @pytest.mark.parametrize('n, m, b', [(3, 2, 4), (5, 5, 16), (2, 5, 3), (7, 1, 4), (1, 1, 1)])
 def test_the_plan_has_every_image_once_and_batches_within_the_size(n, m, b):
-    planned = list(plan(n, m, b))
+    planned = list(plan_batches(n, m, b))
     assert [j for _, batches in planned for batch in batches for j in batch] == [
         (p, i) for p in range(n) for i in range(m)
     ]

@@ -49,12 +49,12 @@ def test_what_can_be_printed_is_what_fits():
 
 def test_recovered_wins_print_as_the_paper_does():
     for name in audit.TABLES:
-        for row in audit.recovered(name).itertuples():
+        for row in audit.recover_wins(name).itertuples():
             share = 1e4 * row.wins / row.prompts
             assert row.rounded == (math.floor(share + 0.5) == round(100 * row.value))
             assert row.cut_off == (math.floor(share + 1e-9) == round(100 * row.value))
             assert row.low < row.value < row.high or row.value in (0, 100)
-    odd = audit.recovered('table3').groupby('model_a')[['rounded', 'cut_off']].sum()
+    odd = audit.recover_wins('table3').groupby('model_a')[['rounded', 'cut_off']].sum()
     assert odd.loc['Normalized'].tolist() == [0, 0]
     assert odd.loc['Random', 'cut_off'] == 8
     assert odd.loc['Random', 'rounded'] == 2
@@ -112,7 +112,7 @@ def tiny_table():
 
 
 def test_rate_differences_by_hand():
-    (row,) = audit.rate_differences(audit.recovered(tiny_table()), 'ours', ['theirs']).to_dict(
+    (row,) = audit.rate_differences(audit.recover_wins(tiny_table()), 'ours', ['theirs']).to_dict(
         'records'
     )
     assert (
@@ -146,7 +146,7 @@ def test_verdicts_follow_from_the_corrected_limits():
 
 def test_numbers_that_fit_no_count_are_not_tested():
     found = audit.paper_differences()
-    rates = audit.recovered('table3')
+    rates = audit.recover_wins('table3')
     unfit = rates[~(rates.rounded | rates.cut_off)]
     assert set(unfit.model_a) == {'Normalized'}
     assert len(unfit) == 8
@@ -178,7 +178,7 @@ def test_widest_interval_of_a_gain_from_prompts():
     """The variance behind `widest`, from prompts themselves: as many discordant as there can be,
     scorers that move together."""
     first = audit.rate_differences(
-        audit.recovered('table1'), 'BalancedDPO', ['DiffusionDPO']
+        audit.recover_wins('table1'), 'BalancedDPO', ['DiffusionDPO']
     ).query('prompt_set == "hpd"')
     errors = []
     for a, b, n in first[['wins_a', 'wins_b', 'prompts']].itertuples(index=False):
@@ -273,7 +273,7 @@ def test_error_gap_makes_the_loss_as_sure():
 def test_ties_are_binomial():
     from scipy.stats import binom
 
-    from balanceddpo.voting.labels import tie_probability
+    from balanceddpo.voting.votes import tie_probability
 
     for p in (0.5, 0.7, 0.95):
         zero, text = audit.tie_readings(p).set_index('reading').to_numpy()
@@ -330,7 +330,8 @@ def test_a_divided_view_sees_divided_pixels():
     import torch
     from PIL import Image
 
-    from balanceddpo.scoring.encoders import ImageBatch, crop_to_square, normalised
+    from balanceddpo.scoring.encoders import normalised
+    from balanceddpo.scoring.pictures import ImageBatch, crop_to_square
 
     mean, std = [0.48, 0.45, 0.40], [0.26, 0.27, 0.28]
     view = normalised(lambda batch, i: crop_to_square(batch[i], 16), mean, std)
@@ -349,7 +350,8 @@ def test_rescaling_takes_the_image_out_of_the_score():
 
     pairs = list(itertools.islice(read_pairs('icons'), 12))
     same, twice = (
-        audit.rescaled_twice(pairs, ('icons:clip', 'icons:aesthetic'), f) for f in (1, 255)
+        audit.effect_of_rescaling_twice(pairs, ('icons:clip', 'icons:aesthetic'), f)
+        for f in (1, 255)
     )
     assert np.allclose(same.left, 1, atol=1e-3)
     assert (same.agreement == 1).all()

@@ -7,7 +7,7 @@ import pytest
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.paper import experiments
-from balanceddpo.voting.labels import LabelConfig
+from balanceddpo.voting.config import LabelConfig
 
 TINY = replace(experiments.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
 
@@ -66,11 +66,8 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     from safetensors.torch import load_file
 
     model = experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2)
-    base, merged, lora = (
-        experiments.merged_weights(experiments.base_model(TINY)),
-        experiments.merged_weights(model),
-        load_file(model.lora),
-    )
+    base = experiments.merged_weights(experiments.base_model(TINY))
+    merged, lora = experiments.merged_weights(model), load_file(model.lora)
     ups = {n: n.replace('.down.', '.up.') for n in lora if '.lora.down.' in n}
     change = {
         n.removeprefix('unet.').replace('.lora.down.weight', '.weight'): lora[up] @ lora[n]
@@ -82,11 +79,8 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
         assert torch.allclose(merged[name], p + change.get(name, torch.zeros(())), atol=1e-5), name
     size = sum(p.double().square().sum() for p in base.values()).sqrt()
     moved = sum(c.double().square().sum() for c in change.values()).sqrt()
-    assert (
-        0
-        < experiments.distance_from_base(TINY, model)
-        == pytest.approx(float(moved / size), rel=1e-3)
-    )
+    distance = experiments.distance_from_base(TINY, model)
+    assert 0 < distance == pytest.approx(float(moved / size), rel=1e-3)
     run = experiments.run_folder(model)
     stamp = (run / 'metrics.jsonl').stat().st_mtime_ns
     # a finished run keeps its model and its log, and is found again
@@ -95,12 +89,7 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     assert (run / 'metrics.jsonl').stat().st_mtime_ns == stamp
     log = experiments.training_log(model)
     assert log.step.tolist() == [1, 2, 3, 4]
-    assert log.refreshed.tolist() == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    assert log.refreshed.tolist() == [False, True, False, True]
 
 
 def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
@@ -113,18 +102,19 @@ def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
 def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_path):
     import shutil
 
-    from balanceddpo.core import files as store
+    from balanceddpo.core.files import asset
     from balanceddpo.icon_world import world as icons
     from balanceddpo.scoring import scorers
 
-    keys = lambda: [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]
+    def keys():
+        return [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]
+
     before = keys()
     assert keys() == before
-    other = shutil.copytree(store.asset('recogniser'), tmp_path / 'recogniser')
+    other = shutil.copytree(asset('recogniser'), tmp_path / 'recogniser')
     (other / 'more.txt').write_text('x')
-    real = store.asset
     monkeypatch.setattr(
-        icons, 'asset', lambda *parts: other if parts == ('recogniser',) else real(*parts)
+        icons, 'asset', lambda *parts: other if parts == ('recogniser',) else asset(*parts)
     )
     assert not set(keys()) & set(before)
     monkeypatch.undo()
@@ -133,21 +123,14 @@ def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_pat
     assert not set(keys()) & set(before)
 
 
-def test_side_by_side_gives_what_one_after_the_other_gives_in_the_same_order():
-    jobs = [dict(scale=experiments.ICONS, steps=k) for k in (50, 0, 7, 100)]
-    assert (
-        experiments.side_by_side(experiments.steps_of, jobs, 2)
-        == experiments.side_by_side(experiments.steps_of, jobs)
-        == [50, 0, 7, 100]
-    )
-    assert experiments.side_by_side(experiments.steps_of, [], 2) == []
+def test_the_steps_of_a_scale_are_those_of_a_run_of_100():
+    assert [experiments.steps_of(experiments.ICONS, k) for k in (50, 0, 7, 100)] == [50, 0, 7, 100]
 
 
-def test_an_error_side_by_side_is_the_error():
-    jobs = [dict(scale=TINY, name=n) for n in ('hpd', 'nowhere', 'pickapic')]
-    for workers in (1, 2):
-        with pytest.raises(InputError, match="has no prompt set 'nowhere'"):
-            experiments.side_by_side(experiments.only_set, jobs, workers)
+def test_a_prompt_set_that_a_scale_has_not_is_refused():
+    assert experiments.only_set(TINY, 'hpd').prompts == (('hpd', 'icons:hpd'),)
+    with pytest.raises(InputError, match="has no prompt set 'nowhere'"):
+        experiments.only_set(TINY, 'nowhere')
 
 
 def test_a_scale_says_on_which_device_its_models_are_trained():

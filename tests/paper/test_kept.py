@@ -14,8 +14,8 @@ from PIL import Image
 
 from balanceddpo.core.devices import versions
 from balanceddpo.core.errors import InputError
-from balanceddpo.figures.tables import write_provenance
-from balanceddpo.paper.kept import Kept, made
+from balanceddpo.paper.kept import Kept, read_how_made
+from balanceddpo.paper.provenance import Making, write_provenance
 
 RED, BLUE = (Image.new('RGB', (8, 6), color) for color in ('red', 'blue'))
 
@@ -147,7 +147,7 @@ def test_values_come_back_in_terms_of_json(run, rendering):
     )
     for wrong in ({1: 'a'}, {'a': {1, 2}}, object()):
         with pytest.raises(TypeError):
-            run.values('wrong', lambda: wrong)
+            run.values('wrong', lambda wrong=wrong: wrong)
     assert [p.name for p in run.files] == ['figure02_costs.json']
 
 
@@ -250,7 +250,7 @@ def test_each_file_says_how_it_was_made_and_the_note_names_its_hash(run, tmp_pat
     run.values('costs', lambda: 3)
     run.pictures('samples', lambda: [[RED]])
     for path in run.files:
-        told = made(path)
+        told = read_how_made(path)
         assert {*told} >= {'date', 'package', 'versions', 'processor', 'numerics'}
         assert told['versions'] == versions()
         assert told['processor']
@@ -266,7 +266,7 @@ def test_each_file_says_how_it_was_made_and_the_note_names_its_hash(run, tmp_pat
     for name, told in note['kept'].items():
         assert told == {
             'sha256': sha256((run.out / name).read_bytes()).hexdigest(),
-            'made': made(run.out / name),
+            'made': read_how_made(run.out / name),
         }
     assert json.loads(write_provenance(run.out, 'other').read_text())['kept'] == {}
 
@@ -276,9 +276,9 @@ def test_the_note_of_a_rendering_has_the_time_and_the_numerics_of_the_making(
 ):
     monkeypatch.setattr('balanceddpo.paper.kept.numeric_path', lambda: 'another')
     run.values('costs', lambda: 3)
-    write_provenance(run.out, 'figure02', seconds=100, kept=run)
+    write_provenance(run.out, 'figure02', Making(seconds=100), kept=run)
     rendering.values('costs', must_not_run)
-    path = write_provenance(rendering.out, 'figure02', seconds=2, kept=rendering)
+    path = write_provenance(rendering.out, 'figure02', Making(seconds=2), kept=rendering)
     note = json.loads(path.read_text())
     assert note['seconds'] == 100
     assert note['numerics'] == 'another'
@@ -311,7 +311,7 @@ def test_what_pandas_writes_beside_the_columns_is_not_read(rendering):
     found = rendering.table('scores', must_not_run)
     assert list(found.columns) == ['a']
     assert found.attrs == {}
-    assert 'does not say how it was made' in refused(made, path)
+    assert 'does not say how it was made' in refused(read_how_made, path)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_damaged_table_is_refused(run, rendering):
         path.write_bytes(data)
         assert str(path) in refused(rendering.table, 'scores', must_not_run)
     path.write_bytes(b'no table')
-    assert 'does not say how it was made' in refused(made, path)
+    assert 'does not say how it was made' in refused(read_how_made, path)
 
 
 def encoded(image, kind):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from balanceddpo.core.files import file_digest, read_json
 from balanceddpo.paper.reproduction import (
+    Request,
     bears_name,
     notebook_parameters,
     notebooks,
@@ -168,12 +169,41 @@ def test_every_table_and_figure_of_the_paper_has_a_notebook_and_every_notebook_i
     assert set(notebooks()) == PAPER | BEYOND == set(WRITES)
 
 
-def without_torch(place, monkeypatch):
-    "Let nothing that starts from here import torch: so no model and no scorer can be loaded."
-    (place / 'torch').mkdir(parents=True)
-    (place / 'torch' / '__init__.py').write_text(
-        'raise AssertionError("a rendering loads no model")'
-    )
+# Python reads it when it starts.
+NO_NETWORKS = """
+import sys
+from importlib.machinery import PathFinder
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError('a rendering uses no model')
+
+
+class Finder:
+    "Lets torch be imported, and no network of it be used."
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'torch.nn.modules.module':
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            module.Module.__call__ = refuse
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def without_networks(place, monkeypatch):
+    "Let nothing that starts from here use a network of torch: so no model and no scorer."
+    place.mkdir(parents=True)
+    (place / 'sitecustomize.py').write_text(NO_NETWORKS)
     monkeypatch.setenv('PYTHONPATH', str(place))
 
 
@@ -185,8 +215,9 @@ def rendered(name, scale, kept_in, place, monkeypatch):
     for path in copied:
         shutil.copy(path, place / 'figures' / 'kept')
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(place / 'runs'))
-    without_torch(place / 'nothing', monkeypatch)
-    (job,) = reproduce(name, scale, out=place / 'figures', progress=False, from_scores=True)
+    without_networks(place / 'nothing', monkeypatch)
+    request = Request(name, scale, place / 'figures', from_scores=True)
+    (job,) = reproduce(request, progress=False)
     assert [p.name for p in (place / 'runs').iterdir()] == ['reproduce'], (
         'a rendering has made something'
     )
@@ -201,7 +232,7 @@ def without_time(note):
 def test_it_runs_at_smoke_and_is_rendered_again_from_what_it_kept(
     name, shared, tmp_path, monkeypatch
 ):
-    (ran,) = reproduce(name, scale='smoke', out=shared / 'figures', progress=False)
+    (ran,) = reproduce(Request(name, 'smoke', shared / 'figures'), progress=False)
     files = [f'{stem}.{kind}' for stem, kinds in WRITES[name].items() for kind in kinds] + [
         f'{name}.json',
         f'{name}_finding.txt',
@@ -270,7 +301,7 @@ def test_it_says_what_it_reproduces_and_what_it_costs(name):
 
 
 def test_what_was_run_is_in_the_list_of_results(tmp_path):
-    reproduce('paper_audit', scale='smoke', out=tmp_path / 'figures', progress=False)
+    reproduce(Request('paper_audit', 'smoke', tmp_path / 'figures'), progress=False)
     listed = re.findall(
         r'<br>`balanceddpo reproduce (\w+) --scale smoke`',
         (tmp_path / 'figures' / 'README.md').read_text(),

@@ -1,5 +1,5 @@
 """Running notebooks: bad parameters refused before anything runs, this Python's kernel, what is
-done is skipped, what failed is told in one line."""
+done is skipped, what failed says so in one line."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.paper import reproduction
 from balanceddpo.paper.reproduction import (
     NotebookError,
+    Request,
     between_markers,
     is_done,
     notebook_parameters,
@@ -62,8 +63,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path / 'nbs'
 
 
-def go(name='table1', scale='smoke', **options):
-    return reproduce(name, scale, progress=False, **options)
+def plan(name='table1', scale='smoke', **asked):
+    return plan_jobs(Request(name, scale, **asked))
+
+
+def go(name='table1', scale='smoke', force=False, workers=1, **asked):
+    request = Request(name, scale, **asked)
+    return reproduce(request, force=force, progress=False, workers=workers)
 
 
 def times(job):
@@ -125,8 +131,8 @@ def test_what_is_done_is_skipped_until_something_changes(place, tmp_path):
         for p, data in kept.items():
             p.write_bytes(data)
         assert is_done(job)
-    assert not is_done(plan_jobs('table1', 'smoke', parameters={'n': 5})[0])
-    assert not is_done(plan_jobs('table1', 'smoke', out='elsewhere')[0])
+    assert not is_done(plan(parameters={'n': 5})[0])
+    assert not is_done(plan(out='elsewhere')[0])
     assert times(*go(force=True)) != first
 
 
@@ -141,7 +147,7 @@ def test_what_was_changed_while_it_ran_is_not_taken_for_what_ran(place, monkeypa
         book.cells[0].source += ' changed'
         nbformat.write(book, path)
 
-    (job,) = plan_jobs('table1', 'smoke')
+    (job,) = plan()
     with monkeypatch.context() as patch:
         patch.setattr(papermill, 'execute_notebook', changing)
         go()
@@ -234,18 +240,19 @@ def test_an_interrupted_run_of_all_goes_on_where_it_was(place, tmp_path, capfd):
     )
     write(place, 'table10', WRITE)
     assert main(['reproduce', 'all', '--scale', 'smoke']) == 1
-    error = [l for l in capfd.readouterr().err.splitlines() if l.startswith('balanceddpo:')]
+    lines = capfd.readouterr().err.splitlines()
+    error = [line for line in lines if line.startswith('balanceddpo:')]
     assert len(error) == 1
     assert 'table2: cell [3]' in error[0]
     assert 'AssertionError: not ready' in error[0]
     assert str(tmp_path / 'runs/reproduce/smoke/table2.ipynb') in error[0]
     assert nbformat.read(tmp_path / 'runs/reproduce/smoke/table2.ipynb', 4).cells
     assert not (tmp_path / 'paper_figures/smoke/table10.csv').exists()
-    first = times(plan_jobs('table1', 'smoke')[0])
+    first = times(plan()[0])
     (tmp_path / 'ready').touch()
     assert main(['reproduce', 'all', '--scale', 'smoke']) == 0
-    assert times(plan_jobs('table1', 'smoke')[0]) == first
-    assert [l.split(';')[0] for l in capfd.readouterr().out.splitlines()] == [
+    assert times(plan()[0]) == first
+    assert [line.split(';')[0] for line in capfd.readouterr().out.splitlines()] == [
         'table1: was done before',
         'table2: running at scale smoke',
         'table2: done',
@@ -258,7 +265,7 @@ def test_side_by_side_a_failure_is_told_and_stops_what_has_not_begun(place, tmp_
     write(
         place,
         'table2',
-        "from balanceddpo.core.files import InputError\nraise InputError('no weights at /x')",
+        "from balanceddpo.core.errors import InputError\nraise InputError('no weights at /x')",
     )
     for k in range(3, 7):
         write(place, f'table{k}', WRITE)
@@ -278,7 +285,7 @@ def test_an_input_error_in_a_notebook_is_bad_input(place, capfd):
     write(
         place,
         'table1',
-        "from balanceddpo.core.files import InputError\nraise InputError('no weights at /x')",
+        "from balanceddpo.core.errors import InputError\nraise InputError('no weights at /x')",
     )
     assert main(['reproduce', 'table1', '--scale', 'smoke']) == 2
     assert 'InputError: no weights at /x' in capfd.readouterr().err
@@ -299,7 +306,7 @@ def test_one_notebook_runs_once_at_a_time(place):
 
 
 def test_results_bear_the_name_of_the_notebook(place):
-    (job,) = plan_jobs('table1', 'smoke')
+    (job,) = plan()
     (job.out / 'more').mkdir(parents=True)
     for name in (
         'table1.csv',
@@ -354,10 +361,10 @@ def test_in_a_run_of_all_a_parameter_is_for_those_that_have_it(place):
     for parameters in (['n=3', 'm=4'], {'n': 3, 'm': 4}):
         assert [
             {k: v for k, v in j.parameters.items() if k in 'nm'}
-            for j in plan_jobs('all', 'smoke', parameters=parameters)
+            for j in plan('all', parameters=parameters)
         ] == [{'n': 3}, {'m': 4}]
     with pytest.raises(InputError, match="unknown parameter 'k': no notebook has it"):
-        plan_jobs('all', 'smoke', parameters=['n=3', 'k=1'])
+        plan('all', parameters=['n=3', 'k=1'])
 
 
 def test_dry_run_lists_and_runs_nothing(place, capsys):
@@ -464,11 +471,15 @@ def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp
         write(place, name, keeping(name), settings=KEEPING)
     for name in ('table3', 'rivals_tuning'):
         go(name, scale='icons')
-    assert [j.name for j in plan_jobs('all', 'icons', from_scores=True)] == [
+    assert [j.name for j in plan('all', 'icons', from_scores=True)] == [
         'rivals_tuning',
         'table3',
     ]
-    assert set(reproduction.left_out(notebooks(), 'icons')) == {'table1', 'votes', 'rivals'}
+    assert set(reproduction.notebooks_left_out(notebooks(), 'icons')) == {
+        'table1',
+        'votes',
+        'rivals',
+    }
     jobs = go('all', scale='icons', from_scores=True, workers=2)
     assert all(map(is_done, jobs))
     assert [j.from_scores for j in jobs] == [True, True]
@@ -481,13 +492,12 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
     # what the package brings along, and what takes hours, is made only when asked by name
     named = ['icon_world', 'rivals', 'rivals_tuning', 'votes']
     for scale in ('smoke', 'icons'):
-        assert [j.name for j in plan_jobs('all', scale)] == [
+        assert [j.name for j in plan('all', scale)] == [
             n for n in notebooks() if scale == 'smoke' or n not in named
         ]
     paths = ['model=folder', 'pairs=pairs.parquet', 'prompts=mine=a.txt']
     large = {
-        scale: [j.name for j in plan_jobs('all', scale, parameters=paths)]
-        for scale in ('sd15', 'sdxl')
+        scale: [j.name for j in plan('all', scale, parameters=paths)] for scale in ('sd15', 'sdxl')
     }
     assert {'table1', 'table3', 'figure04', 'seeds', 'paper_audit'} <= {*large['sd15']}
     assert not {
@@ -505,8 +515,8 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
         ('all', 'sd15', 'needs the paths'),
     ):
         with pytest.raises(InputError, match=says):
-            plan_jobs(name, scale)
-    assert all([j.name for j in plan_jobs(n, 'icons')] == [n] for n in named)
+            plan(name, scale)
+    assert all([j.name for j in plan(n, 'icons')] == [n] for n in named)
     assert 'table1' in notebooks()
     for path in notebooks().values():
         for p in notebook_parameters(path).values():

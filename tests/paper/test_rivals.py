@@ -78,7 +78,7 @@ def test_capo_trains_on_groups_and_soup_is_the_mean(groups):
         )
         for seed in (1, 2)
     )
-    soup = rivals.average([a, b], 'SOUP')
+    soup = rivals.average_models([a, b], 'SOUP')
     x, y, mean = (experiments.merged_weights(m) for m in (a, b, soup))
     name = max(x, key=lambda n: (x[n] - y[n]).abs().max())
     assert (x[name] - y[name]).abs().max() > 1e-4
@@ -150,7 +150,7 @@ def test_rules_of_groups(groups):
         rule(scores, ids, 3).to_numpy(object),
         capo_labels(scores, ids, SCALE, step=3).to_numpy(object),
     )
-    (rule,) = rivals.one_rules(groups)
+    (rule,) = rivals.target_one_rules(groups)
     t = rule(scores, ids, 0)
     assert set(t.w0[t.i >= 0]) == {1.0}
     assert set(t.w1) == {0.0}
@@ -262,17 +262,19 @@ def test_passes_are_those_that_training_makes(name, monkeypatch):
     gradient. At timestep 0 an inversion is one step; the mean is test_inversion's."""
     import torch
 
+    from balanceddpo.training import batches
     from balanceddpo.training import loop as training
 
-    made, predicted = [], training.predicted
+    made, prediction = [], training.model_prediction
 
     def counted(run, model, noisy, *more):
         made.append(len(noisy) * (3 if torch.is_grad_enabled() and model is run.policy else 1))
-        return predicted(run, model, noisy, *more)
+        return prediction(run, model, noisy, *more)
 
-    monkeypatch.setattr(training, 'predicted', counted)
+    for module in (batches, training):
+        monkeypatch.setattr(module, 'model_prediction', counted)
     monkeypatch.setattr(
-        training,
+        batches,
         'draw_timesteps',
         lambda seed, step, ids, n, density=None: torch.zeros(len(ids), dtype=torch.int64),
     )
@@ -284,7 +286,7 @@ def test_passes_are_those_that_training_makes(name, monkeypatch):
         'smpo_code': (2, INVERSIONS['smpo_code'].passes()),
     }[settings.noise]
     assert sum(made) / settings.batch_size == pytest.approx(
-        rivals.passes_a_pair(settings) + 2 * (one - mean)
+        rivals.passes_per_pair(settings) + 2 * (one - mean)
     )
 
 
@@ -296,13 +298,15 @@ def test_the_pace_is_the_median_of_all_steps_but_the_first_and_its_run_is_not_ke
 
     from balanceddpo.core.files import runs_root
 
-    runs = lambda: {p.name for p in (runs_root() / 'train').glob('*')}
+    def runs():
+        return {p.name for p in (runs_root() / 'train').glob('*')}
+
     rivals.align_rival(TINY, 'DiffusionDPO', max_steps=4, warmup_steps=0)
     kept = runs()
     monkeypatch.setattr(
         rivals, 'training_log', lambda model: pd.DataFrame({'seconds': [90.0, 2.0, 40.0, 6.0]})
     )
-    assert rivals.seconds_a_pair(TINY, name, groups, steps=4) == 6 / 8  # a batch of 8 pairs
+    assert rivals.seconds_per_pair(TINY, name, groups, steps=4) == 6 / 8  # a batch of 8 pairs
     assert kept == runs() != set()
 
 
@@ -333,19 +337,6 @@ def test_a_clock_that_was_stopped_is_set_again(monkeypatch):
             or pd.DataFrame({'seconds': [1.0, 1.0, 1.0]})
         ),
     )
-    rivals.seconds_a_pair(TINY, 'DiffusionDPO', steps=3)
+    rivals.seconds_per_pair(TINY, 'DiffusionDPO', steps=3)
     assert stale == [False]
     assert not folder.exists()
-
-
-def test_after_a_failure_side_by_side_starts_nothing_more():
-    from balanceddpo.core.files import runs_root
-
-    bad = replace(TINY, pairs='nowhere.parquet')
-    with pytest.raises(InputError, match='nowhere.parquet'):
-        experiments.side_by_side(
-            rivals.caption_file, [dict(scale=s, n=1) for s in (bad, bad, TINY, TINY)], 2
-        )
-    assert not (runs_root() / 'groups').exists()
-    with pytest.raises(InputError, match='at least 1, not 0'):
-        experiments.side_by_side(rivals.caption_file, [], 0)

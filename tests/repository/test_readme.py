@@ -13,10 +13,12 @@ WORDS = 'none one two three four five six seven eight nine ten eleven twelve'.sp
 
 
 def table(name):
+    "A committed table of the icon world; its first column names the rows."
     return pd.read_csv(ROOT / f'paper_figures/icons/{name}.csv', index_col=0)
 
 
 def value(name, row, column, ends=('', ' low', ' high')):
+    "A cell of such a table, and the ends of its interval."
     return [table(name).loc[row, column + end] for end in ends]
 
 
@@ -92,15 +94,8 @@ def test_gains_without_intervals():
         ('sum of losses', 'of the sum of losses from {:.2f} to {:.2f} and {:.2f}'),
         ('HPS alone', 'of HPS alone from {:.2f} to {:.2f} and {:.2f}'),
     ):
-        assert (
-            says.format(
-                *(
-                    table('noise_gains').loc[case, column]
-                    for case in ('clean', '20 % flipped', '40 % flipped')
-                )
-            )
-            in README
-        )
+        cases = ['clean', '20 % flipped', '40 % flipped']
+        assert says.format(*table('noise_gains').loc[cases, column]) in README
 
 
 def test_counts_of_cells_and_the_rank():
@@ -119,71 +114,72 @@ def test_counts_of_cells_and_the_rank():
         r' (\d+)',
         said,
     ).groups()
-    assert (
-        f'beats DiffusionDPO in {WORDS[int(wins)]} and loses {WORDS[int(losses)]}, by PickScore'
-        in README
-    )
-    ahead, behind = re.search(
-        r'by gain it is ahead of (\d+) and behind (\w+)\.',
-        (ROOT / 'paper_figures/icons/table3_finding.txt').read_text(),
-    ).groups()
+    won, lost = WORDS[int(wins)], WORDS[int(losses)]
+    assert f'beats DiffusionDPO in {won} and loses {lost}, by PickScore' in README
+    said = (ROOT / 'paper_figures/icons/table3_finding.txt').read_text()
+    ahead, behind = re.search(r'by gain it is ahead of (\d+) and behind (\w+)\.', said).groups()
     assert f'By gain it is ahead of {WORDS[int(ahead)]} of its ten rivals' in README
     assert f'and behind {behind}.' in README
     ranks = table('seeds_ranking')['rank']
     assert f'BalancedDPO ranks {ranks["BalancedDPO"]} of {len(ranks)}' in README
 
 
-def test_the_rivals():
-    place = (
-        pd.read_csv(ROOT / 'paper_figures/icons/rivals_summary.csv')
-        .query('budget == "equal pairs"')
-        .set_index('method')
-    )
-    span = lambda name, v: '{:.2f} [{:.2f}, {:.2f}]'.format(
-        *(place.loc[name, f'{v}_{c}'] for c in ('mean', 'low', 'high'))
-    )
-    assert (
-        f'BalancedDPO gains {span("BalancedDPO", "mean")}, DiffusionDPO'
-        f' {place.loc["DiffusionDPO", "mean_mean"]:.2f}, votes weighed by confidence'
-        f' {place.loc["Confidence votes", "mean_mean"]:.2f};' in README
-    )
-    assert f'Its worst scorer gains {span("BalancedDPO", "worst")}' in README
-    assert {
-        f'{place.loc[n, "worst_mean"]:.2f}'
-        for n in ('Soft majority', 'Confidence votes', 'Majority, no refresh')
-    } == {'0.09', '0.10'}
-    assert 'the worst gains 0.09 or 0.10' in README
-    for name, says in (
-        ('CaPO', 'CaPO with'),
-        ('MaPO', 'MaPO with'),
-        ('SmPO-Diffusion', 'SmPO-Diffusion with'),
-    ):
-        assert f'{says} {place.loc[name, "mean_mean"]:.2f}' in README
-    clear = pd.read_csv(ROOT / 'paper_figures/icons/rivals_differences.csv').query(
-        'of == "mean" and p_holm < .05'
-    )
-    behind = {b: set(t.model_a) for b, t in clear.groupby('budget')}
-    assert len(place) == 23
+def rivals_at_equal_pairs():
+    "The methods trained on as many pairs: gains by all scorers and by the worst, with intervals."
+    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals_summary.csv')
+    return table.query('budget == "equal pairs"').set_index('method')
+
+
+def clearly_behind():
+    "Budget -> the methods that BalancedDPO is ahead of beyond the seeds; none is ahead of it."
+    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals_differences.csv')
+    clear = table.query('of == "mean" and p_holm < .05')
     assert not (clear['mean'] > 0).any()
-    assert {'CaPO', 'MaPO', 'SmPO-Diffusion'} <= behind['equal pairs']
+    return {budget: set(rows.model_a) for budget, rows in clear.groupby('budget')}
+
+
+def test_the_rivals():
+    place = rivals_at_equal_pairs()
+    assert len(place) == 23
+
+    def span(of):
+        numbers = [place.loc['BalancedDPO', f'{of}_{end}'] for end in ('mean', 'low', 'high')]
+        return '{:.2f} [{:.2f}, {:.2f}]'.format(*numbers)
+
+    dpo, confidence = (place.loc[m, 'mean_mean'] for m in ('DiffusionDPO', 'Confidence votes'))
     assert (
-        f'none is ahead of it beyond the seeds, {len(behind["equal pairs"])} are behind' in README
+        f'BalancedDPO gains {span("mean")}, DiffusionDPO {dpo:.2f},'
+        f' votes weighed by confidence {confidence:.2f};' in README
     )
-    assert f'instead of as many pairs, {len(behind["equal compute"])} are behind too' in README
-    by, rank = (
-        table('rivals_scorers').loc['BalancedDPO'],
-        table('rivals_left_out').loc['without aesthetic', 'rank of BalancedDPO'],
-    )
+    assert f'Its worst scorer gains {span("worst")}' in README
+    others = ('Soft majority', 'Confidence votes', 'Majority, no refresh')
+    assert {f'{place.loc[n, "worst_mean"]:.2f}' for n in others} == {'0.09', '0.10'}
+    assert 'the worst gains 0.09 or 0.10' in README
+    for name in ('CaPO', 'MaPO', 'SmPO-Diffusion'):
+        assert f'{name} with {place.loc[name, "mean_mean"]:.2f}' in README
+
+
+def test_how_many_rivals_are_behind():
+    behind = clearly_behind()
+    assert {'CaPO', 'MaPO', 'SmPO-Diffusion'} <= behind['equal pairs']
+    pairs, compute = len(behind['equal pairs']), len(behind['equal compute'])
+    assert f'none is ahead of it beyond the seeds, {pairs} are behind' in README
+    assert f'instead of as many pairs, {compute} are behind too' in README
+
+
+def test_the_gains_by_single_scorers():
+    by = table('rivals_scorers').loc['BalancedDPO']
+    rank = table('rivals_left_out').loc['without aesthetic', 'rank of BalancedDPO']
     assert (
         f"Aesthetic's, {by.aesthetic:.2f}; by HPS it has {by.hps:.2f}, by PickScore"
         f' {by.pickscore:.2f}, and without Aesthetic it ranks {rank} of 23' in README
     )
-    assert (
-        "prefers the base model's pictures a little: {:.1f} % [{:.1f}, {:.1f}]".format(
-            *value('rivals', 'BalancedDPO', 'base recognised')
-        )
-        in README
-    )
+    recognised = value('rivals', 'BalancedDPO', 'base recognised')
+    says = "prefers the base model's pictures a little: {:.1f} % [{:.1f}, {:.1f}]"
+    assert says.format(*recognised) in README
+
+
+def test_other_labels():
     said = (ROOT / 'paper_figures/icons/votes_finding.txt').read_text()
     better, worse = re.search(
         r'of 8 other labels (\d+) are better beyond the seeds \(Holm\) and (\d+) worse', said

@@ -18,19 +18,16 @@ ASSETS = PACKAGE / 'icon_world/assets'
 
 
 def run(*args, cwd, **env):
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
+    "What Python with these words prints, run in another folder."
+    command, env = [sys.executable, *map(str, args)], {**os.environ, **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
     return done.stdout
 
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
+    "The wheel, built from a copy of the repository's files."
     copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
     for name in ('pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
         shutil.copy(ROOT / name, copy / name)
@@ -46,23 +43,13 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     "A folder that holds the wheel's content; on PYTHONPATH it comes before the editable install."
     target = tmp_path_factory.mktemp('installed')
-    run(
-        '-m',
-        'pip',
-        'install',
-        '--quiet',
-        '--no-deps',
-        '--no-index',
-        '--no-compile',
-        '--target',
-        target,
-        wheel,
-        cwd=target,
-    )
+    options = '--quiet --no-deps --no-index --no-compile --target'.split()
+    run('-m', 'pip', 'install', *options, target, wheel, cwd=target)
     return target
 
 
 def content(root):
+    "Place -> digest of each file below `root`."
     return {
         p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in root.rglob('*')
@@ -89,9 +76,15 @@ def test_the_wheel_carries_the_licences(wheel):
 
 def test_every_module_imports_away_from_the_repository(installed, tmp_path):
     code = """
-import importlib, json, pkgutil, balanceddpo
+import importlib
+import json
+import pkgutil
+
+import balanceddpo
+
 names = [m.name for m in pkgutil.walk_packages(balanceddpo.__path__, 'balanceddpo.')]
-for n in names: importlib.import_module(n)
+for name in names:
+    importlib.import_module(name)
 print(json.dumps([balanceddpo.__file__, names]))
 """
     file, names = json.loads(run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed)))
@@ -104,32 +97,41 @@ print(json.dumps([balanceddpo.__file__, names]))
 def test_the_command_is_there(wheel, installed, tmp_path):
     points = next(installed.glob('*.dist-info')) / 'entry_points.txt'
     assert 'balanceddpo = balanceddpo.cli:main' in points.read_text()
-    code = (
-        'import sys; from balanceddpo.cli import main; sys.argv = ["balanceddpo", "--help"];'
-        ' sys.exit(main())'
-    )
+    code = """
+import sys
+
+from balanceddpo.cli import main
+
+sys.argv = ['balanceddpo', '--help']
+sys.exit(main())
+"""
     assert 'reproduce' in run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):
-    assets = sorted(p.relative_to(ASSETS) for p in (ASSETS).rglob('*') if p.is_file())
+    assets = sorted(p.relative_to(ASSETS) for p in ASSETS.rglob('*') if p.is_file())
     assert assets, 'the package ships no assets'
-    code = (
-        'import sys; from balanceddpo.core.files import asset, file_digest; p = asset(sys.argv[1]);'
-        ' print(p, file_digest(p), sep="\\n")'
-    )
+    code = """
+import sys
+
+from balanceddpo.core.files import asset, file_digest
+
+path = asset(sys.argv[1])
+print(path)
+print(file_digest(path))
+"""
     path, sha = run('-c', code, assets[0], cwd=tmp_path, PYTHONPATH=str(installed)).split()
     assert Path(path).is_relative_to(installed)
     assert sha == hashlib.sha256((ASSETS / assets[0]).read_bytes()).hexdigest()
 
 
 def test_the_assets_stay_small():
-    sizes = {p: p.stat().st_size for p in (ASSETS).rglob('*') if p.is_file()}
+    sizes = {p: p.stat().st_size for p in ASSETS.rglob('*') if p.is_file()}
     # all weights
     assert sum(size for p, size in sizes.items() if p.suffix == '.safetensors') <= 75e6
     assert sum(sizes.values()) <= 80e6  # and drawings, pairs, prompts
 
 
 def test_no_asset_names_the_place_where_it_was_made():
-    for p in (ASSETS).rglob('*.json'):
+    for p in ASSETS.rglob('*.json'):
         assert '_name_or_path' not in p.read_text(), p

@@ -2,16 +2,15 @@
 of image and every odd prompt."""
 
 import json
-import random
 
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from balanceddpo.scoring.encoders import pad_to_square
+from balanceddpo.scoring.pictures import ImageBatch, pad_to_square
 from balanceddpo.scoring.scorers import load_scorer
+from tiny_scorers import noise
 
 TINY = dict(
     embed_dim=32,
@@ -26,18 +25,6 @@ PROMPTS = [
     'an ASTRONAUT, riding a horse! ' * 12,
     'x' * 400,
 ]
-
-
-def noise(size, seed, mode='RGB'):
-    "A picture with structure at several sizes, so that a different resize gives a different score."
-    coarse = Image.frombytes('RGB', (7, 5), random.Random(seed).randbytes(7 * 5 * 3)).resize(
-        size, Image.Resampling.NEAREST
-    )
-    return Image.blend(
-        coarse,
-        Image.frombytes('RGB', size, random.Random(-seed - 1).randbytes(size[0] * size[1] * 3)),
-        0.3,
-    ).convert(mode)
 
 
 @pytest.fixture(scope='module')
@@ -125,8 +112,6 @@ def test_preprocessing_equals_hpsv2_pixel_for_pixel(original):
     transform = image_transform(
         32, is_train=False, resize_longest_max=True, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
-    from balanceddpo.scoring.encoders import ImageBatch
-
     for size in SIZES:
         image = noise(size, 1)
         torch.testing.assert_close(
@@ -145,7 +130,10 @@ def test_the_published_architecture_takes_the_published_weights(hpsv2_img_score)
             CLIP(**get_model_config('ViT-H-14')),
             open_clip.model.CLIP(**open_clip.get_model_config('ViT-H-14')),
         )
-    shapes = lambda model: {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+    def shapes(model):
+        return {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
     assert shapes(theirs) == shapes(here)
     assert sum(p.numel() for p in here.parameters()) > 9e8
     assert get_model_config('ViT-H-14') == open_clip.get_model_config('ViT-H-14')

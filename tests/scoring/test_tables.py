@@ -17,7 +17,7 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.scoring.encoders import write_random_clip
 from balanceddpo.scoring.scorers import FunctionScorer, load_scorers
-from balanceddpo.scoring.tables import read_scores, score_pairs, score_shard
+from balanceddpo.scoring.tables import Shards, read_scores, score_pairs, score_shard
 
 
 def png(*colour):
@@ -42,6 +42,7 @@ def red(images, prompts):
 
 
 RED = [FunctionScorer('red', 'key of red', red)]
+TEN = Shards(10)
 PAIRS = make_pairs(101)
 
 
@@ -53,17 +54,9 @@ def files(folder):
 @pytest.mark.parametrize('workers', [1, 2, 3, 4])
 def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
     one, many = tmp_path / 'one', tmp_path / 'many'
-    score_pairs(PAIRS[:n], RED, one, shard_size=10, progress=False)
+    score_pairs(PAIRS[:n], RED, one, TEN, progress=False)
     for worker in reversed(range(workers)):
-        score_pairs(
-            iter(PAIRS[:n]),
-            RED,
-            many,
-            shard_size=10,
-            progress=False,
-            worker=worker,
-            workers=workers,
-        )
+        score_pairs(iter(PAIRS[:n]), RED, many, Shards(10, worker, workers), progress=False)
     assert files(one) == files(many)
     assert (one / 'manifest.json').read_bytes() == (many / 'manifest.json').read_bytes()
     table = read_scores(many)
@@ -75,7 +68,7 @@ def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
     assert table.label_0.isna().sum() == 2 * sum(p.label_0 is None for p in PAIRS[:n])
 
 
-def test_shards_of_real_towers_are_the_same_bytes_after_a_restart(tmp_path):
+def test_shards_of_real_encoders_are_the_same_bytes_after_a_restart(tmp_path):
     """Batches and memories end with a shard, so a number does not depend on what was scored before
     it."""
     specs = [
@@ -83,11 +76,9 @@ def test_shards_of_real_towers_are_the_same_bytes_after_a_restart(tmp_path):
         f'hps={write_random_clip(tmp_path / "hps", "open_clip")}',
     ]
     once, twice = tmp_path / 'once', tmp_path / 'twice'
-    score_pairs(PAIRS[:23], load_scorers(specs, device='cpu'), once, 8, progress=False)
-    score_pairs(PAIRS[:9], load_scorers(specs, device='cpu'), twice, 8, progress=False)
-    score_pairs(
-        PAIRS[:23], load_scorers(specs[:1] + specs[1:], device='cpu'), twice, 8, progress=False
-    )
+    for n, out in ((23, once), (9, twice), (23, twice)):
+        scorers = load_scorers(specs, device='cpu')
+        score_pairs(PAIRS[:n], scorers, out, Shards(8), progress=False)
     assert files(once) == files(twice)
     assert read_scores(once)[['clip', 'hps']].nunique().min() > 40
 
@@ -95,9 +86,11 @@ def test_shards_of_real_towers_are_the_same_bytes_after_a_restart(tmp_path):
 SLOW = """
 import sys, time; sys.path.insert(0, {tests!r})
 import test_tables as t
-def slow(images, prompts): time.sleep(.05 * len(images)); return t.red(images, prompts)
+def slow(images, prompts):
+    time.sleep(.05 * len(images))
+    return t.red(images, prompts)
 red = t.FunctionScorer('red', 'key of red', slow)
-t.score_pairs(t.PAIRS, [red], {out!r}, 10, progress=False, batch_size=4)
+t.score_pairs(t.PAIRS, [red], {out!r}, t.TEN, progress=False, batch_size=4)
 """
 
 
@@ -120,8 +113,8 @@ def test_killed_and_started_again(tmp_path):
     assert not (out / 'manifest.json').exists()
     with pytest.raises(InputError, match='no finished scores'):
         read_scores(out)
-    score_pairs(PAIRS, RED, out, 10, progress=False)
-    score_pairs(PAIRS, RED, whole, 10, progress=False)
+    score_pairs(PAIRS, RED, out, TEN, progress=False)
+    score_pairs(PAIRS, RED, whole, TEN, progress=False)
     assert files(out) == files(whole)
     assert kept.items() <= files(out).items()
     assert [p.name for p in out.iterdir() if 'tmp' in p.name] == []
@@ -140,22 +133,22 @@ def test_killed_and_started_again(tmp_path):
     ids=['cut', 'empty', 'missing', 'bit'],
 )
 def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
-    score_pairs(PAIRS[:35], RED, tmp_path / 't', 10, progress=False)
+    score_pairs(PAIRS[:35], RED, tmp_path / 't', TEN, progress=False)
     good = files(tmp_path / 't')
     damage(tmp_path / 't' / 'scores-00002.parquet')
     with pytest.raises(InputError):
         read_scores(tmp_path / 't')
     seen = []
 
-    def watched(images, prompts):
+    def red_and_seen(images, prompts):
         seen.extend(prompts)
         return red(images, prompts)
 
     score_pairs(
         PAIRS[:35],
-        [FunctionScorer('red', 'key of red', watched)],
+        [FunctionScorer('red', 'key of red', red_and_seen)],
         tmp_path / 't',
-        10,
+        TEN,
         progress=False,
     )
     assert files(tmp_path / 't') == good
@@ -164,42 +157,40 @@ def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
 
 
 def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
-    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False, key='k')
+    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False, key='k')
     good = files(out)
     path = out / 'scores-00001.parquet'
     path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
     with pytest.raises(InputError):
         read_scores(out)
-    assert len(read_scores(score_pairs(PAIRS[:25], RED, out, 10, progress=False, key='k'))) == 50
+    assert len(read_scores(score_pairs(PAIRS[:25], RED, out, TEN, progress=False, key='k'))) == 50
     assert files(out) == good
 
 
 def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
-    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False)
+    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False)
     for scorers, options, says in (
         ([FunctionScorer('red', 'other weights', red)], {}, 'scorers.red'),
         ([FunctionScorer('blue', 'key of red', red)], {}, 'columns'),
-        (RED, {'shard_size': 5}, 'shard_size'),
+        (RED, {'shards': Shards(5)}, 'shard_size'),
     ):
         with pytest.raises(InputError, match=says):
-            score_pairs(
-                PAIRS[:25], scorers, out, **{'shard_size': 10, 'progress': False, **options}
-            )
+            score_pairs(PAIRS[:25], scorers, out, **{'shards': TEN, 'progress': False, **options})
     for pairs in (PAIRS[1:26], PAIRS[:15], PAIRS[:20], PAIRS[:9], []):
         with pytest.raises(InputError, match='other pairs|more than these'):
-            score_pairs(pairs, RED, out, 10, progress=False)
+            score_pairs(pairs, RED, out, TEN, progress=False)
     with pytest.raises(InputError, match='worker must be'):
-        score_pairs(PAIRS, RED, tmp_path / 'w', worker=2, workers=2)
+        score_pairs(PAIRS, RED, tmp_path / 'w', Shards(worker=2, workers=2))
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('not yours')
     with pytest.raises(InputError, match='not ours'):
-        score_pairs(PAIRS, RED, tmp_path / 'mine', 10, progress=False)
+        score_pairs(PAIRS, RED, tmp_path / 'mine', TEN, progress=False)
 
 
 def test_a_grown_set_keeps_what_is_there(tmp_path):
-    score_pairs(PAIRS[:25], RED, tmp_path / 't', 10, progress=False)
+    score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False)
     first = files(tmp_path / 't')
-    score_pairs(PAIRS[:45], RED, tmp_path / 't', 10, progress=False)
+    score_pairs(PAIRS[:45], RED, tmp_path / 't', TEN, progress=False)
     assert len(read_scores(tmp_path / 't')) == 90
     assert [n for n, b in files(tmp_path / 't').items() if first.get(n) == b] == [
         'scores-00000.parquet',
@@ -234,9 +225,7 @@ def test_one_shard_at_a_time_is_in_memory(tmp_path):
         scored += len(images)
         return [0.0] * len(images)
 
-    score_pairs(
-        stream(), [FunctionScorer('n', 'k', count)], tmp_path / 't', shard_size=10, progress=False
-    )
+    score_pairs(stream(), [FunctionScorer('n', 'k', count)], tmp_path / 't', TEN, progress=False)
     assert drawn == 60
     assert most <= 10
 

@@ -17,42 +17,21 @@ os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-(
-    agreement,
-    evaluation,
-    gpu,
-    gpu_labelling,
-    labelling,
-    memory,
-    profiles,
-    report,
-    scale,
-    step,
-    timing,
-    together,
-    tried,
-    wall,
-    world,
-) = (
-    importlib.import_module(f'benchmarks.{n}')
-    for n in (
-        'agreement',
-        'evaluation',
-        'gpu',
-        'gpu_labelling',
-        'labelling',
-        'memory',
-        'profiles',
-        'report',
-        'scale',
-        'step',
-        'timing',
-        '__main__',
-        'tried',
-        'wall',
-        'world',
-    )
-)
+agreement = importlib.import_module('benchmarks.agreement')
+evaluation = importlib.import_module('benchmarks.evaluation')
+gpu = importlib.import_module('benchmarks.gpu')
+gpu_labelling = importlib.import_module('benchmarks.gpu_labelling')
+labelling = importlib.import_module('benchmarks.labelling')
+memory = importlib.import_module('benchmarks.memory')
+profiles = importlib.import_module('benchmarks.profiles')
+report = importlib.import_module('benchmarks.report')
+scale = importlib.import_module('benchmarks.scale')
+step = importlib.import_module('benchmarks.step')
+timing = importlib.import_module('benchmarks.timing')
+tried = importlib.import_module('benchmarks.tried')
+wall = importlib.import_module('benchmarks.wall')
+world = importlib.import_module('benchmarks.world')
+together = importlib.import_module('benchmarks.__main__')
 
 
 @pytest.fixture
@@ -63,7 +42,13 @@ def log(tmp_path, monkeypatch):
 
 
 def gates(log):
-    return [(r['gate'], r['value']) for r in log.rows if 'gate' in r]
+    "(what, value) of the gates that were kept."
+    return [(row['gate'], row['value']) for row in log.rows if 'gate' in row]
+
+
+def read_lines(path):
+    "What the lines of a file of JSON say."
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_agreement_of_two_evaluations_by_hand():
@@ -109,7 +94,8 @@ def test_a_public_step_has_our_gradient_and_our_losses(
 ):
     "Of four pairs; six a step visit two of them again, with other noise."
     run = step.start_ours(tiny, step.train_config(tiny.geometry, mode, batch), tmp_path)
-    step.gate(log, 'test', run, rival(tiny, run.config, micro, step.injected, run=run))
+    theirs = rival(tiny, run.config, micro, step.our_random_numbers, run=run)
+    step.gate(log, 'test', run, theirs)
     (_, gradient), (_, losses), (_, moved) = gates(log)
     assert gradient <= 1e-5
     assert losses <= 1e-4
@@ -121,7 +107,8 @@ def test_the_gate_sees_what_the_first_loss_does_not(tiny, log, tmp_path):
     from dataclasses import replace
 
     run = step.start_ours(tiny, step.train_config(tiny.geometry, 'full', 2), tmp_path)
-    wrong = step.R1(replace(tiny, pixels=tiny.pixels.roll(1, 0)), run.config, 2, step.injected)
+    other = replace(tiny, pixels=tiny.pixels.roll(1, 0))
+    wrong = step.R1(other, run.config, 2, step.our_random_numbers)
     assert wrong.micro_step(np.array([0, 1]), 1.0) == pytest.approx(math.log(2), abs=1e-6)
     wrong.optimizer.zero_grad()
     with pytest.raises(SystemExit, match='nothing is timed'):
@@ -129,33 +116,22 @@ def test_the_gate_sees_what_the_first_loss_does_not(tiny, log, tmp_path):
 
 
 def test_rivals_label_as_ours(log, tmp_path):
-    labelling.gate(
-        log,
-        labelling.write_source(tmp_path / 'pairs.parquet', 10),
-        labelling.load_four(),
-        tmp_path / 'scores',
-        8,
-    )
+    source = labelling.write_source(tmp_path / 'pairs.parquet', 10)
+    labelling.gate(log, source, labelling.load_four(), tmp_path / 'scores', 8)
     assert len(gates(log)) == 4
     scores = np.array([[[1.0, 1.0], [2.0, 0.0]], [[0.0, 3.0], [5.0, 1.0]]])
-    assert labelling.difference(scores, scores + np.array([0.0, 0.5])) == pytest.approx(
-        0.5 / scores[..., 1].std()
-    )
+    difference = labelling.difference(scores, scores + np.array([0.0, 0.5]))
+    assert difference == pytest.approx(0.5 / scores[..., 1].std())
     assert labelling.different_votes(scores, scores[:, ::-1]) == 4
 
 
 def test_the_rival_evaluates_as_ours(log, tmp_path):
-    from balanceddpo.data.pairs import read_prompts
-    from balanceddpo.models.families import local_folder
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.models.folders import local_folder
 
     models = {'base': local_folder('icons'), 'a': evaluation.write_model(tmp_path / 'a', 1)}
-    evaluation.gate(
-        log,
-        models,
-        read_prompts('icons:pickapic', limit=2),
-        labelling.load_four(),
-        tmp_path / 'runs',
-    )
+    prompts = read_prompts('icons:pickapic', limit=2)
+    evaluation.gate(log, models, prompts, labelling.load_four(), tmp_path / 'runs')
     assert len(gates(log)) == 4
 
 
@@ -164,24 +140,32 @@ def test_the_rival_evaluates_as_ours(log, tmp_path):
 
 def test_a_round_goes_there_and_back():
     calls = []
-    arms = [
-        timing.Arm(n, lambda n=n: calls.append(n), before=lambda n=n: calls.append(n.upper()))
-        for n in 'ab'
-    ]
-    assert [sorted(took) for took in timing.rounds(arms, count=2, warmups=1)] == [['a', 'b']] * 2
+    arms = []
+    for name in 'ab':
+        before = partial(calls.append, name.upper())
+        arms.append(timing.Arm(name, partial(calls.append, name), before))
+    rounds = list(timing.run_rounds(arms, count=2, warmups=1))
+    assert [sorted(took) for took in rounds] == [['a', 'b'], ['a', 'b']]
     assert ''.join(calls) == 'AaBb' + 2 * 'AaBbBbAa'
 
 
 def test_the_clock_stops_at_the_budget_and_a_part_is_scaled(monkeypatch):
     now = iter(range(10**6))
     monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(now))
-    assert timing.seconds(timing.Arm('a', lambda: None, scale=10.0)) == 10.0
+    assert timing.seconds_of_run(timing.Arm('a', lambda: None, scale=10.0)) == 10.0
     # this clock goes on by one a look: five looks and so five seconds a round
     monkeypatch.setattr(timing, 'START', 0)
-    assert (
-        len(list(timing.rounds([timing.Arm('a', lambda: None)], count=50, warmups=0, until=30)))
-        < 10
-    )
+    arms = [timing.Arm('a', lambda: None)]
+    assert len(list(timing.run_rounds(arms, count=50, warmups=0, until=30))) < 10
+
+
+@pytest.mark.parametrize('left', [10_000, 300, 100, 40])
+def test_a_benchmark_is_stopped_within_what_is_left(left):
+    for name, budget in together.BUDGETS.items():
+        seconds = together.seconds_for(name, left)
+        assert 0 < seconds <= budget
+        assert together.stopped_after(seconds) <= left
+        assert seconds == budget or together.stopped_after(budget) > left
 
 
 def test_ratios_are_of_one_round_and_the_control_is_ours(log, monkeypatch):
@@ -189,25 +173,23 @@ def test_ratios_are_of_one_round_and_the_control_is_ours(log, monkeypatch):
         {'ours': 1.0, 'theirs': 3.0, 'control': 1.1},
         {'ours': 2.0, 'theirs': 4.0, 'control': 2.0},
     ]
-    monkeypatch.setattr(
-        timing,
-        'rounds',
-        lambda arms, **_: (
-            iter(took) if [a.name for a in arms] == ['ours', 'theirs', 'control'] else None
-        ),
-    )
-    timing.versus(
-        log, 1, {'theirs': '>= 1.5'}, [timing.Arm('ours', None), timing.Arm('theirs', None)]
-    )
+
+    def run_rounds(arms):
+        assert [arm.name for arm in arms] == ['ours', 'theirs', 'control']
+        return iter(took)
+
+    monkeypatch.setattr(timing, 'run_rounds', run_rounds)
+    arms = [timing.Arm('ours', None), timing.Arm('theirs', None)]
+    timing.time_arms(log, 1, {'theirs': '>= 1.5'}, arms)
     assert [(r['value'], r['control']) for r in log.rows] == [(3.0, 1.1), (2.0, 1.0)]
-    assert [json.loads(l) for l in log.path.read_text().splitlines()][1:] == log.rows
+    assert read_lines(log.path)[1:] == log.rows
 
 
 # --- counted
 
 
 def test_scorers_that_share_a_network_pay_for_it_once():
-    found = scale.passes(12)
+    found = scale.count_passes(12)
     # CLIP and Aesthetic look through the same one
     assert (found['scorers'], found['towers']) == (4, 3)
     assert found['image_passes'] == 3 * found['images']
@@ -217,13 +199,13 @@ def test_scorers_that_share_a_network_pay_for_it_once():
 def test_many_scorers_on_one_network_cost_the_passes_of_one():
     from balanceddpo.scoring.scorers import PromptScorer, score_items
 
-    tower = gpu_labelling.make_tower('tiny', 'crop', 'cpu', torch.float32)
+    encoder = gpu_labelling.make_encoder('tiny', 'crop', 'cpu', torch.float32)
     items = [
         (str(i), torch.randint(256, (3, 40, 30), dtype=torch.uint8), f'prompt {i % 2}')
         for i in range(5)
     ]
-    score_items([PromptScorer(f's{k}', str(k), tower, float(k)) for k in range(6)], items)
-    assert (tower.image_passes, tower.text_passes) == (5, 2)
+    score_items([PromptScorer(f's{k}', str(k), encoder, float(k)) for k in range(6)], items)
+    assert (encoder.image_passes, encoder.text_passes) == (5, 2)
 
 
 @pytest.mark.parametrize('clip, variant, networks', [('H', '', 4), ('L', '@l14', 3)])
@@ -235,51 +217,38 @@ def test_published_scorers_are_counted_with_the_networks_that_they_load(
     from balanceddpo.scoring.scorers import PAPER_SCORERS, PUBLISHED, parse_scorer
 
     def network(spec):
-        source, beside = PUBLISHED[spec.kind][spec.variant or next(iter(PUBLISHED[spec.kind]))]
+        variants = PUBLISHED[spec.kind]
+        source, beside = variants[spec.variant or next(iter(variants))]
         return beside if spec.kind == 'aesthetic' else source
 
-    assert (
-        len({network(parse_scorer(k + variant * (k == 'clip'))) for k in PAPER_SCORERS}) == networks
-    )
-    assert (
-        len(
-            {
-                id(s.tower)
-                for s in gpu_labelling.real_scorers('cpu', torch.float32, clip, 'tiny', 'tiny')
-            }
-        )
-        == networks
-    )
+    specs = [parse_scorer(kind + variant * (kind == 'clip')) for kind in PAPER_SCORERS]
+    assert len({network(spec) for spec in specs}) == networks
+    scorers = gpu_labelling.real_scorers('cpu', torch.float32, clip, 'tiny', 'tiny')
+    assert len({id(scorer.encoder) for scorer in scorers}) == networks
     monkeypatch.setattr(gpu_labelling, 'clip_flops', {'H': (1e3, 1e6), 'L': (1.0, 1e9)}.get)
-    assert (
-        gpu_labelling.scorer_flops(clip)
-        == {'H': 3 * 2e3 + 2 + 3e6, 'L': 2 * 2e3 + 2 + 2e6 + 1e9}[clip]
-    )
+    expected = {'H': 3 * 2e3 + 2 + 3e6, 'L': 2 * 2e3 + 2 + 2e6 + 1e9}
+    assert gpu_labelling.scorer_flops(clip) == expected[clip]
 
 
 def test_both_goals_of_labelling_are_one_share_of_the_peak():
-    shares = [share for what, *_, share in gpu.counted() if what.startswith('labelling')]
+    shares = [share for what, *_, share in gpu.counted_limits() if what.startswith('labelling')]
     assert len(shares) == 2
     assert shares == pytest.approx([0.627, 0.627], abs=0.005)
 
 
 def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one():
     def count(g):
+        def predict(unet):
+            latent = torch.empty(1, 4, g.pixels // 8, g.pixels // 8)
+            embedding = torch.empty(1, 77, g.unet['cross_attention_dim'])
+            return unet(latent, torch.zeros(1, dtype=torch.long), embedding).sample
+
+        def encode(vae):
+            return vae.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean
+
         return (
-            world.meta_flops(
-                partial(world.make_unet, g),
-                lambda m: (
-                    m(
-                        torch.empty(1, 4, g.pixels // 8, g.pixels // 8),
-                        torch.zeros(1, dtype=torch.long),
-                        torch.empty(1, 77, g.unet['cross_attention_dim']),
-                    ).sample
-                ),
-            ),
-            world.meta_flops(
-                partial(world.make_vae, g),
-                lambda m: m.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean,
-            ),
+            world.meta_flops(partial(world.make_unet, g), predict),
+            world.meta_flops(partial(world.make_vae, g), encode),
         )
 
     unet, encode = count(world.SD15)
@@ -303,7 +272,7 @@ def test_what_autograd_keeps_is_counted_once_and_without_parameters():
 
 
 def test_a_line_is_found():
-    fixed, each = scale.line([1, 2, 4], [5.0, 7.0, 11.0])
+    fixed, each = scale.fit_line([1, 2, 4], [5.0, 7.0, 11.0])
     assert (fixed, each) == (pytest.approx(3.0), pytest.approx(2.0))
 
 
@@ -349,9 +318,11 @@ def together_run(kept, monkeypatch):
         places, written = [], []
         monkeypatch.setattr(sys, 'argv', ['__main__.py', *words])
         monkeypatch.setattr(together, 'SIZE', 'cpu')
-        monkeypatch.setattr(
-            together, 'run', lambda name, seconds, out: places.append((name, str(out)))
-        )
+
+        def run(name, seconds, out):
+            places.append((name, str(out)))
+
+        monkeypatch.setattr(together, 'run', run)
         monkeypatch.setattr(report, 'report', lambda folder: str(folder))
         monkeypatch.setattr(report, 'brief', lambda: 'short table')
         monkeypatch.setattr(report, 'write', written.append)
@@ -379,10 +350,7 @@ def test_a_long_run_has_rows_of_its_own(log, monkeypatch):
     for words in ([], ['--full']):
         monkeypatch.setattr(sys, 'argv', ['labelling.py', *words])
         labelling.main()
-    found = {
-        p.name: [json.loads(l) for l in p.read_text().splitlines()]
-        for p in log.path.parent.glob('labelling*')
-    }
+    found = {file.name: read_lines(file) for file in log.path.parent.glob('labelling*')}
     assert {name: (head['pairs'], row['n']) for name, (head, row) in found.items()} == {
         'labelling.jsonl': (20, 20),
         'labelling_full.jsonl': (40, 40),
@@ -396,7 +364,7 @@ def test_a_long_run_has_rows_of_its_own(log, monkeypatch):
 
 def test_published_rows_are_of_the_size_that_their_name_says():
     "Of full runs and of `make bench`; none is tiny."
-    for head, rows in report.read(ROOT / 'benchmarks/rows'):
+    for head, _ in report.read(ROOT / 'benchmarks/rows'):
         assert head['size'] == 'cpu'
         assert head['bench'] != 'labelling_full' or head['pairs'] == 500
         assert head['bench'] != 'labelling' or head['pairs'] == 150
@@ -439,15 +407,11 @@ def test_help_and_a_wrong_word_end_at_once(module, kept, monkeypatch, capsys):
 
 
 def test_the_page_names_every_command_and_what_make_bench_runs():
-    page, files = (
-        (ROOT / 'benchmarks/README.md').read_text(),
-        {
-            p.stem
-            for p in (ROOT / 'benchmarks').glob('*.py')
-            if "__name__ == '__main__'" in p.read_text()
-        }
-        - {'__main__'},
-    )
+    page = (ROOT / 'benchmarks/README.md').read_text()
+    files = set()
+    for path in (ROOT / 'benchmarks').glob('*.py'):
+        if path.stem != '__main__' and "__name__ == '__main__'" in path.read_text():
+            files.add(path.stem)
     assert ', '.join(f'`{n}`' for n in together.BUDGETS) in page
     by_hand = page.split('<!-- results -->')[0].split('By hand')[1]
     assert {n for n in files - set(together.BUDGETS) if f'benchmarks.{n}' not in by_hand} == set()
@@ -457,37 +421,28 @@ def test_the_page_names_every_command_and_what_make_bench_runs():
 # --- the table
 
 
-def rows(what, values, goal='>= 1.5', control=()):
-    return [
-        dict(
-            row=1,
-            what=what,
-            goal=goal,
-            round=n,
-            value=v,
-            **({'control': control[n]} if control else {}),
-        )
-        for n, v in enumerate(values)
-    ]
+def add_rows(log, what, values, goal='>= 1.5', control=()):
+    "A row a value, with its control if there is one."
+    for number, value in enumerate(values):
+        beside = {'control': control[number]} if control else {}
+        log.add(row=1, what=what, goal=goal, round=number, value=value, **beside)
 
 
 @pytest.fixture
 def files(log):
-    for r in (
-        *rows('met', [1.0, 2.0, 3.0] * 4, control=[0.99, 1.0, 1.2] * 4),
-        *rows('few', [2.0, 2.0], control=[1.0, 1.0]),
-        *rows('short', [1.0, 1.2, 9.0]),
-        *rows('noisy', [2.0, 2.0, 2.0], control=[1.2, 1.2, 1.0]),
-        *rows('start', [0.1], '<= 0.5'),
-    ):
-        log.add(**r)
+    "One measurement for each verdict, and a gate."
+    add_rows(log, 'met', [1.0, 2.0, 3.0] * 4, control=[0.99, 1.0, 1.2] * 4)
+    add_rows(log, 'few', [2.0, 2.0], control=[1.0, 1.0])
+    add_rows(log, 'short', [1.0, 1.2, 9.0])
+    add_rows(log, 'noisy', [2.0, 2.0, 2.0], control=[1.2, 1.2, 1.0])
+    add_rows(log, 'start', [0.1], '<= 0.5')
     log.gate(1, 'gradients', 1e-7, 1e-5)
     return report.read(log.path.parent)
 
 
 def test_the_short_table_has_the_rows_with_a_goal_and_where_they_were_measured(log):
-    for r in (*rows('fast', [2.0, 3.0, 4.0]), *rows('no goal', [1.0], goal='')):
-        log.add(**r)
+    add_rows(log, 'fast', [2.0, 3.0, 4.0])
+    add_rows(log, 'no goal', [1.0], goal='')
     head, _ = report.read(log.path.parent)[0]
     text = report.brief(log.path.parent)
     assert '| fast | 3 | >= 1.5 met |' in text
@@ -537,9 +492,9 @@ def test_beside_what_was_just_run_stands_what_was_published_of_the_rest_and_noth
 
     def keep(folder, name, what):
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / f'{name}.jsonl').write_text(
-            json.dumps(head) + '\n' + json.dumps({'row': 1, 'what': what, 'goal': '', 'value': 3.0})
-        )
+        row = {'row': 1, 'what': what, 'goal': '', 'value': 3.0}
+        lines = f'{json.dumps(head)}\n{json.dumps(row)}'
+        (tmp_path / folder / f'{name}.jsonl').write_text(lines)
 
     keep('rows', 'step', 'old step')
     keep('rows', 'wall_all', 'whole run')

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_a_rerun_that_fails_loses_nothing(rows, before, after, ended, values):
     assert not path.exists()
     write_rows(rows, 'a', [2.0] * after, {'part': 'a', 'outcome': 'x', 'given': 9, 'done': ended})
     clock.keep_the_fuller(path)
-    assert clock.measured(path) == values
+    assert clock.count_measurements(path) == values
     assert clock.complete(path) == ended
     assert kept(rows, 'a')[-1]['outcome'] == 'x'  # how the last try ended
     assert not clock.earlier(path).exists()
@@ -326,7 +327,7 @@ def test_the_gate_of_the_cpu_still_stops(log, monkeypatch, tmp_path):
     monkeypatch.setattr(step, 'GRADIENT', {'cpu': 0.0})
     world = step.make_world(TINY, tmp_path, n=2)
     run = step.start_ours(world, step.train_config(TINY, 'full', 2), tmp_path / 'run')
-    rival = step.R1(world, run.config, 2, step.injected)
+    rival = step.R1(world, run.config, 2, step.our_random_numbers)
     with pytest.raises(SystemExit, match='nothing is timed'):
         step.gate(log, 'test', run, rival)
 
@@ -362,20 +363,14 @@ def test_no_picture_of_a_run_is_known_from_another(tmp_path):
     source = write_pairs(labelling.photograph_pairs(40, 32, distinct=2), tmp_path / 'p.parquet')
     pairs = list(read_pairs(source))
     assert len({image for pair in pairs for image in pair.image_ids}) == 80
-    assert [
-        sum(p.caption == c for p in pairs) for c in dict.fromkeys(p.caption for p in pairs)
-    ] == [
-        14,
-        14,
-        12,
-    ]
+    assert list(Counter(pair.caption for pair in pairs).values()) == [14, 14, 12]
 
 
 def test_what_bounds_labelling_by_hand():
     "300 and 150 pairs a second: 150 if they overlap, 100 if they wait for each other."
-    assert labelling.bound(300.0, 150.0, 140.0) == 'bound by the networks'
-    assert labelling.bound(150.0, 300.0, 140.0) == 'bound by reading and preparing'
-    assert labelling.bound(300.0, 150.0, 100.0).startswith('the networks wait for the rest')
+    assert labelling.find_bound(300.0, 150.0, 140.0) == 'bound by the networks'
+    assert labelling.find_bound(150.0, 300.0, 140.0) == 'bound by reading and preparing'
+    assert labelling.find_bound(300.0, 150.0, 100.0).startswith('the networks wait for the rest')
 
 
 def test_one_core_is_one_core():
@@ -391,17 +386,17 @@ def test_without_its_network_a_scorer_still_reads_prepares_and_scores():
     from balanceddpo.scoring.scorers import score_items
 
     scorers = labelling.real_scorers('cpu', torch.float32, 'L', 'tiny', 'tiny')
-    towers = labelling.distinct_towers(scorers)
+    encoders = labelling.distinct_encoders(scorers)
     images = [Image.new('RGB', (40, 30), (n, 0, 0)) for n in range(3)]
     items = [(str(n), image, 'a fox') for n, image in enumerate(images)]
-    networks = [tower.encode_images for tower in towers]
+    networks = [encoder.encode_images for encoder in encoders]
     with labelling.without_networks(scorers):
-        assert all(t.encode_images is not network for t, network in zip(towers, networks))
+        assert all(t.encode_images is not network for t, network in zip(encoders, networks))
         scores = score_items(scorers, items)
     assert {name: v.shape for name, v in scores.items()} == dict.fromkeys(
         ('hps', 'clip', 'pickscore', 'aesthetic'), (3,)
     )
-    assert all(t.encode_images is network for t, network in zip(towers, networks))
+    assert all(t.encode_images is network for t, network in zip(encoders, networks))
 
 
 def test_the_difference_of_pictures_by_hand():
@@ -428,7 +423,7 @@ def call(monkeypatch, some, *words):
 
 def test_without_a_gpu_and_at_full_size_it_counts(rows, monkeypatch, capsys):
     monkeypatch.setattr(gpu, 'SIZE', 'cpu')
-    monkeypatch.setattr(gpu, 'counted', lambda: [('a step', 6.42, 123.1, 43.0, 0.35)])
+    monkeypatch.setattr(gpu, 'counted_limits', lambda: [('a step', 6.42, 123.1, 43.0, 0.35)])
     call(monkeypatch, tuple(gpu.PARTS.values()))
     told = capsys.readouterr().out
     assert 'No GPU here' in told
@@ -452,9 +447,8 @@ def test_every_part_from_end_to_end_and_what_fails_or_hangs_stops_no_other(
         'fails': 'failed with exit code 3',
         'hangs': 'stopped after 4 s',
     }
-    assert list(dict.fromkeys(sorted(endings, key=lambda n: endings[n]['started']))) == [
-        p.name for p in some
-    ]
+    in_order = sorted(endings, key=lambda name: endings[name]['started'])
+    assert in_order == [p.name for p in some]
     assert ended(int((tmp_path / 'pid').read_text()))
     check_rows(rows)
     told = capsys.readouterr().out

@@ -14,7 +14,7 @@ os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-race = importlib.import_module('benchmarks.race')
+peers, race = (importlib.import_module(f'benchmarks.{name}') for name in ('peers', 'race'))
 
 # A training script in a few lines: it counts its steps as a progress bar does, and saves the
 # pipeline that it was given with every weight of the denoiser moved by 0.001.
@@ -56,7 +56,7 @@ def clone(tmp_path):
 
 @pytest.fixture
 def course(tmp_path):
-    return race.Course(tmp_path / 'model', tmp_path / 'pickapic_24', 24, 64)
+    return peers.Course(tmp_path / 'model', tmp_path / 'pickapic_24', 24, 64)
 
 
 def cost(cpu, **more):
@@ -81,13 +81,13 @@ def test_cpu_seconds_a_step_by_hand():
         race.Heat(3, cost(30.0), cost(40.0), cost(30.0)),
     ]
     assert race.per_step(heats) == {'before': 1.0, 'theirs': 3.0, 'after': 2.0}
-    row = race.step_row(race.PEERS[0], 24, heats)
+    row = race.step_row(peers.PEERS[0], 24, heats)
     assert (row['value'], row['control'], row['goal']) == (2.0, 2.0, '>= 2.2')
 
 
 def test_a_row_compares_the_peer_with_the_mean_of_ours():
     heat = race.Heat(125, cost(8.0), cost(15.0, first=None), cost(12.0, peak=50.0))
-    rows = {r['what']: r for r in race.heat_rows(race.PEERS[0], 1000, 1, heat)}
+    rows = {r['what']: r for r in race.heat_rows(peers.PEERS[0], 1000, 1, heat)}
     where = 'DiffusionDPO over ours, 1,000 pairs x 1: '
     found = rows[where + 'CPU seconds']
     assert (found['value'], found['control'], found['goal']) == (1.5, 1.5, '>= 1.3')
@@ -103,44 +103,10 @@ def test_processes_in_a_row():
         race.Cost(3.0, 4.0, 900.0),
         race.Cost(5.0, 7.0, 600.0, 6.5),
     ]
-    assert race.in_a_row(costs) == race.Cost(9.0, 13.0, 900.0, 12.5)
+    assert race.cost_of_all(costs) == race.Cost(9.0, 13.0, 900.0, 12.5)
 
 
-# --- peers
-
-
-def test_a_peer_is_recognised_by_its_script(tmp_path, clone):
-    peer, script = race.recognise(clone)
-    assert (peer.name, script) == ('DiffusionDPO', clone / 'train.py')
-    assert not race.as_named(peer, script)
-    below = tmp_path / 'diffusers' / 'examples' / 'research_projects' / 'diffusion_dpo'
-    below.mkdir(parents=True)
-    (below / 'train_diffusion_dpo.py').write_text(' '.join(map(str, race.PEERS[1].options)))
-    for folder in (below, tmp_path / 'diffusers'):
-        assert race.recognise(folder)[0].name == 'diffusers LoRA'
-
-
-@pytest.mark.parametrize('text', [None, "print('another train.py')"])
-def test_other_folders_are_refused_in_one_line(tmp_path, text):
-    if text:
-        (tmp_path / 'train.py').write_text(text)
-    with pytest.raises(SystemExit, match="no peer's script is in this folder") as e:
-        race.recognise(tmp_path)
-    assert '\n' not in str(e.value)
-    assert 'train.py of DiffusionDPO' in str(e.value)
-
-
-def test_the_commit_of_a_peer(clone):
-    script = clone / 'train.py'
-    assert race.commit_of(script) == 'unknown'
-    git = ['git', '-C', str(clone), '-c', 'user.name=a', '-c', 'user.email=a@b']
-    for words in (['init', '-q'], ['add', 'train.py'], ['commit', '-q', '-m', 'one']):
-        subprocess.run([*git, *words], check=True)
-    found = race.commit_of(script)
-    assert len(found) == 12
-    assert int(found, 16) >= 0
-    script.write_text(STAND_IN + '\n')
-    assert race.commit_of(script) == found + '+'
+# --- what a process takes
 
 
 def test_the_first_step_is_seen_in_a_progress_bar(tmp_path):
@@ -154,7 +120,8 @@ def test_the_first_step_is_seen_in_a_progress_bar(tmp_path):
 def test_a_peer_that_fails_is_told_in_one_line(tmp_path):
     code = "import sys; print('loading'); sys.exit('no weights\\nin this folder')"
     with pytest.raises(SystemExit) as e:
-        race.measured('DiffusionDPO', [sys.executable, '-c', code], tmp_path, dict(os.environ))
+        command = [sys.executable, '-c', code]
+        race.run_and_measure('DiffusionDPO', command, tmp_path, dict(os.environ))
     expected = 'DiffusionDPO ended with exit code 1: ... loading no weights in this folder'
     assert str(e.value) == expected
 
@@ -181,8 +148,13 @@ print("ready", flush=True)
 subprocess.run([sys.executable, "-c", {child!r}])
 '''
 command = [sys.executable, "-c", work]
-ready = lambda output: b"ready" in output.read_bytes()
-cost = race.measured("work", command, Path(sys.argv[1]), dict(os.environ), ready)
+
+
+def is_ready(output):
+    return b"ready" in output.read_bytes()
+
+
+cost = race.run_and_measure("work", command, Path(sys.argv[1]), dict(os.environ), is_ready)
 print(cost.cpu, cost.wall, cost.peak, cost.first)
 """
 
@@ -198,24 +170,6 @@ def test_a_process_is_measured(tmp_path):
     assert wall >= 0.5
     assert 200 <= peak < 260
     assert 0 < first < wall
-
-
-def test_what_scripts_miss_is_there(tmp_path):
-    "In the process of a script, and the package's own modules do not see xformers."
-    code = (
-        'import wandb, torchvision, xformers\n'
-        'from diffusers import UNet2DConditionModel\n'
-        'from diffusers.models import attention\n'
-        'from diffusers.utils.import_utils import is_xformers_available\n'
-        'assert is_xformers_available() and not attention.is_xformers_available()\n'
-        'UNet2DConditionModel.enable_xformers_memory_efficient_attention(None)\n'
-        'print(xformers.__version__)'
-    )
-    path = str(race.write_stand_ins(tmp_path / 'stand_ins'))
-    environment = race.ENVIRONMENT | {'PYTHONPATH': path}
-    command = [sys.executable, '-c', code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == '1\n', done.stderr
 
 
 # --- ours
@@ -237,14 +191,14 @@ def test_our_command_line_takes_the_options(course, tmp_path, mode):
 def test_ours_is_three_processes(course, tmp_path, monkeypatch):
     called = []
 
-    def measured(name, command, folder, environment, stepped):
+    def run_and_measure(name, command, folder, environment, stepped):
         called.append((name, environment['BALANCEDDPO_RUNS']))
         if name == 'balanceddpo train':
             (folder / 'run' / 'model').mkdir(parents=True)
             (folder / 'run' / 'model' / 'model_index.json').touch()
         return race.Cost(1.0, 1.0, 1.0, 0.5 if 'train' in name else None)
 
-    monkeypatch.setattr(race, 'measured', measured)
+    monkeypatch.setattr(race, 'run_and_measure', run_and_measure)
     out = tmp_path / 'out'
     assert race.run_ours('full', course, 3, out) == race.Cost(3.0, 3.0, 1.0, 2.5)
     runs = str(out / 'runs')
@@ -268,10 +222,10 @@ def our_stand_in(mode, course, steps, out):
 
 @pytest.fixture
 def rows_folder(tmp_path, monkeypatch):
-    "No stand-ins, which are slow to import; our side is a stand-in, and nothing goes aside."
-    monkeypatch.setattr(race, 'SITECUSTOMIZE', '')
+    "No stand-ins, which are slow to import; our side is a stand-in, and no process is new."
+    monkeypatch.setattr(peers, 'SITECUSTOMIZE', '')
     monkeypatch.setattr(race, 'run_ours', our_stand_in)
-    monkeypatch.setattr(race, 'aside', lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(race, 'in_new_process', lambda function, *arguments: function(*arguments))
     monkeypatch.setenv('BENCH_COMMIT', 'none')
     monkeypatch.setenv('BENCH_OUT', str(tmp_path / 'rows'))
     return tmp_path / 'rows'
@@ -310,10 +264,10 @@ def test_a_peer_that_trains_nothing_is_not_timed(clone, rows_folder):
 def test_own_sizes_need_a_folder(clone, monkeypatch, capsys):
     monkeypatch.delenv('BENCH_OUT', raising=False)
     with pytest.raises(SystemExit) as e:
-        race.asked(['--peer', str(clone), '--visits', '2'])
+        race.read_command_line(['--peer', str(clone), '--visits', '2'])
     assert e.value.code == 2
     assert 'BENCH_OUT=FOLDER' in capsys.readouterr().err
-    found = race.asked(['--peer', str(clone)])
+    found = race.read_command_line(['--peer', str(clone)])
     assert (found.pairs, found.visits, found.rounds) == (24, (1, 3, 10), 2)
-    found = race.asked(['--peer', str(clone), '--full'])
+    found = race.read_command_line(['--peer', str(clone), '--full'])
     assert (found.pairs, found.visits) == (1000, (1,))

@@ -14,25 +14,29 @@ from PIL import Image
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.losses.diffusion_dpo import diffusion_dpo_loss
-from balanceddpo.models.encoding import EncodeConfig, encode_pairs
+from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.encoding import encode_pairs
 from balanceddpo.models.families import load_family
 from balanceddpo.training.checkpoints import checkpoints, newest_checkpoint
+from balanceddpo.training.config import TrainConfig
 from balanceddpo.training.gradient_conflict import (
     CONSENSUS,
     SUM,
     batch_gradients,
     cosines,
-    matrix,
+    matrix_at_step,
+    measure_through_training,
     norm_report,
     open_probe,
     place_at,
     source_gradients,
     source_weights,
-    through_training,
     vote_cosine,
 )
-from balanceddpo.training.loop import TrainConfig, micro_step, start, train, trained_state
-from balanceddpo.voting.labels import LabelConfig, label_pairs
+from balanceddpo.training.loop import micro_step, start, train
+from balanceddpo.training.run import LabelledPairs, trained_state
+from balanceddpo.voting.config import LabelConfig
+from balanceddpo.voting.labels import label_pairs
 from tiny_models import tiny_folder
 
 SIZE, N = 32, 8
@@ -161,10 +165,25 @@ def picture(i):
     return buffer.getvalue()
 
 
+def scores_of_four(pair_ids):
+    """Scores by four scorers: b agrees with a, c is its opposite, d is random; the first pair is
+    unanimous."""
+    draw = np.random.default_rng(0)
+    a, d = (draw.choice([-1.0, 1.0], N) for _ in range(2))
+    c = -a
+    c[0] = d[0] = a[0]
+    scores = (
+        np.stack([np.stack([a, a, c, d], 1), np.zeros((N, 4))], 1).reshape(-1, 4).astype('float32')
+    )
+    rows = pd.DataFrame(
+        [(p, slot) for p in pair_ids for slot in (0, 1)], columns=['pair_id', 'slot']
+    )
+    return rows.join(pd.DataFrame(scores, columns=list('abcd')))
+
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    """A tiny pipeline, encoded pairs, and labels by four scorers: scorer b agrees with a, c is its
-    opposite, d is random; the first pair is unanimous."""
+    "The settings of a run of a tiny pipeline, encoded pairs, and their scores by four scorers."
     root = tmp_path_factory.mktemp('conflict')
     base = tiny_folder(root / 'base')
     pairs = [
@@ -177,16 +196,6 @@ def made(tmp_path_factory):
         EncodeConfig(model=str(base), resolution=SIZE, storage='fp32'),
         root / 'encoded',
         progress=False,
-    )
-    draw = np.random.default_rng(0)
-    a, d = (draw.choice([-1.0, 1.0], N) for _ in range(2))
-    c = -a
-    c[0] = d[0] = a[0]
-    scores = (
-        np.stack([np.stack([a, a, c, d], 1), np.zeros((N, 4))], 1).reshape(-1, 4).astype('float32')
-    )
-    rows = pd.DataFrame(
-        [(p, slot) for p in encoded.pair_ids for slot in (0, 1)], columns=['pair_id', 'slot']
     )
     config = TrainConfig(
         model=str(base),
@@ -203,12 +212,12 @@ def made(tmp_path_factory):
         refresh_every=3,
         lora_rank=4,
     )
-    return config, encoded, rows.join(pd.DataFrame(scores, columns=list('abcd')))
+    return config, encoded, scores_of_four(encoded.pair_ids)
 
 
-def loops_own_gradient(config, encoded, labels, label_config, ids, like, out):
+def loops_own_gradient(config, pairs, ids, like, out):
     "The gradient that the training loop accumulates for the pairs `ids`, at the weights of `like`."
-    run = start(config, encoded, labels, label_config, out)
+    run = start(config, pairs, out)
     with torch.no_grad():
         for name, p in trained_state(run).items():
             p.copy_(trained_state(like)[name])
@@ -222,9 +231,8 @@ def loops_own_gradient(config, encoded, labels, label_config, ids, like, out):
 def test_a_probe_has_the_gradients_of_the_training_loop(made, tmp_path, mode):
     config, encoded, scores = made
     config = replace(config, mode=mode)
-    out = train(
-        config, encoded, label_pairs(scores), LabelConfig(), tmp_path / 'run', progress=False
-    )
+    majority = LabelledPairs(encoded, label_pairs(scores), LabelConfig())
+    out = train(config, majority, tmp_path / 'run', progress=False)
     points = checkpoints(out.parent / 'checkpoints')
     assert [p.step for p in points] == [2, 4]
     probe = open_probe(config, encoded, label_pairs(scores))
@@ -233,15 +241,14 @@ def test_a_probe_has_the_gradients_of_the_training_loop(made, tmp_path, mode):
     places = np.array([5, 0, 3, 6, 1])
     ids = [encoded.pair_ids[probe.rows[p]] for p in places]
     g = batch_gradients(probe, places)
-    for name, config_of in {
+    for name, label_config in {
         'a': LabelConfig('single', scorer='a'),
         'd': LabelConfig('single', scorer='d'),
         SUM: LabelConfig('sum_losses'),
         CONSENSUS: LabelConfig(),
     }.items():
-        theirs = loops_own_gradient(
-            config, encoded, label_pairs(scores, config_of), config_of, ids, probe, tmp_path / name
-        )
+        pairs = LabelledPairs(encoded, label_pairs(scores, label_config), label_config)
+        theirs = loops_own_gradient(config, pairs, ids, probe, tmp_path / name)
         # fp32, added in another order
         assert theirs.norm() > 0 and (g[name] - theirs).norm() < 3e-5 * theirs.norm(), (
             name,
@@ -256,11 +263,11 @@ def test_at_the_start_opposite_scorers_cancel_and_the_report_says_so(made, tmp_p
     opposite = np.flatnonzero((probe.labels.vote_a == -probe.labels.vote_c).to_numpy())
     g = batch_gradients(probe, opposite)
     assert cosines(g).loc['a', 'c'] == pytest.approx(-1, abs=1e-5)
-    found, norms = through_training(probe, [], 4, seed=1)
+    found, norms = measure_through_training(probe, [], 4, seed=1)
     assert found.step.eq(0).all()
     assert len(found) == 6 * 7 / 2
     assert norms.step.tolist() == [0]
-    same = matrix(found, 0, 'same')
+    same = matrix_at_step(found, 0, 'same')
     assert np.allclose(np.diag(same), 1)
     assert np.allclose(same, same.T, equal_nan=True)
     assert (
@@ -270,19 +277,13 @@ def test_at_the_start_opposite_scorers_cancel_and_the_report_says_so(made, tmp_p
     )
     assert 0 <= norms.sum_share.item() <= 1 + 1e-6
     with pytest.raises(InputError, match='need 20'):
-        through_training(probe, [], 10)
+        measure_through_training(probe, [], 10)
 
 
 def test_a_checkpoint_of_another_model_is_refused(made, tmp_path):
     config, encoded, scores = made
-    out = train(
-        replace(config, mode='lora'),
-        encoded,
-        label_pairs(scores),
-        LabelConfig(),
-        tmp_path / 'run',
-        progress=False,
-    )
+    pairs = LabelledPairs(encoded, label_pairs(scores), LabelConfig())
+    out = train(replace(config, mode='lora'), pairs, tmp_path / 'run', progress=False)
     with pytest.raises(InputError, match='belongs to another model'):
         place_at(
             open_probe(config, encoded, label_pairs(scores)),
@@ -293,15 +294,9 @@ def test_a_checkpoint_of_another_model_is_refused(made, tmp_path):
 def test_a_probe_that_has_been_placed_does_not_pass_for_the_start(made, tmp_path):
     config, encoded, scores = made
     labels = label_pairs(scores)
-    train(
-        replace(config, max_steps=2),
-        encoded,
-        labels,
-        LabelConfig(),
-        tmp_path / 'run',
-        progress=False,
-    )
+    pairs = LabelledPairs(encoded, labels, LabelConfig())
+    train(replace(config, max_steps=2), pairs, tmp_path / 'run', progress=False)
     probe = open_probe(config, encoded, labels)
     place_at(probe, newest_checkpoint(tmp_path / 'run' / 'checkpoints'))
     with pytest.raises(InputError, match='open a new one'):
-        through_training(probe, (), 2)
+        measure_through_training(probe, (), 2)

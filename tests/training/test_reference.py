@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 from torch.testing import assert_close
 
-from balanceddpo.core.devices import ensure_torchvision
 from balanceddpo.core.errors import InputError
 from balanceddpo.losses.diffusion_dpo import denoising_error, diffusion_dpo_loss, dpo_logits
 from balanceddpo.training.reference import (
@@ -21,10 +22,6 @@ from balanceddpo.training.reference import (
     make_reference,
     refresh_due,
 )
-
-ensure_torchvision()
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
 
 LN2 = torch.tensor(math.log(2)).item()
 torch.set_num_threads(1)
@@ -362,7 +359,7 @@ def test_the_second_adapter_against_a_whole_second_network(base):
             if refresh_due(step, 3):
                 reference.refresh()
         paths.append(seen)
-    losses = [[l for l, _ in path] for path in paths]
+    losses = [[loss for loss, _ in path] for path in paths]
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*paths))
     # it learns, and starts afresh

@@ -31,13 +31,8 @@ from balanceddpo.voting.elections import (
     take_pairs,
     votes_on,
 )
-from balanceddpo.voting.labels import (
-    confidence_weights,
-    majority,
-    margin_weights,
-    shared_weights,
-    votes,
-)
+from balanceddpo.voting.labels import confidence_weights, margin_weights, shared_weights
+from balanceddpo.voting.votes import majority, votes
 
 
 def make_scores(G=60, N=5, K=4, seed=0, missing=0.0, shared=0.3, decimals=None):
@@ -118,14 +113,14 @@ def test_one_in_eighteen_elections_of_three_by_three_has_no_winner():
 def test_condorcet_against_a_loop():
     x = make_scores(G=200, missing=0.1)
     beats, here = majorities(pairwise_votes(x)), scored_images(x)
-    for b, mask, (w, l) in zip(beats, here, condorcet(beats, here)):
+    for b, mask, (winner, loser) in zip(beats, here, condorcet(beats, here)):
         images = np.flatnonzero(mask)
         wins = [i for i in images if len(images) > 1 and all(b[i, j] > 0 for j in images if j != i)]
         losses = [
             i for i in images if len(images) > 1 and all(b[j, i] > 0 for j in images if j != i)
         ]
-        assert wins == ([w] if w >= 0 else [])
-        assert losses == ([l] if l >= 0 else [])
+        assert wins == ([winner] if winner >= 0 else [])
+        assert losses == ([loser] if loser >= 0 else [])
 
 
 def test_a_missing_image_neither_wins_nor_prevents_a_winner():
@@ -168,9 +163,9 @@ def test_copeland_puts_a_condorcet_winner_first_and_a_loser_last():
     x = make_scores(G=300)
     ends = condorcet(majorities(pairwise_votes(x)), scored_images(x))
     points = copeland_points(x)
-    for (w, l), p in zip(ends, points):
-        assert w < 0 or (p[w] == 4 and p.argmax() == w)
-        assert l < 0 or (p[l] == -4 and p.argmin() == l)
+    for (winner, loser), p in zip(ends, points):
+        assert winner < 0 or (p[winner] == 4 and p.argmax() == winner)
+        assert loser < 0 or (p[loser] == -4 and p.argmin() == loser)
 
 
 def test_ends_by_points_break_ties_by_place_and_leave_out_equals():
@@ -242,9 +237,9 @@ def test_a_condorcet_winner_is_kemenys_first_and_a_loser_its_last():
     ends = condorcet(majorities(pairwise_votes(x)), scored_images(x))
     orders = kemeny_orders(x)
     assert (ends >= 0).any(axis=0).all()
-    for (w, l), order in zip(ends, orders):
-        assert w < 0 or order[0] == w
-        assert l < 0 or order[order >= 0][-1] == l
+    for (winner, loser), order in zip(ends, orders):
+        assert winner < 0 or order[0] == winner
+        assert loser < 0 or order[order >= 0][-1] == loser
 
 
 def test_kemeny_refuses_above_its_limit_and_works_at_it():
@@ -282,10 +277,15 @@ def test_plackett_luce_against_a_general_optimiser(prior, missing, weights):
     x = make_scores(G=8, N=4, missing=missing, decimals=1)
     x = x[scored_images(x).all(axis=1)]
     w = weights or [1] * 4
+
+    def centred_loss(theta, *args):
+        return pl_loss(theta - theta.mean(), *args)
+
     for scores, theta in zip(x, plackett_luce(x, weights, prior)):
         best = minimize(
-            lambda t: pl_loss(t - t.mean(), scores, prior, w),
+            centred_loss,
             np.zeros(4),
+            args=(scores, prior, w),
             method='BFGS',
             options={'gtol': 1e-8},
         )

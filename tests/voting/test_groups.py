@@ -322,7 +322,7 @@ def test_capo_labels_by_the_definition():
     ids = [f'g{g}' for g in range(len(x))]
     r = calibrated_rewards(x, 0.1)
     t = capo_labels(x, ids, 0.1, seed=4, step=9)
-    for row, scores, rewards, pairs in zip(t.itertuples(), x, r, frontier_pairs(x)):
+    for row, rewards, pairs in zip(t.itertuples(), r, frontier_pairs(x)):
         if row.i < 0:
             assert not pairs.any()
             assert row.w0 == row.w1 == 0
@@ -367,11 +367,9 @@ def test_sum_is_capo_of_one_reward():
     scale = [2.0, 0.5, 0.01]
     reward = sum_reward(x, scale, [1, 1, 2])
     np.testing.assert_allclose(reward, np.where(complete_images(x), x @ [2, 0.5, 0.02], np.nan))
-    t, u = (
-        sum_labels(x, range(len(x)), scale, [1, 1, 2]),
-        capo_labels(reward[..., None], range(len(x)), 1.0),
-    )
-    pd.testing.assert_frame_equal(t, u)
+    by_sum = sum_labels(x, range(len(x)), scale, [1, 1, 2])
+    by_capo = capo_labels(reward[..., None], range(len(x)), 1.0)
+    pd.testing.assert_frame_equal(by_sum, by_capo)
 
 
 def test_a_target_is_the_mean_over_scorers_of_the_difference():

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from balanceddpo.core.files import InputError
+from balanceddpo.core.errors import InputError
 from balanceddpo.voting.label_noise import (
     exchange_scores,
     flip_labels,

@@ -1,5 +1,4 @@
-"""Votes, majority, ties and the baselines' labels: identities, independent implementations, awkward
-tables."""
+"""Labels of every method: identities, independent implementations, awkward tables, files."""
 
 import itertools
 import math
@@ -9,180 +8,33 @@ import pandas as pd
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.voting.agreement import tie_report
+from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.groups import calibrated_rewards
 from balanceddpo.voting.labels import (
     LABELLERS,
     SMPO_LIMITS,
-    LabelConfig,
-    agreement,
-    break_ties,
-    cohen_kappa,
     confidence_votes,
     confidence_weights,
     drawn_scorer,
-    equal_scores,
     hard_weights,
     label_pairs,
     label_weights,
-    majority,
     margin_weights,
     read_labels,
-    score_margin,
-    score_units,
     shared_weights,
     smoothed_weights,
-    tie_probability,
-    tie_report,
-    vote_splits,
-    votes,
     write_labels,
 )
+from balanceddpo.voting.votes import majority, score_margin, score_units, votes
+from made_scores import loop_votes, make_labels_0, make_scores, make_table
 
 METHODS = [
     LabelConfig(m)
     for m in ('majority', 'human', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax')
 ] + [LabelConfig('single', scorer='b')]
 
-
-def make_scores(n=400, K=4, seed=0, missing=0.05):
-    "Correlated scores on wildly different scales, some missing."
-    rng = np.random.default_rng(seed)
-    x = (rng.standard_normal((n, 2, 1)) + rng.standard_normal((n, 2, K))) * 10.0 ** rng.integers(
-        -3, 3, K
-    ) + rng.uniform(-5, 5, K)
-    x[rng.random(x.shape) < missing] = np.nan
-    return x.astype(np.float32)
-
-
-def make_table(scores, label_0=None, names='abcdefgh'):
-    n, _, K = scores.shape
-    table = pd.DataFrame(
-        {
-            'pair_id': np.repeat([f'pair{i}' for i in range(n)], 2),
-            'slot': np.tile([0, 1], n),
-            'image_id': 'x',
-            'prompt_id': 'y',
-        }
-    )
-    if label_0 is not None:
-        table['label_0'] = np.repeat(label_0, 2)
-    return pd.concat([table, pd.DataFrame(scores.reshape(-1, K), columns=list(names[:K]))], axis=1)
-
-
-def make_labels_0(n, seed=1):
-    return np.random.default_rng(seed).choice([0.0, 0.5, 1.0, np.nan], n)
-
-
-def loop_votes(scores):
-    "Eq. 6 one pair and one scorer at a time."
-    out = np.zeros((len(scores), scores.shape[2]), int)
-    for i, pair in enumerate(scores):
-        for k in range(scores.shape[2]):
-            a, b = float(pair[0, k]), float(pair[1, k])
-            if math.isfinite(a) and math.isfinite(b):
-                out[i, k] = 1 if a >= b else -1
-    return out
-
-
-# votes and majority
-
-
-@pytest.mark.parametrize('K', [1, 2, 3, 4, 5, 8])
-def test_votes_and_majority_against_a_loop(K):
-    x = make_scores(K=K, seed=K)
-    x[:20, 1] = x[:20, 0]  # planted equal scores
-    v = votes(x)
-    assert v.dtype == np.int8
-    assert np.array_equal(v, loop_votes(x))
-    expected = [(sum(row) > 0) - (sum(row) < 0) for row in loop_votes(x).tolist()]
-    assert majority(v).tolist() == expected
-
-
-def test_missing_scores_never_vote():
-    for bad in (np.nan, np.inf, -np.inf):
-        for slot in (0, 1):
-            x = np.ones((1, 2, 3))
-            x[0, slot, 1] = bad
-            assert votes(x).tolist() == [[1, 0, 1]]
-
-
-def test_swapping_the_pair_reverses_every_vote_but_those_of_equal_scores():
-    x = make_scores()
-    x[:10, 1, 2] = x[:10, 0, 2]
-    there, back = votes(x), votes(x[:, ::-1])
-    equal = np.isfinite(x).all(1) & (x[:, 0] == x[:, 1])
-    assert equal[:10, 2].any()
-    assert np.array_equal(there[~equal], -back[~equal])
-    assert (there[equal] == 1).all()
-    assert (back[equal] == 1).all()
-
-
-def test_votes_do_not_depend_on_a_scorers_scale():
-    x = make_scores()
-    assert np.array_equal(
-        votes(x), votes(x.astype(float) * [1e-3, 7.0, 1e4, 2.0] + [5.0, -1.0, 0.0, 100.0])
-    )
-
-
-def test_weights():
-    v = np.array(list(itertools.product([-1, 0, 1], repeat=3)))
-    assert np.array_equal(majority(v), majority(v, [2.5, 2.5, 2.5]))
-    assert np.array_equal(majority(v, [1, 0, 0]), v[:, 0])
-    # .1 + .2 - .3 is not 0 in floating point
-    assert (
-        majority([[1, 1, -1], [1, 1, -1]], [0.1, 0.2, 0.3]).tolist()
-        == majority([[1, -1, -1]], [7e9, 3e9, 4e9]).tolist() * 2
-        == [0, 0]
-    )
-    assert shared_weights([[1, 1, -1], [-1, 0, 1]], [1, 2, 5]).tolist() == [
-        [0.375, 0.625],
-        [0.625, 0.125],
-    ]
-    # the first has a veto
-    assert np.array_equal(
-        majority(v, [3, 1, 1]), np.where(v[:, 0], v[:, 0], np.sign(v[:, 1:].sum(1)))
-    )
-    for bad in ([1, 1], [1, 1, -1], [0, 0, 0], [1, 1, np.nan]):
-        with pytest.raises(InputError, match='weights'):
-            majority(v, bad)
-
-
-def test_wrong_shapes_are_refused():
-    for shape in ((4, 3), (4, 3, 2), (2,)):
-        with pytest.raises(InputError, match='shape'):
-            votes(np.zeros(shape))
-
-
 # ties
-
-
-@pytest.mark.parametrize('K', [1, 2, 3, 4, 5, 6])
-def test_tie_probability_by_enumeration(K):
-    every = np.array(list(itertools.product([1, -1], repeat=K)))
-    assert tie_probability(K) == np.mean(majority(every) == 0)
-    p = 0.7
-    chance = np.where(every > 0, p, 1 - p).prod(1)
-    assert tie_probability(K, p) == pytest.approx(chance[majority(every) == 0].sum())
-    splits = vote_splits(every)
-    assert splits.share.tolist() == pytest.approx(splits.independent.tolist())
-    assert splits.n.sum() == 2**K
-
-
-def test_tie_rules_touch_only_ties():
-    s = np.array([1, -1, 0, 0, 0])
-    human = np.array([-1, 1, 1, -1, 0])
-    margins = np.array([-3.0, 3.0, 0.1, -0.1, np.nan])
-    assert break_ties(s, 'drop').tolist() == [1, -1, 0, 0, 0]
-    assert break_ties(s, 'first').tolist() == [1, -1, 1, 1, 1]
-    assert (
-        break_ties(s, 'human', human).tolist()
-        == break_ties(s, 'margin', margins=margins).tolist()
-        == [1, -1, 1, -1, 0]
-    )
-    with pytest.raises(InputError, match='unknown tie rule'):
-        break_ties(s, 'coin')
-    with pytest.raises(InputError, match='human labels'):
-        break_ties(s, 'human')
 
 
 def test_a_pair_without_votes_stays_undecided_under_every_rule_and_is_counted():
@@ -206,6 +58,24 @@ def test_a_scorer_of_weight_zero_cannot_make_a_tie():
     assert label_pairs(make_table(x), LabelConfig(ties='first', weights=(1.0, 0.0))).s.tolist() == [
         0
     ]
+
+
+def test_ties_for_annotators_need_annotators():
+    table = pd.DataFrame(
+        {
+            'pair_id': ['p', 'p', 'q', 'q'],
+            'slot': [0, 1, 0, 1],
+            'a': [1.0, 0, 1, 0],
+            'b': [0.0, 1, 1, 0],
+        }
+    )
+    for nobody in (table, table.assign(label_0=np.nan)):
+        with pytest.raises(InputError, match="'human' needs human labels"):
+            label_pairs(nobody, LabelConfig('majority', ties='human'))
+        assert label_pairs(nobody, LabelConfig('majority', ties='drop')).s.tolist() == [0, 1]
+    assert label_pairs(
+        table.assign(label_0=[0.0, 0, np.nan, np.nan]), LabelConfig('majority', ties='human')
+    ).s.tolist() == [-1, 1]
 
 
 # labels
@@ -379,14 +249,6 @@ def test_bad_tables_are_refused_by_name(spoil, match):
 
 def test_bad_settings_are_refused():
     table = make_table(make_scores(10))
-    with pytest.raises(InputError, match='method single needs a scorer'):
-        LabelConfig('single')
-    with pytest.raises(InputError, match='majority takes no scorer'):
-        LabelConfig('majority', scorer='a')
-    with pytest.raises(InputError, match='method smoothed needs a scorer'):
-        LabelConfig('smoothed')
-    with pytest.raises(InputError, match='limits'):
-        LabelConfig(limits=(0.0, 1.0))
     with pytest.raises(InputError, match="no scorer is called 'z': there are a, b, c, d"):
         label_pairs(table, LabelConfig('single', scorer='z'))
     with pytest.raises(InputError, match='given are made by other code'):
@@ -464,11 +326,17 @@ def test_one_unanimous_pair_is_one_equation():
     """All three have the same accuracy a = (2 + p)/4, with p = a^3/(a^3 + (1 - a)^3): solved by
     halving."""
     p, a = confidence_votes([[1, 1, 1]])
-    low, high = 0.5, 1.0
-    f = lambda a: (2 + a**3 / (a**3 + (1 - a) ** 3)) / 4 - a
-    low = 0.6
+
+    def excess(a):
+        return (2 + a**3 / (a**3 + (1 - a) ** 3)) / 4 - a
+
+    low, high = 0.6, 1.0
     for _ in range(60):
-        low, high = ((low + high) / 2, high) if f((low + high) / 2) > 0 else (low, (low + high) / 2)
+        middle = (low + high) / 2
+        if excess(middle) > 0:
+            low = middle
+        else:
+            high = middle
     assert a.tolist() == pytest.approx([low] * 3, abs=1e-7)
     assert p[0] == pytest.approx(4 * low - 2, abs=1e-7)
 
@@ -489,10 +357,15 @@ def test_confidence_votes_maximise_the_penalised_likelihood():
     v = np.where(rng.random((300, 4)) < [0.9, 0.8, 0.7, 0.6], truth[:, None], -truth[:, None])
     v[rng.random(v.shape) < 0.1] = 0
 
+    def chance(s, a):
+        "Of the votes of each pair, with image 0 better (s = 1) or image 1."
+        right, wrong = s * v > 0, s * v < 0
+        return np.select([right, wrong], [a, 1 - a], 1).prod(axis=1) / 2
+
     def loss(z):
         a = 1 / (1 + np.exp(-z))
-        chance = lambda s: np.where(s * v > 0, a, np.where(s * v < 0, 1 - a, 1)).prod(axis=1) / 2
-        return -(np.log(chance(1) + chance(-1)).sum() + (2 * np.log(a) + np.log(1 - a)).sum())
+        prior = (2 * np.log(a) + np.log(1 - a)).sum()
+        return -(np.log(chance(1, a) + chance(-1, a)).sum() + prior)
 
     best = minimize(loss, np.full(4, 1.0), method='BFGS', options={'gtol': 1e-7})
     np.testing.assert_allclose(confidence_votes(v)[1], 1 / (1 + np.exp(-best.x)), atol=1e-4)
@@ -599,62 +472,6 @@ def test_soft_labels_of_a_table_are_the_functions_of_its_scores(tmp_path):
         assert read_labels(tmp_path / 'labels.parquet')[1] == config
 
 
-# agreement
-
-
-def test_kappa_against_scikit_learn():
-    from sklearn.metrics import cohen_kappa_score
-
-    x = make_scores(seed=5)
-    v = votes(x)
-    a = agreement(v)
-    assert len(a) == 6
-    for row in a.itertuples():
-        both = (v[:, row.a] != 0) & (v[:, row.b] != 0)
-        p, q = v[both, row.a], v[both, row.b]
-        assert row.n == both.sum() < len(v)
-        assert row.agreement == pytest.approx((p == q).mean())
-        assert row.kappa == pytest.approx(cohen_kappa_score(p, q))
-        assert 0 < row.kappa < 1
-
-
-def test_kappa_at_its_ends():
-    a = np.array([1, 1, -1, -1])
-    assert cohen_kappa(a, a) == 1
-    assert cohen_kappa(a, -a) == -1
-    assert cohen_kappa(a, [1, -1, 1, -1]) == 0
-    assert np.isnan(cohen_kappa([], []))
-    assert np.isnan(cohen_kappa([1, 1], [1, 1]))
-
-
-def test_mean_agreement_is_fixed_by_the_splits():
-    "With all four voting: 6, 3 or 2 of the 6 pairs of scorers agree on a 4-0, 3-1 or 2-2 split."
-    v = votes(make_scores(missing=0))
-    share = vote_splits(v).set_index('split').share
-    assert agreement(v).agreement.mean() == pytest.approx(
-        share['4-0'] + share['3-1'] / 2 + share['2-2'] / 3
-    )
-
-
-def test_agreement_of_a_labels_table_names_its_voters():
-    x = make_scores()
-    a = agreement(label_pairs(make_table(x, make_labels_0(len(x)))))
-    assert set(a.a) | set(a.b) == {'a', 'b', 'c', 'd', 'human', 'consensus'}
-    assert len(a) == 15
-    a = agreement(label_pairs(make_table(x)))
-    assert 'human' not in set(a.a) | set(a.b)
-
-
-def test_half_precision_ties_are_seen():
-    rng = np.random.default_rng(0)
-    x = 0.27 + 0.02 * rng.standard_normal((20000, 2, 1))
-    full, half = (
-        equal_scores(make_table(x.astype(t).astype(np.float32)))['a']
-        for t in (np.float32, np.float16)
-    )
-    assert full < 1e-4 < 2e-3 < half
-
-
 # files
 
 
@@ -681,21 +498,3 @@ def test_files_that_are_no_labels_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=f'{name}.parquet:? {says}'):
             read_labels(tmp_path / f'{name}.parquet')
-
-
-def test_ties_for_annotators_need_annotators():
-    table = pd.DataFrame(
-        {
-            'pair_id': ['p', 'p', 'q', 'q'],
-            'slot': [0, 1, 0, 1],
-            'a': [1.0, 0, 1, 0],
-            'b': [0.0, 1, 1, 0],
-        }
-    )
-    for nobody in (table, table.assign(label_0=np.nan)):
-        with pytest.raises(InputError, match="'human' needs human labels"):
-            label_pairs(nobody, LabelConfig('majority', ties='human'))
-        assert label_pairs(nobody, LabelConfig('majority', ties='drop')).s.tolist() == [0, 1]
-    assert label_pairs(
-        table.assign(label_0=[0.0, 0, np.nan, np.nan]), LabelConfig('majority', ties='human')
-    ).s.tolist() == [-1, 1]

@@ -1,0 +1,91 @@
+"""A run: devices, processes, models and pairs that cannot do what is asked, and rows that are cut
+back."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from balanceddpo.core.errors import InputError
+from balanceddpo.training import run as training_run
+from balanceddpo.training.checkpoints import checkpoints
+from balanceddpo.training.config import TrainConfig
+from balanceddpo.training.run import compile_models, keep_rows, open_accelerator
+from short_runs import begin, go
+
+
+def test_what_does_not_fit_is_refused(made, tmp_path):
+    inputs = made()
+    with pytest.raises(InputError, match='encoded at 32 pixels, the run wants 64'):
+        go(inputs, tmp_path / 'a', resolution=64)
+    with pytest.raises(InputError, match='nothing_like_it'):
+        go(inputs, tmp_path / 'b', mode='lora', lora_targets=('nothing_like_it',))
+    with pytest.raises(InputError, match='fp16 needs a GPU'):
+        go(inputs, tmp_path / 'c', precision='fp16')
+    with pytest.raises(InputError, match='unknown device'):
+        go(inputs, tmp_path / 'd', device='gpu')
+    inputs.labels = inputs.labels[inputs.labels.s == 0]
+    with pytest.raises(InputError, match='10 of 12 encoded pairs have no label, 2 are undecided'):
+        go(inputs, tmp_path / 'e')
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'skipped.jsonl'])
+def test_torn_and_later_rows_go(tmp_path, name):
+    (tmp_path / name).write_bytes(
+        b'{"step": 1}\n{"step": 3}\nnot json\n[1]\n{"step": 2}\n{"ste\xff'
+    )
+    keep_rows(tmp_path / name, 2)
+    assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
+    keep_rows(tmp_path / 'absent', 2)
+    assert not (tmp_path / 'absent').exists()
+
+
+def test_processes_must_not_share_a_batch_whose_pairs_are_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr(Accelerator, 'num_processes', property(lambda self: 2))
+    config = TrainConfig(
+        model='none',
+        method='kto',
+        beta=None,
+        batch_size=4,
+        micro_batch_size=4,
+        device='cpu',
+        precision='fp32',
+        tracker='none',
+    )
+    with pytest.raises(
+        InputError, match='kto compares a pair with the others of its batch, which 2 processes'
+    ):
+        open_accelerator(config, tmp_path)
+    given = replace(config, options=('kl=0',))
+    assert open_accelerator(given, tmp_path).num_processes == 2
+
+
+def test_another_gpu_than_the_first_is_not_silently_the_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(training_run, 'pick_device', torch.device)
+    config = TrainConfig(model='none', device='cuda:1', tracker='none')
+    with pytest.raises(InputError, match='CUDA_VISIBLE_DEVICES=1'):
+        open_accelerator(config, tmp_path)
+
+
+def test_blocks_can_be_compiled_only_where_there_are_some():
+    with pytest.raises(
+        InputError, match='Linear names no blocks that repeat: set compiled to whole'
+    ):
+        compile_models([torch.nn.Linear(1, 1)], 'blocks')
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_training(made, tmp_path):
+    inputs = made()
+    base = shutil.copytree(inputs.base, tmp_path / 'base')
+    shutil.rmtree(base / 'text_encoder')
+    with pytest.raises(InputError, match="names the part 'text_encoder'"):
+        go(inputs, tmp_path / 'run', model=str(base))
+    assert not checkpoints(tmp_path / 'run' / 'checkpoints')
+
+
+def test_training_asks_for_no_autoencoder(made, tmp_path):
+    family = begin(made(), tmp_path).family
+    with pytest.raises(InputError, match='the vae of .* was not loaded'):
+        _ = family.vae
