@@ -2,6 +2,8 @@
 ## make export   write the package from the notebooks and clean them: after every edit in nbs
 ## make format   format notebooks, tests and benchmarks, and mend what ruff can mend
 ## make test     every test: format and lint, notebooks, package, wheel
+## make quick    the tests of the rooms that you have changed
+## make docs     write the pages that repeat what stands elsewhere
 ## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores, rows in runs/benchmarks
 ## They make the environment (.venv) first if it is not there. Options: PYTHON=python3.12  VENV=/elsewhere  SCALE=smoke  PIP_FLAGS=...
 
@@ -14,9 +16,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
 RUFF := $(VENV)/bin/ruff
-CODE := nbs tests benchmarks
+CODE := nbs tests benchmarks docs
 
-.PHONY: help install table1 export format test bench notebooks clean
+.PHONY: help install table1 export format test quick docs bench notebooks clean
 
 help:
 	@sed -n "s/^## //p" Makefile
@@ -46,6 +48,7 @@ bench: $(VENV)/.installed
 export: $(VENV)/.installed
 	$(VENV)/bin/nbdev-export
 	$(VENV)/bin/nbdev-clean
+	$(RUN) docs/make.py
 
 format: $(VENV)/.installed
 	$(RUFF) format $(CODE)
@@ -66,6 +69,16 @@ test: $(VENV)/.installed $(VENV)/.hpsv2
 	$(NBTEST) || { status=1; echo 'A source notebook failed: see above.'; }; \
 	$(RUN) -m pytest -n 2 --dist loadgroup || status=1; \
 	exit $$status
+
+# The rooms in which something differs from the last commit.
+ROOMS = $(shell git status --porcelain -- nbs tests | sed -nE 's,^.* (nbs|tests)/([a-z_]+)/.*,tests/\2,p' | sort -u)
+
+quick: $(VENV)/.installed
+	@echo 'tests of: $(or $(wildcard $(ROOMS)),nothing, for nothing has changed)'
+	@$(if $(wildcard $(ROOMS)),$(RUN) -m pytest -n 2 --dist loadgroup $(wildcard $(ROOMS)))
+
+docs: $(VENV)/.installed
+	$(RUN) docs/make.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache _proc _docs

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -634,16 +635,20 @@ def test_icons_is_short_for_its_four_scorers():
     assert cli.scorer_names(None, 'single', 'hps') == ['hps']
 
 
-# what the README says
+# what README and docs say
 
-README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
-def test_every_command_in_the_readme_can_be_read():
-    import shlex
+def python_blocks(page):
+    return re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.S)
 
-    blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', README, re.S))
-    inline = re.findall(r'`(balanceddpo [^`]+)`', README)
+
+def test_every_command_on_the_pages_can_be_read():
+    text = '\n'.join(page.read_text() for page in PAGES)
+    blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', text, re.S))
+    inline = re.findall(r'`(balanceddpo [^`]+)`', text)
     lines = [line for line in [*blocks.splitlines(), *inline] if line.startswith('balanceddpo ')]
     verbs = {line.split()[1] for line in lines}
     assert verbs >= {'label', 'encode', 'train', 'evaluate', 'reproduce', 'icons'}
@@ -670,9 +675,19 @@ def test_a_method_beside_a_preset_comes_with_its_own_beta_and_noise():
         assert (c.method, c.beta, c.noise) == (method, beta, noise), words
 
 
-def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
-    rival, first, second = re.findall(r'```python\n(.*?)```', README, re.S)
+def run_python(code, changes):
+    "Run a page's lines with some of their words replaced; what they define."
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    scope = {}
+    exec(code, scope)
+    return scope
+
+
+def test_the_steps_in_python_run(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (steps,) = python_blocks('docs/real_weights.md')
     small = {
         "'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": (
             f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'"
@@ -685,36 +700,37 @@ def test_the_python_in_the_readme_runs(world, tmp_path, monkeypatch, capsys):
         ),
         'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)',
     }
-    for old, new in small.items():
-        assert old in first
-        first = first.replace(old, new)
-    exec(first, {})
+    run_python(steps, small)
     assert 'win_rate' in capsys.readouterr().out
-    exec(
-        rival.replace("scale_of('icons')", "scale_of('smoke')").replace(
-            'n_prompts=200, n_images=8', 'n_prompts=3, n_images=4'
-        ),
-        scope := {},
-    )
-    assert scope['model'].name == 'CaPO'
-    exec(second, scope := {})
-    flat, striped = (
-        Image.new('RGB', (8, 8)),
-        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB'),
-    )
-    assert scope['sharpness']([flat, striped], ['', '']) == [0, 255]
 
 
-def test_every_link_in_the_readme_leads_somewhere():
-    root = Path(__file__).resolve().parents[1]
-    links = re.findall(r'\]\(([^)\s]+)\)', README)
-    links = [link for link in links if not link.startswith(('http', 'paper_figures'))]
-    assert links
-    assert [link for link in links if not (root / link.partition('#')[0]).exists()] == []
-    headings = {
-        re.sub(r'[^\w -]', '', h).lower().replace(' ', '-')
-        for h in re.findall(r'^#+ (.+)$', README, re.M)
-    }
+def test_a_rival_in_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (rival,) = python_blocks('docs/methods.md')
+    small = {"scale_of('icons')": "scale_of('smoke')"}
+    small |= {'n_prompts=200, n_images=8': 'n_prompts=3, n_images=4'}
+    assert run_python(rival, small)['model'].name == 'CaPO'
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    compared, scorer = python_blocks('README.md')
+    run_python(compared, {"scale_of('icons')": "scale_of('smoke')"})
+    assert 'win_rate' in capsys.readouterr().out
+    sharpness = run_python(scorer, {})['sharpness']
+    flat = Image.new('RGB', (8, 8))
+    striped = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB')
+    assert sharpness([flat, striped], ['', '']) == [0, 255]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_every_link_on_a_page_leads_somewhere(page):
+    text = page.read_text()
+    links = re.findall(r'\]\(([^)\s]+)\)', text)
+    links = [link for link in links if not link.startswith('http')]
+    assert [link for link in links if not (page.parent / link.partition('#')[0]).exists()] == []
+    headings = re.findall(r'^#+ (.+)$', text, re.M)
+    headings = {re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings}
     assert [link for link in links if link.startswith('#') and link[1:] not in headings] == []
 
 

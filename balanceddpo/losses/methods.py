@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from .diffusion_dpo import denoising_error, diffusion_dpo_loss, dpo_logits
 
 # %% auto #0
-__all__ = ['LOSSES', 'Outputs', 'pair_logits', 'Parameter', 'Loss', 'choose_loss']
+__all__ = ['LOSSES', 'Outputs', 'pair_logits', 'by_votes', 'Parameter', 'Loss', 'choose_loss']
 
 # %% ../../nbs/losses/02_methods.ipynb #e2fc841b
 @dataclass(frozen=True)

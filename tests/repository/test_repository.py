@@ -443,3 +443,20 @@ def test_every_import_of_the_tests_is_declared(project):
     for path in (ROOT / 'tests').rglob('*.py'):
         names = third_party(ast.parse(path.read_text())) - mine
         assert undeclared(names, project, 'dev', 'repro', 'hpsv2') == set(), path.name
+
+
+# the face
+
+
+def test_readme_is_short_and_begins_with_something_to_type():
+    text = (ROOT / 'README.md').read_text()
+    assert len(text.split()) <= 900
+    assert len(re.findall(r'\d+(?:[.,]\d+)?', text)) <= 40
+    assert len(text.partition('```')[0].split()) <= 150
+
+
+def test_settings_ini_is_what_pyproject_says():
+    done = subprocess.run(
+        [sys.executable, 'docs/make.py', '--check'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

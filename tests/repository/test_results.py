@@ -1,5 +1,5 @@
-"""The numbers in README's findings are those of the committed tables, rounded; whoever runs the
-notebooks again is told here which sentence to change."""
+"""The numbers in the findings of docs/results.md are those of the committed tables, rounded;
+whoever runs the notebooks again is told here which sentence to change."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
+RESULTS = ' '.join((ROOT / 'docs/results.md').read_text(encoding='utf-8').split())
 WORDS = 'none one two three four five six seven eight nine ten eleven twelve'.split()
 
 
@@ -57,7 +57,7 @@ def value(name, row, column, ends=('', ' low', ' high')):
 )
 def test_gains_and_their_intervals(name, row, column, says):
     v, low, high = value(name, row, column)
-    assert says.format(f'{v:.2f} [{low:.2f}, {high:.2f}]') in README
+    assert says.format(f'{v:.2f} [{low:.2f}, {high:.2f}]') in RESULTS
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_gains_and_their_intervals(name, row, column, says):
 )
 def test_win_rates_and_their_intervals(name, row, column, says):
     v, low, high = value(name, row, column)
-    assert says.format(f'{v:.0f} % [{low:.0f}, {high:.0f}]') in README
+    assert says.format(f'{v:.0f} % [{low:.0f}, {high:.0f}]') in RESULTS
 
 
 def test_gains_without_intervals():
@@ -86,8 +86,8 @@ def test_gains_without_intervals():
         value('table2_gains', f'{m} vs base', '', ('Pick-a-Pic', 'PartiPrompts', 'HPD'))
         for m in ('BalancedDPO', 'DiffusionDPO')
     )
-    assert 'BalancedDPO gains {:.2f}, {:.2f} and {:.2f}'.format(*ours) in README
-    assert f'DiffusionDPO {theirs[0]:.2f} each time' in README
+    assert 'BalancedDPO gains {:.2f}, {:.2f} and {:.2f}'.format(*ours) in RESULTS
+    assert f'DiffusionDPO {theirs[0]:.2f} each time' in RESULTS
     assert len({f'{g:.2f}' for g in theirs}) == 1
     for column, says in (
         ('majority', 'its gain falls from {:.2f} to {:.2f} and {:.2f}'),
@@ -95,7 +95,7 @@ def test_gains_without_intervals():
         ('HPS alone', 'of HPS alone from {:.2f} to {:.2f} and {:.2f}'),
     ):
         cases = ['clean', '20 % flipped', '40 % flipped']
-        assert says.format(*table('noise_gains').loc[cases, column]) in README
+        assert says.format(*table('noise_gains').loc[cases, column]) in RESULTS
 
 
 def test_counts_of_cells_and_the_rank():
@@ -107,7 +107,7 @@ def test_counts_of_cells_and_the_rank():
     ).groups()
     assert (
         f'beats the base model beyond the interval in {WORDS[int(over)]} of twelve cells,'
-        f' {WORDS[int(stand)]} after correction for all 36' in README
+        f' {WORDS[int(stand)]} after correction for all 36' in RESULTS
     )
     wins, losses = re.search(
         r'BalancedDPO beats DiffusionDPO beyond the interval in (\d+) of 12 cells and loses in'
@@ -115,13 +115,13 @@ def test_counts_of_cells_and_the_rank():
         said,
     ).groups()
     won, lost = WORDS[int(wins)], WORDS[int(losses)]
-    assert f'beats DiffusionDPO in {won} and loses {lost}, by PickScore' in README
+    assert f'beats DiffusionDPO in {won} and loses {lost}, by PickScore' in RESULTS
     said = (ROOT / 'paper_figures/icons/table3_finding.txt').read_text()
     ahead, behind = re.search(r'by gain it is ahead of (\d+) and behind (\w+)\.', said).groups()
-    assert f'By gain it is ahead of {WORDS[int(ahead)]} of its ten rivals' in README
-    assert f'and behind {behind}.' in README
+    assert f'By gain it is ahead of {WORDS[int(ahead)]} of its ten rivals' in RESULTS
+    assert f'and behind {behind}.' in RESULTS
     ranks = table('seeds_ranking')['rank']
-    assert f'BalancedDPO ranks {ranks["BalancedDPO"]} of {len(ranks)}' in README
+    assert f'BalancedDPO ranks {ranks["BalancedDPO"]} of {len(ranks)}' in RESULTS
 
 
 def rivals_at_equal_pairs():
@@ -149,22 +149,22 @@ def test_the_rivals():
     dpo, confidence = (place.loc[m, 'mean_mean'] for m in ('DiffusionDPO', 'Confidence votes'))
     assert (
         f'BalancedDPO gains {span("mean")}, DiffusionDPO {dpo:.2f},'
-        f' votes weighed by confidence {confidence:.2f};' in README
+        f' votes weighed by confidence {confidence:.2f};' in RESULTS
     )
-    assert f'Its worst scorer gains {span("worst")}' in README
+    assert f'Its worst scorer gains {span("worst")}' in RESULTS
     others = ('Soft majority', 'Confidence votes', 'Majority, no refresh')
     assert {f'{place.loc[n, "worst_mean"]:.2f}' for n in others} == {'0.09', '0.10'}
-    assert 'the worst gains 0.09 or 0.10' in README
+    assert 'the worst gains 0.09 or 0.10' in RESULTS
     for name in ('CaPO', 'MaPO', 'SmPO-Diffusion'):
-        assert f'{name} with {place.loc[name, "mean_mean"]:.2f}' in README
+        assert f'{name} with {place.loc[name, "mean_mean"]:.2f}' in RESULTS
 
 
 def test_how_many_rivals_are_behind():
     behind = clearly_behind()
     assert {'CaPO', 'MaPO', 'SmPO-Diffusion'} <= behind['equal pairs']
     pairs, compute = len(behind['equal pairs']), len(behind['equal compute'])
-    assert f'none is ahead of it beyond the seeds, {pairs} are behind' in README
-    assert f'instead of as many pairs, {compute} are behind too' in README
+    assert f'none is ahead of it beyond the seeds, {pairs} are behind' in RESULTS
+    assert f'instead of as many pairs, {compute} are behind too' in RESULTS
 
 
 def test_the_gains_by_single_scorers():
@@ -172,11 +172,11 @@ def test_the_gains_by_single_scorers():
     rank = table('rivals_left_out').loc['without aesthetic', 'rank of BalancedDPO']
     assert (
         f"Aesthetic's, {by.aesthetic:.2f}; by HPS it has {by.hps:.2f}, by PickScore"
-        f' {by.pickscore:.2f}, and without Aesthetic it ranks {rank} of 23' in README
+        f' {by.pickscore:.2f}, and without Aesthetic it ranks {rank} of 23' in RESULTS
     )
     recognised = value('rivals', 'BalancedDPO', 'base recognised')
     says = "prefers the base model's pictures a little: {:.1f} % [{:.1f}, {:.1f}]"
-    assert says.format(*recognised) in README
+    assert says.format(*recognised) in RESULTS
 
 
 def test_other_labels():
@@ -185,6 +185,6 @@ def test_other_labels():
         r'of 8 other labels (\d+) are better beyond the seeds \(Holm\) and (\d+) worse', said
     ).groups()
     assert better == '0'
-    assert f'none beats the plain majority of pairs, {WORDS[int(worse)]} are worse' in README
+    assert f'none beats the plain majority of pairs, {WORDS[int(worse)]} are worse' in RESULTS
     gain = re.search(r'gains \+(\S+) \[\+(\S+), \+(\S+)\]', said).groups()
-    assert 'BalancedDPO gains {} [{}, {}]. Intervals'.format(*gain) in README
+    assert 'BalancedDPO gains {} [{}, {}]. Intervals'.format(*gain) in RESULTS
