@@ -16,10 +16,9 @@ import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, make_dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin, get_type_hints
 
@@ -31,11 +30,11 @@ from .paper import reproduction
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from balanceddpo.data.pairs import Pair, PairReport
+    from balanceddpo.data.pairs import PairSource
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.config import EncodeConfig, SampleConfig
     from balanceddpo.models.encoding import EncodedPairs
-    from balanceddpo.scoring.scorers import Scorer, ScorerSpec
+    from balanceddpo.scoring.scorers import ScorerSpec
     from balanceddpo.training.config import TrainConfig
     from balanceddpo.voting.config import LabelConfig
 
@@ -430,18 +429,11 @@ def specs_and_config(
     return specs, replace(config, scorers=names or None)
 
 # %% ../nbs/cli.ipynb #d9203f97
-def key_of_pairs(options: PairOptions) -> str:
-    "A key of the pairs that are asked for, made without reading them."
-    from balanceddpo.data.pairs import pairs_key
+def pair_source(options: PairOptions) -> PairSource:
+    "The pairs that are asked for."
+    from balanceddpo.data.pairs import PairSource
 
-    return digest(pairs_key(options.pairs, options.split), options.limit, options.share)
-
-
-def pair_reader(options: PairOptions, report: PairReport) -> Iterator[Pair]:
-    "The pairs that are asked for, read one after the other; `report` counts them."
-    from balanceddpo.data.pairs import read_pairs
-
-    return read_pairs(options.pairs, options.limit, report, options.split, share=options.share)
+    return PairSource(options.pairs, options.split, options.share, options.limit)
 
 # %% ../nbs/cli.ipynb #fc04161e
 @verb(
@@ -453,33 +445,30 @@ def pair_reader(options: PairOptions, report: PairReport) -> Iterator[Pair]:
 )
 def label(options: LabelOptions, config: LabelConfig) -> None:
     "Pairs to labels."
+    from balanceddpo import pipeline
     from balanceddpo.data.pairs import PairReport
     from balanceddpo.scoring.scorers import load_scorers
-    from balanceddpo.scoring.tables import read_scores, score_pairs
-    from balanceddpo.voting.labels import label_pairs, write_labels
 
     specs, config = specs_and_config(options, config)
     out = labels_file(options, config)
     if options.dry_run:
         return show_plan(label_plan(options, config, out))
-    key, report = key_of_pairs(options), PairReport()
+    report = PairReport()
     scorers = load_scorers(specs, options.device, options.dtype, options.batch_size)
-    place = runs_root() / 'pair_scores' / digest([[s.name, s.key] for s in scorers], key)
-    scored = score_pairs(
-        pair_reader(options, report),
+    labels = pipeline.label(
+        pair_source(options),
         scorers,
-        place,
-        progress=shows_progress(),
+        config,
+        out,
         batch_size=options.batch_size,
-        key=key,
+        progress=shows_progress(),
+        report=report,
     )
-    labels = label_pairs(read_scores(scored), config)
     if report.rows:
         print(report)
     if report.reasons:
         quarantine = out.with_name(out.name + '.quarantine.jsonl')
         print('what could not be decoded:', report.save(quarantine))
-    write_labels(out, labels, config)
     show_labels(labels, config, out)
 
 # %% ../nbs/cli.ipynb #1e928ba5
@@ -561,14 +550,12 @@ def encode(options: EncodeOptions, config: EncodeConfig) -> None:
     "Pairs to latents and embeddings."
     if options.dry_run:
         return show_plan(encode_plan(options, config))
+    from balanceddpo import pipeline
     from balanceddpo.data.pairs import PairReport
-    from balanceddpo.models.encoding import encode_pairs
-    from balanceddpo.models.families import load_family
 
-    key, report = key_of_pairs(options), PairReport()
-    family = load_family(config.model, config.dtype, options.device, components=('text', 'vae'))
-    pairs = pair_reader(options, report)
-    encoded = encode_pairs(pairs, family, config, options.out, key, shows_progress())
+    report, progress = PairReport(), shows_progress()
+    pairs = pair_source(options)
+    encoded = pipeline.encode(pairs, config, options.out, options.device, progress, report)
     if report.rows:
         print(report)
     print(
@@ -642,11 +629,9 @@ class TrainOptions:
 )
 def train(options: TrainOptions, config: TrainConfig) -> None:
     "Labels and encoded pairs to a model."
+    from balanceddpo import pipeline
     from balanceddpo.models.encoding import EncodedPairs
     from balanceddpo.models.families import check_family
-    from balanceddpo.models.folders import local_folder
-    from balanceddpo.training.loop import train as run_training
-    from balanceddpo.training.resume import run_inputs
     from balanceddpo.training.run import LabelledPairs
     from balanceddpo.voting.labels import read_labels
 
@@ -657,11 +642,10 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     if options.dry_run:
         return show_plan(train_plan(options, config, encoded, labels))
     pairs = LabelledPairs(encoded, labels, label_config)
-    out = options.out or runs_root() / 'train' / digest(
-        run_inputs(config, pairs, local_folder(config.model)), config.max_steps
+    model = pipeline.train(
+        pairs, config, options.out, resume=options.resume, progress=shows_progress()
     )
-    model = run_training(config, pairs, out, resume=options.resume, progress=shows_progress())
-    print(f'metrics: {out / "metrics.jsonl"}\nmodel: {model}')
+    print(f'metrics: {model.parent / "metrics.jsonl"}\nmodel: {model}')
 
 # %% ../nbs/cli.ipynb #b57279eb
 def _plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:
@@ -756,14 +740,14 @@ class SampleOptions:
 )
 def sample(options: SampleOptions, config: SampleConfig) -> None:
     "Prompts to images."
+    from balanceddpo import pipeline
     from balanceddpo.data.prompts import read_prompts
-    from balanceddpo.models.sampling import sample as draw
 
     prompt_set = read_prompts(config.prompts, limit=config.limit)
     if options.dry_run:
         place = options.out or runs_root() / 'sample'
         return show_plan([*sample_plan(config, prompt_set), f'write to {place}'])
-    store = draw(config, prompt_set, options.out, shows_progress())
+    store = pipeline.sample(config, prompt_set, options.out, shows_progress())
     print(f'{len(store)} images for {len(prompt_set)} prompts\nimages: {store.folder}')
 
 # %% ../nbs/cli.ipynb #db56349f
@@ -920,9 +904,9 @@ def refuse_settings_of_drawing(config: SampleConfig, sets: Sequence[PromptSet]) 
 # %% ../nbs/cli.ipynb #111c1f96
 def open_or_draw(found: Sequence[Contestant], sets: Sequence[PromptSet]) -> list[tuple]:
     "(name of the model, name of the prompt set, images) of each contestant on each prompt set."
+    from balanceddpo import pipeline
     from balanceddpo.models.folders import local_folder
     from balanceddpo.models.sampling import open_images
-    from balanceddpo.models.sampling import sample as draw
 
     for c in found:
         # a model that cannot be had is refused before hours are spent on drawing with the others
@@ -934,23 +918,9 @@ def open_or_draw(found: Sequence[Contestant], sets: Sequence[PromptSet]) -> list
             if c.images:
                 store = open_images(c.images)
             else:
-                store = draw(c.config, prompt_set, progress=shows_progress())
+                store = pipeline.sample(c.config, prompt_set, progress=shows_progress())
             stores.append((c.name, prompt_set.name if prompt_set else 'prompts', store))
     return stores
-
-
-def score_stores(stores: Iterable[tuple], scorers: Sequence[Scorer]) -> DataFrame:
-    "The scores of all images of `open_or_draw`, in one table."
-    import pandas as pd
-
-    from balanceddpo.evaluation.scores import score_images
-
-    progress = shows_progress()
-    tables = [
-        score_images(store, scorers, model=model, prompt_set=prompt_set, progress=progress)
-        for model, prompt_set, store in stores
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/cli.ipynb #ad4687ca
 @verb(
@@ -964,7 +934,7 @@ def score_stores(stores: Iterable[tuple], scorers: Sequence[Scorer]) -> DataFram
 )
 def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     "Models to win rates."
-    from balanceddpo.evaluation.win_rates import compare
+    from balanceddpo import pipeline
     from balanceddpo.scoring.scorers import load_scorers
 
     found, sets = contestants_and_sets(options, config)
@@ -973,10 +943,9 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
         return show_plan(evaluate_plan(options, found, sets, specs))
     stores = open_or_draw(found, sets)
     scorers = load_scorers(specs, config.device, options.scorer_dtype)
-    scores = score_stores(stores, scorers)
-    pairs = [(second.name, first.name) for first, second in combinations(found, 2)]
-    names = [s.name for s in scorers]
-    rates = compare(scores, pairs, names, protocol=options.protocol, ties=options.ties)
+    measured = pipeline.evaluate(
+        stores, scorers, options.protocol, options.ties, progress=shows_progress()
+    )
     out = options.out or runs_root() / 'evaluate' / digest(
         [[model, prompt_set, store.inputs] for model, prompt_set, store in stores],
         {s.name: s.key for s in scorers},
@@ -984,7 +953,7 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
         options.ties,
     )
     drawn = {f'{model}, {prompt_set}': store.inputs for model, prompt_set, store in stores}
-    write_results(out, rates, scores, options, drawn)
+    write_results(out, measured.rates, measured.scores, options, drawn)
 
 # %% ../nbs/cli.ipynb #b94f7f22
 def evaluate_plan(

@@ -28,7 +28,7 @@ from ..core.files import asset, digest, file_digest, staged
 
 # %% auto #0
 __all__ = ['decode', 'Pair', 'make_pair', 'PairReport', 'valid_text', 'parquet_files', 'pair_rows', 'read_pairs', 'check_share',
-           'write_pairs', 'pairs_key', 'transform_pair']
+           'write_pairs', 'pairs_key', 'PairSource', 'transform_pair']
 
 # %% ../../nbs/data/01_pairs.ipynb #2daa8d7b
 def image_id(data: bytes) -> str:
@@ -572,6 +572,28 @@ def pairs_key(source: str | Path, split: str = 'train') -> str:
             for f in parquet_files(path, split)
         ],
     )
+
+# %% ../../nbs/data/01_pairs.ipynb #6b008f85
+@dataclass(frozen=True)
+class PairSource:
+    "Which preference pairs. Raises InputError for a share that makes no sense, before any is read."
+
+    source: str  # as `read_pairs` takes it
+    split: str = 'train'  # split of a dataset or folder
+    share: float = 1.0  # random share of the rows
+    limit: int | None = None  # only the first pairs, of that share
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+    @property
+    def key(self) -> str:
+        "16 hex characters that name these pairs, made without reading an image."
+        return digest(pairs_key(self.source, self.split), self.limit, self.share)
+
+    def read(self, report: PairReport | None = None) -> Iterator[Pair]:
+        "The pairs, one at a time; `report` counts them. Errors as of `read_pairs`."
+        return read_pairs(self.source, self.limit, report, self.split, share=self.share)
 
 # %% ../../nbs/data/01_pairs.ipynb #e5b607f1
 def draw_view(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +15,10 @@ from pandas import DataFrame
 from PIL import Image
 from torch import Tensor
 
+from .. import pipeline
 from ..core.errors import InputError
-from ..core.files import digest, locked, runs_root
-from ..data.pairs import Pair, pairs_key, read_pairs
-from ..evaluation.scores import score_images
+from ..core.files import runs_root
+from ..data.pairs import Pair, PairSource
 from ..figures.tables import adherence_caption, score_caption
 from balanceddpo.icon_world.world import (
     BACKGROUNDS,
@@ -33,28 +32,24 @@ from balanceddpo.icon_world.world import (
 )
 from ..losses.methods import LOSSES
 from ..models.config import EncodeConfig, SampleConfig
-from ..models.encoding import EncodedPairs, encode_pairs
+from ..models.encoding import EncodedPairs
 from ..models.families import load_family
-from ..models.folders import local_folder
-from ..models.sampling import ImageStore, sample
+from ..models.sampling import ImageStore
 from .reproduction import OWN_SCALES
+from ..pipeline import Model
 from ..recipes.presets import PRESETS, preset
 from ..scoring.scorers import Scorer, load_scorers, parse_scorer
-from ..scoring.tables import read_scores, score_pairs
-from ..training.checkpoints import retain
 from ..training.config import TrainConfig
-from ..training.loop import train
 from ..training.reference import relative_distance
-from ..training.resume import run_inputs
 from ..training.run import LabelledPairs
 from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs
 
 # %% auto #0
-__all__ = ['BASELINES', 'TABLE1_COMPARISONS', 'scale_of', 'sdxl_scale_of', 'only_set', 'voters', 'pair_stream', 'pair_scores',
-           'labels_of', 'base_model', 'encoded_pairs', 'training_settings', 'steps_of', 'align', 'align_labels',
-           'run_folder', 'training_log', 'distance_from_base', 'draw', 'score_models', 'scorer_names', 'model_of',
-           'table1_models', 'true_pictures', 'gallery', 'named_captions']
+__all__ = ['BASELINES', 'TABLE1_COMPARISONS', 'scale_of', 'sdxl_scale_of', 'only_set', 'voters', 'pair_source', 'pair_stream',
+           'pair_scores', 'labels_of', 'base_model', 'encoded_pairs', 'training_settings', 'steps_of', 'align',
+           'align_labels', 'run_folder', 'training_log', 'distance_from_base', 'draw', 'score_models', 'scorer_names',
+           'model_of', 'table1_models', 'true_pictures', 'gallery', 'named_captions']
 
 # %% ../../nbs/paper/05_experiments.ipynb #a9c27854
 @dataclass(frozen=True)
@@ -194,50 +189,31 @@ def judges(scale: Scale) -> list[Scorer]:
         register_checks()
     return load_scorers((*scale.scorers, *scale.checks), device=scale.device, dtype=scale.dtype)
 
-
-def made_once(*key) -> AbstractContextManager:
-    """Context for making what `key` names: another process that wants the same waits, and then
-    finds it made."""
-    return locked(runs_root() / '.making' / digest(*key), wait=True)
-
 # %% ../../nbs/paper/05_experiments.ipynb #92ed9a41
+def pair_source(scale: Scale) -> PairSource:
+    "Which preference pairs a scale has."
+    return PairSource(scale.pairs, limit=scale.n_pairs)
+
+
 def pair_stream(scale: Scale) -> Iterator[Pair]:
     "The preference pairs of a scale."
-    return read_pairs(scale.pairs, limit=scale.n_pairs)
-
-# %% ../../nbs/paper/05_experiments.ipynb #b08b970e
-def data_key(scale: Scale) -> str:
-    "Names the pairs of a scale without reading them."
-    return digest(pairs_key(scale.pairs), scale.n_pairs)
+    return pair_source(scale).read()
 
 # %% ../../nbs/paper/05_experiments.ipynb #ec03ee2b
 def pair_scores(scale: Scale) -> DataFrame:
     """DataFrame: the scores of all pairs by the four voters; made once, and in a process looked up
     once: a table of ten label sources asks for it ten times."""
-    return _pair_scores(scale, data_key(scale), runs_root()).copy()
+    return _pair_scores(scale, pair_source(scale).key, runs_root()).copy()
 
 
 @lru_cache(maxsize=2)
 def _pair_scores(scale: Scale, key: str, root: Path) -> DataFrame:
-    scorers = voters(scale)
-    folder = root / 'pair_scores' / digest(key, [s.key for s in scorers])
-    with made_once(folder.name):
-        return read_scores(score_pairs(pair_stream(scale), scorers, folder, key=key))
+    return pipeline.pair_scores(pair_source(scale), voters(scale), progress=True)
 
 
 def labels_of(scale: Scale, config: LabelConfig) -> DataFrame:
     "DataFrame: the labels of all pairs by a method."
     return label_pairs(pair_scores(scale), config)
-
-# %% ../../nbs/paper/05_experiments.ipynb #e7de8e53
-@dataclass(frozen=True)
-class Model:
-    """A model to compare: the pipeline it starts from and, if it was trained as an adapter, its
-    LoRA."""
-
-    name: str
-    folder: str
-    lora: str | None = None
 
 # %% ../../nbs/paper/05_experiments.ipynb #8da0ca30
 def base_model(scale: Scale, name: str = 'base') -> Model:
@@ -247,12 +223,8 @@ def base_model(scale: Scale, name: str = 'base') -> Model:
 
 def encoded_pairs(scale: Scale) -> EncodedPairs:
     "The pairs as latents and embeddings; made once."
-    family = load_family(
-        scale.model, dtype=scale.dtype, device=scale.device, components=('text', 'vae')
-    )
-    config = EncodeConfig(model=scale.model, resolution=scale.resolution)
-    with made_once(config, data_key(scale)):
-        return encode_pairs(pair_stream(scale), family, config, pairs_key=data_key(scale))
+    config = EncodeConfig(model=scale.model, resolution=scale.resolution, dtype=scale.dtype)
+    return pipeline.encode(pair_source(scale), config, device=scale.device, progress=True)
 
 
 def training_settings(scale: Scale, recipe: str, **changes) -> TrainConfig:
@@ -291,15 +263,10 @@ def align_labels(
     settings = training_settings(scale, recipe, **changes)
     pairs = LabelledPairs(encoded_pairs(scale), table, labels)
     keeping = {k: changes[k] for k in ('checkpoint_every', 'keep_checkpoints') if k in changes}
-    inputs = run_inputs(settings, pairs, local_folder(settings.model))
-    key = digest(inputs, settings.max_steps, *([keeping] if keeping else []))
-    with made_once(key):
-        out = train(settings, pairs, runs_root() / 'train' / key)
-        # a checkpoint is four times the size of the model, and a hundred runs are many
-        if not keeping:
-            retain(out.parent / 'checkpoints', 0)
-    lora = next(Path(out).glob('*lora*.safetensors'), None)
-    return Model(name, scale.model, str(lora)) if lora else Model(name, str(out))
+    # a run whose checkpoints are wanted has a folder of its own
+    apart = (keeping,) if keeping else ()
+    result = pipeline.train(pairs, settings, apart=apart, progress=True, tidy=not keeping)
+    return Model.trained(name, scale.model, result)
 
 # %% ../../nbs/paper/05_experiments.ipynb #a38e7a76
 def run_folder(model: Model) -> Path:
@@ -353,8 +320,7 @@ def draw(scale: Scale, model: Model, source: str) -> ImageStore:
         dtype=scale.dtype,
         device=scale.device,
     )
-    with made_once(config):
-        return sample(config)
+    return pipeline.sample(config, progress=True)
 
 
 def score_models(
@@ -362,14 +328,12 @@ def score_models(
 ) -> DataFrame:
     """DataFrame: scores of all images of all models on all prompt sets (or the given ones), by
     voters and checks."""
-    scorers = judges(scale)
-    tables = []
-    for name, source in prompts or scale.prompts:
-        for model in models:
-            store = draw(scale, model, source)
-            with made_once('scores', store.inputs):
-                tables.append(score_images(store, scorers, model=model.name, prompt_set=name))
-    return pd.concat(tables, ignore_index=True)
+    drawn = [
+        (model.name, name, draw(scale, model, source))
+        for name, source in prompts or scale.prompts
+        for model in models
+    ]
+    return pipeline.image_scores(drawn, judges(scale), progress=True)
 
 
 def scorer_names(scale: Scale) -> tuple[str, ...]:

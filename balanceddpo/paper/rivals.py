@@ -28,14 +28,12 @@ from ..models.families import load_family
 from ..models.sampling import ImageStore, image_file
 from ..models.saving import save_pipeline
 from balanceddpo.paper.experiments import (
-    Model,
     Scale,
     align,
     align_labels,
     base_model,
     distance_from_base,
     draw,
-    made_once,
     merged_weights,
     pair_stream,
     run_folder,
@@ -44,6 +42,7 @@ from balanceddpo.paper.experiments import (
     training_log,
     training_settings,
 )
+from ..pipeline import Model, made_once
 from ..training.config import TrainConfig
 from ..voting.config import LabelConfig
 from ..voting.elections import rank_labels, votes_on

@@ -26,7 +26,7 @@ from ..models.family import Family
 from ..models.folders import local_folder
 
 # %% auto #0
-__all__ = ['run_inputs']
+__all__ = ['label_inputs', 'run_inputs']
 
 # %% ../../nbs/training/05_resume.ipynb #fbbcdbc8
 from balanceddpo.training.checkpoints import (
@@ -60,6 +60,20 @@ MAY_CHANGE = (
 TRAINING = 1  # part of every key: to be raised when the same settings train other weights
 
 # %% ../../nbs/training/05_resume.ipynb #745bceb6
+def label_inputs(pairs: LabelledPairs) -> dict:
+    """What training reads of the labels, and how they were made. Who voted beside it changes
+    nothing, unless a scorer is drawn at each step (method random)."""
+    drawn = pairs.label_config.method == 'random'
+    votes = [c for c in pairs.labels if c.startswith('vote_')] if drawn else []
+    made = asdict(pairs.label_config)
+    if not drawn:
+        made.pop('scorers')
+    return {
+        'labels': column_digests(pairs.labels[['pair_id', 'w0', 'w1', *votes]]),
+        'label_config': made,
+    }
+
+
 def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     settings = asdict(with_targets(config, folder))
@@ -69,8 +83,7 @@ def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
         'training': {k: v for k, v in settings.items() if k not in MAY_CHANGE},
         'base': part_digests(folder, ('denoiser', 'scheduler')),
         'pairs': pairs.encoded.key,
-        'labels': column_digests(pairs.labels),
-        'label_config': asdict(pairs.label_config),
+        **label_inputs(pairs),
     }
 
 # %% ../../nbs/training/05_resume.ipynb #5b1fad3a

@@ -34,7 +34,7 @@ MODULES = sorted(
 # The way of the data; a room imports from those before it.
 ROOMS = (
     'core data scoring voting losses models training recipes'
-    ' evaluation figures icon_world paper cli'
+    ' evaluation pipeline figures icon_world paper cli'
 ).split()
 # What the command line needs before it knows what to do: it starts without a model library.
 LIGHT = (
