@@ -1,2 +1,37 @@
 """Align text-to-image diffusion models with several, conflicting measures of quality at once."""
-__version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+
+__version__ = "0.2.0"
+
+# What most users need, by the module that has it. A module is imported when one of its names is
+# asked for: torch and the model libraries take seconds.
+_HOMES = {
+    'core.errors': ('InputError',),
+    'data.pairs': ('PairSource', 'read_pairs', 'write_pairs'),
+    'data.prompts': ('PromptSet', 'read_prompts'),
+    'scoring.scorers': ('load_scorers', 'register_scorer'),
+    'voting.config': ('LabelConfig',),
+    'voting.labels': ('labeller', 'read_labels'),
+    'models.config': ('EncodeConfig', 'SampleConfig'),
+    'models.encoding': ('EncodedPairs',),
+    'training.config': ('TrainConfig',),
+    'training.run': ('LabelledPairs',),
+    'recipes.presets': ('preset',),
+    'pipeline': ('Model', 'label', 'encode', 'train', 'sample', 'evaluate'),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    "A name of the table, from its module; then it is here for good."
+    if name not in _HOME:
+        raise AttributeError(f'balanceddpo has no {name}: it has {", ".join(__all__)}')
+    found = getattr(_import_module(f'balanceddpo.{_HOME[name]}'), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

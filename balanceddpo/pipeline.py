@@ -48,8 +48,8 @@ def made_once(*key) -> AbstractContextManager:
 
 
 def _unless_named(out: str | Path | None, *key) -> AbstractContextManager:
-    """`made_once`, but for a folder that the caller has named: who works in it is told to the second
-    who wants it."""
+    """`made_once`; but for a folder that the caller has named the second who wants it is refused,
+    and told who works in it."""
     return nullcontext() if out else made_once(*key)
 
 # %% ../nbs/pipeline.ipynb #ae0a46b7

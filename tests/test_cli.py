@@ -689,16 +689,17 @@ def test_the_steps_in_python_run(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (steps,) = python_blocks('docs/real_weights.md')
     small = {
-        "'stable-diffusion-v1-5/stable-diffusion-v1-5', 'pairs.parquet', 'prompts.txt'": (
-            f"'{world}/model', '{world}/pairs.parquet', '{world}/prompts.txt'"
+        "'stable-diffusion-v1-5/stable-diffusion-v1-5', 'prompts.txt'": (
+            f"'{world}/model', '{world}/prompts.txt'"
         ),
+        "'pairs.parquet'": f"'{world}/pairs.parquet'",
         'load_scorers()': f'load_scorers({scorer_texts(world)})',
-        'resolution=512': 'resolution=32',
+        "resolution=512, dtype='bf16'": 'resolution=32',
         "_lora', model=base)": (
             "_lora', model=base, resolution=32, max_steps=1, batch_size=2, precision='fp32',"
             " tracker='none')"
         ),
-        'prompts=prompts)': 'prompts=prompts, steps=1, images_per_prompt=1, resolution=32)',
+        "dtype='bf16')": 'steps=1, images_per_prompt=1, resolution=32)',
     }
     run_python(steps, small)
     assert 'win_rate' in capsys.readouterr().out
@@ -714,8 +715,15 @@ def test_a_rival_in_python_runs(tmp_path, monkeypatch):
 
 def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    compared, scorer = python_blocks('README.md')
-    run_python(compared, {"scale_of('icons')": "scale_of('smoke')"})
+    stages, scorer = python_blocks('README.md')
+    small = {
+        "PairSource('icons')": "PairSource('icons', limit=8)",
+        "preset('balanced_dpo_icons')": (
+            "preset('balanced_dpo_icons', max_steps=1, batch_size=4, micro_batch_size=4)"
+        ),
+        'steps=15': 'steps=2, limit=2, images_per_prompt=1',
+    }
+    run_python(stages, small)
     assert 'win_rate' in capsys.readouterr().out
     sharpness = run_python(scorer, {})['sharpness']
     flat = Image.new('RGB', (8, 8))

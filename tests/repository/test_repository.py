@@ -460,3 +460,11 @@ def test_settings_ini_is_what_pyproject_says():
         [sys.executable, 'docs/make.py', '--check'], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_every_name_at_the_door_is_there():
+    for name in balanceddpo.__all__:
+        assert getattr(balanceddpo, name).__name__ == name
+    assert set(balanceddpo.__all__) <= set(dir(balanceddpo))
+    with pytest.raises(AttributeError, match='balanceddpo has no tower: it has EncodeConfig'):
+        balanceddpo.tower  # noqa: B018
