@@ -48,6 +48,7 @@ def _kept_scores(store: ImageStore, path: Path) -> pd.DataFrame:
     """One row for each image of `store`, with the scores already at `path` in columns `name@key`;
     none for an image that has changed since."""
     rows = store.index.assign(image_id=store.index['sha256'].str[:16])[_IMAGE]
+    rows = rows.reset_index(drop=True)  # from here on a row is known by its place
     if not path.exists():
         return rows
     try:

@@ -143,6 +143,12 @@ def test_scores_are_kept_and_reused(store, tmp_path):
     assert out.read_bytes() == before
 
 
+def test_a_store_in_another_order_gets_each_image_its_own_score(store, tmp_path):
+    turned = replace(store, index=store.index.iloc[::-1])
+    found = score_images(turned, [Grey()], tmp_path / 'm.parquet')
+    assert found['grey'].tolist() == GREYS[::-1]
+
+
 def test_another_scorer_computes_only_itself(store, tmp_path):
     out = tmp_path / 'm.parquet'
     score_images(store, [Grey()], out)
