@@ -27,6 +27,12 @@ from ..losses.methods import LOSSES
 from ..models.families import load_family
 from ..models.sampling import ImageStore, image_file
 from ..models.saving import save_pipeline
+
+# %% auto #0
+__all__ = ['RIVALS', 'ELECTIONS', 'draw_groups', 'rival_settings', 'try_rival', 'passes_per_pair', 'passes_of_groups',
+           'steps_within', 'seconds_per_pair']
+
+# %% ../../nbs/paper/06_rivals.ipynb #474e3564
 from balanceddpo.paper.experiments import (
     Scale,
     align,
@@ -49,10 +55,6 @@ from ..voting.elections import rank_labels, votes_on
 from ..voting.groups import LOGIT_SCALES, capo_labels, draw_pairs, group_table, sum_labels
 from ..voting.labels import hard_weights
 from ..voting.votes import majority
-
-# %% auto #0
-__all__ = ['RIVALS', 'ELECTIONS', 'draw_groups', 'rival_settings', 'try_rival', 'passes_per_pair', 'passes_of_groups',
-           'steps_within', 'seconds_per_pair']
 
 # %% ../../nbs/paper/06_rivals.ipynb #8785254d
 @dataclass(frozen=True)
