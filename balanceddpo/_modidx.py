@@ -187,6 +187,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'balanceddpo/data/pairs.py'),
                                         'balanceddpo.data.pairs.PairSource.read': ( 'data/pairs.html#pairsource.read',
                                                                                     'balanceddpo/data/pairs.py'),
+                                        'balanceddpo.data.pairs.PairSource.require': ( 'data/pairs.html#pairsource.require',
+                                                                                       'balanceddpo/data/pairs.py'),
                                         'balanceddpo.data.pairs._arrow_table': ( 'data/pairs.html#_arrow_table',
                                                                                  'balanceddpo/data/pairs.py'),
                                         'balanceddpo.data.pairs._ask_datasets': ( 'data/pairs.html#_ask_datasets',

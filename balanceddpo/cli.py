@@ -453,10 +453,11 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     out = labels_file(options, config)
     if options.dry_run:
         return show_plan(label_plan(options, config, out))
-    report = PairReport()
+    pairs, report = pair_source(options), PairReport()
+    pairs.require()  # before weights are loaded
     scorers = load_scorers(specs, options.device, options.dtype, options.batch_size)
     labels = pipeline.label(
-        pair_source(options),
+        pairs,
         scorers,
         config,
         out,

@@ -591,6 +591,10 @@ class PairSource:
         "16 hex characters that name these pairs, made without reading an image."
         return digest(pairs_key(self.source, self.split), self.limit, self.share)
 
+    def require(self) -> None:
+        "Raises InputError if the source is not there, without reading a pair."
+        pairs_key(self.source, self.split)
+
     def read(self, report: PairReport | None = None) -> Iterator[Pair]:
         "The pairs, one at a time; `report` counts them. Errors as of `read_pairs`."
         return read_pairs(self.source, self.limit, report, self.split, share=self.share)

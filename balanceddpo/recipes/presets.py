@@ -33,9 +33,10 @@ def diffusion_dpo_sd15(**changes) -> TrainConfig:
             # times less
             learning_rate=scaled_rate(1e-8, 2048),
             warmup_steps=500,  # launcher
+            # train.py
             optimizer='adamw',
             weight_decay=1e-2,
-            clip=1.0,  # train.py
+            clip=1.0,
             # launcher; the DiffusionDPO paper reports 2000 for its main SD1.5 result
             beta=5000,
             beta_convention='mean',
@@ -78,8 +79,9 @@ def diffusion_dpo_sdxl(**changes) -> TrainConfig:
             max_steps=2000,  # launcher, whose remark is "~30 hours / 200 steps"
             warmup_steps=200,  # launcher
             beta=5000,  # launcher and paper
+            # train.py forces both for SDXL
             optimizer='adafactor',
-            gradient_checkpointing=True,  # train.py forces both for SDXL
+            gradient_checkpointing=True,
             resolution=1024,  # launcher
             # empty_prompt_rate: as for SD1.5; where train.py encodes the empty prompt, the
             # conditioning here is SDXL's own empty one, zeros (models/04_stable_diffusion)
@@ -123,8 +125,9 @@ def smpo_sd15(**changes) -> TrainConfig:
     return diffusion_dpo_sd15(
         **_smpo
         | dict(
+            # train.py: 5 inverse steps with ReNoise at each; launcher
             noise='smpo_code',
-            beta=2000,  # train.py: 5 inverse steps with ReNoise at each; launcher
+            beta=2000,
         )
         | changes
     )
@@ -135,8 +138,9 @@ def inpo_sd15(**changes) -> TrainConfig:
     return diffusion_dpo_sd15(
         **_inpo
         | dict(
+            # train.py: 10 inverse steps with a little noise; launcher
             noise='inpo_code',
-            beta=2000,  # train.py: 10 inverse steps with a little noise; launcher
+            beta=2000,
         )
         | changes
     )
@@ -160,8 +164,9 @@ def inpo_sdxl(**changes) -> TrainConfig:
     return diffusion_dpo_sdxl(
         **_inpo
         | dict(
+            # train.py; launcher
             noise='inpo_code',
-            beta=5000,  # train.py; launcher
+            beta=5000,
         )
         | changes
     )
@@ -172,8 +177,9 @@ def dspo_sd15(**changes) -> TrainConfig:
     loss. Labels: human."""
     return diffusion_dpo_sd15(
         **dict(
+            # launcher
             method='dspo',
-            beta=0.001,  # launcher
+            beta=0.001,
         )
         | changes
     )
@@ -190,8 +196,9 @@ def kto_sd15(**changes) -> TrainConfig:
             # ours: the code's reference point is the mean over the micro-batches of all GPUs, which
             # would make the result depend on their number
             options=('kl=0',),
+            # example.sh
             max_steps=20000,
-            warmup_steps=200,  # example.sh
+            warmup_steps=200,
             # example.sh: 4 GPUs x 2 x 256 images, that is 1024 pairs; no --scale_lr
             batch_size=1024,
             learning_rate=1e-7,
@@ -234,13 +241,16 @@ def mapo_sdxl(**changes) -> TrainConfig:
     reference."""
     return diffusion_dpo_sdxl(
         **dict(
+            # args.py
             method='mapo',
             beta=0.1,
-            options=('scale=0.5',),  # args.py
+            options=('scale=0.5',),
+            # README
             max_steps=2000,
-            warmup_steps=0,  # README
+            warmup_steps=0,
+            # README: 8 x 2, without --scale_lr
             batch_size=16,
-            learning_rate=1e-5,  # README: 8 x 2, without --scale_lr
+            learning_rate=1e-5,
             optimizer='adamw',  # train.py; in 8 bits there
             empty_prompt_rate=0.0,  # train.py drops no captions
         )
@@ -261,12 +271,14 @@ def diffusion_dpo_sd15_lora(**changes) -> TrainConfig:
         **dict(
             mode='lora',
             lora_rank=8,  # README; the adapter's alpha is its rank there too
+            # README: 16 pairs x 2
             max_steps=10000,
             batch_size=32,
-            warmup_steps=0,  # README: 16 pairs x 2
+            warmup_steps=0,
             learning_rate=1e-5,  # README, without --scale_lr
+            # train_diffusion_dpo.py
             beta=2500,
-            empty_prompt_rate=0.0,  # train_diffusion_dpo.py
+            empty_prompt_rate=0.0,
         )
         | changes
     )
@@ -277,10 +289,11 @@ def balanced_dpo_sd15_lora(**changes) -> TrainConfig:
     the adapter, rate and beta of diffusers' DiffusionDPO. Labels: majority."""
     return diffusion_dpo_sd15_lora(
         **dict(
+            # IV-A
             max_steps=2000,
             batch_size=128,
             refresh_every=100,
-            refresh_alpha=1.0,  # IV-A
+            refresh_alpha=1.0,
             empty_prompt_rate=0.2,  # as for the whole model
         )
         | changes
@@ -292,14 +305,17 @@ def diffusion_dpo_icons(**changes) -> TrainConfig:
     that is the simulated annotators'."""
     return TrainConfig(
         **dict(
+            # the packaged model and its size
             model='icons',
             data='icons',
-            resolution=64,  # the packaged model and its size
+            resolution=64,
+            # ours: minutes on a core
             max_steps=100,
             batch_size=32,
-            micro_batch_size=32,  # ours: minutes on a core
+            micro_batch_size=32,
+            # chosen on the tuning prompts (nbs/repro/tuning.ipynb)
             learning_rate=3e-5,
-            beta=2000,  # chosen on the tuning prompts (nbs/repro/tuning.ipynb)
+            beta=2000,
             warmup_steps=10,  # ours
             refresh_every=0,  # as DiffusionDPO
             empty_prompt_rate=0.1,  # ours: the share the base model was trained with

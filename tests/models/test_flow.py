@@ -95,7 +95,7 @@ def test_images_and_latents_are_the_librarys(folders, kind):
         family.latents(family.encode_images(images)),
         (gaussian.mean - 0.06) * 1.5,
         rtol=1e-5,
-        atol=1e-6,
+        atol=1e-5,  # the layout of images in memory may be another, and the rounding with it
     )
     x0 = noise_of()
     with torch.no_grad():
