@@ -210,10 +210,18 @@ def fast_layout(images: torch.Tensor) -> torch.Tensor:
         return images
     return images.to(memory_format=torch.channels_last)
 
+
+def _lay_out_first(module: torch.nn.Module, arguments: tuple) -> tuple | None:
+    "Before an encoder or decoder of images runs: its images in the fast layout."
+    if not arguments or arguments[0].dim() != 4:
+        return None
+    return fast_layout(arguments[0]), *arguments[1:]
+
 # %% ../../nbs/core/05_numerics.ipynb #a1d0c021
 def at_full_speed(module: torch.nn.Module, device='cpu') -> torch.nn.Module:
-    """Make a network ready to run: its weights aligned, memory kept, and its linear layers on the
-    numeric path of this machine, all in place. Returns it.
+    """Make a network ready to run: its weights aligned, memory kept, its linear layers on the
+    numeric path of this machine and an autoencoder's images in the layout for it, all in place.
+    Returns it.
 
     Names and weights stay as they are, so saving, loading and adapters work as before. Elsewhere
     than on the CPU nothing happens."""
@@ -227,4 +235,7 @@ def at_full_speed(module: torch.nn.Module, device='cpu') -> torch.nn.Module:
         for layer in module.modules():
             if type(layer) is torch.nn.Linear:
                 layer.__class__ = convolution_linear()
+        if hasattr(module, 'encoder') and hasattr(module, 'decoder'):  # an autoencoder
+            for part in (module.encoder, module.decoder):
+                part.register_forward_pre_hook(_lay_out_first)
     return module

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from ..core.files import read_json
-from ..core.numerics import fast_layout
 from .folders import native_latents, part_config, prediction_of
 
 # %% auto #0
@@ -125,7 +124,7 @@ class AutoencoderLatents:
         pixels = images.to(self.device, torch.float32) / 127.5 - 1
         dtype = self.image_dtype
         with torch.no_grad():
-            gaussian = self.vae_in(dtype).encode(fast_layout(pixels.to(dtype))).latent_dist
+            gaussian = self.vae_in(dtype).encode(pixels.to(dtype)).latent_dist
         return torch.cat([gaussian.mean, gaussian.logvar], 1).float().contiguous()
 
 # %% ../../nbs/models/03_family.ipynb #da0e523e
@@ -154,7 +153,7 @@ class ScaledLatents(AutoencoderLatents):
         "x0 [n, c, h, w] -> uint8 images [n, 3, h*f, w*f] on the CPU."
         scale, shift = self._scale(latents)
         dtype = self.image_dtype
-        z = fast_layout((latents / scale + shift).to(dtype))
+        z = (latents / scale + shift).to(dtype)
         with torch.no_grad():
             pixels = self.vae_in(dtype).decode(z, return_dict=False)[0].contiguous()
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to('cpu', torch.uint8)

@@ -174,9 +174,8 @@ def test_kept_memory_changes_no_bit():
     code = """
 import torch
 from balanceddpo.core import numerics
-from balanceddpo.models import family as module
 from balanceddpo.models.families import load_family
-module.fast_layout = lambda images: images  # the arithmetic is to stay as it is
+numerics.fast_layout = lambda images: images  # the arithmetic is to stay as it is
 family = load_family('icons', device='cpu', components=('vae',))
 numerics.keep_memory.cache_clear()
 generator = torch.Generator().manual_seed(0)
