@@ -259,7 +259,8 @@ FAST_AGAINST_PLAIN = re.compile(r'(.+) as this machine takes it against \1 by to
 
 def short_name(what: str) -> str:
     "A measurement in the words of the short table."
-    return FAST_AGAINST_PLAIN.sub(r'\1, fast path against torch', what)
+    what = FAST_AGAINST_PLAIN.sub(r'\1, fast path against torch', what)
+    return what.replace(' as this machine takes it', '')
 
 
 def list_places(files) -> str:
