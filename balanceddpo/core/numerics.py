@@ -17,7 +17,7 @@ from .errors import InputError
 from .files import digest, read_json, write_json
 
 # %% auto #0
-__all__ = ['CHOICES', 'asked_numerics', 'processor', 'numeric_path', 'fast_layout', 'at_full_speed']
+__all__ = ['CHOICES', 'asked_numerics', 'processor', 'numeric_path', 'at_full_speed']
 
 # %% ../../nbs/core/05_numerics.ipynb #e29e563d
 CHOICES = ('auto', 'plain', 'onednn')  # values of BALANCEDDPO_NUMERICS
@@ -211,7 +211,7 @@ def fast_layout(images: torch.Tensor) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last)
 
 
-def _lay_out_first(module: torch.nn.Module, arguments: tuple) -> tuple | None:
+def _first_argument_in_fast_layout(module: torch.nn.Module, arguments: tuple) -> tuple | None:
     "Before an encoder or decoder of images runs: its images in the fast layout."
     if not arguments or arguments[0].dim() != 4:
         return None
@@ -237,5 +237,5 @@ def at_full_speed(module: torch.nn.Module, device='cpu') -> torch.nn.Module:
                 layer.__class__ = convolution_linear()
         if hasattr(module, 'encoder') and hasattr(module, 'decoder'):  # an autoencoder
             for part in (module.encoder, module.decoder):
-                part.register_forward_pre_hook(_lay_out_first)
+                part.register_forward_pre_hook(_first_argument_in_fast_layout)
     return module

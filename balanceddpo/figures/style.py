@@ -23,7 +23,7 @@ from ..core.files import staged
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'LINE', 'MARKERS', 'PLAIN', 'style_settings', 'palette', 'Look', 'Interval', 'save_figure',
-           'title_lines', 'write_title', 'write_key']
+           'title_lines', 'write_title', 'write_key_name', 'write_key']
 
 # %% ../../nbs/figures/02_style.ipynb #3d9be1dd
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole page
@@ -165,6 +165,12 @@ def write_title(fig: Figure, lines: Sequence[str]) -> None:
         )
 
 
+def write_key_name(fig: Figure, x: float, y: float, name: str, color) -> None:
+    "Write a name of a key in its colour, from `x` on and in the middle of `y`: shares of the page."
+    look = dict(fontsize=7, ha='left', va='center_baseline', parse_math=False)
+    fig.text(x, y, name, color=color, **look)
+
+
 def write_key(fig: Figure, names: Sequence[str], colors: Sequence, top: float) -> None:
     "Write names in their colours and marks, side by side, `top` inches from the top of a figure."
     width, height = fig.get_size_inches()
@@ -174,14 +180,5 @@ def write_key(fig: Figure, names: Sequence[str], colors: Sequence, top: float) -
         fig.add_artist(
             Line2D([x / width], [y], color=color, marker=MARKERS[i % 6], ms=4, mew=0, lw=0)
         )
-        fig.text(
-            (x + 0.08) / width,
-            y,
-            name,
-            color=color,
-            fontsize=7,
-            ha='left',
-            va='center_baseline',
-            parse_math=False,
-        )
+        write_key_name(fig, (x + 0.08) / width, y, name, color)
         x += 0.3 + text_size(name, 7)[0] / 72

@@ -23,6 +23,7 @@ from balanceddpo.figures.style import (
     palette,
     style_settings,
     title_lines,
+    write_key_name,
     write_title,
 )
 from .tables import display_name, refuse_repeats
@@ -165,16 +166,7 @@ def _write_comparisons(fig, names, colors, note, top):
             mark = dict(marker=MARKERS[i % 6], mew=0, lw=1.3)
         places = [x / width, (x + 0.1) / width, (x + 0.2) / width]
         fig.add_artist(Line2D(places, [y] * 3, color=color, markevery=[1], ms=3.8, **mark))
-        fig.text(
-            (x + 0.28) / width,
-            y,
-            name,
-            color=color,
-            fontsize=7,
-            ha='left',
-            va='center_baseline',
-            parse_math=False,
-        )
+        write_key_name(fig, (x + 0.28) / width, y, name, color)
 
 # %% ../../nbs/figures/03_win_rates.ipynb #1fcd8e61
 def _percent_limits(rows, paper) -> tuple[int, int]:

@@ -191,8 +191,9 @@ def kto_sd15(**changes) -> TrainConfig:
     pair are used."""
     return diffusion_dpo_sd15(
         **dict(
+            # train_kto_sd_v1.5.py
             method='kto',
-            beta=1000,  # train_kto_sd_v1.5.py
+            beta=1000,
             # ours: the code's reference point is the mean over the micro-batches of all GPUs, which
             # would make the result depend on their number
             options=('kl=0',),
@@ -269,8 +270,9 @@ def diffusion_dpo_sd15_lora(**changes) -> TrainConfig:
     examples/research_projects/diffusion_dpo runs it, with AdamW in 8 bits. Labels: human."""
     return diffusion_dpo_sd15(
         **dict(
+            # README; the adapter's alpha is its rank there too
             mode='lora',
-            lora_rank=8,  # README; the adapter's alpha is its rank there too
+            lora_rank=8,
             # README: 16 pairs x 2
             max_steps=10000,
             batch_size=32,

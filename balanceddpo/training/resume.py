@@ -26,7 +26,7 @@ from ..models.family import Family
 from ..models.folders import local_folder
 
 # %% auto #0
-__all__ = ['label_inputs', 'run_inputs']
+__all__ = ['run_inputs']
 
 # %% ../../nbs/training/05_resume.ipynb #fbbcdbc8
 from balanceddpo.training.checkpoints import (
@@ -59,7 +59,7 @@ MAY_CHANGE = (
 
 TRAINING = 1  # part of every key: to be raised when the same settings train other weights
 
-# %% ../../nbs/training/05_resume.ipynb #745bceb6
+# %% ../../nbs/training/05_resume.ipynb #3e371806
 def label_inputs(pairs: LabelledPairs) -> dict:
     """What training reads of the labels, and how they were made. Who voted beside it changes
     nothing, unless a scorer is drawn at each step (method random)."""
@@ -73,7 +73,7 @@ def label_inputs(pairs: LabelledPairs) -> dict:
         'label_config': made,
     }
 
-
+# %% ../../nbs/training/05_resume.ipynb #745bceb6
 def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     settings = asdict(with_targets(config, folder))

@@ -82,7 +82,8 @@ def test_the_folder_says_what_it_is(folders, kind):
 
 
 @pytest.mark.parametrize('kind', FLOW_KINDS)
-def test_images_and_latents_are_the_librarys(folders, kind):
+def test_images_and_latents_are_the_librarys(folders, kind, monkeypatch):
+    monkeypatch.setenv('BALANCEDDPO_NUMERICS', 'plain')  # the kernels that the library takes
     family, pipe = load_family(folders[kind], device='cpu'), diffusers_pipeline(folders[kind])
     images = torch.randint(
         0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -95,7 +96,7 @@ def test_images_and_latents_are_the_librarys(folders, kind):
         family.latents(family.encode_images(images)),
         (gaussian.mean - 0.06) * 1.5,
         rtol=1e-5,
-        atol=1e-5,  # the layout of images in memory may be another, and the rounding with it
+        atol=1e-6,
     )
     x0 = noise_of()
     with torch.no_grad():

@@ -153,7 +153,17 @@ def test_only_balanced_dpo_moves_its_reference(size):
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_every_line_of_values_says_where_they_come_from(name):
-    assert re.search(r'#\s*\S', inspect.getsource(PRESETS[name]))
+    "Behind a value stands its source, or above it and the values that follow it."
+    source = inspect.getsource(PRESETS[name])
+    assert re.search(r'#\s*\S', source)
+    has_comment_above = False
+    for line in source.splitlines():
+        if re.match(r'\s*#\s*\S', line):
+            has_comment_above = True
+        elif re.match(r'\s{12}\w+=', line):
+            behind = re.search(r'#\s*\S', line)
+            assert behind or has_comment_above, line
+            has_comment_above = has_comment_above and not behind
 
 
 @pytest.mark.parametrize('name', PRESETS)

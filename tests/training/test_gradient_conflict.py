@@ -4,6 +4,7 @@ gradients as the independent implementation."""
 import io
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,6 @@ from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.encoding import encode_pairs
 from balanceddpo.models.families import load_family
 from balanceddpo.training.checkpoints import checkpoints, newest_checkpoint
-from balanceddpo.training.config import TrainConfig
 from balanceddpo.training.gradient_conflict import (
     CONSENSUS,
     SUM,
@@ -37,6 +37,7 @@ from balanceddpo.training.loop import micro_step, start, train
 from balanceddpo.training.run import LabelledPairs, trained_state
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.labels import label_pairs
+from short_runs import settings
 from tiny_models import tiny_folder
 
 SIZE, N = 32, 8
@@ -197,21 +198,8 @@ def made(tmp_path_factory):
         root / 'encoded',
         progress=False,
     )
-    config = TrainConfig(
-        model=str(base),
-        resolution=SIZE,
-        max_steps=4,
-        batch_size=4,
-        micro_batch_size=3,
-        learning_rate=1e-3,
-        beta=500.0,
-        device='cpu',
-        tracker='none',
-        checkpoint_every=2,
-        keep_checkpoints=9,
-        refresh_every=3,
-        lora_rank=4,
-    )
+    own = dict(max_steps=4, micro_batch_size=3, checkpoint_every=2, keep_checkpoints=9)
+    config = settings(SimpleNamespace(base=base), resolution=SIZE, refresh_every=3, **own)
     return config, encoded, scores_of_four(encoded.pair_ids)
 
 
