@@ -39,7 +39,7 @@ $(VENV)/.hpsv2: $(VENV)/.installed
 
 table1: $(VENV)/.installed
 	$(VENV)/bin/balanceddpo reproduce table1 --scale $(SCALE)
-	@cat paper_figures/$(SCALE)/table1.md paper_figures/$(SCALE)/table1_gains.md
+	@cat paper_figures/$(SCALE)/table1/table1.md paper_figures/$(SCALE)/table1/gains.md
 
 bench: $(VENV)/.installed
 	$(RUN) -m benchmarks

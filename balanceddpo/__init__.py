@@ -8,17 +8,20 @@ __version__ = "0.2.0"
 # asked for: torch and the model libraries take seconds.
 _HOMES = {
     'core.errors': ('InputError',),
-    'data.pairs': ('PairSource', 'read_pairs', 'write_pairs'),
+    'data.pairs': ('write_pairs',),
+    'data.sources': ('PairSource', 'read_pairs'),
     'data.prompts': ('PromptSet', 'read_prompts'),
-    'scoring.scorers': ('load_scorers', 'register_scorer'),
+    'scoring.registry': ('load_scorers', 'register_scorer'),
     'voting.config': ('LabelConfig',),
     'voting.labels': ('labeller', 'read_labels'),
     'models.config': ('EncodeConfig', 'SampleConfig'),
     'models.encoding': ('EncodedPairs',),
     'training.config': ('TrainConfig',),
     'training.run': ('LabelledPairs',),
-    'recipes.presets': ('preset',),
-    'pipeline': ('Model', 'label', 'encode', 'train', 'sample', 'evaluate'),
+    'recipes.config': ('AlignConfig',),
+    'recipes.settings': ('settings_of', 'variant'),
+    'recipes.table': ('recipe_named',),
+    'pipeline': ('Model', 'align', 'label', 'encode', 'train', 'sample', 'evaluate'),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -66,10 +66,10 @@ def agreement(exact, cheap, pair, scorers) -> dict:
 def main() -> None:
     "Each option beside the exact evaluation."
     read_command_line(__doc__)
-    from balanceddpo.paper import experiments
+    from balanceddpo.paper import experiments, scales
 
     log = Log('agreement', prompts=PROMPTS, images=IMAGES)
-    scale = experiments.scale_of({'tiny': 'smoke', 'cpu': 'icons'}[SIZE])
+    scale = scales.scale_of({'tiny': 'smoke', 'cpu': 'icons'}[SIZE])
     scale = replace(scale, prompts=scale.prompts[:1], n_prompts=PROMPTS, images_per_prompt=IMAGES)
     models = [experiments.model_of(scale, name) for name in ('BalancedDPO', 'base')]
     scorers = experiments.scorer_names(scale)

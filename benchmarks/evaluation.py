@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from balanceddpo.scoring.scorers import PAPER_SCORERS
+from balanceddpo.scoring.registry import PAPER_SCORERS
 from benchmarks.labelling import fresh_scores, load_four
 from benchmarks.timing import SIZE, Arm, Log, read_command_line, time_arms
 

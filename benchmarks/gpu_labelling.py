@@ -17,10 +17,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import random_networks
 from benchmarks.gpu_clock import ROW
 from benchmarks.gpu_rates import ROUNDS, Rate, device, fits, goal, measure, sizes
 from benchmarks.timing import Log
 from benchmarks.world import WORDS, meta_flops
+from random_networks import word_tokenizer
 
 SCORERS = {'H': 'the default scorers, four networks', 'L': 'clip@l14, three networks'}
 BATCH = 64  # images through a network at once, as `balanceddpo label` has it
@@ -80,8 +82,6 @@ def photograph_pairs(n: int, pixels: int, distinct: int = DISTINCT) -> Iterator:
 
 def make_clip(kind: str):
     "A `CLIPModel` of ViT-L/14, ViT-H/14 or tiny geometry, 224 pixels, random weights."
-    from transformers import CLIPConfig, CLIPModel
-
     size = CLIP_SIZES[kind]
     names = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
 
@@ -89,8 +89,7 @@ def make_clip(kind: str):
         return dict(zip(names, size[part]), projection_dim=size['projection'])
 
     seeing = side('vision') | dict(patch_size=size['patch'], image_size=224)
-    sides = dict(text_config=side('text'), vision_config=seeing)
-    return CLIPModel(CLIPConfig(projection_dim=size['projection'], **sides))
+    return random_networks.make_clip(seeing, side('text'))
 
 
 def embedding_of(out):
@@ -102,8 +101,8 @@ def make_encoder(kind: str, view: str, where, dtype):
     "An `Encoder` with random weights, made on the device `where`; `view` is 'pad' (HPS) or 'crop'."
     import torch
 
-    from balanceddpo.scoring.encoders import Encoder, normalised, word_tokenizer
-    from balanceddpo.scoring.pictures import crop_to_square, pad_to_square
+    from balanceddpo.scoring.encoders import Encoder
+    from balanceddpo.scoring.pictures import crop_to_square, normalised, pad_to_square
 
     with torch.device(where):
         model = make_clip(kind).to(dtype).eval().requires_grad_(False)
@@ -303,7 +302,7 @@ def write_sources(folder: Path) -> dict[int, Path]:
 
 def measure_reading(log: Log, place: Place, sources: dict) -> None:
     "Pairs a second that are read and checked, with nothing done with them."
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
 
     def read():
         return sum(1 for _ in read_pairs(sources[place.pixels], limit=place.pairs))
@@ -337,7 +336,7 @@ def measure_rest(log: Log, place: Place, sources: dict, scorers: list, clip: str
 
 def score_all(log: Log, rate: Rate, place: Place, sources: dict, scorers: list) -> list[float]:
     "The rates at which `balanceddpo label` scores the pairs of a place, each time in a new folder."
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import score_pairs
 
     with TemporaryDirectory() as folder, cores(place.cores):

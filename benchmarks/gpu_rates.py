@@ -13,13 +13,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import median
 
 from benchmarks.gpu_clock import ROW
 from benchmarks.timing import SIZE, Log, wait_for_device
-from benchmarks.world import SD15, SDXL, TINY, Geometry
+from benchmarks.world import SD15, SDXL
+from random_networks import TINY, TINY_XL, Geometry
 
 WARMUPS = 1  # calls before the rounds; the first one compiles
 ROUNDS = int(os.environ.get('BENCH_ROUNDS', 5))
@@ -96,15 +97,9 @@ FULL = Sizes(
     trainings=(1, 2, 4, 8),
     icon_steps=8,
 )
-SIZE_INPUTS = dict(  # as SDXL's, narrower: the pooled embedding of 1280 numbers, and six sizes
-    addition_embed_type='text_time',
-    addition_time_embed_dim=8,
-    projection_class_embeddings_input_dim=1280 + 6 * 8,
-)
-TINY_XL = Geometry('SDXL', 64, TINY.unet | SIZE_INPUTS, TINY.vae, tokens=16)
 SMALL = Sizes(
     sd15=TINY,
-    sdxl=TINY_XL,
+    sdxl=replace(TINY_XL, name='SDXL', text={}),
     product=64,
     batch=4,
     micros=(2, 1, 4),

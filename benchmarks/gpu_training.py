@@ -37,7 +37,8 @@ from benchmarks.step import (
     train_config,
 )
 from benchmarks.timing import Arm, Log, time_arms
-from benchmarks.world import Geometry, RandomPairs, flops, make_family, per_pair
+from benchmarks.world import RandomPairs, flops, make_family, per_pair, pooled_width
+from random_networks import Geometry
 
 COMPILED = {'channels_last': True}  # and `compiled`, as the sizes say
 USUAL_MICRO = 16  # pairs at once where no rows say what is best
@@ -72,7 +73,8 @@ def random_world(geometry: Geometry, folder: str | Path, pairs: int) -> World:
 
     family = make_family(geometry, Path(folder) / 'model', device())
     text = (geometry.tokens, geometry.unet['cross_attention_dim'])
-    encoded = RandomPairs(pairs, geometry.pixels, {'prompt_embeds': text, 'pooled': (1280,)})
+    shapes = {'prompt_embeds': text, 'pooled': (pooled_width(geometry),)}
+    encoded = RandomPairs(pairs, geometry.pixels, shapes)
     labels = pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1.0, 'w1': 0.0})
     return World(geometry, family, encoded, labels, None, None, None)
 
@@ -144,7 +146,7 @@ def compiled(log: Log) -> None:
 
 
 def sdxl(log: Log) -> None:
-    "Steps of SDXL, 1024 pixels, all weights, Adafactor: with checkpointing (preset) and without."
+    "Steps of SDXL, 1024 pixels, all weights, Adafactor: with checkpointing and without."
     s, run = sizes(), None
     flop = per_pair(flops(s.sdxl))['cached']
     with TemporaryDirectory() as folder:
@@ -258,14 +260,14 @@ def runs_once(log: Log, arm: Arm) -> bool:
 
 
 def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
-    "A run of the preset `balanced_dpo_icons` on this device, on the first pairs as labelled."
+    "A run of BalancedDPO in the icon world on this device, on the first pairs as labelled."
     import pandas as pd
 
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.models.config import EncodeConfig
     from balanceddpo.models.encoding import encode_pairs
     from balanceddpo.models.families import load_family
-    from balanceddpo.recipes.presets import preset
+    from balanceddpo.recipes.settings import settings_of
     from balanceddpo.training.loop import start
     from balanceddpo.training.run import LabelledPairs
     from balanceddpo.voting.config import LabelConfig
@@ -278,13 +280,14 @@ def icon_run(folder: str | Path, precision: str = 'fp32', pairs: int = 64):
     labels = pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': first, 'w1': [1 - w for w in first]})
     changes = dict(precision=precision, device=device(), tracker='none', max_steps=10**6)
     batch = sizes().icon_batch
-    settings = preset('balanced_dpo_icons', batch_size=batch, micro_batch_size=batch, **changes)
+    changes |= dict(batch_size=batch, micro_batch_size=batch)
+    settings = settings_of('BalancedDPO', 'icons', **changes)
     pairs = LabelledPairs(encoded, labels, LabelConfig())
     return start(settings, pairs, Path(folder) / precision)
 
 
 def icons(log: Log) -> None:
-    "The icon world's training step, in fp32 as its preset and in bf16; trainings side by side."
+    "The icon world's training step, in fp32 as in its recipe and in bf16; trainings side by side."
     for precision in ('fp32', 'bf16'):
         with TemporaryDirectory() as folder, fits(log, f'icon world step, {precision}'):
             measure_icon_step(log, folder, precision)

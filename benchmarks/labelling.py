@@ -43,7 +43,8 @@ TOLERANCE = 1e-4
 
 def write_source(path, n) -> Path:
     "The first `n` pairs of the icon world (JPEG, 64 pixels) as one Parquet file."
-    from balanceddpo.data.pairs import read_pairs, write_pairs
+    from balanceddpo.data.pairs import write_pairs
+    from balanceddpo.data.sources import read_pairs
 
     return write_pairs(read_pairs('icons', limit=n), path)
 
@@ -51,7 +52,7 @@ def write_source(path, n) -> Path:
 def load_four():
     """The icon world's HPS, CLIP, PickScore and Aesthetic on the CPU: three networks, for CLIP and
     Aesthetic share one."""
-    from balanceddpo.scoring.scorers import PAPER_SCORERS, load_scorers
+    from balanceddpo.scoring.registry import PAPER_SCORERS, load_scorers
 
     return load_scorers([f'icons:{k}' for k in PAPER_SCORERS], device='cpu')
 
@@ -124,7 +125,7 @@ def scores_with_care(path, scorers, n, size=BATCH):
 
 def our_scores(path, scorers, folder):
     "Scores fp32 [n, 2, K] by `read_pairs`, `score_pairs`, `read_scores`, `read_ballot`."
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import read_scores, score_pairs
     from balanceddpo.voting.votes import read_ballot
 

@@ -159,9 +159,9 @@ def write_source(path, n) -> Path:
 
 def small_scorers(folder, k=1) -> list:
     "`k` scorers with a small random CLIP each, and one that is a function of the pixels."
-    from balanceddpo.scoring.encoders import write_random_clip
-    from balanceddpo.scoring.scorers import load_scorer, register_scorer
+    from balanceddpo.scoring.registry import load_scorer, register_scorer
     from benchmarks.world import WORDS
+    from random_networks import write_random_clip
 
     @register_scorer('brightness')
     def brightness(images, prompts):
@@ -178,7 +178,7 @@ def label_all(folder) -> dict:
     "Label `folder/pairs.parquet`; the peak of this whole process in bytes, and the pairs."
     import warnings
 
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import score_pairs
 
     warnings.simplefilter('ignore')  # a random network hardly tells images apart, and says so

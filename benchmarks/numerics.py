@@ -42,21 +42,21 @@ SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by 
 
 def small_world():
     "The icon world with a few pairs."
-    from balanceddpo.paper import experiments
+    from balanceddpo.paper import experiments, scales
 
-    return replace(experiments.ICONS, n_pairs=max(PAIRS, STEP_PAIRS))
+    return replace(scales.ICONS, n_pairs=max(PAIRS, STEP_PAIRS))
 
 
 def training_step(folder) -> Callable:
     "An optimizer step of BalancedDPO in the icon world."
-    from balanceddpo.paper import experiments
+    from balanceddpo.paper import experiments, scales
     from balanceddpo.training.loop import start, update
     from balanceddpo.training.run import LabelledPairs
     from balanceddpo.voting.config import LabelConfig
 
     world, labels = small_world(), LabelConfig('majority')
     settings = experiments.training_settings(
-        world, 'balanced_dpo', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS
+        world, 'BalancedDPO', batch_size=STEP_PAIRS, micro_batch_size=STEP_PAIRS
     )
     table, encoded = experiments.labels_of(world, labels), experiments.encoded_pairs(world)
     run = start(settings, LabelledPairs(encoded, table, labels), Path(folder) / 'run')
@@ -85,7 +85,7 @@ def sampling(folder) -> Callable:
 
 def labelling(folder) -> Callable:
     "Pairs of the icon world read, decoded and scored by its four scorers."
-    from balanceddpo.paper import experiments
+    from balanceddpo.paper import experiments, scales
     from balanceddpo.scoring.tables import score_pairs
 
     world = small_world()

@@ -361,12 +361,10 @@ def in_new_process(function: Callable, *arguments):
 
 def write_model(folder: Path) -> int:
     "Write the pipeline of this size, with its weights, to a folder; pixels a side."
-    from benchmarks.world import GEOMETRIES, make_family
+    from benchmarks.world import GEOMETRIES, make_pipeline
 
     geometry = GEOMETRIES[SIZE]
-    family = make_family(geometry, folder)
-    for name in ('vae', 'unet', 'text_encoder'):
-        family.part(name).save_pretrained(folder / name)
+    make_pipeline(geometry).save_pretrained(folder)
     return geometry.pixels
 
 

@@ -83,7 +83,7 @@ def measure_growth(
 
 def measure_pairs(log: Log, folder: Path) -> None:
     "Labelling, by the number of pairs."
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import score_pairs
 
     scorers = small_scorers(folder / 'scorers')
@@ -128,22 +128,16 @@ def measure_prompts(log: Log, folder: Path) -> None:
 
 def save_tiny(folder):
     "The tiny geometry as a pipeline folder with weights."
-    from diffusers import StableDiffusionPipeline
+    from benchmarks.world import make_pipeline
+    from random_networks import TINY
 
-    from balanceddpo.models.sampling import make_scheduler
-    from benchmarks.world import TINY, make_family
-
-    family = make_family(TINY, folder / 'configs')
-    scheduler = make_scheduler('ddim', family.scheduler_config)
-    none = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipeline = StableDiffusionPipeline(**family.parts, scheduler=scheduler, **none)
-    pipeline.save_pretrained(folder / 'model')
+    make_pipeline(TINY).save_pretrained(folder / 'model')
     return folder / 'model'
 
 
 def measure_scorers(log: Log, folder: Path) -> None:
     "Labelling, by the number of scorers."
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import score_pairs
 
     source = write_source(folder / 'pairs.parquet', SCORED)
@@ -159,7 +153,7 @@ def measure_scorers(log: Log, folder: Path) -> None:
 def count_passes(n: int = SCORED) -> dict[str, int]:
     """Image passes and text passes of the paper's four scorers over `n` pairs, and of each distinct
     network: counted, not timed."""
-    from balanceddpo.data.pairs import read_pairs
+    from balanceddpo.data.sources import read_pairs
     from balanceddpo.scoring.tables import score_shard
     from benchmarks.labelling import load_four
 

@@ -4,11 +4,14 @@ pictures made on the fly. Nothing is downloaded."""
 from __future__ import annotations
 
 import io
-import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import random_networks
+from balanceddpo.core.devices import ensure_torchvision
+from random_networks import TINY, Geometry, make_text, make_unet, make_vae, word_tokenizer
 
 WORDS = (
     'a',
@@ -28,43 +31,8 @@ WORDS = (
     'small',
     'bright',
 )
-# Stable Diffusion's
-SCHEDULE = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule='scaled_linear',
-    steps_offset=1,
-)
-# SD's factor 8. Random weights give latents of size one as they are, which is what SD's own scaling
-# factor is for.
-FOUR = dict(
-    down_block_types=('DownEncoderBlock2D',) * 4,
-    up_block_types=('UpDecoderBlock2D',) * 4,
-    scaling_factor=1.0,
-)
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of a Stable Diffusion model; what a dict leaves out is the class's default, which for
-    the UNet and CLIP is SD1.5's."""
-
-    name: str
-    pixels: int  # a side
-    unet: dict
-    vae: dict
-    text: dict = field(default_factory=dict)
-    tokens: int = 77  # a prompt
-    batch: int = 2  # pairs an optimizer step
-
-    @property
-    def text_encoder(self) -> bool:
-        "Whether a family of this geometry has a text encoder: SDXL's two are left out."
-        return self.name != 'SDXL'
-
-
-SD_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **FOUR)
+SD_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
 CLIP_L = dict(
     vocab_size=49408,
     hidden_size=768,
@@ -89,6 +57,7 @@ SDXL = Geometry(
         projection_class_embeddings_input_dim=2816,
     ),
     SD_VAE,
+    kind='sdxl',
     batch=8,
 )
 # For the CPU. The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
@@ -104,117 +73,58 @@ CPU = Geometry(
         cross_attention_dim=128,
         attention_head_dim=2,
     ),
-    dict(block_out_channels=(16, 48, 96, 96), layers_per_block=2, norm_num_groups=16, **FOUR),
+    dict(block_out_channels=(16, 48, 96, 96), layers_per_block=2, norm_num_groups=16),
     dict(hidden_size=128, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4),
-)
-TINY = Geometry(
-    'tiny',
-    64,
-    dict(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        norm_num_groups=8,
-        attention_head_dim=4,
-        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
-        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
-    ),
-    dict(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, **FOUR),
-    dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
-    tokens=16,
 )
 GEOMETRIES = {'tiny': TINY, 'cpu': CPU}
 
 
-def make_unet(g: Geometry):
-    "The denoiser."
-    from diffusers import UNet2DConditionModel
+def make_pipeline(g: Geometry, device='cpu'):
+    """The pipeline of this geometry, in fp32, random weights by seed 0, made on its device.
 
-    return UNet2DConditionModel(sample_size=g.pixels // 8, **g.unet)
-
-
-def make_vae(g: Geometry):
-    "The autoencoder."
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(latent_channels=4, sample_size=g.pixels, **g.vae)
-
-
-def make_text(g: Geometry, tokenizer):
-    "The text encoder, for the words of `tokenizer`."
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    settings = dict(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=g.tokens,
-        projection_dim=g.text['hidden_size'],
-    )
-    settings |= g.text
-    for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
-        settings[name] = getattr(tokenizer, name)
-    return CLIPTextModel(CLIPTextConfig(**settings))
-
-
-def make_family(g: Geometry, folder, device='cpu'):
-    """A `Family` of this geometry, in fp32, random weights by seed 0, made on its device; `folder`
-    gets its configs, and no weights.
-
-    SDXL has no text encoders here: its embeddings are drawn (`RandomPairs`)."""
+    Random weights give latents of size one as they are, which is what SD's own scaling factor is
+    for. SDXL has no text encoders here: its embeddings are drawn (`RandomPairs`)."""
     import torch
-    from diffusers import DDPMScheduler
-
-    from balanceddpo.core.devices import ensure_torchvision
-    from balanceddpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
-    from balanceddpo.scoring.encoders import word_tokenizer
 
     ensure_torchvision()
     torch.manual_seed(0)
-    folder, tokenizer = Path(folder), word_tokenizer(WORDS, g.tokens)
-    parts = make_networks(g, tokenizer, device)
-    scheduler = DDPMScheduler(**SCHEDULE)
-    index = model_index(parts)
-    save_configs(folder, parts, tokenizer, scheduler, index)
-    kind, name = (StableDiffusion, 'sd15') if g.text_encoder else (StableDiffusionXL, 'sdxl')
-    parts |= {'tokenizer': tokenizer}
-    return kind(folder, name, index, dict(scheduler.config), parts, torch.device(device))
+    with torch.device(device):
+        unscaled = replace(g, vae=g.vae | dict(scaling_factor=1.0))
+        parts = {'vae': make_vae(unscaled), 'unet': make_unet(g)}
+        if g.text:
+            parts['tokenizer'] = word_tokenizer(WORDS, g.tokens)
+            parts['text_encoder'] = make_text(parts['tokenizer'], g.text)
+    return random_networks.make_pipeline(g.kind, parts)
 
 
-def make_networks(g: Geometry, tokenizer, device: str) -> dict:
-    "Name -> the network with random weights, in evaluation mode and frozen."
+def make_family(g: Geometry, folder, device='cpu'):
+    "The `Family` of that pipeline, frozen; `folder` gets its configs, and no weights."
     import torch
 
-    with torch.device(device):
-        parts = {'vae': make_vae(g), 'unet': make_unet(g)}
-        if g.text_encoder:
-            parts['text_encoder'] = make_text(g, tokenizer)
-    return {name: part.eval().requires_grad_(False) for name, part in parts.items()}
+    from balanceddpo.models.families import family_kind
+    from balanceddpo.models.folders import pipeline_index, read_scheduler_config
+
+    folder, pipeline = Path(folder), make_pipeline(g, device)
+    save_configs(folder, pipeline)
+    index, scheduler = pipeline_index(folder), read_scheduler_config(folder)
+    kind, name = family_kind(folder, index, scheduler)
+    parts = {n: part for n, part in pipeline.components.items() if part and n != 'scheduler'}
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    return kind(folder, name, index, scheduler, parts, torch.device(device))
 
 
-def model_index(parts: dict) -> dict:
-    "What `model_index.json` says of a pipeline with these networks."
-    plain = 'text_encoder' in parts
-    index = {
-        '_class_name': 'StableDiffusionPipeline' if plain else 'StableDiffusionXLPipeline',
-        'vae': ['diffusers', 'AutoencoderKL'],
-        'unet': ['diffusers', 'UNet2DConditionModel'],
-    }
-    if plain:
-        index['text_encoder'] = ['transformers', 'CLIPTextModel']
-    index['tokenizer'] = ['transformers', 'CLIPTokenizer']
-    index['scheduler'] = ['diffusers', 'DDPMScheduler']
-    return index
-
-
-def save_configs(folder: Path, parts: dict, tokenizer, scheduler, index: dict) -> None:
-    "Write the configuration of each part, and the index, as a pipeline folder without weights."
-    for name, part in parts.items():
-        if name == 'text_encoder':
+def save_configs(folder: Path, pipeline) -> None:
+    "Write a pipeline folder without weights: the index, and the configuration of each part."
+    pipeline.save_config(folder)
+    for name, part in pipeline.components.items():
+        if name == 'text_encoder' and part:
             part.config.save_pretrained(folder / name)
-        else:
+        elif name == 'tokenizer' and part:
+            part.save_pretrained(folder / name)
+        elif part:
             part.save_config(folder / name)
-    tokenizer.save_pretrained(folder / 'tokenizer')
-    scheduler.save_config(folder / 'scheduler')
-    (folder / 'model_index.json').write_text(json.dumps(index))
 
 
 def picture(seed: int, pixels: int) -> bytes:
@@ -289,11 +199,14 @@ def flops(g: Geometry) -> dict:
         'decode': meta_flops(vae, partial(decode_latents, g)),
     }
     if g.text:
-        from balanceddpo.scoring.encoders import word_tokenizer
-
-        text = partial(make_text, g, word_tokenizer(WORDS, g.tokens))
+        text = partial(make_text, word_tokenizer(WORDS, g.tokens), g.text)
         found['text'] = meta_flops(text, partial(read_prompt, g))
     return found
+
+
+def pooled_width(g: Geometry) -> int:
+    "The width of SDXL's pooled embedding, which its UNet takes beside six embedded sizes."
+    return g.unet['projection_class_embeddings_input_dim'] - 6 * g.unet['addition_time_embed_dim']
 
 
 def predict_noise(g: Geometry, unet):
@@ -301,8 +214,8 @@ def predict_noise(g: Geometry, unet):
     import torch
 
     added = {}
-    if not g.text_encoder:
-        pooled, sizes = (torch.empty(1, width, device='meta') for width in (1280, 6))
+    if g.kind == 'sdxl':
+        pooled, sizes = (torch.empty(1, width, device='meta') for width in (pooled_width(g), 6))
         added = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=sizes))
     latent = torch.empty(1, 4, g.pixels // 8, g.pixels // 8)
     embedding = torch.empty(1, g.tokens, g.unet['cross_attention_dim'])

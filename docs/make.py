@@ -1,4 +1,5 @@
-"""Writes the files that only repeat what stands elsewhere: settings.ini, from pyproject.toml.
+"""Writes the files that only repeat what stands elsewhere: settings.ini, from pyproject.toml, and
+docs/methods.md, from the table of methods.
 
 python docs/make.py            write them
 python docs/make.py --check    say which differ, and exit with 1
@@ -62,10 +63,99 @@ def settings(project: dict) -> str:
     return '\n'.join([head, '[DEFAULT]', *lines]) + '\n'
 
 
+METHODS_HEAD = """<!-- Made by docs/make.py from balanceddpo/recipes/table.py. -->
+# Methods
+
+A method is a row of one table: who labels the pairs, which loss, which noise, which reference, and
+for each kind of base model its values, each with the place that it comes from. `balanceddpo methods`
+prints the table, `balanceddpo align NAME` runs a row, and any value can be changed by its option. A
+change that makes it another method, such as BalancedDPO without a refresh, is refused with the
+reason.
+
+Each loss is tested against numbers worked by hand and its own identities. **No row has been run by us
+on published weights. All of them have been run in the icon world**, whose values are ours, and
+[results.md](results.md) says how they compare there.
+
+The base model may be a folder or Hub id of Stable Diffusion 1.5, 2.1 (v-prediction) or XL; its kind is
+read from it. For SD 3, 3.5 and FLUX nobody has published values: `--values sdxl` says whose are to be
+used, and noise by inversion is not for them.
+"""
+KIND_NAMES = {'sd15': 'SD1.5', 'sd15_lora': 'SD1.5, LoRA', 'sdxl': 'SDXL', 'icons': 'icon world'}
+
+
+def words_of_labels(recipe) -> str:
+    "Who labels the pairs of a row."
+    if recipe.groups:
+        return f'groups of images that it draws itself, rule `{recipe.groups}`'
+    return ' of '.join(f'`{w}`' for w in (recipe.labels.method, recipe.labels.scorer) if w)
+
+
+def own_values(recipe) -> list[str]:
+    "The rows of a Markdown table: what the recipe itself says, and for which base models."
+    rows = []
+    for kind in ('any', *KIND_NAMES):
+        for name, value in recipe.values.get(kind, {}).items():
+            told = value.value if not isinstance(value.value, tuple) else ' '.join(value.value)
+            model = KIND_NAMES.get(kind, 'all')
+            rows.append(f'| {model} | `{name}` | {told} | {value.source} |')
+    if rows:
+        rows = ['| base model | setting | value | from |', '| --- | --- | --- | --- |', *rows]
+    return rows
+
+
+def loss_values(recipe) -> str:
+    "The parameters of a row's loss, with their defaults and sources, in a sentence."
+    from balanceddpo.losses.methods import LOSSES
+
+    told = [f'`{n}` {p.default} ({p.source})' for n, p in LOSSES[recipe.loss].parameters.items()]
+    return f'Where nothing is said, the loss has {"; ".join(told)}.'
+
+
+def section(recipe) -> str:
+    "The section of one method."
+    needs = '--prompts prompts.txt' if recipe.groups else '--pairs pairs.parquet'
+    named = f'"{recipe.name}"' if ' ' in recipe.name else recipe.name
+    parts = [
+        f'labels {words_of_labels(recipe)}',
+        f'loss `{recipe.loss}`',
+        f'noise {recipe.noise}',
+        f'reference {recipe.reference}',
+    ]
+    like = f' Everything else as {recipe.like}.' if recipe.like else ''
+    source = '. '.join(filter(None, (recipe.paper, recipe.code and f'Code: {recipe.code}')))
+    lines = [
+        f'## {recipe.name}',
+        f'{recipe.does[0].upper()}{recipe.does[1:]}. {source}.'.replace(' .', ''),
+        '',
+        f'L{", ".join(parts)[1:]}.{like} {loss_values(recipe)}',
+        '',
+        f'    balanceddpo align {named} --model MODEL {needs} --out work/run',
+        '',
+        *own_values(recipe),
+    ]
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def variants(recipes) -> str:
+    "The table of the variants of BalancedDPO."
+    rows = [f'| {r.name} | {words_of_labels(r)} | {r.reference} | {r.does} |' for r in recipes]
+    head = ['| | labels | reference | |', '| --- | --- | --- | --- |']
+    return '\n'.join(['## Variants of BalancedDPO', '', *head, *rows]) + '\n'
+
+
+def methods() -> str:
+    "docs/methods.md."
+    from balanceddpo.recipes.table import RECIPES
+
+    of_ours = [r for r in RECIPES.values() if r.like == 'BalancedDPO']
+    others = [r for r in RECIPES.values() if r.like != 'BalancedDPO']
+    return '\n'.join([METHODS_HEAD, *map(section, others), variants(of_ours)])
+
+
 def pages() -> dict[Path, str]:
     "Path -> text of everything that is written here."
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
-    return {ROOT / 'settings.ini': settings(project)}
+    return {ROOT / 'settings.ini': settings(project), ROOT / 'docs/methods.md': methods()}
 
 
 def main() -> int:

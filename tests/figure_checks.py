@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from balanceddpo.evaluation.win_rates import score_table, wilson
+from balanceddpo.evaluation.intervals import wilson
+from balanceddpo.evaluation.win_rates import score_table
 
 SETS = ('pickapic', 'partiprompts', 'hpd')
 SCORERS = ('hps', 'clip', 'pickscore', 'aesthetic')

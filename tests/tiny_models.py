@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from balanceddpo.core.devices import ensure_torchvision
+from random_networks import (
+    TINY,
+    TINY_KINDS,
+    make_pipeline,
+    make_text,
+    make_unet,
+    make_vae,
+    two_layers,
+    word_tokenizer,
+)
 
-KINDS = ('sd15', 'sd21', 'sdxl')
+KINDS = tuple(TINY_KINDS)
 # SD3.5 without T5; FLUX.1 with (dev) and without (schnell) the guidance input
 FLOW_KINDS = ('sd3', 'sd35', 'flux', 'schnell')
-BETAS = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear'
-)
-SIZE = 64  # pixels
-MAX_LENGTH = 16  # tokens a prompt, start and end included
+SIZE = TINY.pixels
 
 
 def quieten_libraries() -> None:
@@ -38,139 +45,32 @@ def quieten_libraries() -> None:
 
 
 def tiny_tokenizer(pad_token='<|endoftext|>'):
-    "A CLIP tokenizer whose words are single characters and a few merges; no download."
-    ensure_torchvision()
-    from transformers import CLIPTokenizer
-
-    letters = [chr(i) for i in range(33, 127)]
-    merges = [('r', 'e'), ('re', 'd</w>'), ('c', 'a'), ('ca', 't</w>'), ('d', 'o'), ('do', 'g</w>')]
-    tokens = [
-        *letters,
-        *(c + '</w>' for c in letters),
-        *(a + b for a, b in merges),
-        '<|startoftext|>',
-        '<|endoftext|>',
-    ]
-    return CLIPTokenizer(
-        vocab={t: i for i, t in enumerate(tokens)},
-        merges=merges,
-        pad_token=pad_token,
-        model_max_length=MAX_LENGTH,
-    )
+    "A CLIP tokenizer of three words and the single characters that one types."
+    characters = [chr(i) for i in range(33, 127)]
+    return word_tokenizer(('red', 'cat', 'dog'), TINY.tokens, characters, pad_token)
 
 
-def tiny_text_encoder(tokenizer, width=32, projection=False):
-    """A CLIPTextModel, or with `projection` a CLIPTextModelWithProjection (SDXL's second encoder),
-    two layers, random weights."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=width,
-        hidden_act='gelu' if projection else 'quick_gelu',
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-
-
-def tiny_vae(channels=4, **config):
-    "An AutoencoderKL with SD's factor 8 and `channels` latent channels."
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=('DownEncoderBlock2D',) * 4,
-        up_block_types=('UpDecoderBlock2D',) * 4,
-        latent_channels=channels,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=SIZE,
-        **config,
-    )
-
-
-def tiny_unet(kind='sd15', channels=4, text_width=32):
-    """A two-level conditional UNet in the shape of the family: SD2.1 and SDXL project by linear
-    layers, SDXL takes sizes and a pooled text."""
-    from diffusers import UNet2DConditionModel
-
-    extra = dict(use_linear_projection=True) if kind != 'sd15' else {}
-    if kind == 'sdxl':
-        extra |= dict(
-            addition_embed_type='text_time',
-            addition_time_embed_dim=8,
-            transformer_layers_per_block=(1, 2),
-            projection_class_embeddings_input_dim=6 * 8 + 32,
-        )
-    down, up = (('DownBlock2D', 'CrossAttnDownBlock2D'), ('CrossAttnUpBlock2D', 'UpBlock2D'))
-    return UNet2DConditionModel(
-        sample_size=SIZE // 8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=down,
-        up_block_types=up,
-        norm_num_groups=8,
-        attention_head_dim=(2, 4),
-        cross_attention_dim=text_width,
-        **extra,
-    )
-
-
-def tiny_scheduler(kind='sd15'):
-    "The family's own scheduler: PNDM for SD1.5, DDIM with v-prediction for SD2.1, Euler for SDXL."
-    from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
-
-    if kind == 'sd15':
-        return PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    if kind == 'sd21':
-        return DDIMScheduler(
-            **BETAS,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type='v_prediction',
-        )
-    return EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing='leading')
-
-
-def tiny_pipeline(kind='sd15', channels=4, seed=0, **vae):
+def tiny_pipeline(kind='sd15', seed=0, **vae):
     """A pipeline of one of `KINDS` or `FLOW_KINDS` with random weights; `vae` goes into the
     autoencoder's config."""
     ensure_torchvision()
     if kind in FLOW_KINDS:
         return tiny_flow_pipeline(kind, seed, **vae)
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
+    g, tokenizer = TINY_KINDS[kind], tiny_tokenizer()
+    g = replace(g, vae=g.vae | vae)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = tiny_tokenizer()
         parts = dict(
-            vae=tiny_vae(channels, **vae),
-            text_encoder=tiny_text_encoder(tokenizer),
+            vae=make_vae(g),
+            text_encoder=make_text(tokenizer, g.text),
             tokenizer=tokenizer,
-            unet=tiny_unet(kind, channels, 64 if kind == 'sdxl' else 32),
-            scheduler=tiny_scheduler(kind),
+            unet=make_unet(g),
         )
-        if kind != 'sdxl':
-            return StableDiffusionPipeline(
-                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-            )
-        second = tiny_tokenizer(pad_token='!')
-        return StableDiffusionXLPipeline(
-            **parts,
-            text_encoder_2=tiny_text_encoder(second, projection=True),
-            tokenizer_2=second,
-            add_watermarker=False,
-        )
+        if kind == 'sdxl':
+            second = tiny_tokenizer(pad_token='!')
+            clip = make_text(second, g.text, projection=True)
+            parts |= dict(text_encoder_2=clip, tokenizer_2=second)
+    return make_pipeline(kind, parts)
 
 
 def tiny_folder(folder, kind='sd15', **options):
@@ -315,9 +215,13 @@ def tiny_flow_scheduler(kind):
 def tiny_flow_vae(**config):
     "An AutoencoderKL with 16 channels, a scale and a shift, as the flow models have it."
     published = dict(
-        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False
+        latent_channels=16,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
     )
-    return tiny_vae(16, **published | config)
+    return make_vae(replace(TINY, vae=TINY.vae | published | config))
 
 
 def tiny_flow_pipeline(kind, seed=0, **vae):
@@ -327,6 +231,7 @@ def tiny_flow_pipeline(kind, seed=0, **vae):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, second = tiny_tokenizer(), tiny_tokenizer(pad_token='!')
+        sizes = two_layers(16)
         parts = dict(
             vae=tiny_flow_vae(**vae),
             tokenizer=first,
@@ -336,7 +241,7 @@ def tiny_flow_pipeline(kind, seed=0, **vae):
         t5_tokenizer, t5 = tiny_t5()
         if kind in ('flux', 'schnell'):
             return FluxPipeline(
-                text_encoder=tiny_text_encoder(first, 16),
+                text_encoder=make_text(first, sizes),
                 tokenizer_2=t5_tokenizer,
                 text_encoder_2=t5,
                 **parts,
@@ -344,8 +249,8 @@ def tiny_flow_pipeline(kind, seed=0, **vae):
         if kind == 'sd35':
             t5_tokenizer = t5 = None
         clips = dict(
-            text_encoder=tiny_text_encoder(first, 16, projection=True),
-            text_encoder_2=tiny_text_encoder(second, 16, projection=True),
+            text_encoder=make_text(first, sizes, projection=True),
+            text_encoder_2=make_text(second, sizes, projection=True),
             tokenizer_2=second,
         )
         return StableDiffusion3Pipeline(

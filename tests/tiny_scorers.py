@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from balanceddpo.scoring.encoders import write_random_clip
+from random_networks import write_random_clip
 
 SIZES = [(32, 32), (64, 64), (97, 61), (33, 80), (31, 31), (200, 90), (40, 41), (45, 32)]
 PROMPTS = [

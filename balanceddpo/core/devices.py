@@ -5,6 +5,8 @@
 # %% ../../nbs/core/03_devices.ipynb #06f6ef1c
 from __future__ import annotations
 
+from types import ModuleType
+
 from .errors import InputError
 
 # %% auto #0
@@ -14,7 +16,7 @@ __all__ = ['ensure_torchvision', 'pick_device', 'pick_dtype', 'versions']
 _DECLARED = []  # the declaration lives as long as this list holds it
 
 
-def _declare_operators():
+def _declare_operators() -> None:
     """Tell torch the signatures of the two operators whose fake kernels torchvision registers
     without asking whether they exist."""
     import torch
@@ -25,7 +27,7 @@ def _declare_operators():
         library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
 # %% ../../nbs/core/03_devices.ipynb #770965aa
-def ensure_torchvision():
+def ensure_torchvision() -> ModuleType | None:
     """Import torchvision, also where its compiled half does not fit the installed torch, and return
     it; None if it is not installed.
 
@@ -52,7 +54,7 @@ def ensure_torchvision():
     return torchvision
 
 # %% ../../nbs/core/03_devices.ipynb #3d807fe4
-def pick_device(name='auto') -> torch.device:
+def pick_device(name: str | torch.device = 'auto') -> torch.device:
     """The torch device called `name`; 'auto' is CUDA, or MPS, or the CPU, in that order. Raises
     InputError if it is unknown or not there."""
     import torch
@@ -81,7 +83,7 @@ def pick_device(name='auto') -> torch.device:
     return device
 
 # %% ../../nbs/core/03_devices.ipynb #934b490a
-def pick_dtype(name) -> torch.dtype:
+def pick_dtype(name: str) -> torch.dtype:
     "The torch dtype for 'fp32', 'bf16' or 'fp16'. Raises InputError for any other name."
     import torch
 
@@ -110,7 +112,7 @@ PACKAGES = (
 )
 
 # %% ../../nbs/core/03_devices.ipynb #89f1f39b
-def versions() -> dict:
+def versions() -> dict[str, str | None]:
     """Name -> version of Python and of the packages that shape a result; one that is not installed
     is None."""
     import platform

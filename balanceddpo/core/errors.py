@@ -5,8 +5,10 @@
 # %% ../../nbs/core/01_errors.ipynb #8223e9fc
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # %% auto #0
-__all__ = ['InputError', 'reason_of', 'refusal']
+__all__ = ['InputError', 'first_line', 'reason_of', 'refusal']
 
 # %% ../../nbs/core/01_errors.ipynb #b784aa89
 class InputError(ValueError):
@@ -14,12 +16,17 @@ class InputError(ValueError):
     exits with code 2."""
 
 
-def reason_of(error) -> str:
+def first_line(error: Exception) -> str:
+    "The first line of what an error says, or its class where it says nothing."
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def reason_of(error: Exception) -> str:
     "An error of a library in one short line: its class and what it says."
     return f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given":.200}'
 
 # %% ../../nbs/core/01_errors.ipynb #4bd9a3c3
-def refusal(function, *args, **kwargs) -> str:
+def refusal(function: Callable, *args, **kwargs) -> str:
     """The line of the `InputError` that a call raises. Raises AssertionError if the call is not
     refused."""
     try:

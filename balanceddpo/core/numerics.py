@@ -149,7 +149,7 @@ def measured_path() -> str:
     return faster_path(rates)
 
 # %% ../../nbs/core/05_numerics.ipynb #a1d0c013
-def numeric_path(device='cpu', dtype='fp32') -> str:
+def numeric_path(device: str | torch.device = 'cpu', dtype: str | torch.dtype = 'fp32') -> str:
     """Who multiplies matrices: 'onednn', or 'torch' in its own way, as always away from the CPU and
     in other precisions. Part of every key.
 
@@ -218,7 +218,7 @@ def _first_argument_in_fast_layout(module: torch.nn.Module, arguments: tuple) ->
     return fast_layout(arguments[0]), *arguments[1:]
 
 # %% ../../nbs/core/05_numerics.ipynb #a1d0c021
-def at_full_speed(module: torch.nn.Module, device='cpu') -> torch.nn.Module:
+def at_full_speed(module: torch.nn.Module, device: str | torch.device = 'cpu') -> torch.nn.Module:
     """Make a network ready to run: its weights aligned, memory kept, its linear layers on the
     numeric path of this machine and an autoencoder's images in the layout for it, all in place.
     Returns it.

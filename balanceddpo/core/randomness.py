@@ -13,7 +13,7 @@ import numpy as np
 __all__ = ['pair_generator']
 
 # %% ../../nbs/core/04_randomness.ipynb #f09142e1
-def pair_generator(seed, step, pair_id, stream):
+def pair_generator(seed: int, step: int, pair_id: str, stream: str) -> np.random.Generator:
     """A NumPy generator that depends on these four values and on nothing else; `stream` separates
     uses that must not share numbers."""
     key = hashlib.sha256(f'{stream}|{int(seed)}|{int(step)}|{pair_id}'.encode()).digest()[:16]

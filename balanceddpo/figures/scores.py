@@ -238,7 +238,7 @@ def plot_differences(found: DataFrame, look: Look = PLAIN) -> Figure:
     """Figure of score differences: a panel for each prompt set, a line for each scorer, a colour
     and mark for each comparison; those without an interval are hollow.
 
-    found: as of `statistics.in_deviations`, perhaps with the rows of `beside.paper_deviations`."""
+    found: as of `spread.in_deviations`, perhaps with the rows of `beside.paper_deviations`."""
     found = found.assign(comparison=found['model_a'] + ' minus ' + found['model_b'])
     sets, kinds, scorers = (list(found[c].unique()) for c in ('prompt_set', 'comparison', 'scorer'))
     look = look.sized(PAGE, height=0.92 + len(scorers) * (0.1 + 0.1 * len(kinds)))

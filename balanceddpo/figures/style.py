@@ -109,13 +109,12 @@ class Interval:
     high: str | None = None
 
 # %% ../../nbs/figures/02_style.ipynb #0c38de70
-def save_figure(fig: Figure, stem: str | Path, dpi: int = 300) -> list[Path]:
-    """Write a matplotlib figure as `stem`.pdf and `stem`.png (`dpi` pixels per inch); returns the
-    two paths. The same figure gives the same bytes."""
-    without = {
-        'pdf': {'CreationDate': None, 'Producer': None, 'Creator': None},
-        'png': {'Software': None},
-    }
+def save_figure(fig: Figure, stem: str | Path, dpi: int = 300, pdf: bool = False) -> list[Path]:
+    """Write a matplotlib figure as `stem`.png (`dpi` pixels per inch), and with `pdf` as `stem`.pdf
+    too; returns the paths. The same figure gives the same bytes."""
+    without = {'png': {'Software': None}}
+    if pdf:
+        without['pdf'] = {'CreationDate': None, 'Producer': None, 'Creator': None}
     paths = [Path(f'{stem}.{kind}') for kind in without]
     with rc_context({'pdf.fonttype': 42}):
         for path, (kind, metadata) in zip(paths, without.items()):

@@ -8,26 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
-from ..core.files import asset, content_digest, digest
-from ..scoring.scorers import register_scorer
-
-if TYPE_CHECKING:
-    from transformers import ResNetForImageClassification
+from ..core.files import asset
 
 # %% auto #0
-__all__ = ['CONCEPTS', 'STYLES', 'BACKGROUNDS', 'POPULATIONS', 'Icon', 'split_icons', 'true_render', 'caption', 'truth_of',
-           'truths', 'recognise', 'as_pictures', 'register_checks']
+__all__ = ['CONCEPTS', 'STYLES', 'BACKGROUNDS', 'Icon', 'split_icons', 'true_render', 'truths', 'caption', 'truth_of']
 
 # %% ../../nbs/icon_world/01_world.ipynb #b1321073
 ICON_NAMES = """
@@ -128,6 +120,11 @@ def true_render(icon: Icon) -> Tensor:
     middle = rgba[..., :3] * alpha + colour * (1 - alpha)
     picture[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = middle.permute(2, 0, 1)
     return picture.round().byte()
+
+# %% ../../nbs/icon_world/01_world.ipynb #0cb4fd8b
+def truths(icons: list[Icon]) -> Tensor:
+    "The true renders, float [n, 3, 64, 64] in 0..1."
+    return torch.stack([true_render(Icon(*i)) for i in icons]).float() / 255
 
 # %% ../../nbs/icon_world/01_world.ipynb #c1f31885
 TEMPLATES = (
@@ -237,183 +234,3 @@ def training_icons() -> list[Icon]:
     "The icons that preference pairs are made for: not held out, and in no prompt set."
     taken = {icon for icons in prompt_sets().values() for icon in icons}
     return [icon for icon in split_icons(False) if icon not in taken]
-
-# %% ../../nbs/icon_world/01_world.ipynb #ece74134
-def _frame() -> Tensor:
-    "bool [64, 64]: the pixels around the drawing, which are always background."
-    frame = torch.ones(SIZE, SIZE, dtype=torch.bool)
-    frame[MARGIN:-MARGIN, MARGIN:-MARGIN] = False
-    return frame
-
-
-def frame_qualities(pictures: Tensor, icons: list[Icon]) -> dict[str, Tensor]:
-    "background and clean, each float [n]; pictures float [n, 3, 64, 64] in 0..1."
-    frame = pictures[:, :, _frame()]
-    colour = torch.stack([background_colour(i) for i in icons]) / 255
-    return {
-        'background': -(frame.mean(2) - colour).abs().mean(1) / 0.08,
-        'clean': -frame.std(2).mean(1) / 0.05,
-    }
-
-
-def drawing_quality(pictures: Tensor, icons: list[Icon]) -> Tensor:
-    "Minus the error inside the outline of the true drawing, float [n]."
-    inside = torch.zeros(len(icons), 1, SIZE, SIZE)
-    outlines = [(drawings()[i[0], i[1], :, :, 3] > 0).float() for i in icons]
-    inside[:, 0, MARGIN:-MARGIN, MARGIN:-MARGIN] = torch.stack(outlines)
-    error = (pictures - truths(icons)).square() * inside
-    return -(error.sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))).sqrt() / 0.12
-
-# %% ../../nbs/icon_world/01_world.ipynb #0cb4fd8b
-def truths(icons: list[Icon]) -> Tensor:
-    "The true renders, float [n, 3, 64, 64] in 0..1."
-    return torch.stack([true_render(Icon(*i)) for i in icons]).float() / 255
-
-# %% ../../nbs/icon_world/01_world.ipynb #76ab093a
-def style_quality(pictures: Tensor, icons: list[Icon]) -> Tensor:
-    "How much nearer the picture is to its own style than to the nearest other, float [n]."
-
-    def distance(renders):
-        return (pictures - renders).square().mean((1, 2, 3)).sqrt()
-
-    others = []
-    for k in range(1, len(STYLES)):
-        restyled = [Icon(c, (s + k) % len(STYLES), b) for c, s, b in icons]
-        others.append(distance(truths(restyled)))
-    other = torch.stack(others).amin(0)
-    own = distance(truths(icons))
-    return (other - own) / (other + own) / 0.25
-
-# %% ../../nbs/icon_world/01_world.ipynb #65a7163a
-@lru_cache
-def small_renders() -> Tensor:
-    "All true renders at half their size, float [5120, 3072] in 0..1."
-    return F.avg_pool2d(truths(all_icons()), 2).flatten(1)
-
-
-def finished_quality(pictures: Tensor) -> Tensor:
-    """Minus the distance to the nearest true render of any caption, float [n]: does this look like
-    a picture of this world at all?"""
-    small = F.avg_pool2d(pictures, 2).flatten(1)
-    return -torch.cdist(small, small_renders()).amin(1) / small.shape[1] ** 0.5 / 0.05
-
-
-def look_qualities(pictures: Tensor) -> dict[str, Tensor]:
-    "vivid, sharp, smooth and finished, each float [n]: what can be judged without the caption."
-    inner = pictures[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
-    colourful = (inner.amax(1) - inner.amin(1)).flatten(1)
-    steps = (inner[..., 1:] - inner[..., :-1]).abs().mean(1).flatten(1)
-    return {
-        'vivid': colourful.topk(800, 1).values.mean(1) / 0.15,
-        'sharp': steps.topk(300, 1).values.mean(1) / 0.1,
-        'smooth': -steps.mean(1) / 0.005,
-        'finished': finished_quality(pictures),
-    }
-
-
-def qualities(pictures: Tensor, icons: list[Icon]) -> dict[str, Tensor]:
-    """All eight qualities of pictures (float [n, 3, 64, 64] in 0..1) drawn for the given icons,
-    each float [n], higher is better."""
-    return {
-        **frame_qualities(pictures, icons),
-        **look_qualities(pictures),
-        'drawing': drawing_quality(pictures, icons),
-        'style': style_quality(pictures, icons),
-    }
-
-# %% ../../nbs/icon_world/01_world.ipynb #ceaeab7b
-POPULATIONS = {
-    'pickapic': {'drawing': 0.8, 'background': 0.5, 'vivid': 0.6},
-    'hps': {'style': 0.6, 'clean': 1.5, 'drawing': 0.5, 'sharp': 1.0},
-    'aesthetic': {'finished': 1.0, 'smooth': 0.5},
-}
-
-# %% ../../nbs/icon_world/01_world.ipynb #8bb808ff
-ANNOTATOR_NOISE = 0.1  # s.d. of what an annotator adds to a picture's utility
-TIE_MARGIN = 0.05  # two pictures closer than this are called a tie
-
-
-def utility(found: dict[str, Tensor], population: str) -> Tensor:
-    """What pictures are worth to a population, float [n], before noise; `found` comes from
-    `qualities`."""
-    return sum(weight * found[name] for name, weight in POPULATIONS[population].items())
-
-
-def judge(u0: Tensor, u1: Tensor, seed: int = 0) -> Tensor:
-    """label_0 of pairs, float [n]: 1 first picture wins, 0 second, .5 tie. u0, u1: utilities [n];
-    one simulated annotator for each pair."""
-    noise = torch.randn(2, len(u0), generator=torch.Generator().manual_seed(seed)) * ANNOTATOR_NOISE
-    gap = (u0 + noise[0]) - (u1 + noise[1])
-    return torch.where(gap.abs() < TIE_MARGIN, 0.5, (gap > 0).float())
-
-# %% ../../nbs/icon_world/01_world.ipynb #e4581ca5
-# outputs of the recogniser for each part of a caption
-HEADS = (len(CONCEPTS), len(STYLES), len(BACKGROUNDS))
-# CLIP's, for all networks of this world
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-def normalise(pictures: Tensor) -> Tensor:
-    "Float pictures in 0..1 to what the world's networks take, [n, 3, 64, 64]."
-    return (pictures - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-@lru_cache
-def recogniser() -> ResNetForImageClassification:
-    "The held-out recogniser: `transformers` ResNet with 160 + 4 + 8 outputs."
-    ensure_torchvision()
-    from transformers import ResNetForImageClassification
-
-    folder = asset('recogniser')
-    return ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-
-# %% ../../nbs/icon_world/01_world.ipynb #320329d5
-def recognise(pictures: Tensor, batch_size: int = 256) -> Tensor:
-    """Names pictures: int64 [n, 3] (concept, style, background). pictures: float [n, 3, 64, 64] in
-    0..1."""
-    with torch.inference_mode():
-        logits = torch.cat([recogniser()(normalise(p)).logits for p in pictures.split(batch_size)])
-    return torch.stack([part.argmax(1) for part in logits.split(HEADS, 1)], 1)
-
-# %% ../../nbs/icon_world/01_world.ipynb #15767a60
-def verify(pictures: Tensor, prompts: list[str]) -> pd.DataFrame:
-    """Checks pictures against the truth of their captions: DataFrame with concept, style,
-    background (right or not) and distance (rms to the true render, 0..1).
-
-    pictures: float [n, 3, 64, 64] in 0..1. Raises `InputError` for prompts without a truth."""
-    icons = [truth_of(p) for p in prompts]
-    right = recognise(pictures) == torch.tensor(icons)
-    distance = (pictures - truths(icons)).square().mean((1, 2, 3)).sqrt()
-    columns = {name: right[:, k].numpy() for k, name in enumerate(Icon._fields)}
-    return pd.DataFrame(columns | {'distance': distance.numpy()})
-
-# %% ../../nbs/icon_world/01_world.ipynb #12997c64
-def as_pictures(images: Tensor | list[Image.Image]) -> Tensor:
-    "Float [n, 3, 64, 64] in 0..1 from PIL images or a uint8 tensor, resized where needed."
-    if isinstance(images, torch.Tensor):
-        return images.float() / (255 if images.dtype == torch.uint8 else 1)
-    small = [np.array(i.convert('RGB').resize((SIZE, SIZE))) for i in images]
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255
-
-# %% ../../nbs/icon_world/01_world.ipynb #cec196f7
-def recognised_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
-    "1. where the recogniser names concept, style and background of the caption, else 0."
-    right = verify(as_pictures(images), prompts)[list(Icon._fields)]
-    return right.all(axis=1).to_numpy(dtype='float32')
-
-
-def closeness_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
-    "Minus the root mean squared distance to the true render."
-    return -verify(as_pictures(images), prompts)['distance'].to_numpy(dtype='float32')
-
-
-CHECKS = 1  # part of their keys: to be raised when the same pictures are checked otherwise
-
-# %% ../../nbs/icon_world/01_world.ipynb #c182a91a
-def register_checks() -> tuple[str, str]:
-    "Registers 'recognised' and 'closeness' as scorers and returns their names."
-    files = asset('recogniser'), asset('icons.png')
-    version = digest(CHECKS, *map(content_digest, files))
-    register_scorer('recognised', version)(recognised_scores)
-    register_scorer('closeness', version)(closeness_scores)
-    return 'recognised', 'closeness'

@@ -20,7 +20,7 @@ class EncodeConfig:
 
     # pipeline folder or Hub id, 'icons' or 'icons-xl', whose autoencoder and text encoders are used
     model: str
-    resolution: int = 512  # pixels of the square images
+    resolution: int = 0  # pixels of the square images; 0 is the model's own
     # where to cut images that are not square; one draw a pair
     crop: Literal['center', 'random'] = 'center'
     flip: bool = False  # mirror half of the pairs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,9 @@ from tqdm.auto import tqdm
 
 from ..core.devices import pick_dtype
 from ..core.errors import InputError
-from balanceddpo.core.files import (
-    digest,
-    file_digest,
-    locked,
-    open_stage,
-    read_json,
-    staged,
-    write_json,
-)
+from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.numerics import numeric_path
+from ..core.stages import locked, open_stage
 from ..data.pairs import Pair, transform_pair
 from .config import LATENT_SETTINGS, EncodeConfig
 from .families import part_digests
@@ -225,6 +218,7 @@ def encode_pairs(
     (`pairs.pairs_key(source)`) names the pairs without reading them: with it a finished folder is
     returned at once. Raises InputError, naming the field, if `out` was made with other settings or
     other pairs."""
+    config = replace(config, resolution=config.resolution or family.default_size)
     stage = open_stage('encode', encode_inputs(family, config, pairs_key), folder=out)
     with locked(stage.folder):
         if pairs_key and stage.intact:

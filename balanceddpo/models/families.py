@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
 
 # %% auto #0
-__all__ = ['lora_targets', 'check_family', 'load_family', 'plain_pipeline', 'part_digests']
+__all__ = ['lora_targets', 'family_name', 'check_family', 'load_family', 'plain_pipeline', 'part_digests']
 
 # %% ../../nbs/models/06_families.ipynb #9c70374b
 # the pipeline's class -> the family's class, and prediction type -> the family's name
@@ -86,14 +86,20 @@ def lora_targets(folder: str | Path) -> tuple[str, ...]:
     return kind.lora_targets
 
 
+def family_name(source: str | Path) -> str:
+    """The family of the model `source` (as `local_folder` takes it), such as 'sd15'. Raises
+    InputError if there is no such model, or it is of no family here."""
+    folder = local_folder(source)
+    return family_kind(folder, pipeline_index(folder), read_scheduler_config(folder))[1]
+
+
 def check_family(source: str | Path, name: str) -> None:
     """Raise InputError if the model `source` (as `local_folder` takes it) is not of the family
     `name`: 'sd15', 'sd21', 'sdxl', 'sd3' or 'flux'; or if there is no such family."""
     known = list(dict.fromkeys(n for _, names in FAMILIES.values() for n in names.values()))
     if name not in known:
         raise InputError(f'unknown family {name!r}: use {", ".join(known)}')
-    folder = local_folder(source)
-    _, found = family_kind(folder, pipeline_index(folder), read_scheduler_config(folder))
+    found = family_name(source)
     if found != name:
         raise InputError(f'{source} is of the family {found}, not {name}')
 

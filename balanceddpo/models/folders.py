@@ -17,7 +17,7 @@ from ..core.errors import InputError, reason_of
 from ..core.files import asset, read_json
 
 # %% auto #0
-__all__ = ['PACKAGED', 'local_folder', 'denoiser_of', 'native_latents']
+__all__ = ['PACKAGED', 'local_folder', 'denoiser_of', 'native_latents', 'pixels_per_latent', 'native_resolution']
 
 # %% ../../nbs/models/02_folders.ipynb #d1426806
 # name of a packaged base model -> its folder among the assets
@@ -143,3 +143,14 @@ def native_latents(folder: str | Path) -> int:
     FLUX's says nothing, and its pipeline takes 128."""
     size = read_json(Path(folder) / denoiser_of(folder) / 'config.json').get('sample_size') or 128
     return size if isinstance(size, int) else size[0]
+
+
+def pixels_per_latent(folder: str | Path) -> int:
+    "How many pixels wide a latent of a model is, from its autoencoder's config."
+    vae = read_json(Path(folder) / 'vae' / 'config.json')
+    return 2 ** (len(vae['block_out_channels']) - 1)
+
+
+def native_resolution(folder: str | Path) -> int:
+    "Pixels along a side of the square images that a model is for."
+    return native_latents(folder) * pixels_per_latent(folder)

@@ -18,17 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
-from balanceddpo.core.files import (
-    content_digest,
-    digest,
-    file_digest,
-    locked,
-    open_stage,
-    read_json,
-    staged,
-    verify_manifest,
-)
+from ..core.files import content_digest, digest, file_digest, read_json, staged
 from ..core.numerics import numeric_path
+from ..core.stages import locked, open_stage, verify_manifest
 from ..data.prompts import PromptSet, read_prompts
 from .config import IMAGE_SETTINGS, SampleConfig
 from .families import load_family, part_digests, plain_pipeline

@@ -194,10 +194,10 @@ def read_how_made(path: Path | str) -> dict:
 
 # %% ../../nbs/paper/04_kept.ipynb #7a1c0e1b
 class StudyFiles:
-    "The kept files of a study, `out`/kept/`study`_NAME, and how each comes to be and is read."
+    "The kept files of a study, `folder`/kept/NAME, and how each comes to be and is read."
 
-    def __init__(self, study: str, out: Path | str, from_scores: bool = False):
-        self.study, self.out, self.from_scores = study, Path(out), from_scores
+    def __init__(self, study: str, folder: Path | str, from_scores: bool = False):
+        self.study, self.folder, self.from_scores = study, Path(folder), from_scores
         self.files = []  # those used so far, in order
 
     @property
@@ -212,7 +212,7 @@ class StudyFiles:
         """What `read` finds in the file `name`; a run has made it and written it before.
 
         Raises InputError if a rendering finds no such file."""
-        path = self.out / 'kept' / f'{self.study}_{name}'
+        path = self.folder / 'kept' / name
         if not self.from_scores:
             write(make(), path)
         elif not path.is_file():
@@ -222,11 +222,11 @@ class StudyFiles:
         return read(path)
 
     def provenance(self) -> dict:
-        "Name of each file used so far, relative to `out` -> its SHA-256 and how it was made."
+        "Name of each file used so far, relative to `folder` -> its SHA-256 and how it was made."
         notes = {}
         for path in self.files:
             note = {'sha256': file_digest(path), 'made': read_how_made(path)}
-            notes[path.relative_to(self.out).as_posix()] = note
+            notes[path.relative_to(self.folder).as_posix()] = note
         return notes
 
 # %% ../../nbs/paper/04_kept.ipynb #7a1c0e11

@@ -121,6 +121,7 @@ class ImageBatch(Sequence):
 
     @property
     def ids(self) -> list:
+        "The name of each image: as given, or a hash of its pixels."
         if self._ids is None:
             self._ids = [self._content_id(i) for i in range(len(self))]
         return self._ids
@@ -161,3 +162,34 @@ def crop_to_square(image: Image.Image, size: int, crop: int | None = None) -> to
     left, top = (new[0] - crop) // 2, (new[1] - crop) // 2
     image = image.resize(new, Image.Resampling.BICUBIC).crop((left, top, left + crop, top + crop))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
+
+# %% ../../nbs/scoring/01_pictures.ipynb #4fc5aa32
+View = Callable[[ImageBatch, int], torch.Tensor]  # pixels [3, h, w] of image i of a batch
+
+
+def normalised(view: View, mean: Iterable[float], std: Iterable[float]) -> View:
+    "`view` followed by (x - mean) / std in each channel."
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
+
+    def look(batch, i):
+        return (view(batch, i) - mean) / std
+
+    return look
+
+
+def padded_view(size: int) -> View:
+    "HPS v2's view of an image, made once for all encoders that share it."
+
+    def look(batch, i):
+        return batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size))
+
+    return look
+
+
+def cropped_view(size: int, crop: int) -> View:
+    "CLIP's view of an image, made once for all encoders that share it."
+
+    def look(batch, i):
+        return batch.view(('crop', size, crop), i, lambda: crop_to_square(batch[i], size, crop))
+
+    return look

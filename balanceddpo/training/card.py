@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..core.devices import versions
 from ..core.errors import InputError
-from ..core.files import staged, verify_manifest, write_json, write_manifest
+from ..core.files import staged, write_json
 from ..core.numerics import numeric_path
+from ..core.stages import verify_manifest, write_manifest
 from ..losses.methods import LOSSES
 from ..models.folders import PACKAGED
 from ..models.saving import save_pipeline

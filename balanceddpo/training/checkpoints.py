@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.files import staged, tidy, verify_manifest, write_manifest
+from ..core.files import staged, tidy
+from ..core.stages import verify_manifest, write_manifest
 
 # %% auto #0
 __all__ = ['checkpoints', 'retain']

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..losses.diffusion_dpo import dpo_gradient_weight
-from ..losses.methods import pair_logits
+from ..losses.outputs import pair_logits
 from ..models.encoding import EncodedPairs
 from .batches import epoch_order, micro_batch
 from .checkpoints import Checkpoint

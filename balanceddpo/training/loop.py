@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
 from ..losses.diffusion_dpo import loss_report, merge_reports
-from ..losses.methods import LOSSES, Outputs
+from ..losses.methods import LOSSES
+from ..losses.outputs import Outputs
 from ..models.family import Family
 
 # %% auto #0

@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,20 @@ def check_names(state: dict[str, Tensor], expected: dict[str, Tensor], what: str
                 f'{what} has {name!r} as {list(state[name].shape)}, the model as {list(t.shape)}:'
                 ' it belongs to another model'
             )
+
+# %% ../../nbs/training/02_reference.ipynb #153a2b98
+@contextmanager
+def as_if_trained(weights: Iterable[Tensor]) -> Iterator[None]:
+    "Let `weights`, on a CPU and outside of autocast, ask for gradients for a while."
+    asking = [w for w in weights if w.device.type == 'cpu' and not w.requires_grad]
+    asking = [] if torch.is_autocast_enabled('cpu') else asking
+    for w in asking:
+        w.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for w in asking:
+            w.requires_grad_(False)
 
 # %% ../../nbs/training/02_reference.ipynb #593988cb
 class Reference:
@@ -149,8 +164,13 @@ class CopyReference(Reference):
     @contextmanager
     def model_context(self) -> Iterator[nn.Module]:
         "Yields the reference model, with gradients off."
-        with torch.no_grad():
+        with torch.no_grad(), as_if_trained(self._weights):
             yield self.model
+
+    @cached_property
+    def _weights(self) -> list[Tensor]:
+        "The copy's own weights."
+        return list(self.tensors().values())
 
     def distance(self, to: str = 'reference') -> float:
         """How far the policy's trained weights are from the reference's, or from the 'initial' ones

@@ -19,8 +19,9 @@ from pandas.util import hash_pandas_object
 
 from ..core.devices import versions
 from ..core.errors import InputError
-from ..core.files import digest, locked, open_stage
+from ..core.files import digest
 from ..core.numerics import numeric_path
+from ..core.stages import locked, open_stage
 from ..models.families import part_digests
 from ..models.family import Family
 from ..models.folders import local_folder
@@ -57,7 +58,7 @@ MAY_CHANGE = (
     'tracker',
 )
 
-TRAINING = 1  # part of every key: to be raised when the same settings train other weights
+TRAINING = 2  # part of every key: to be raised when the same settings train other weights
 
 # %% ../../nbs/training/05_resume.ipynb #3e371806
 def label_inputs(pairs: LabelledPairs) -> dict:

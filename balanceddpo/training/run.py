@@ -24,7 +24,7 @@ from ..core.files import staged
 from ..core.numerics import at_full_speed
 
 # %% auto #0
-__all__ = ['LabelledPairs', 'decided_pairs']
+__all__ = ['LabelledPairs', 'is_decided', 'decided_pairs']
 
 # %% ../../nbs/training/04_run.ipynb #019a985b
 from ..models.encoding import EncodedPairs
@@ -55,6 +55,11 @@ def check_resolution(config: TrainConfig, pairs: LabelledPairs) -> None:
         )
 
 # %% ../../nbs/training/04_run.ipynb #7d1337f5
+def is_decided(labels: pd.DataFrame) -> np.ndarray:
+    "Whether each row of `labels` has a weight to train on, bool [n]; a dropped tie has none."
+    return labels[['w0', 'w1']].to_numpy(np.float32).sum(axis=1) > 0
+
+
 def decided_pairs(
     pair_ids: Sequence[str], labels: pd.DataFrame
 ) -> tuple[np.ndarray, pd.DataFrame, dict[str, int]]:

@@ -21,8 +21,9 @@ from balanceddpo.data.prompts import PromptSet
 from balanceddpo.models import encoding, sampling
 from balanceddpo.models.config import EncodeConfig, SampleConfig
 from balanceddpo.models.families import load_family
-from balanceddpo.paper import experiments
-from balanceddpo.scoring.scorers import load_scorers, score_items
+from balanceddpo.paper import experiments, scales
+from balanceddpo.scoring.registry import load_scorers
+from balanceddpo.scoring.scorers import score_items
 from balanceddpo.training import loop as training
 from balanceddpo.training.resume import run_inputs
 from balanceddpo.training.run import LabelledPairs
@@ -53,7 +54,7 @@ def convolutions(module):
 
 
 SMALL = replace(
-    experiments.SMOKE,
+    scales.SMOKE,
     n_pairs=16,
     train=(
         ('max_steps', 4),
@@ -71,7 +72,7 @@ SMALL = replace(
 def three_losses(folder):
     labels = LabelConfig('majority')
     table = experiments.labels_of(SMALL, labels)
-    settings = experiments.training_settings(SMALL, 'balanced_dpo', refresh_every=0)
+    settings = experiments.training_settings(SMALL, 'Majority, no refresh')
     pairs = LabelledPairs(experiments.encoded_pairs(SMALL), table, labels)
     run = training.start(settings, pairs, folder)
     losses = []
@@ -211,7 +212,7 @@ def test_the_loss_after_a_refresh_is_exactly_ln_2(path, tmp_path, mode):
     labels = LabelConfig('majority')
     table, encoded = experiments.labels_of(SMALL, labels), experiments.encoded_pairs(SMALL)
     settings = experiments.training_settings(
-        SMALL, 'balanced_dpo', mode=mode, refresh_every=1, max_steps=2
+        SMALL, 'BalancedDPO', mode=mode, refresh_every=1, max_steps=2
     )
     pairs = LabelledPairs(encoded, table, labels)
     training.train(settings, pairs, tmp_path / 'run', progress=False)
@@ -237,7 +238,7 @@ def test_the_path_is_part_of_every_key(monkeypatch, tmp_path):
     table, encoded = experiments.labels_of(SMALL, labels), experiments.encoded_pairs(SMALL)
     family = load_family('icons', device='cpu', components=('text', 'vae'))
     prompts = PromptSet(['a fox'], ['1' * 16], 'one')
-    settings = experiments.training_settings(SMALL, 'balanced_dpo')
+    settings = experiments.training_settings(SMALL, 'BalancedDPO')
     pairs = LabelledPairs(encoded, table, labels)
 
     def inputs():
@@ -260,7 +261,7 @@ def test_a_trained_model_and_its_checkpoint_name_the_path(path, tmp_path):
     labels = LabelConfig('majority')
     table, encoded = experiments.labels_of(SMALL, labels), experiments.encoded_pairs(SMALL)
     settings = experiments.training_settings(
-        SMALL, 'balanced_dpo', max_steps=1, refresh_every=0, checkpoint_every=1
+        SMALL, 'Majority, no refresh', max_steps=1, checkpoint_every=1
     )
     pairs = LabelledPairs(encoded, table, labels)
     out = training.train(settings, pairs, tmp_path / 'run', progress=False)

@@ -1,24 +1,17 @@
-"""Edge cases of `balanceddpo.data.pairs`: hostile images and names, odd rows, streaming, the four
-sources, views of a pair."""
+"""Edge cases of `balanceddpo.data.pairs`: hostile images, odd rows, views of a pair, writing."""
 
-import io
 import json
 import os
-import re
-import socket
 import struct
-import tracemalloc
 import zlib
-from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
 import balanceddpo.data.pairs as pairs
-from balanceddpo.core.errors import InputError, refusal
+from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import content_digest
 from balanceddpo.data.pairs import (
     PairReport,
@@ -26,59 +19,11 @@ from balanceddpo.data.pairs import (
     decode,
     draw_view,
     make_pair,
-    pairs_key,
-    read_pairs,
     transform_pair,
     write_pairs,
 )
-
-
-def encoded(image, format='PNG', **options):
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
-
-
-def plain(n, size=(2, 2)):
-    "A small image of its own for every n."
-    return encoded(Image.new('RGB', size, (n % 256, n // 256 % 256, n // 65536)))
-
-
-def some_pairs(n, label=lambda i: [1.0, 0.0, 0.5, None][i % 4]):
-    for i in range(n):
-        yield make_pair(
-            f'caption {i}', (plain(2 * i), plain(2 * i + 1)), label(i), ('sd15', f'model {i % 3}')
-        )
-
-
-def table(path, **columns):
-    pq.write_table(pa.table(columns), path)
-    return path
-
-
-def rows_of(*pairs, **more):
-    return dict(
-        caption=[p.caption for p in pairs],
-        jpg_0=[p.images[0] for p in pairs],
-        jpg_1=[p.images[1] for p in pairs],
-        **more,
-    )
-
-
-def noise(seed, size=96):
-    return encoded(
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), 'uint8')),
-        'BMP',
-    )
-
-
-def refused(f, *args, **kwargs):
-    "What a call is refused with: one line, and not a long one."
-    message = refusal(f, *args, **kwargs)
-    assert '\n' not in message
-    assert len(message) < 600
-    return message
-
+from balanceddpo.data.sources import read_pairs
+from made_pairs import encoded, plain, refused, some_pairs, table
 
 # --- hostile images
 
@@ -101,6 +46,8 @@ def png_header(width, height):
 photo = encoded(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), 'uint8')), 'JPEG'
 )
+
+
 BAD = {
     'truncated': photo[: len(photo) // 2],
     'zero bytes': b'',
@@ -299,427 +246,6 @@ def test_ties_may_be_left_out_and_are_counted(tmp_path):
     assert (without.ties, without.kept) == (1, 8)
 
 
-def test_round_trip_keeps_everything_also_further_ratings(tmp_path):
-    images = plain(1), plain(2)
-    mine = list(some_pairs(130)) + [
-        make_pair('again', images, 1.0),
-        make_pair('again', images, 0.0, rating=1),
-        make_pair('again', images, 0.5, rating=2),
-    ]
-    path = write_pairs(iter(mine), tmp_path / 'pairs.parquet')
-    assert (
-        list(read_pairs(path))
-        == mine
-        == list(read_pairs(write_pairs(read_pairs(path), tmp_path / 'copy.parquet')))
-    )
-    assert list(read_pairs(path, limit=7)) == mine[:7]
-    assert list(read_pairs(path, limit=0)) == []
-    assert pq.read_schema(path).names[:5] == ['caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1']
-
-
-def test_a_share_is_random_repeatable_and_part_of_a_larger_one(tmp_path):
-    path = write_pairs(some_pairs(200), tmp_path / 'p.parquet')
-    every = [p.pair_id for p in read_pairs(path)]
-    ids = {s: [p.pair_id for p in read_pairs(path, share=s)] for s in (0.1, 0.5, 1.0)}
-    assert ids[1.0] == every
-    assert (
-        ids[0.5]
-        == [p.pair_id for p in read_pairs(path, share=0.5)]
-        == [i for i in every if i in set(ids[0.5])]
-    )
-    assert set(ids[0.1]) < set(ids[0.5])
-    assert abs(len(ids[0.5]) - 100) < 4 * 50**0.5
-    assert abs(len(ids[0.1]) - 20) < 4 * 18**0.5
-    # from everywhere, not from the front
-    numbers = [every.index(i) for i in ids[0.5]]
-    assert 60 < sum(numbers) / len(numbers) < 140
-    assert [p.pair_id for p in read_pairs(path, limit=3, share=0.5)] == ids[0.5][:3]
-    for wrong in (0, -1, 1.5, float('nan')):
-        refused(read_pairs, path, share=wrong)
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = write_pairs(some_pairs(3), tmp_path / 'pairs.parquet')
-
-    def breaks():
-        yield from some_pairs(100)
-        raise RuntimeError('the generator died')
-
-    with pytest.raises(RuntimeError):
-        write_pairs(breaks(), path)
-    assert len(list(read_pairs(path))) == 3
-    assert os.listdir(tmp_path) == ['pairs.parquet']
-
-
-# --- columns
-
-
-def test_wrong_columns_are_named_before_anything_is_read(tmp_path, monkeypatch):
-    folder = tmp_path / 'many'
-    folder.mkdir()
-    write_pairs(some_pairs(3), folder / 'a.parquet')
-    table(folder / 'b.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
-    monkeypatch.setattr(pairs, 'decode', lambda data: pytest.fail('an image was decoded'))
-    message = refused(read_pairs, folder)
-    assert "no column 'caption'" in message
-    assert 'b.parquet' in message
-    assert 'prompt, jpg_0, jpg_1' in message
-
-
-@pytest.mark.parametrize(
-    'column, value, found',
-    [
-        ('jpg_1', 'https://example.com/x.png', 'str'),
-        ('jpg_0', 7, 'int'),
-        ('caption', 3.5, 'float'),
-        ('label_0', 4.0, '4.0'),
-        ('label_1', 'yes', 'yes'),
-    ],
-)
-def test_wrong_types_are_named(tmp_path, column, value, found):
-    row = dict(caption=['a'], jpg_0=[plain(1)], jpg_1=[plain(2)], label_0=[1.0]) | {column: [value]}
-    message = refused(list, read_pairs(table(tmp_path / 'x.parquet', **row), max_bad=1))
-    assert column in message
-    assert found in message
-    assert 'x.parquet: row 0' in message
-
-
-def test_paths_in_a_parquet_file_are_not_opened(tmp_path):
-    secret = tmp_path / 'secret.png'
-    secret.write_bytes(plain(1))
-    cell = pa.array([{'bytes': None, 'path': str(secret)}, {'bytes': plain(5), 'path': 'x.png'}])
-    source = table(
-        tmp_path / 'x.parquet', caption=['a', 'b'], jpg_0=cell, jpg_1=[plain(2), plain(2)]
-    )
-    report = PairReport()
-    got = list(read_pairs(source, report=report))
-    assert [p.images[0] for p in got] == [plain(5)]
-    assert report.one_sided == 1
-
-
-def test_damaged_parquet_is_named(tmp_path):
-    whole = write_pairs(some_pairs(200), tmp_path / 'whole.parquet').read_bytes()
-    for name, data in {
-        'cut': whole[:-100],
-        'empty': b'',
-        'text': b'hello, I am not Parquet',
-    }.items():
-        (tmp_path / f'{name}.parquet').write_bytes(data)
-        assert f'{name}.parquet' in refused(read_pairs, tmp_path / f'{name}.parquet')
-        assert f'{name}.parquet' in refused(pairs_key, tmp_path / f'{name}.parquet')
-    spoilt = bytearray(whole)
-    spoilt[4 : len(whole) // 2] = bytes(len(whole) // 2 - 4)
-    (tmp_path / 'spoilt.parquet').write_bytes(spoilt)
-    assert 'spoilt.parquet' in refused(list, read_pairs(tmp_path / 'spoilt.parquet'))
-
-
-def test_sources_that_are_not_there(tmp_path):
-    assert 'hub:owner/name' in refused(read_pairs, 'yuvalkirstain/pickapic_v2')
-    assert 'metadata.jsonl' in refused(read_pairs, tmp_path)
-
-
-def test_splits_in_one_folder_are_kept_apart(tmp_path):
-    a, b, c, d = some_pairs(4)
-    data = tmp_path / 'data'
-    data.mkdir()
-    for pair, name in (
-        (b, 'train-00001-of-00002-0f3a'),
-        (a, 'train-00000-of-00002-1b2c'),
-        (c, 'validation-00000-of-00001'),
-        (d, 'validation_unique-00000-of-00001'),
-    ):
-        write_pairs([pair], data / f'{name}.parquet')
-    assert list(read_pairs(tmp_path)) == [a, b]
-    assert list(read_pairs(tmp_path, split='validation')) == [c]
-    assert 'train, validation, validation_unique' in refused(read_pairs, tmp_path, split='test')
-    assert len({pairs_key(tmp_path), pairs_key(tmp_path, 'validation')}) == 2
-
-
-# --- streaming
-
-
-def peak(function):
-    "Bytes that Python and Arrow held at most while `function` ran."
-    pool = pa.proxy_memory_pool(pa.default_memory_pool())
-    old = pa.default_memory_pool()
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1] + pool.max_memory()
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(old)
-        KEPT.append(pool)
-
-
-KEPT = []  # Arrow buffers may outlive the call, and need their pool
-
-
-def test_memory_does_not_grow_with_the_data(tmp_path):
-    def write_file(n):
-        made = (make_pair(f'{i}', (noise(2 * i), noise(2 * i + 1)), 1.0) for i in range(n))
-        write_pairs(made, tmp_path / f'{n}.parquet')
-
-    def read_file(n):
-        return sum(1 for _ in read_pairs(tmp_path / f'{n}.parquet'))
-
-    write = {n: peak(partial(write_file, n)) for n in (128, 512)}
-    read = {n: peak(partial(read_file, n)) for n in (128, 512)}
-    size = (tmp_path / '512.parquet').stat().st_size
-    assert size > 25e6
-    assert max(*write.values(), *read.values()) < size
-    assert write[512] < 1.25 * write[128]
-    assert read[512] < 1.25 * read[128]
-
-
-def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
-    """24 row groups of a megabyte that cannot be compressed; what Arrow holds while they are read
-    one after the other, and what it held at most."""
-    draw, path = np.random.default_rng(0), tmp_path / 'large.parquet'
-    schema = pa.schema({'caption': pa.string(), 'jpg_0': pa.binary(), 'jpg_1': pa.binary()})
-    with pq.ParquetWriter(path, schema) as writer:
-        for i in range(24):
-            writer.write_table(
-                pa.table(
-                    {
-                        'caption': [str(i)] * 64,
-                        **{c: [draw.bytes(1 << 13) for _ in range(64)] for c in ('jpg_0', 'jpg_1')},
-                    },
-                    schema,
-                )
-            )
-    before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in pairs.parquet_rows([path])]
-    assert len(held) == 24 * 64
-    assert max(held) < path.stat().st_size / 3
-
-
-def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
-    path, calls = write_pairs(some_pairs(300), tmp_path / 'pairs.parquet'), []
-    monkeypatch.setattr(pairs, 'decode', lambda data: calls.append(data))
-    report = PairReport()
-    stream = read_pairs(path, report=report)
-    assert not calls
-    for _ in range(3):
-        next(stream)
-    assert len(calls) == 6
-    assert report.rows == 3
-    assert len(list(read_pairs(path, limit=5))) == 5
-    assert len(calls) == 16
-
-
-# --- folders
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / 'folder'
-    (folder / 'images').mkdir(parents=True)
-    (tmp_path / 'outside.png').write_bytes(plain(77))
-    for i in range(4):
-        (folder / 'images' / f'{i}.png').write_bytes(plain(i))
-    os.symlink(tmp_path / 'outside.png', folder / 'images' / 'link.png')
-    os.symlink('0.png', folder / 'images' / 'inner.png')
-    os.symlink(tmp_path, folder / 'up')
-    return folder
-
-
-def lines(folder, *rows):
-    (folder / 'metadata.jsonl').write_bytes(
-        b'\n'.join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows)
-    )
-    return folder
-
-
-def test_folder_of_images(folder):
-    lines(
-        folder,
-        dict(caption='a', jpg_0='images/0.png', jpg_1='images/1.png', label_0=1),
-        b'',
-        dict(
-            caption='b',
-            jpg_0_file_name='images/inner.png',
-            jpg_1_file_name='./images/../images/2.png',
-        ),
-        dict(caption='c', jpg_0='images/0.png', jpg_1=None),
-    )
-    report = PairReport()
-    assert list(read_pairs(folder, report=report)) == [
-        make_pair('a', (plain(0), plain(1)), 1.0),
-        make_pair('b', (plain(0), plain(2))),
-    ]
-    assert report.one_sided == 1
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        '../outside.png',
-        '/etc/passwd',
-        'images/../../outside.png',
-        'images/link.png',
-        'up/outside.png',
-        'images/0.png\0.jpg',
-        '',
-        '.',
-        7,
-        ['images/0.png'],
-    ],
-)
-def test_names_that_lead_out_are_refused(folder, name, monkeypatch):
-    lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1=name))
-    monkeypatch.setattr(pairs, '_read_file', lambda path: pytest.fail(f'{path} was read'))
-    assert 'metadata.jsonl: line 1' in refused(list, read_pairs(folder, max_bad=1))
-
-
-def test_missing_files_and_strange_names_are_quarantined(folder):
-    lines(
-        folder,
-        dict(caption='a', jpg_0='images/0.png', jpg_1='images/9.png'),
-        dict(caption='b', jpg_0='x' * 400, jpg_1='images/1.png'),
-        dict(caption='c', jpg_0='images', jpg_1='images/1.png'),
-        b'{"caption": "\\ud83d", "jpg_0": "images/0.png", "jpg_1": "images/1.png"}',
-    )
-    report = PairReport()
-    assert list(read_pairs(folder, report=report, max_bad=1)) == []
-    assert [r['column'] for r in report.reasons] == [
-        'jpg_1',
-        'jpg_0',
-        'jpg_0',
-        'caption',
-    ]
-    assert report.undecodable == 4
-
-
-@pytest.mark.parametrize(
-    'line',
-    [b'{"caption": "a"', b'[1, 2]', b'\xff\xfe', b'{"caption": "a", "file_name": "images/0.png"}'],
-)
-def test_bad_line_is_named(folder, line):
-    lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1='images/1.png'), line)
-    assert 'metadata.jsonl: line 2' in refused(list, read_pairs(folder))
-
-
-# --- datasets
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    def no(*args):
-        raise AssertionError('the network was used')
-
-    monkeypatch.setattr(socket.socket, 'connect', no)
-    monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
-
-
-def test_datasets_gives_the_same_pairs_as_reading_the_files(tmp_path, folder, offline):
-    data = tmp_path / 'data'
-    data.mkdir()
-    for i in range(2):
-        write_pairs(
-            list(some_pairs(150))[75 * i : 75 * i + 75], data / f'train-{i:05d}-of-00002.parquet'
-        )
-    write_pairs(some_pairs(2), data / 'test-00000-of-00001.parquet')
-    assert list(read_pairs(f'hub:{data}')) == list(some_pairs(150)) == list(read_pairs(data))
-    assert list(read_pairs(f'hub:{data}', split='test', limit=1)) == list(some_pairs(1))
-    for name in ('link.png', 'inner.png'):
-        (folder / 'images' / name).unlink()
-    (folder / 'up').unlink()
-    lines(
-        folder,
-        *[
-            dict(
-                caption=c,
-                jpg_0_file_name=f'images/{i}.png',
-                jpg_1_file_name=f'images/{i + 1}.png',
-                label_0=0.5,
-            )
-            for i, c in enumerate('ab')
-        ],
-    )
-    assert [p.label_0 for p in read_pairs(f'hub:{folder}')] == [0.5, 0.5]
-    assert list(read_pairs(f'hub:{folder}')) == list(read_pairs(folder))
-    assert pairs_key(f'hub:{data}') == pairs_key(f'hub:{data}') != pairs_key(f'hub:{data}', 'test')
-
-
-def test_datasets_errors_are_one_line(tmp_path, offline):
-    data = tmp_path / 'data'
-    data.mkdir()
-    table(data / 'train-00000-of-00001.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
-    assert "no column 'caption'" in refused(read_pairs, f'hub:{data}')
-    assert 'validation' in refused(read_pairs, f'hub:{data}', split='validation')
-    refused(read_pairs, 'hub:nobody/there@main')
-    refused(pairs_key, 'hub:nobody/there')
-
-
-def test_dataset_row_that_names_another_file_is_refused(tmp_path, offline):
-    import datasets
-
-    data = tmp_path / 'data'
-    data.mkdir()
-    (tmp_path / 'secret.png').write_bytes(plain(1))
-    features = datasets.Features(
-        caption=datasets.Value('string'), jpg_0=datasets.Image(), jpg_1=datasets.Image()
-    )
-
-    def make(path):
-        image = pa.array(
-            [{'bytes': None, 'path': path}],
-            pa.struct([('bytes', pa.binary()), ('path', pa.string())]),
-        )
-        meta = {'huggingface': json.dumps({'info': {'features': features.to_dict()}})}
-        pq.write_table(
-            pa.table(dict(caption=['a'], jpg_0=image, jpg_1=image)).replace_schema_metadata(meta),
-            data / 'train-00000-of-00001.parquet',
-        )
-
-    make(str(tmp_path / 'secret.png'))
-    assert 'refused' in refused(list, read_pairs(f'hub:{data}'))
-    assert 'refused' in refused(
-        pairs._hub_cell, {'bytes': None, 'path': '/etc/passwd'}, 'owner/name'
-    )
-    assert callable(
-        pairs._hub_cell(
-            {'bytes': None, 'path': 'hf://datasets/owner/name@0f1e/a.png'}, 'owner/name'
-        )
-    )
-    refused(
-        pairs._hub_cell,
-        {'bytes': None, 'path': 'hf://datasets/owner/name2@0f1e/a.png'},
-        'owner/name',
-    )
-
-
-# --- keys
-
-
-def test_key_follows_the_data_and_not_the_place(tmp_path, folder):
-    data = tmp_path / 'data'
-    data.mkdir()
-    write_pairs(some_pairs(20), data / 'a.parquet')
-    key = pairs_key(data)
-    assert re.fullmatch('[0-9a-f]{16}', key)
-    data.rename(tmp_path / 'moved')
-    assert pairs_key(tmp_path / 'moved') == key
-    # one caption, as long as before
-    one = list(some_pairs(20))
-    one[-1] = make_pair('caption 91', one[-1].images, one[-1].label_0, one[-1].models)
-    write_pairs(one, tmp_path / 'moved' / 'a.parquet')
-    assert pairs_key(tmp_path / 'moved') != key
-    write_pairs(some_pairs(20), tmp_path / 'moved' / 'a.parquet')
-    assert pairs_key(tmp_path / 'moved') == key
-    write_pairs(some_pairs(1), tmp_path / 'moved' / 'b.parquet')
-    assert pairs_key(tmp_path / 'moved') != key
-    row = dict(caption='a', jpg_0='images/0.png', jpg_1='images/1.png')
-    keys = [pairs_key(lines(folder, row)), pairs_key(lines(folder, row | {'label_0': 1}))]
-    (folder / 'images' / '1.png').write_bytes(plain(1, (40, 40)))
-    keys.append(pairs_key(folder))
-    (folder / 'images' / '1.png').unlink()
-    keys.append(pairs_key(folder))
-    assert len(set(keys)) == 4
-
-
 # --- views of a pair
 
 
@@ -787,3 +313,37 @@ def test_extreme_shapes_cost_no_memory():
     assert transform_pair(
         (Image.new('RGBA', (4, 4), (0, 0, 0, 0)), Image.new('L', (4, 4), 9)), 4, 'p'
     )[:, 0, 0, 0].tolist() == [255, 9]
+
+
+# --- writing
+
+
+def test_round_trip_keeps_everything_also_further_ratings(tmp_path):
+    images = plain(1), plain(2)
+    mine = list(some_pairs(130)) + [
+        make_pair('again', images, 1.0),
+        make_pair('again', images, 0.0, rating=1),
+        make_pair('again', images, 0.5, rating=2),
+    ]
+    path = write_pairs(iter(mine), tmp_path / 'pairs.parquet')
+    assert (
+        list(read_pairs(path))
+        == mine
+        == list(read_pairs(write_pairs(read_pairs(path), tmp_path / 'copy.parquet')))
+    )
+    assert list(read_pairs(path, limit=7)) == mine[:7]
+    assert list(read_pairs(path, limit=0)) == []
+    assert pq.read_schema(path).names[:5] == ['caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1']
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = write_pairs(some_pairs(3), tmp_path / 'pairs.parquet')
+
+    def breaks():
+        yield from some_pairs(100)
+        raise RuntimeError('the generator died')
+
+    with pytest.raises(RuntimeError):
+        write_pairs(breaks(), path)
+    assert len(list(read_pairs(path))) == 3
+    assert os.listdir(tmp_path) == ['pairs.parquet']

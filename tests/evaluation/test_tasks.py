@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.evaluation.intervals import Bootstrap, bootstrap_interval, rate_interval, wilson
 from balanceddpo.evaluation.tasks import (
     TASK_COLUMNS,
     check_tasks,
@@ -15,7 +16,6 @@ from balanceddpo.evaluation.tasks import (
     task_differences,
     task_scores,
 )
-from balanceddpo.evaluation.win_rates import Bootstrap, bootstrap_interval, rate_interval, wilson
 
 
 def made(model, **tasks):

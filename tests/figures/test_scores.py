@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from balanceddpo.evaluation.scores import compare_scores
-from balanceddpo.evaluation.statistics import in_deviations
+from balanceddpo.evaluation.spread import in_deviations
 from balanceddpo.figures.scores import (
     beyond_zero,
     difference_table,

@@ -100,7 +100,7 @@ from balanceddpo.paper.beside import beside_paper
 rates = made_up_rates()
 fig = plot_win_rates(rates, beside_paper(rates, 'table1', {'base': 'SD1.5'}), Look('title'))
 if sys.argv[3] == 'drawn': fig.canvas.draw()
-save_figure(fig, sys.argv[2])
+save_figure(fig, sys.argv[2], pdf=True)
 import matplotlib.pyplot
 assert matplotlib.pyplot.get_fignums() == []  # nothing that pyplot knows of, or would show
 """

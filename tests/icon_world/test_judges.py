@@ -15,7 +15,7 @@ from balanceddpo.icon_world.words import make_tokenizer, token_ids
 
 
 def test_open_clip_gives_the_embeddings_of_the_carried_over_clip(tmp_path):
-    from balanceddpo.scoring.scorers import load_scorer
+    from balanceddpo.scoring.registry import load_scorer
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.data.pairs import read_pairs
 from balanceddpo.data.prompts import prompt_id, read_prompts
+from balanceddpo.data.sources import read_pairs
 from balanceddpo.evaluation.tasks import prompt_file, task_scores
 from balanceddpo.figures.style import Look
 from balanceddpo.icon_world import tasks as icon_tasks

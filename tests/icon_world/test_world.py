@@ -1,5 +1,4 @@
-"""The icon world: its truths, its simulated annotators, and what the shipped networks must be able
-to do."""
+"The icon world: its truths, its prompts, and what the shipped scorers must be able to do."
 
 import itertools
 
@@ -40,8 +39,8 @@ def test_a_prompt_of_another_world_is_refused():
 
 
 def test_prompt_sets_are_shipped_apart_and_held_out_where_they_should_be():
-    from balanceddpo.data.pairs import read_pairs
     from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.data.sources import read_pairs
 
     sets = {name: read_prompts(f'icons:{name}') for name in icons.PROMPT_SETS}
     truths = {name: {icons.truth_of(p) for p in s.prompts} for name, s in sets.items()}
@@ -54,42 +53,6 @@ def test_prompt_sets_are_shipped_apart_and_held_out_where_they_should_be():
     assert not any(map(icons.held_out, used))
 
 
-def test_qualities_by_hand():
-    icon = Icon(0, 0, 1)
-    true = icons.truths([icon])
-    found = icons.qualities(torch.cat([true, true - 0.05]).clamp(0, 1), [icon, icon])
-    assert found['drawing'][0] == 0
-    assert found['background'][0].abs() < 1e-6
-    assert found['clean'][0].abs() < 1e-6
-    assert found['background'][1].item() == pytest.approx(-0.05 / 0.08, abs=1e-4)
-    assert found['drawing'][1] < 0
-
-
-def test_simulated_annotators_are_seeded_fair_and_blind_where_they_should_be():
-    equal = torch.zeros(4000)
-    labels = icons.judge(equal, equal, seed=1)
-    assert torch.equal(labels, icons.judge(equal, equal, seed=1))
-    assert not torch.equal(labels, icons.judge(equal, equal, seed=2))
-    assert (labels == 1).sum().item() == pytest.approx((labels == 0).sum().item(), abs=200)
-    # a tie: |difference of two normals of s.d. .1| < .05, that is erf(.05/(.1*2)) = 0.276
-    assert (labels == 0.5).float().mean().item() == pytest.approx(0.276, abs=0.025)
-    pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    blind = [
-        icons.utility(icons.qualities(pictures, [Icon(c, 0, b)] * 3), 'aesthetic')
-        for c, b in ((0, 0), (99, 5))
-    ]
-    assert torch.allclose(*blind)
-
-
-def test_the_recogniser_names_true_renders_that_no_network_was_trained_on():
-    held = icons.split_icons(True)[::9]
-    found = icons.verify(icons.truths(held), [icons.caption(i) for i in held])
-    assert found['concept'].mean() > 0.95
-    assert found['style'].mean() > 0.9
-    assert found['background'].mean() > 0.95
-    assert found['distance'].max() < 1e-6
-
-
 def test_the_weights_are_safetensors():
     weights = [
         f
@@ -100,28 +63,8 @@ def test_the_weights_are_safetensors():
     assert all(f.suffix == '.safetensors' for f in weights)
 
 
-def test_the_model_loads_without_us_and_draws_what_it_is_asked_for():
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(asset('model'), torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    wanted = [Icon(c, c % 4, 1 + c % 7) for c in range(0, 160, 8)]
-    prompts = [icons.caption(i) for i in wanted]
-    pictures = pipeline(
-        prompts,
-        num_inference_steps=20,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(0),
-        output_type='pt',
-    ).images
-    found = icons.verify(pictures.float(), prompts)
-    assert found['concept'].mean() >= 0.7
-    assert found['style'].mean() > 0.5
-    assert found['background'].mean() > 0.5
-
-
 def test_the_scorers_prefer_the_caption_that_is_true():
-    from balanceddpo.scoring.scorers import load_scorers
+    from balanceddpo.scoring.registry import load_scorers
 
     held = icons.split_icons(True)[::40]
     pictures = (icons.truths(held) * 255).round().byte()

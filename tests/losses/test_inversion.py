@@ -19,7 +19,9 @@ from balanceddpo.losses.inversion import (
     invert,
     noise_by_inversion,
 )
-from balanceddpo.losses.methods import LOSSES, Outputs, dpo, smpo
+from balanceddpo.losses.methods import LOSSES
+from balanceddpo.losses.outputs import Outputs
+from balanceddpo.losses.pair_losses import dpo, smpo
 
 SD = dict(
     beta_start=0.00085,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.files import locked
+from balanceddpo.core.stages import locked
 from balanceddpo.data.pairs import make_pair, transform_pair
 from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.encoding import EncodedPairs, encode_pairs

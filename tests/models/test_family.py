@@ -46,7 +46,7 @@ def test_images_are_encoded_as_the_library_does(folders, kind):
 
 
 def test_sixteen_channels_shift_and_channel_statistics(tmp_path):
-    folder = tiny_folder(tmp_path / 'sd', channels=16, scaling_factor=0.5, shift_factor=0.25)
+    folder = tiny_folder(tmp_path / 'sd', latent_channels=16, scaling_factor=0.5, shift_factor=0.25)
     family, moments = load_family(folder, device='cpu'), torch.ones(1, 32, 8, 8)
     assert family.latent_shape() == (16, 8, 8)
     assert family.encode_images(some_images(1)).shape == (

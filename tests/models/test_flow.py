@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from balanceddpo import cli
+from balanceddpo.command.evaluation import sample_plan
+from balanceddpo.command.plans import amount
+from balanceddpo.command.training import EncodeOptions, TrainOptions, encode_plan, train_plan
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.prompts import PromptSet
 from balanceddpo.losses.diffusion_dpo import draw_timesteps
@@ -16,7 +18,7 @@ from balanceddpo.models.flow import pack_latents, token_places, unpack_latents
 from balanceddpo.models.folders import native_latents
 from balanceddpo.models.sampling import image_seed, sample
 from balanceddpo.models.saving import save_pipeline
-from balanceddpo.paper.experiments import Model, merged_weights
+from balanceddpo.models.weights import merged_weights
 from short_runs import settings
 from tiny_models import (
     FLOW_KINDS,
@@ -381,7 +383,7 @@ def test_a_lora_adapts_all_attention_and_merging_changes_nothing_else(folders, t
     assert {f'transformer_blocks.0.attn.{n}' for n in attention} <= layers
     assert ('single_transformer_blocks.0.attn.to_q' in layers) == (kind in FLUX_KINDS)
     assert ('transformer_blocks.0.attn2.to_q' in layers) == (kind == 'sd35')
-    merged = merged_weights(Model('m', str(base), str(file)))
+    merged = merged_weights(base, file)
     untouched = dict(load_family(base, device='cpu').model.named_parameters())
     assert merged.keys() == untouched.keys()
     changed = {n for n, p in merged.items() if not torch.equal(p, untouched[n])}
@@ -459,21 +461,21 @@ def test_plans_of_the_command_line(folders, made, kind):
         (1024 if kind in FLUX_KINDS else SIZE),
         PromptSet('some', ('a red cat', 'a dog')),
     )
-    drawn = cli.sample_plan(
+    drawn = sample_plan(
         SampleConfig(model=str(folders[kind]), images_per_prompt=1, scheduler='euler'), prompts
     )
-    assert drawn[-1] == f'at most {cli.amount(6 * side**2, "bytes")} of PNG files'
-    options = cli.EncodeOptions(pairs='icons', limit=3)
+    assert drawn[-1] == f'at most {amount(6 * side**2, "bytes")} of PNG files'
+    options = EncodeOptions(pairs='icons', limit=3)
     assert (
         'of embeddings'
-        in cli.encode_plan(options, EncodeConfig(model=str(folders[kind]), resolution=SIZE))[-1]
+        in encode_plan(options, EncodeConfig(model=str(folders[kind]), resolution=SIZE))[-1]
     )
     inputs = made(kind)
-    trained = cli.train_plan(
-        cli.TrainOptions(labels=inputs.file, encoded=inputs.folder),
+    trained = train_plan(
+        TrainOptions(labels=inputs.file, encoded=inputs.folder),
         settings(inputs),
         inputs.encoded,
         inputs.labels,
     )
     n = sum(p.numel() for p in load_family(inputs.base, device='cpu').model.state_dict().values())
-    assert cli.amount(n, 'parameters') in trained[-1]
+    assert amount(n, 'parameters') in trained[-1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.files import locked
+from balanceddpo.core.stages import locked
 from balanceddpo.data.prompts import PromptSet
 from balanceddpo.models import sampling
 from balanceddpo.models.config import SampleConfig

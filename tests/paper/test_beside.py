@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.evaluation.intervals import wilson
 from balanceddpo.evaluation.scores import score_summary
-from balanceddpo.evaluation.win_rates import wilson
 from balanceddpo.figures.scores import mean_table, spread_table
-from balanceddpo.paper.beside import beside_paper, paper_deviations, paper_means, paper_spread
+from balanceddpo.paper.beside import (
+    beside_paper,
+    beside_table,
+    paper_deviations,
+    paper_means,
+    paper_spread,
+)
 from balanceddpo.paper.numbers import PAPER
 from figure_checks import SCORERS, SETS, made_up_rates, made_up_scores
 
@@ -32,6 +38,22 @@ def test_beside_paper_joins_by_name():
     assert len(beside_paper(rates, 'table1')) == 12
     with pytest.raises(InputError, match='table9'):
         beside_paper(rates, 'table9')
+
+
+def test_a_wide_table_keeps_the_order_of_rows_and_scorers():
+    pairs = [('PickScore', 'base'), ('HPS', 'base'), ('HPS', 'DiffusionDPO')]
+    rates = made_up_rates(pairs, ['pickapic'])
+    both = beside_paper(rates, 'table3', {'base': 'SD1.5'})
+    wide = beside_table(both, ('model_b', 'model_a'), ('paper', 'ours', 'difference'))
+    assert list(wide.index) == [(b, a) for a, b in pairs]
+    assert list(wide.columns[:4]) == [
+        ('paper', k) for k in ('HPS', 'CLIP', 'PickScore', 'Aesthetic')
+    ]
+    assert wide.loc[('base', 'PickScore'), ('paper', 'PickScore')] == 43.77
+    assert wide.loc[('base', 'HPS'), ('ours', 'HPS')] == 100 * rates.win_rate[4]
+    over_base = both[both.model_b == 'base']
+    assert list(beside_table(over_base).index) == ['PickScore', 'HPS']
+    assert list(beside_table(over_base).columns.levels[0]) == ['ours', 'paper']
 
 
 def test_the_papers_differences_in_its_deviations():

@@ -6,43 +6,46 @@ from dataclasses import replace
 import pytest
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.paper import experiments
+from balanceddpo.models.weights import merged_weights
+from balanceddpo.paper import experiments, scales
+from balanceddpo.recipes.settings import variant
 from balanceddpo.voting.config import LabelConfig
 
-TINY = replace(experiments.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
+TINY = replace(scales.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
 
 
 def test_the_published_scales_ask_for_paths():
     with pytest.raises(InputError, match='model and pairs and prompts'):
-        experiments.scale_of('sd15')
+        scales.scale_of('sd15')
     with pytest.raises(InputError, match="no scale 'sd3'"):
-        experiments.scale_of('sd3', model='x')
-    scale = experiments.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
+        scales.scale_of('sd3', model='x')
+    scale = scales.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
     assert scale.prompts == (('pickapic', 'a.txt'),)
     assert scale.images_per_prompt == 5
     assert scale.steps == 50
 
 
 def test_the_second_base_model_is_icons_xl_or_the_one_given():
-    assert experiments.sdxl_scale_of('smoke') == replace(experiments.SMOKE, model='icons-xl')
-    assert experiments.sdxl_scale_of(
+    assert scales.sdxl_scale_of('smoke') == replace(scales.SMOKE, model='icons-xl')
+    assert scales.sdxl_scale_of(
         'sdxl', model='m', pairs='p', prompts={'a': 'b'}
-    ) == experiments.scale_of('sdxl', model='m', pairs='p', prompts={'a': 'b'})
+    ) == scales.scale_of('sdxl', model='m', pairs='p', prompts={'a': 'b'})
     with pytest.raises(InputError, match="use scale 'sdxl'"):
-        experiments.sdxl_scale_of('sd15', model='m', pairs='p', prompts={'a': 'b'})
+        scales.sdxl_scale_of('sd15', model='m', pairs='p', prompts={'a': 'b'})
     with pytest.raises(InputError, match='needs model and pairs and prompts'):
-        experiments.sdxl_scale_of('sdxl')
+        scales.sdxl_scale_of('sdxl')
 
 
 def test_diffusion_dpo_keeps_its_reference_whatever_the_scale_says():
-    assert experiments.training_settings(TINY, 'diffusion_dpo').refresh_every == 0
-    assert experiments.training_settings(TINY, 'balanced_dpo').refresh_every == 2
+    assert experiments.training_settings(TINY, 'DiffusionDPO').refresh_every == 0
+    assert experiments.training_settings(TINY, 'BalancedDPO').refresh_every == 2
 
 
 def test_a_model_is_trained_once_and_anew_with_other_labels(tmp_path):
-    first = experiments.align(TINY, 'a', 'diffusion_dpo', LabelConfig('human'))
-    again = experiments.align(TINY, 'b', 'diffusion_dpo', LabelConfig('human'))
-    other = experiments.align(TINY, 'c', 'diffusion_dpo', LabelConfig('majority'))
+    first = experiments.align(TINY, 'DiffusionDPO', 'a')
+    again = experiments.align(TINY, 'DiffusionDPO', 'b')
+    voted = variant('DiffusionDPO', 'c', labels=LabelConfig('majority'))
+    other = experiments.align(TINY, voted)
     assert first.folder == again.folder != other.folder
 
 
@@ -66,8 +69,8 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
     from safetensors.torch import load_file
 
     model = experiments.model_of(TINY, 'BalancedDPO', mode='lora', learning_rate=1e-2)
-    base = experiments.merged_weights(experiments.base_model(TINY))
-    merged, lora = experiments.merged_weights(model), load_file(model.lora)
+    base = merged_weights(TINY.model)
+    merged, lora = merged_weights(model.folder, model.lora), load_file(model.lora)
     ups = {n: n.replace('.down.', '.up.') for n in lora if '.lora.down.' in n}
     change = {
         n.removeprefix('unet.').replace('.lora.down.weight', '.weight'): lora[up] @ lora[n]
@@ -93,7 +96,7 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
 
 
 def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
-    scale = experiments.scale_of('smoke', prompts={'mine': str(tmp_path / 'a.txt')})
+    scale = scales.scale_of('smoke', prompts={'mine': str(tmp_path / 'a.txt')})
     assert scale.prompts == (('mine', str(tmp_path / 'a.txt')),)
     assert scale.prompts[:1] == scale.prompts
     assert hash(scale)
@@ -103,40 +106,44 @@ def test_the_keys_of_the_checks_name_what_they_compute_with(monkeypatch, tmp_pat
     import shutil
 
     from balanceddpo.core.files import asset
-    from balanceddpo.icon_world import world as icons
-    from balanceddpo.scoring import scorers
+    from balanceddpo.icon_world import checks
+    from balanceddpo.scoring.registry import load_scorer
 
     def keys():
-        return [scorers.load_scorer(n, device='cpu').key for n in icons.register_checks()]
+        return [load_scorer(n, device='cpu').key for n in checks.register_checks()]
 
     before = keys()
     assert keys() == before
     other = shutil.copytree(asset('recogniser'), tmp_path / 'recogniser')
     (other / 'more.txt').write_text('x')
     monkeypatch.setattr(
-        icons, 'asset', lambda *parts: other if parts == ('recogniser',) else asset(*parts)
+        checks, 'asset', lambda *parts: other if parts == ('recogniser',) else asset(*parts)
     )
     assert not set(keys()) & set(before)
     monkeypatch.undo()
     assert keys() == before
-    monkeypatch.setattr(icons, 'CHECKS', 2)
+    monkeypatch.setattr(checks, 'CHECKS', 2)
     assert not set(keys()) & set(before)
 
 
 def test_the_steps_of_a_scale_are_those_of_a_run_of_100():
-    assert [experiments.steps_of(experiments.ICONS, k) for k in (50, 0, 7, 100)] == [50, 0, 7, 100]
+    assert [experiments.steps_of(scales.ICONS, k) for k in (50, 0, 7, 100)] == [50, 0, 7, 100]
 
 
 def test_a_prompt_set_that_a_scale_has_not_is_refused():
-    assert experiments.only_set(TINY, 'hpd').prompts == (('hpd', 'icons:hpd'),)
+    assert scales.only_set(TINY, 'hpd').prompts == (('hpd', 'icons:hpd'),)
     with pytest.raises(InputError, match="has no prompt set 'nowhere'"):
-        experiments.only_set(TINY, 'nowhere')
+        scales.only_set(TINY, 'nowhere')
 
 
 def test_a_scale_says_on_which_device_its_models_are_trained():
-    assert experiments.training_settings(replace(TINY, device='cuda'), 'dpo').device == 'cuda'
-    assert experiments.training_settings(TINY, 'dpo').device == 'cpu'
     assert (
-        experiments.training_settings(replace(TINY, train=(('device', 'mps'),)), 'dpo').device
+        experiments.training_settings(replace(TINY, device='cuda'), 'DiffusionDPO').device == 'cuda'
+    )
+    assert experiments.training_settings(TINY, 'DiffusionDPO').device == 'cpu'
+    assert (
+        experiments.training_settings(
+            replace(TINY, train=(('device', 'mps'),)), 'DiffusionDPO'
+        ).device
         == 'mps'
     )

@@ -114,7 +114,7 @@ def test_repeated_text_is_stored_once(run):
 def test_a_table_of_anything_else_is_not_written(run, frame, says):
     with pytest.raises(TypeError, match=says):
         run.table('scores', lambda: frame)
-    assert not (run.out / 'kept').exists()
+    assert not (run.folder / 'kept').exists()
     assert run.files == []
 
 
@@ -148,7 +148,7 @@ def test_values_come_back_in_terms_of_json(run, rendering):
     for wrong in ({1: 'a'}, {'a': {1, 2}}, object()):
         with pytest.raises(TypeError):
             run.values('wrong', lambda wrong=wrong: wrong)
-    assert [p.name for p in run.files] == ['figure02_costs.json']
+    assert [p.name for p in run.files] == ['costs.json']
 
 
 def test_pictures_come_back_pixel_by_pixel(run, rendering):
@@ -194,7 +194,7 @@ def test_a_gallery_comes_back_with_its_truth_and_its_texts(run, rendering):
 def test_pictures_of_another_choice_are_refused(run, rendering):
     run.gallery('grid', lambda: {'images': [[RED]]}, of=[('hpd', 'a')])
     said = refused(rendering.gallery, 'grid', must_not_run, of=[('hpd', 'b')])
-    assert 'figure02_grid.parquet shows something else' in said
+    assert 'grid.parquet shows something else' in said
     assert 'balanceddpo reproduce figure02' in said
 
 
@@ -209,7 +209,7 @@ def test_pictures_of_another_choice_are_refused(run, rendering):
 )
 def test_a_gallery_whose_texts_are_something_else_is_refused(run, rendering, told):
     run.gallery('grid', lambda: {'images': [[RED]]})
-    path = run.out / 'kept' / 'figure02_grid.json'
+    path = run.folder / 'kept' / 'grid.json'
     path.write_text(f'{{"made": {{}}, "values": {told}}}')
     assert 'are no gallery' in refused(rendering.gallery, 'grid', must_not_run)
 
@@ -220,10 +220,10 @@ def test_a_gallery_whose_texts_are_something_else_is_refused(run, rendering, tol
 def test_a_missing_file_is_told_with_the_command_that_makes_it(rendering):
     for ask in (rendering.table, rendering.values, rendering.pictures, rendering.gallery):
         said = refused(ask, 'scores', must_not_run)
-        assert 'figure02_scores.' in said
+        assert 'scores.' in said
         assert '`balanceddpo reproduce figure02` without --from-scores' in said
     assert rendering.files == []
-    assert not rendering.out.exists()
+    assert not rendering.folder.exists()
 
 
 def test_a_run_makes_it_again_and_a_failed_one_leaves_what_was(run, rendering):
@@ -238,7 +238,7 @@ def test_a_run_makes_it_again_and_a_failed_one_leaves_what_was(run, rendering):
     with pytest.raises(TypeError):
         run.table('scores', lambda: pd.DataFrame({'a': [[1]]}))
     assert len(rendering.table('scores', must_not_run)) == 2
-    assert [p.name for p in (run.out / 'kept').iterdir()] == ['figure02_scores.parquet']
+    assert [p.name for p in (run.folder / 'kept').iterdir()] == ['scores.parquet']
     assert len(run.files) == 1
 
 
@@ -255,20 +255,20 @@ def test_each_file_says_how_it_was_made_and_the_note_names_its_hash(run, tmp_pat
         assert told['versions'] == versions()
         assert told['processor']
         assert told['date'].endswith('+00:00')
-    note = json.loads(write_provenance(run.out, 'figure02', kept=run).read_text())
+    note = json.loads(write_provenance(run.folder, kept=run).read_text())
     names = [
-        'kept/figure02_scores.parquet',
-        'kept/figure02_costs.json',
-        'kept/figure02_samples.parquet',
+        'kept/scores.parquet',
+        'kept/costs.json',
+        'kept/samples.parquet',
     ]
     assert list(note['kept']) == names
     assert str(tmp_path) not in json.dumps(note)
     for name, told in note['kept'].items():
         assert told == {
-            'sha256': sha256((run.out / name).read_bytes()).hexdigest(),
-            'made': read_how_made(run.out / name),
+            'sha256': sha256((run.folder / name).read_bytes()).hexdigest(),
+            'made': read_how_made(run.folder / name),
         }
-    assert json.loads(write_provenance(run.out, 'other').read_text())['kept'] == {}
+    assert json.loads(write_provenance(run.folder).read_text())['kept'] == {}
 
 
 def test_the_note_of_a_rendering_has_the_time_and_the_numerics_of_the_making(
@@ -276,9 +276,9 @@ def test_the_note_of_a_rendering_has_the_time_and_the_numerics_of_the_making(
 ):
     monkeypatch.setattr('balanceddpo.paper.kept.numeric_path', lambda: 'another')
     run.values('costs', lambda: 3)
-    write_provenance(run.out, 'figure02', Making(seconds=100), kept=run)
+    write_provenance(run.folder, Making(seconds=100), kept=run)
     rendering.values('costs', must_not_run)
-    path = write_provenance(rendering.out, 'figure02', Making(seconds=2), kept=rendering)
+    path = write_provenance(rendering.folder, Making(seconds=2), kept=rendering)
     note = json.loads(path.read_text())
     assert note['seconds'] == 100
     assert note['numerics'] == 'another'
@@ -298,7 +298,7 @@ class Harm:
 
 
 def test_what_pandas_writes_beside_the_columns_is_not_read(rendering):
-    path = rendering.out / 'kept' / 'figure02_scores.parquet'
+    path = rendering.folder / 'kept' / 'scores.parquet'
     table = pa.table(
         {'a': [1, 2]},
         metadata={
@@ -326,7 +326,7 @@ def test_what_pandas_writes_beside_the_columns_is_not_read(rendering):
     ids=['bytes', 'list', 'struct', 'time', 'extension'],
 )
 def test_a_table_with_other_columns_is_refused(rendering, columns):
-    parquet(rendering.out / 'kept' / 'figure02_scores.parquet', columns)
+    parquet(rendering.folder / 'kept' / 'scores.parquet', columns)
     assert "is not a kept table: column 'a' is" in refused(rendering.table, 'scores', must_not_run)
 
 
@@ -334,7 +334,7 @@ def test_text_that_is_no_text_is_refused(rendering):
     wrong = pa.StringArray.from_buffers(
         1, pa.py_buffer(np.array([0, 2], 'int32').tobytes()), pa.py_buffer(b'\xff\xfe')
     )
-    parquet(rendering.out / 'kept' / 'figure02_scores.parquet', {'a': wrong})
+    parquet(rendering.folder / 'kept' / 'scores.parquet', {'a': wrong})
     assert 'is not a kept file, or is damaged' in refused(rendering.table, 'scores', must_not_run)
 
 
@@ -370,7 +370,7 @@ def encoded(image, kind):
 )
 def test_a_picture_that_is_no_png_is_refused(rendering, cell):
     parquet(
-        rendering.out / 'kept' / 'figure02_samples.parquet',
+        rendering.folder / 'kept' / 'samples.parquet',
         {'pictures': pa.array([[cell]], pa.list_(pa.binary()))},
     )
     assert 'holds a picture that is no PNG' in refused(rendering.pictures, 'samples', must_not_run)
@@ -386,7 +386,7 @@ def test_a_picture_that_is_no_png_is_refused(rendering, cell):
     ],
 )
 def test_a_file_that_holds_no_pictures_is_refused(rendering, columns):
-    parquet(rendering.out / 'kept' / 'figure02_samples.parquet', columns)
+    parquet(rendering.folder / 'kept' / 'samples.parquet', columns)
     assert 'does not hold kept pictures' in refused(rendering.pictures, 'samples', must_not_run)
 
 
@@ -394,7 +394,7 @@ def test_a_file_that_holds_no_pictures_is_refused(rendering, columns):
     'text', ['', '[1]', '{"values": 1}', '{"made": {}, "values": 1, "more": 2}', '3']
 )
 def test_a_file_that_holds_no_values_is_refused(rendering, text):
-    path = rendering.out / 'kept' / 'figure02_costs.json'
+    path = rendering.folder / 'kept' / 'costs.json'
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert str(path) in refused(rendering.values, 'costs', must_not_run)

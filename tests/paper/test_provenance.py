@@ -20,11 +20,11 @@ def test_provenance_tells_all_but_the_place(tmp_path):
     (tmp_path / 't.md').write_bytes(b'table')
     path = write_provenance(
         tmp_path,
-        't.provenance',
         Making('balanceddpo reproduce table1', Settings(), seeds=range(2), seconds=3),
         inputs=[tmp_path / 'model'],
         outputs=[tmp_path / 't.md'],
     )
+    assert path == tmp_path / 'provenance.json'
     note = json.loads(path.read_text())
     assert note['outputs'] == {'t.md': sha256(b'table').hexdigest()}
     assert list(note['inputs']) == ['model']
@@ -35,4 +35,4 @@ def test_provenance_tells_all_but_the_place(tmp_path):
     assert note['finished'].endswith('+00:00')
     assert str(tmp_path) not in path.read_text()
     with pytest.raises(InputError, match='absent'):
-        write_provenance(tmp_path, 'x', outputs=[tmp_path / 'absent'])
+        write_provenance(tmp_path, outputs=[tmp_path / 'absent'])

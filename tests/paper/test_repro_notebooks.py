@@ -10,16 +10,14 @@ import pytest
 from PIL import Image
 
 from balanceddpo.core.files import file_digest, read_json
-from balanceddpo.paper.reproduction import (
-    Request,
-    bears_name,
+from balanceddpo.paper.repro_notebooks import (
+    FIGURES,
     notebook_parameters,
     notebooks,
     read_notebook,
-    reproduce,
-    results,
     title_of,
 )
+from balanceddpo.paper.reproduction import Request, reproduce, results
 
 COMMITTED = Path(__file__).resolve().parents[2] / 'paper_figures' / 'icons'
 
@@ -38,114 +36,144 @@ BEYOND = {
     'votes',
     'benchmarks',
 }
-TABLE, FIGURE = ('csv', 'md', 'tex'), ('pdf', 'png')
-WRITES = {  # beside <name>.json and <name>_finding.txt
+TABLE, NUMBERS, FIGURE = ('csv', 'md', 'tex'), ('csv',), ('png',)
+WRITES = {  # beside finding.txt and provenance.json
     'table1': {
-        'table1_gains': TABLE,
+        'gains': TABLE,
         'table1': TABLE + FIGURE,
-        'table1_protocols': TABLE,
-        'table1_samples': FIGURE,
-        'table1_checks': ('csv',),
+        'protocols': TABLE,
+        'samples': FIGURE,
+        'checks': NUMBERS,
     },
     'table2': {
-        'table2_gains': TABLE,
+        'gains': TABLE,
         'table2': TABLE + FIGURE,
-        'table2_samples': FIGURE,
-        'table2_checks': ('csv',),
+        'samples': FIGURE,
+        'checks': NUMBERS,
     },
     'table3': {
-        'table3_gains': TABLE,
+        'gains': TABLE,
         'table3': TABLE,
-        'table3_labels': TABLE,
-        'table3_paper': TABLE,
-        'table3_means': TABLE,
-        'table3_map': FIGURE,
-        'table3_map_paper': FIGURE,
-        'table3_checks': ('csv',),
+        'labels': TABLE,
+        'paper': TABLE,
+        'means': TABLE,
+        'map': FIGURE,
+        'map_paper': FIGURE,
+        'checks': NUMBERS,
     },
     'table4': {
-        'table4_gains': TABLE,
+        'gains': TABLE,
         'table4': TABLE + FIGURE,
-        'table4_paper': TABLE,
-        'table4_effects': TABLE,
-        'table4_checks': ('csv',),
+        'paper': TABLE,
+        'effects': TABLE,
+        'checks': NUMBERS,
     },
-    'table5': {'table5': TABLE + FIGURE, 'table5_differences': TABLE},
-    'table6': {'table6': TABLE + FIGURE},
-    'figure01': {'figure01': TABLE + FIGURE},
-    'figure02': {'figure02': TABLE + FIGURE},
-    **{f'figure{k:02d}': {f'figure{k:02d}': ('csv',) + FIGURE} for k in (3, 4, 5, 6, 8, 9, 10)},
+    'table5': {
+        'table5': TABLE + FIGURE,
+        'differences': TABLE,
+    },
+    'table6': {
+        'table6': TABLE + FIGURE,
+    },
+    'figure01': {
+        'figure01': TABLE + FIGURE,
+    },
+    'figure02': {
+        'figure02': TABLE + FIGURE,
+    },
+    **{name: {name: NUMBERS + FIGURE} for name in FIGURES},
     'figure07': {
         'figure07': TABLE + FIGURE,
-        'figure07_differences': ('csv',),
-        'figure07_filter': TABLE,
+        'differences': NUMBERS,
+        'filter': TABLE,
     },
-    'figure11': {'figure11': TABLE + FIGURE, 'figure11_seeds': TABLE, 'figure11_spread': FIGURE},
+    'figure11': {
+        'figure11': TABLE + FIGURE,
+        'seeds': TABLE,
+        'spread': FIGURE,
+    },
     'icon_world': {
         'icon_world': ('md',),
-        'icon_world_numbers': ('json',),
-        'icon_world_samples': FIGURE,
-        'icon_world_autoencoder': FIGURE,
+        'numbers': ('json',),
+        'samples': FIGURE,
+        'autoencoder': FIGURE,
     },
-    'tuning': {'tuning': TABLE + FIGURE},
+    'tuning': {
+        'tuning': TABLE + FIGURE,
+    },
     'refresh': {
-        'refresh_gains': TABLE,
+        'gains': TABLE,
         'refresh': TABLE,
-        'refresh_loss': ('csv',) + FIGURE,
-        'refresh_distance': ('csv',) + FIGURE,
+        'loss': NUMBERS + FIGURE,
+        'distance': NUMBERS + FIGURE,
     },
     'conflict': {
         'conflict': TABLE + FIGURE,
-        'conflict_cosines': ('csv',),
-        **{f'conflict_{k}': FIGURE for k in ('other', 'start', 'end', 'norms')},
+        'cosines': NUMBERS,
+        'other': FIGURE,
+        'start': FIGURE,
+        'end': FIGURE,
+        'norms': FIGURE,
     },
     'noise': {
-        'noise_gains': TABLE,
+        'gains': TABLE,
         'noise': TABLE,
-        **{f'noise_{k}': FIGURE for k in ('votes', 'flipped', 'gain', 'replaced')},
-        'noise_labels': ('csv',),
+        'votes': FIGURE,
+        'flipped': FIGURE,
+        'gain': FIGURE,
+        'replaced': FIGURE,
+        'labels': NUMBERS,
     },
     'paper_audit': {
         'paper_audit': TABLE + FIGURE,
-        'paper_audit_differences': TABLE + FIGURE,
-        **{f'paper_audit_{k}': TABLE for k in ('statements', 'learning_rate', 'scores')},
-        'paper_audit_rates': ('csv',),
-        'paper_audit_details': ('csv',),
+        'differences': TABLE + FIGURE,
+        'statements': TABLE,
+        'learning_rate': TABLE,
+        'scores': TABLE,
+        'rates': NUMBERS,
+        'details': NUMBERS,
     },
     'seeds': {
-        'seeds_gains': TABLE,
+        'gains': TABLE,
         'seeds': TABLE,
-        'seeds_sd': TABLE,
-        'seeds_differences': ('csv',) + FIGURE,
-        'seeds_ranking': ('csv',) + FIGURE,
+        'sd': TABLE,
+        'differences': NUMBERS + FIGURE,
+        'ranking': NUMBERS + FIGURE,
     },
     'rivals': {
         'rivals': TABLE,
-        'rivals_compute': TABLE,
-        'rivals_gains': ('csv',),
-        'rivals_summary': ('csv',),
-        'rivals_pareto': FIGURE,
-        'rivals_samples': FIGURE,
-        'rivals_differences': ('csv',) + FIGURE,
-        'rivals_scorers': TABLE,
-        'rivals_left_out': ('csv',),
+        'compute': TABLE,
+        'gains': NUMBERS,
+        'summary': NUMBERS,
+        'pareto': FIGURE,
+        'samples': FIGURE,
+        'differences': NUMBERS + FIGURE,
+        'scorers': TABLE,
+        'left_out': NUMBERS,
     },
-    'rivals_tuning': {'rivals_tuning': TABLE + FIGURE},
+    'rivals_tuning': {
+        'rivals_tuning': TABLE + FIGURE,
+    },
     'benchmarks': {
         'benchmarks': TABLE + FIGURE,
-        'benchmarks_samples': FIGURE,
-        **{f'benchmarks_{k}': TABLE for k in ('differences', 'parts', 'published')},
+        'samples': FIGURE,
+        'differences': TABLE,
+        'parts': TABLE,
+        'published': TABLE,
     },
-    'votes': {'votes': TABLE + FIGURE, 'votes_rules': TABLE},
+    'votes': {
+        'votes': TABLE + FIGURE,
+        'rules': TABLE,
+    },
     'agreement': {
         'agreement': TABLE,
-        'agreement_kappa': FIGURE,
-        'agreement_rate': FIGURE,
-        'agreement_splits': ('csv', 'png'),
-        'agreement_ties': ('csv', 'png'),
-        'agreement_rules': TABLE,
-        'agreement_results': TABLE + FIGURE,
-        'agreement_against': ('csv',),
+        'kappa': FIGURE,
+        'rate': FIGURE,
+        'splits': NUMBERS + FIGURE,
+        'ties': NUMBERS + FIGURE,
+        'rules': TABLE,
+        'results': TABLE + FIGURE,
+        'against': NUMBERS,
     },
 }
 
@@ -210,10 +238,7 @@ def without_networks(place, monkeypatch):
 def rendered(name, scale, kept_in, place, monkeypatch):
     """Render a notebook from what it kept under `kept_in`, in `place`, where it can make nothing:
     its job."""
-    copied = [p for p in (kept_in / 'kept').glob(f'{name}_*') if bears_name(p, name, notebooks())]
-    (place / 'figures' / 'kept').mkdir(parents=True)
-    for path in copied:
-        shutil.copy(path, place / 'figures' / 'kept')
+    shutil.copytree(kept_in / name / 'kept', place / 'figures' / name / 'kept')
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(place / 'runs'))
     without_networks(place / 'nothing', monkeypatch)
     request = Request(name, scale, place / 'figures', from_scores=True)
@@ -233,18 +258,15 @@ def test_it_runs_at_smoke_and_is_rendered_again_from_what_it_kept(
     name, shared, tmp_path, monkeypatch
 ):
     (ran,) = reproduce(Request(name, 'smoke', shared / 'figures'), progress=False)
-    files = [f'{stem}.{kind}' for stem, kinds in WRITES[name].items() for kind in kinds] + [
-        f'{name}.json',
-        f'{name}_finding.txt',
-    ]
-    missing = [f for f in files if not (ran.out / f).is_file() or not (ran.out / f).stat().st_size]
-    assert not missing, sorted(p.name for p in ran.out.glob(f'{name}*'))
+    files = {f'{stem}.{kind}' for stem, kinds in WRITES[name].items() for kind in kinds}
+    there = {p.name for p in ran.folder.iterdir() if p.is_file() and p.stat().st_size}
+    assert there == files | {'finding.txt', 'provenance.json'}
     again = rendered(name, 'smoke', ran.out, tmp_path, monkeypatch)
     first, second = (
-        {p.relative_to(job.out).as_posix(): p for p in results(job)} for job in (ran, again)
+        {p.relative_to(job.folder).as_posix(): p for p in results(job)} for job in (ran, again)
     )
     assert first.keys() == second.keys()
-    note = f'{name}.json'
+    note = 'provenance.json'
     assert without_time(read_json(first[note])) == without_time(read_json(second[note]))
     assert [f for f in first if f != note and first[f].read_bytes() != second[f].read_bytes()] == []
 
@@ -258,11 +280,7 @@ def test_it_keeps_what_its_numbers_are_made_of(name):
 
 # The committed results: what is kept there is named in the note, and makes the files that lie
 # beside it.
-KEEPING = [
-    name
-    for name in sorted(WRITES)
-    if any(bears_name(p, name, WRITES) for p in (COMMITTED / 'kept').glob(f'{name}_*'))
-]
+KEEPING = [name for name in sorted(WRITES) if (COMMITTED / name / 'kept').is_dir()]
 
 
 def pixels(path):
@@ -272,17 +290,26 @@ def pixels(path):
 
 @pytest.mark.parametrize('name', KEEPING)
 def test_the_committed_results_are_those_of_the_committed_scores(name, tmp_path, monkeypatch):
-    noted = {k: v['sha256'] for k, v in read_json(COMMITTED / f'{name}.json')['kept'].items()}
-    there = [p for p in (COMMITTED / 'kept').glob(f'{name}_*') if bears_name(p, name, WRITES)]
-    assert {p.relative_to(COMMITTED).as_posix(): file_digest(p) for p in there} == noted
+    folder = COMMITTED / name
+    noted = {k: v['sha256'] for k, v in read_json(folder / 'provenance.json')['kept'].items()}
+    there = sorted((folder / 'kept').iterdir())
+    assert {p.relative_to(folder).as_posix(): file_digest(p) for p in there} == noted
     job = rendered(name, 'icons', COMMITTED, tmp_path, monkeypatch)
-    told = [p for p in COMMITTED.glob(f'{name}*') if bears_name(p, name, WRITES)]
-    texts = [p for p in told if p.suffix in ('.csv', '.md', '.tex', '.txt')]
-    pictures = [p for p in told if p.suffix == '.png']
-    other = [p.name for p in texts if (job.out / p.name).read_bytes() != p.read_bytes()]
-    other += [p.name for p in pictures if pixels(job.out / p.name) != pixels(p)]
-    assert texts
-    assert not other
+    told = {p.name: p for p in folder.iterdir() if p.is_file() and p.name != 'provenance.json'}
+    made = {p.name: p for p in job.folder.iterdir() if p.is_file() and p.name != 'provenance.json'}
+    assert made.keys() == told.keys()
+    pictures = {name for name in told if name.endswith('.png')}
+    other = [n for n in told.keys() - pictures if made[n].read_bytes() != told[n].read_bytes()]
+    other += [n for n in pictures if pixels(made[n]) != pixels(told[n])]
+    assert other == []
+
+
+@pytest.mark.parametrize('name', sorted(WRITES))
+def test_the_committed_note_names_the_files_beside_it_with_their_hashes(name):
+    folder = COMMITTED / name
+    there = [p for p in folder.iterdir() if p.is_file() and p.name != 'provenance.json']
+    noted = read_json(folder / 'provenance.json')['outputs']
+    assert noted == {p.name: file_digest(p) for p in there}
 
 
 @pytest.mark.parametrize('name', sorted(WRITES))
@@ -292,7 +319,7 @@ def test_it_says_what_it_reproduces_and_what_it_costs(name):
     number = re.fullmatch(r'(table|figure)0?(\d+)', name)
     roman = dict(zip('123456', ('I', 'II', 'III', 'IV', 'V', 'VI')))
     if number:
-        assert title_of(notebooks()[name]).startswith(
+        assert title_of(name, notebooks()[name]).startswith(
             f'Table {roman[number[2]]}:' if number[1] == 'table' else f'Figure {number[2]}:'
         )
     # which is the same at every scale

@@ -15,17 +15,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from balanceddpo.cli import main
 from balanceddpo.core.errors import InputError
-from balanceddpo.paper import reproduction
+from balanceddpo.paper import repro_notebooks, reproduction, results_page
+from balanceddpo.paper.repro_notebooks import notebook_parameters, notebooks
 from balanceddpo.paper.reproduction import (
     NotebookError,
     Request,
-    between_markers,
     is_done,
-    notebook_parameters,
-    notebooks,
     plan_jobs,
     reproduce,
 )
+from balanceddpo.paper.results_page import between_markers
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -33,8 +32,8 @@ SETTINGS = (
     " 0.5\nlabel: str = 'a'  # a word\nrates: list[float] = [1.]  # some"
 )
 WRITE = (
-    'import sys\nfrom pathlib import Path\nPath(out).mkdir(parents=True,'
-    " exist_ok=True)\n(Path(out)/f'{name}.csv').write_text(f'{scale} {n} {label} {sys.executable}')"
+    'import sys\nfrom pathlib import Path\n'
+    "(Path(out)/name/f'{name}.csv').write_text(f'{scale} {n} {label} {sys.executable}')"
 )
 
 
@@ -58,7 +57,7 @@ def write(place, name, *cells, tag='parameters', settings=SETTINGS):
 def place(tmp_path, monkeypatch):
     "A folder with one working notebook, in the place of the package's own."
     write(tmp_path / 'nbs', 'table1', WRITE)
-    monkeypatch.setattr(reproduction, 'notebooks_folder', lambda: tmp_path / 'nbs')
+    monkeypatch.setattr(repro_notebooks, 'notebooks_folder', lambda: tmp_path / 'nbs')
     monkeypatch.chdir(tmp_path)
     return tmp_path / 'nbs'
 
@@ -87,9 +86,8 @@ def test_a_notebook_runs_in_this_python_whatever_kernels_are_installed(
         )
         monkeypatch.setenv(variable, str(tmp_path / variable))
     (job,) = go(parameters=['n=3', 'label=7', 'rates=[1e-6, 2]'])
-    assert (
-        tmp_path / 'paper_figures/smoke/table1.csv'
-    ).read_text() == f'smoke 3 7 {sys.executable}'
+    wrote = tmp_path / 'paper_figures/smoke/table1/table1.csv'
+    assert wrote.read_text() == f'smoke 3 7 {sys.executable}'
     assert job.executed == Path(os.environ['BALANCEDDPO_RUNS']) / 'reproduce/smoke/table1.ipynb'
     assert is_done(job)
     injected = [
@@ -118,14 +116,14 @@ def test_what_is_done_is_skipped_until_something_changes(place, tmp_path):
     write(place, 'table1', WRITE)
     assert is_done(job)
     for change in (
-        lambda: (job.out / 'table1.csv').write_text('x'),
-        lambda: (job.out / 'table1.csv').unlink(),
+        lambda: (job.folder / 'table1.csv').write_text('x'),
+        lambda: (job.folder / 'table1.csv').unlink(),
         lambda: job.executed.write_text('x'),
         lambda: job.note.write_text('{'),
         lambda: job.note.write_text('[1]'),
         lambda: job.note.unlink(),
     ):
-        kept = {p: p.read_bytes() for p in (job.out / 'table1.csv', job.executed, job.note)}
+        kept = {p: p.read_bytes() for p in (job.folder / 'table1.csv', job.executed, job.note)}
         change()
         assert not is_done(job)
         for p, data in kept.items():
@@ -247,7 +245,7 @@ def test_an_interrupted_run_of_all_goes_on_where_it_was(place, tmp_path, capfd):
     assert 'AssertionError: not ready' in error[0]
     assert str(tmp_path / 'runs/reproduce/smoke/table2.ipynb') in error[0]
     assert nbformat.read(tmp_path / 'runs/reproduce/smoke/table2.ipynb', 4).cells
-    assert not (tmp_path / 'paper_figures/smoke/table10.csv').exists()
+    assert not (tmp_path / 'paper_figures/smoke/table10/table10.csv').exists()
     first = times(plan()[0])
     (tmp_path / 'ready').touch()
     assert main(['reproduce', 'all', '--scale', 'smoke']) == 0
@@ -271,12 +269,12 @@ def test_side_by_side_a_failure_is_told_and_stops_what_has_not_begun(place, tmp_
         write(place, f'table{k}', WRITE)
     with pytest.raises(InputError, match='table2: .*no weights at /x'):
         go('all', workers=2)
-    made = {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*.csv')}
+    made = {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*/*.csv')}
     assert 'table1' in made
     assert 'table6' not in made
     write(place, 'table2', WRITE)
     go('all', workers=2)
-    assert {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*.csv')} == {
+    assert {p.stem for p in (tmp_path / 'paper_figures/smoke').glob('*/*.csv')} == {
         f'table{k}' for k in range(1, 7)
     }
 
@@ -305,50 +303,89 @@ def test_one_notebook_runs_once_at_a_time(place):
         go()
 
 
-def test_results_bear_the_name_of_the_notebook(place):
+def test_the_results_are_the_files_in_the_folder_of_the_notebook(place):
     (job,) = plan()
-    (job.out / 'more').mkdir(parents=True)
-    for name in (
-        'table1.csv',
-        'table1_wins.pdf',
-        'table10.csv',
-        'table1b.csv',
-        'more/table1-a.png',
-        'README.md',
-    ):
+    assert job.folder == job.out / 'table1'
+    for name in ('table1/table1.csv', 'table1/more/a.png', 'table10/table10.csv', 'README.md'):
+        (job.out / name).parent.mkdir(parents=True, exist_ok=True)
         (job.out / name).touch()
-    assert [p.relative_to(job.out).as_posix() for p in reproduction.results(job)] == [
-        'more/table1-a.png',
-        'table1.csv',
-        'table1_wins.pdf',
-    ]
-    borne = {
-        file: [n for n in ('table1', 'table10') if reproduction.bears_name(file, n)]
-        for file in ('table1', 'table1.json', 'table10_a.png', 'a_table1.png')
-    }
-    assert borne == {
-        'table1': ['table1'],
-        'table1.json': ['table1'],
-        'table10_a.png': ['table10'],
-        'a_table1.png': [],
-    }
-    assert [
-        n
-        for n in ('rivals', 'rivals_tuning')
-        if reproduction.bears_name('rivals_tuning_a.csv', n, ('rivals', 'rivals_tuning'))
-    ] == ['rivals_tuning']
-    assert reproduction.bears_name('rivals_a.csv', 'rivals', ('rivals', 'rivals_tuning'))
+    names = [p.relative_to(job.folder).as_posix() for p in reproduction.results(job)]
+    assert names == ['more/a.png', 'table1.csv']
 
 
-def test_the_picture_in_the_list_is_the_notebooks_own(place, tmp_path):
+def test_the_picture_in_the_list_is_that_of_the_notebooks_name_or_else_the_first(place, tmp_path):
     def row():
-        return reproduction.index_row('table1', place / 'table1.ipynb', tmp_path)
+        return results_page.write_index(tmp_path, 'smoke', place).read_text()
 
-    (tmp_path / 'table1.json').write_text('{}')
-    (tmp_path / 'table10.png').touch()
+    folder = tmp_path / 'table1'
+    folder.mkdir()
+    (folder / 'provenance.json').write_text('{}')
     assert '.png' not in row()
-    (tmp_path / 'table1_map.png').touch()
-    assert 'src="table1_map.png"' in row()
+    assert '[**Example**](table1)' in row()
+    (folder / 'map.png').touch()
+    assert '<a href="table1"><img src="table1/map.png"' in row()
+    (folder / 'table1.png').touch()
+    assert 'src="table1/table1.png"' in row()
+
+
+def test_a_job_without_pdf_is_not_done_when_pdf_is_asked(place):
+    settings = f'{SETTINGS}\npdf: bool = False  # figures as PDF too'
+    write(
+        place, 'table3', f"{WRITE}\n(Path(out)/name/'pdf').write_text(str(pdf))", settings=settings
+    )
+    (job,) = go('table3')
+    (asked,) = plan('table3', pdf=True)
+    assert asked.parameters['pdf'] is True
+    assert not is_done(asked)
+    assert main(['reproduce', 'table3', '--scale', 'smoke', '--pdf']) == 0
+    assert (job.folder / 'pdf').read_text() == 'True'
+    assert is_done(asked)
+    assert is_done(job)  # it has what is asked for, and more
+
+
+def test_pdf_is_for_notebooks_that_have_figures(place):
+    settings = f'{SETTINGS}\npdf: bool = False  # figures as PDF too'
+    write(place, 'table3', WRITE, settings=settings)
+    with pytest.raises(InputError, match="table1: unknown parameter 'pdf'"):
+        plan(pdf=True)
+    asked = {job.name: job.pdf for job in plan('all', pdf=True)}
+    assert asked == {'table1': False, 'table3': True}
+
+
+# figures of one notebook
+
+SHARED = f"{SETTINGS}\nfigure: str = 'figure04'  # which\nprompt_set: str = 'x'  # from where"
+
+
+@pytest.fixture
+def shared(place):
+    "The notebook of the figures 8, 9 and 10, which writes of which it was asked."
+    work = "from pathlib import Path\n(Path(out)/figure/'set.txt').write_text(prompt_set)"
+    return write(place, 'sample_sheet', work, settings=SHARED)
+
+
+def test_a_notebook_of_several_figures_is_run_under_the_name_of_each(shared, place, tmp_path):
+    assert list(notebooks()) == ['figure08', 'figure09', 'figure10', 'table1']
+    assert notebooks()['figure09'] == shared
+    with pytest.raises(InputError, match="no notebook 'sample_sheet'"):
+        plan('sample_sheet')
+    jobs = go('all', 'icons')
+    assert [job.name for job in jobs] == ['figure08', 'figure09', 'figure10', 'table1']
+    made = {job.name: (job.folder / 'set.txt').read_text() for job in jobs[:3]}
+    assert made == {'figure08': 'pickapic', 'figure09': 'partiprompts', 'figure10': 'hpd'}
+    assert len({job.executed for job in jobs}) == 4
+    assert all(map(is_done, jobs))
+
+
+def test_a_figure_of_a_notebook_of_several_has_its_own_title_and_scales(shared, place):
+    assert repro_notebooks.title_of('figure09', shared) == 'Figure 9: samples for PartiPrompts'
+    assert repro_notebooks.title_of('sample_sheet', shared) == 'Example'
+    with pytest.raises(InputError, match='figure09: it runs at smoke or icons or sd15, not'):
+        plan('figure09', 'sdxl')
+    with pytest.raises(InputError, match='figure09: the figure is the one that is asked for'):
+        plan('figure09', parameters=['figure=figure10'])
+    (job,) = plan('figure09', parameters=['prompt_set=mine'])
+    assert job.parameters['prompt_set'] == 'mine'
 
 
 def test_in_a_run_of_all_a_parameter_is_for_those_that_have_it(place):
@@ -377,16 +414,16 @@ def test_dry_run_lists_and_runs_nothing(place, capsys):
 
 # rendering from what was kept
 
-KEEPING = f'{SETTINGS}\nfrom_scores: bool = False  # render from out/kept'
+KEEPING = f'{SETTINGS}\nfrom_scores: bool = False  # render from what is kept'
 
 
 def keeping(name, made='[1, 2]'):
     "The work of a notebook that keeps a value and writes it."
     return (
         'from pathlib import Path\nfrom balanceddpo.paper.kept import Kept\n'
-        'kept = Kept(name, out, from_scores)\n'
+        'own = Path(out)/name\nkept = Kept(name, own, from_scores)\n'
         f"value = kept.values('scores', lambda: {made})\n"
-        "(Path(out)/f'{name}.csv').write_text(str(value))"
+        "(own/f'{name}.csv').write_text(str(value))"
     )
 
 
@@ -395,7 +432,7 @@ def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(plac
     write(place, 'table3', keeping('table3', made), settings=KEEPING)
     (job,) = go('table3')
     (rendering,) = go('table3', from_scores=True)
-    wrote, count = job.out / 'table3.csv', job.out / 'made'
+    wrote, count = job.folder / 'table3.csv', job.out / 'made'
     assert wrote.read_text() == '[1, 2]'
     assert count.read_text() == 'once '
     assert rendering.executed == job.executed.parent / 'from_scores' / 'table3.ipynb'
@@ -405,9 +442,9 @@ def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(plac
     assert times(*go('table3', from_scores=True)) == times(rendering)
     for each in (job, rendering):
         names = {p.name for p in reproduction.results(each)}
-        assert names == {'table3.csv', 'table3_scores.json'}
+        assert names == {'table3.csv', 'scores.json'}
     # what is kept is a result of the run, and what the rendering is made of
-    (job.out / 'kept' / 'table3_scores.json').write_text('{"made": {}, "values": [3]}')
+    (job.folder / 'kept' / 'scores.json').write_text('{"made": {}, "values": [3]}')
     assert not is_done(job)
     assert not is_done(rendering)
     go('table3', from_scores=True)
@@ -435,7 +472,7 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(place, capfd):
         line for line in capfd.readouterr().err.splitlines() if line.startswith('balanceddpo:')
     ]
     assert (
-        'paper_figures/smoke/kept/table3_scores.json is not there: '
+        'paper_figures/smoke/table3/kept/scores.json is not there: '
         'run `balanceddpo reproduce table3` without --from-scores' in error
     )
 
@@ -447,7 +484,7 @@ def test_a_notebook_that_keeps_nothing_is_refused_or_left_out_of_all_and_said(pl
         'it has no parameter from_scores\n'
     )
     assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores']) == 2
-    assert 'nothing is kept in paper_figures/smoke/kept' in capsys.readouterr().err
+    assert 'nothing is kept in paper_figures/smoke: run it' in capsys.readouterr().err
     for name in ('table3', 'table4'):
         write(place, name, keeping(name), settings=KEEPING)
     go('table3')
@@ -455,14 +492,14 @@ def test_a_notebook_that_keeps_nothing_is_refused_or_left_out_of_all_and_said(pl
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         'table1: left out, it has no parameter from_scores',
-        'table4: left out, nothing of it is in paper_figures/smoke/kept',
+        'table4: left out, nothing is in paper_figures/smoke/table4/kept',
         'table3: rendering from scores at scale smoke',
-        'table3: done; 2 files in paper_figures/smoke',
+        'table3: done; 2 files in paper_figures/smoke/table3',
     ]
     assert main(['reproduce', 'all', '--scale', 'smoke', '--from-scores', '--dry-run']) == 0
     said = capsys.readouterr().out
     assert 'table3: done' in said
-    assert 'from_scores = True  render from out/kept' in said
+    assert 'from_scores = True  render from what is kept' in said
     assert 'table4: left out' in said
 
 
@@ -553,8 +590,8 @@ def build(hook, tmp_path):
 def test_the_notebooks_are_found_in_a_wheel_and_in_an_editable_installation(hook, tmp_path):
     copy, target = build(hook, tmp_path)
     code = (
-        f'import site; site.addsitedir({str(target)!r}); from balanceddpo.paper.reproduction import'
-        ' notebooks; print(*notebooks().values(), sep="\\n")'
+        f'import site; site.addsitedir({str(target)!r}); from balanceddpo.paper.repro_notebooks'
+        ' import notebooks; print(*notebooks().values(), sep="\\n")'
     )
     found = subprocess.run(
         [sys.executable, '-I', '-S', '-c', code],
@@ -569,7 +606,11 @@ def test_the_notebooks_are_found_in_a_wheel_and_in_an_editable_installation(hook
 
 @pytest.mark.parametrize(
     'page, name',
-    [('results', 'table1'), ('results', 'table1_gains'), ('icon_world', 'icon_world')],
+    [
+        ('results', 'table1/table1'),
+        ('results', 'table1/gains'),
+        ('icon_world', 'icon_world/icon_world'),
+    ],
 )
 def test_the_table_on_the_page_is_the_one_that_was_written(page, name):
     shown = between_markers((ROOT / f'docs/{page}.md').read_text(), name)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from balanceddpo.losses.methods import LOSSES, Outputs, choose_loss
+from balanceddpo.losses.methods import LOSSES, choose_loss
+from balanceddpo.losses.outputs import Outputs
+from balanceddpo.recipes.settings import settings_of
+from balanceddpo.recipes.table import RECIPES
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.labels import LABELLERS, label_pairs
 from made_scores import make_scores, make_table
@@ -54,8 +57,16 @@ def test_a_loss(monkeypatch):
     assert losses.item() == pytest.approx(0.25)
 
 
+def test_a_method(monkeypatch):
+    monkeypatch.setattr('balanceddpo.recipes.published.RECIPES', rows := dict(RECIPES))
+    follow('Add a method')
+    assert {*rows} - {*RECIPES} == {'Hinge on votes'}
+    settings = settings_of(rows['Hinge on votes'], 'icons')
+    assert (settings.method, settings.beta, settings.max_steps) == ('hinge', 5000, 100)
+
+
 def test_a_figure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = follow('Add a figure')['paths']
-    assert [p.name for p in paths] == ['gains.pdf', 'gains.png']
+    assert [p.name for p in paths] == ['gains.png']
     assert all(p.stat().st_size for p in paths)

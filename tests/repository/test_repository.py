@@ -3,6 +3,7 @@ light imports, declared needs."""
 
 import ast
 import configparser
+import importlib
 import json
 import os
 import re
@@ -34,12 +35,16 @@ MODULES = sorted(
 # The way of the data; a room imports from those before it.
 ROOMS = (
     'core data scoring voting losses models training recipes'
-    ' evaluation pipeline figures icon_world paper cli'
+    ' evaluation pipeline figures icon_world paper command cli'
 ).split()
+# Rooms that can be imported as a whole: their `__init__.py` is written by hand.
+DOORS = {'pipeline'}
 # What the command line needs before it knows what to do: it starts without a model library.
 LIGHT = (
-    'core.errors core.files core.parallel voting.config models.config training.config'
-    ' paper.reproduction cli'
+    'core.errors core.files core.parallel core.stages voting.config models.config training.config'
+    ' paper.repro_notebooks paper.reproduction paper.results_page'
+    ' command.options command.plans command.labelling command.training command.alignment'
+    ' command.evaluation command.studies cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'
@@ -156,7 +161,9 @@ def exported(tmp_path_factory):
         ignore=shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__'),
     )
     (copy / 'balanceddpo').mkdir()
-    for name in ('pyproject.toml', 'settings.ini', 'README.md', 'balanceddpo/__init__.py'):
+    by_hand = [f'balanceddpo/{room}/__init__.py' for room in ('.', *DOORS)]
+    for name in ('pyproject.toml', 'settings.ini', 'README.md', *by_hand):
+        (copy / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     # under IN_TEST nbdev exports nothing
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
@@ -325,7 +332,8 @@ def file_of(module):
 
 
 def own_imports(module):
-    "The modules of this package that a module imports, at its top or inside a function."
+    """The modules of this package that a module imports, at its top or inside a function; a room
+    that is imported as a whole stands for all of its modules."""
     found, package = set(), ['balanceddpo', *module.split('.')[:-1]]
     for node in ast.walk(ast.parse(file_of(module).read_text())):
         if isinstance(node, ast.Import):
@@ -334,7 +342,9 @@ def own_imports(module):
             up = package[: len(package) - node.level + 1] if node.level else []
             source = '.'.join([*up, *filter(None, [node.module])])
             found |= {source, *(f'{source}.{a.name}' for a in node.names)}
-    return {m.removeprefix('balanceddpo.') for m in found} & set(MODULES)
+    found = {m.removeprefix('balanceddpo.') for m in found}
+    behind = {m for m in MODULES if m.rpartition('.')[0] in found & DOORS}
+    return (found | behind) & set(MODULES)
 
 
 def place(module):
@@ -455,16 +465,29 @@ def test_readme_is_short_and_begins_with_something_to_type():
     assert len(text.partition('```')[0].split()) <= 150
 
 
-def test_settings_ini_is_what_pyproject_says():
+def test_settings_ini_and_methods_are_what_they_are_made_of():
     done = subprocess.run(
         [sys.executable, 'docs/make.py', '--check'], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
 
 
+def test_a_room_with_a_door_gives_all_that_is_public_in_its_modules():
+    rooms = {path.parent.name for path in (ROOT / 'balanceddpo').glob('*/__init__.py')}
+    written = {room for room in rooms if (ROOT / f'balanceddpo/{room}/__init__.py').read_text()}
+    assert written == DOORS
+    for room in DOORS:
+        door = importlib.import_module(f'balanceddpo.{room}')
+        inside = [m for m in MODULES if m.startswith(f'{room}.')]
+        public = [importlib.import_module(f'balanceddpo.{m}').__all__ for m in inside]
+        assert sorted(door.__all__) == sorted(sum(public, []))
+
+
 def test_every_name_at_the_door_is_there():
     for name in balanceddpo.__all__:
         assert getattr(balanceddpo, name).__name__ == name
     assert set(balanceddpo.__all__) <= set(dir(balanceddpo))
-    with pytest.raises(AttributeError, match='balanceddpo has no tower: it has EncodeConfig'):
+    with pytest.raises(
+        AttributeError, match='balanceddpo has no tower: it has AlignConfig, EncodeConfig'
+    ):
         balanceddpo.tower  # noqa: B018

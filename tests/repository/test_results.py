@@ -13,7 +13,7 @@ WORDS = 'none one two three four five six seven eight nine ten eleven twelve'.sp
 
 
 def table(name):
-    "A committed table of the icon world; its first column names the rows."
+    "A committed table of the icon world, 'study/name'; its first column names the rows."
     return pd.read_csv(ROOT / f'paper_figures/icons/{name}.csv', index_col=0)
 
 
@@ -25,34 +25,34 @@ def value(name, row, column, ends=('', ' low', ' high')):
 @pytest.mark.parametrize(
     'name, row, column, says',
     [
-        ('seeds_gains', 'BalancedDPO', 'base', 'BalancedDPO gains {}'),
-        ('seeds_gains', 'DiffusionDPO', 'base', 'and DiffusionDPO {}'),
-        ('seeds_gains', 'Normalized (z-score)', 'base', 'the sum of standardised scores gains {}'),
-        ('seeds_gains', 'HPS', 'base', 'HPS alone {}'),
-        ('seeds_gains', 'Random', 'base', 'a scorer drawn at random each step {}'),
+        ('seeds/gains', 'BalancedDPO', 'base', 'BalancedDPO gains {}'),
+        ('seeds/gains', 'DiffusionDPO', 'base', 'and DiffusionDPO {}'),
+        ('seeds/gains', 'Normalized (z-score)', 'base', 'the sum of standardised scores gains {}'),
+        ('seeds/gains', 'HPS', 'base', 'HPS alone {}'),
+        ('seeds/gains', 'Random', 'base', 'a scorer drawn at random each step {}'),
         (
-            'table4_gains',
+            'table4/gains',
             'several metrics, refresh',
             'Pick-a-Pic',
             'gain {} over labels of HPS alone',
         ),
         (
-            'table4_gains',
+            'table4/gains',
             'refresh, several metrics',
             'Pick-a-Pic',
             'A reference that follows gains {}',
         ),
         (
-            'refresh_gains',
+            'refresh/gains',
             'all weights, every 25',
             'Pick-a-Pic',
             'a refresh every 25 steps of 100 gains {}',
         ),
-        ('refresh_gains', 'all weights, never', 'Pick-a-Pic', 'none {}'),
-        ('refresh_gains', 'all weights, every 10', 'Pick-a-Pic', 'every 10 steps {}'),
-        ('refresh_gains', 'weaker pull, every 25', 'Pick-a-Pic', 'with a gain of {}'),
-        ('noise_gains', '50 % flipped', 'majority', 'gain {} and'),
-        ('noise_gains', '50 % flipped', 'HPS alone', 'and {}'),
+        ('refresh/gains', 'all weights, never', 'Pick-a-Pic', 'none {}'),
+        ('refresh/gains', 'all weights, every 10', 'Pick-a-Pic', 'every 10 steps {}'),
+        ('refresh/gains', 'weaker pull, every 25', 'Pick-a-Pic', 'with a gain of {}'),
+        ('noise/gains', '50 % flipped', 'majority', 'gain {} and'),
+        ('noise/gains', '50 % flipped', 'HPS alone', 'and {}'),
     ],
 )
 def test_gains_and_their_intervals(name, row, column, says):
@@ -63,13 +63,13 @@ def test_gains_and_their_intervals(name, row, column, says):
 @pytest.mark.parametrize(
     'name, row, column, says',
     [
-        ('noise', 'majority, 50 % flipped', 'mean of the scorers', 'taught by a coin win {}'),
-        ('noise', 'HPS alone, 50 % flipped', 'mean of the scorers', 'and {} over base'),
-        ('table4_effects', 'several metrics, refresh', 'mean of 4', 'and win {}'),
-        ('table4_effects', 'several metrics, refresh', 'HPS', 'but {} by HPS itself'),
-        ('table4_effects', 'refresh, several metrics', 'mean of 4', 'over a fixed one and wins {}'),
+        ('noise/noise', 'majority, 50 % flipped', 'mean of the scorers', 'taught by a coin win {}'),
+        ('noise/noise', 'HPS alone, 50 % flipped', 'mean of the scorers', 'and {} over base'),
+        ('table4/effects', 'several metrics, refresh', 'mean of 4', 'and win {}'),
+        ('table4/effects', 'several metrics, refresh', 'HPS', 'but {} by HPS itself'),
+        ('table4/effects', 'refresh, several metrics', 'mean of 4', 'over a fixed one and wins {}'),
         (
-            'refresh',
+            'refresh/refresh',
             'weaker pull, every 25',
             'mean of the scorers',
             'BalancedDPO wins {} over base',
@@ -83,7 +83,7 @@ def test_win_rates_and_their_intervals(name, row, column, says):
 
 def test_gains_without_intervals():
     ours, theirs = (
-        value('table2_gains', f'{m} vs base', '', ('Pick-a-Pic', 'PartiPrompts', 'HPD'))
+        value('table2/gains', f'{m} vs base', '', ('Pick-a-Pic', 'PartiPrompts', 'HPD'))
         for m in ('BalancedDPO', 'DiffusionDPO')
     )
     assert 'BalancedDPO gains {:.2f}, {:.2f} and {:.2f}'.format(*ours) in RESULTS
@@ -95,11 +95,11 @@ def test_gains_without_intervals():
         ('HPS alone', 'of HPS alone from {:.2f} to {:.2f} and {:.2f}'),
     ):
         cases = ['clean', '20 % flipped', '40 % flipped']
-        assert says.format(*table('noise_gains').loc[cases, column]) in RESULTS
+        assert says.format(*table('noise/gains').loc[cases, column]) in RESULTS
 
 
 def test_counts_of_cells_and_the_rank():
-    said = (ROOT / 'paper_figures/icons/table1_finding.txt').read_text()
+    said = (ROOT / 'paper_figures/icons/table1/finding.txt').read_text()
     over, stand = re.search(
         r'BalancedDPO beats base beyond the interval in (\d+) of 12 cells and loses in 0 \((\d+) of'
         r' these stand',
@@ -116,23 +116,23 @@ def test_counts_of_cells_and_the_rank():
     ).groups()
     won, lost = WORDS[int(wins)], WORDS[int(losses)]
     assert f'beats DiffusionDPO in {won} and loses {lost}, by PickScore' in RESULTS
-    said = (ROOT / 'paper_figures/icons/table3_finding.txt').read_text()
+    said = (ROOT / 'paper_figures/icons/table3/finding.txt').read_text()
     ahead, behind = re.search(r'by gain it is ahead of (\d+) and behind (\w+)\.', said).groups()
     assert f'By gain it is ahead of {WORDS[int(ahead)]} of its ten rivals' in RESULTS
     assert f'and behind {behind}.' in RESULTS
-    ranks = table('seeds_ranking')['rank']
+    ranks = table('seeds/ranking')['rank']
     assert f'BalancedDPO ranks {ranks["BalancedDPO"]} of {len(ranks)}' in RESULTS
 
 
 def rivals_at_equal_pairs():
     "The methods trained on as many pairs: gains by all scorers and by the worst, with intervals."
-    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals_summary.csv')
+    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals/summary.csv')
     return table.query('budget == "equal pairs"').set_index('method')
 
 
 def clearly_behind():
     "Budget -> the methods that BalancedDPO is ahead of beyond the seeds; none is ahead of it."
-    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals_differences.csv')
+    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals/differences.csv')
     clear = table.query('of == "mean" and p_holm < .05')
     assert not (clear['mean'] > 0).any()
     return {budget: set(rows.model_a) for budget, rows in clear.groupby('budget')}
@@ -168,19 +168,19 @@ def test_how_many_rivals_are_behind():
 
 
 def test_the_gains_by_single_scorers():
-    by = table('rivals_scorers').loc['BalancedDPO']
-    rank = table('rivals_left_out').loc['without aesthetic', 'rank of BalancedDPO']
+    by = table('rivals/scorers').loc['BalancedDPO']
+    rank = table('rivals/left_out').loc['without aesthetic', 'rank of BalancedDPO']
     assert (
         f"Aesthetic's, {by.aesthetic:.2f}; by HPS it has {by.hps:.2f}, by PickScore"
         f' {by.pickscore:.2f}, and without Aesthetic it ranks {rank} of 23' in RESULTS
     )
-    recognised = value('rivals', 'BalancedDPO', 'base recognised')
+    recognised = value('rivals/rivals', 'BalancedDPO', 'base recognised')
     says = "prefers the base model's pictures a little: {:.1f} % [{:.1f}, {:.1f}]"
     assert says.format(*recognised) in RESULTS
 
 
 def test_other_labels():
-    said = (ROOT / 'paper_figures/icons/votes_finding.txt').read_text()
+    said = (ROOT / 'paper_figures/icons/votes/finding.txt').read_text()
     better, worse = re.search(
         r'of 8 other labels (\d+) are better beyond the seeds \(Holm\) and (\d+) worse', said
     ).groups()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from balanceddpo.core.errors import InputError
 from balanceddpo.scoring.encoders import Encoder
 from balanceddpo.scoring.pictures import ImageBatch
-from balanceddpo.scoring.scorers import load_scorer
+from balanceddpo.scoring.registry import load_scorer
 from tiny_scorers import close, sharpen
 
 

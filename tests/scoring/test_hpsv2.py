@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from balanceddpo.scoring.pictures import ImageBatch, pad_to_square
-from balanceddpo.scoring.scorers import load_scorer
+from balanceddpo.scoring.registry import load_scorer
 from tiny_scorers import noise
 
 TINY = dict(

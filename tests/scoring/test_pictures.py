@@ -7,7 +7,8 @@ from transformers import CLIPImageProcessorPil
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.parallel import in_threads
 from balanceddpo.scoring.pictures import ImageBatch, crop_to_square
-from balanceddpo.scoring.scorers import load_scorer, score_items
+from balanceddpo.scoring.registry import load_scorer
+from balanceddpo.scoring.scorers import score_items
 from tiny_scorers import SIZES, close, noise
 
 

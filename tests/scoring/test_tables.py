@@ -15,8 +15,8 @@ from PIL import Image
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
-from balanceddpo.scoring.encoders import write_random_clip
-from balanceddpo.scoring.scorers import FunctionScorer, load_scorers
+from balanceddpo.scoring.registry import load_scorers
+from balanceddpo.scoring.scorers import FunctionScorer
 from balanceddpo.scoring.tables import Shards, read_scores, score_pairs, score_shard
 
 
@@ -68,13 +68,10 @@ def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
     assert table.label_0.isna().sum() == 2 * sum(p.label_0 is None for p in PAIRS[:n])
 
 
-def test_shards_of_real_encoders_are_the_same_bytes_after_a_restart(tmp_path):
+def test_shards_of_real_encoders_are_the_same_bytes_after_a_restart(models, tmp_path):
     """Batches and memories end with a shard, so a number does not depend on what was scored before
     it."""
-    specs = [
-        f'clip={write_random_clip(tmp_path / "clip", words=["prompt"])}',
-        f'hps={write_random_clip(tmp_path / "hps", "open_clip")}',
-    ]
+    specs = [f'{kind}={models / kind}' for kind in ('clip', 'hps')]
     once, twice = tmp_path / 'once', tmp_path / 'twice'
     for n, out in ((23, once), (9, twice), (23, twice)):
         scorers = load_scorers(specs, device='cpu')

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from random_networks import TINY, make_unet, make_vae
+
 os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -77,7 +79,7 @@ def test_the_agreement_of_two_evaluations_by_hand():
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    return step.make_world(world.TINY, tmp_path_factory.mktemp('world'), n=4)
+    return step.make_world(TINY, tmp_path_factory.mktemp('world'), n=4)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_published_scorers_are_counted_with_the_networks_that_they_load(
 ):
     """Four by default, three with clip@l14: as `load_scorers` asks for them, as they are measured,
     and as their FLOPs are counted."""
-    from balanceddpo.scoring.scorers import PAPER_SCORERS, PUBLISHED, parse_scorer
+    from balanceddpo.scoring.registry import PAPER_SCORERS, PUBLISHED, parse_scorer
 
     def network(spec):
         variants = PUBLISHED[spec.kind]
@@ -247,8 +249,8 @@ def test_flops_of_the_published_geometry_and_the_encoder_share_of_the_small_one(
             return vae.encode(torch.empty(1, 3, g.pixels, g.pixels)).latent_dist.mean
 
         return (
-            world.meta_flops(partial(world.make_unet, g), predict),
-            world.meta_flops(partial(world.make_vae, g), encode),
+            world.meta_flops(partial(make_unet, g), predict),
+            world.meta_flops(partial(make_vae, g), encode),
         )
 
     unet, encode = count(world.SD15)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from random_networks import TINY
+
 os.environ['BENCH_SIZE'] = 'tiny'
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -322,8 +324,6 @@ def test_a_failed_gate_marks_the_rows_after_it_and_stops_nothing(log, monkeypatc
 
 
 def test_the_gate_of_the_cpu_still_stops(log, monkeypatch, tmp_path):
-    from benchmarks.world import TINY
-
     monkeypatch.setattr(step, 'GRADIENT', {'cpu': 0.0})
     world = step.make_world(TINY, tmp_path, n=2)
     run = step.start_ours(world, step.train_config(TINY, 'full', 2), tmp_path / 'run')
@@ -358,7 +358,8 @@ def test_pictures_have_the_bytes_of_photographs_and_every_copy_is_a_file_of_its_
 
 def test_no_picture_of_a_run_is_known_from_another(tmp_path):
     "Or a network would not look again: 40 pairs of two pictures, and their captions come 14 times."
-    from balanceddpo.data.pairs import read_pairs, write_pairs
+    from balanceddpo.data.pairs import write_pairs
+    from balanceddpo.data.sources import read_pairs
 
     source = write_pairs(labelling.photograph_pairs(40, 32, distinct=2), tmp_path / 'p.parquet')
     pairs = list(read_pairs(source))

@@ -177,12 +177,13 @@ def test_a_process_is_measured(tmp_path):
 
 @pytest.mark.parametrize('mode', ['full', 'lora'])
 def test_our_command_line_takes_the_options(course, tmp_path, mode):
-    from balanceddpo import cli
+    from balanceddpo.cli import VERBS
+    from balanceddpo.command.options import parse
 
     commands = race.our_commands(mode, course, 3, tmp_path)
     assert list(commands) == ['label', 'encode', 'train']
     for verb, words in commands.items():
-        _, config = cli.parse(cli.VERBS[verb], [str(word) for word in words])
+        _, config = parse(VERBS[verb], [str(word) for word in words])
     assert (config.mode, config.max_steps, config.batch_size, config.beta) == (mode, 3, 8, 5000)
     assert config.precision == 'fp32'
     assert config.empty_prompt_rate == 0

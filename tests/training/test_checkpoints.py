@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.files import verify_manifest
+from balanceddpo.core.stages import verify_manifest
 from balanceddpo.training.checkpoints import (
     checkpoints,
     load_state,

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from balanceddpo.cli import option_comments
+from balanceddpo.command.options import option_comments
 from balanceddpo.core.errors import InputError
 from balanceddpo.losses.inversion import INVERSIONS
 from balanceddpo.losses.methods import LOSSES

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 from torch.testing import assert_close
@@ -22,6 +21,7 @@ from balanceddpo.training.reference import (
     make_reference,
     refresh_due,
 )
+from random_networks import TINY, make_unet
 
 LN2 = torch.tensor(math.log(2)).item()
 torch.set_num_threads(1)
@@ -30,16 +30,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope='module')
 def base():
     torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
-        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
-    )
+    return make_unet(TINY)
 
 
 def full(base):
@@ -80,7 +71,7 @@ def nudge(policy, size=0.05, seed=0):
 G = torch.Generator().manual_seed(5)
 NOISY, TEXT, EPS, T = (
     torch.randn(6, 4, 8, 8, generator=G),
-    torch.randn(6, 5, 16, generator=G),
+    torch.randn(6, 5, 32, generator=G),
     torch.randn(6, 4, 8, 8, generator=G),
     torch.tensor([10, 500, 990]).repeat_interleave(2),
 )
@@ -509,3 +500,37 @@ def test_the_kind_follows_the_policy(base):
     assert isinstance(make_reference(full(base)), CopyReference)
     assert isinstance(make_reference(lora(base)), AdapterReference)
     assert make_reference(lora(base), keep_initial=True).distance('initial') == 0
+
+
+# --- the same product
+
+
+class Transposed(torch.nn.Module):
+    "A linear layer on a transposed view, as the projections of SD2.1's attention get one."
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.linear(x.flatten(2).transpose(1, 2))
+
+
+def test_policy_and_reference_multiply_in_the_same_way(monkeypatch):
+    """torch folds the batch of a transposed view into the product where the weight asks for a
+    gradient: the reference's must ask too, and only while it predicts."""
+    policy, seen = Transposed(), []
+    reference = CopyReference(policy)
+    x = torch.randn(4, 32, 2, 2)
+    real = torch.nn.functional.linear
+
+    def spy(x, weight, bias=None):
+        seen.append((weight.requires_grad, torch.is_grad_enabled()))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, 'linear', spy)
+    theirs = reference.predict(lambda model: model(x))
+    assert torch.equal(theirs, policy(x))
+    assert seen == [(True, False), (True, True)]
+    assert not theirs.requires_grad
+    assert not any(w.requires_grad for w in reference.tensors().values())

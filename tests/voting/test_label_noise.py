@@ -231,26 +231,24 @@ def test_the_key_of_a_training_run_sees_the_content_of_the_labels():
     name is one."""
     from dataclasses import replace
 
-    from balanceddpo.paper import experiments
+    from balanceddpo.models.weights import merged_weights
+    from balanceddpo.paper import experiments, scales
 
-    world = replace(experiments.SMOKE, n_pairs=12)
+    world = replace(scales.SMOKE, n_pairs=12)
     labels = experiments.labels_of(world, LabelConfig())
-    mine = experiments.align_labels(world, 'mine', 'balanced_dpo', labels, LabelConfig())
-    assert experiments.align(world, 'plain', 'balanced_dpo', LabelConfig()).folder == mine.folder
+    mine = experiments.align_labels(world, 'BalancedDPO', labels, 'mine')
+    assert experiments.align(world, 'BalancedDPO', 'plain').folder == mine.folder
     one = labels.copy()
     i = int(np.flatnonzero(one.s)[0])
     one.loc[i, ['w0', 'w1']] = labels.loc[i, ['w1', 'w0']].to_numpy()
-    assert (
-        experiments.align_labels(world, 'mine', 'balanced_dpo', one, LabelConfig()).folder
-        != mine.folder
-    )
-    kept = experiments.align_labels(
-        world, 'mine', 'balanced_dpo', labels, LabelConfig(), checkpoint_every=2, keep_checkpoints=9
-    )
+    other = experiments.align_labels(world, 'BalancedDPO', one, 'mine')
+    assert other.folder != mine.folder
+    keeping = dict(checkpoint_every=2, keep_checkpoints=9)
+    kept = experiments.align_labels(world, 'BalancedDPO', labels, 'mine', **keeping)
     assert kept.folder != mine.folder
     assert len(list((experiments.run_folder(kept) / 'checkpoints').glob('step-*'))) == 2
     assert len(experiments.training_log(kept)) == 4
-    weights = [experiments.merged_weights(m) for m in (mine, kept)]
+    weights = [merged_weights(m.folder) for m in (mine, kept)]
     # how often it is kept changes nothing
     assert all((weights[0][n] == p).all() for n, p in weights[1].items())
     assert (

@@ -1,0 +1,50 @@
+"""balanceddpo align and methods."""
+
+import re
+
+import pytest
+
+from balanceddpo import pipeline
+from balanceddpo.data.sources import PairSource
+
+
+def test_align_from_the_command_line_is_align_from_python(tmp_path, run):
+    words = 'align BalancedDPO --model icons --pairs icons --limit 8 --device cpu'.split()
+    short = dict(max_steps=1, batch_size=4, micro_batch_size=4)
+    words += [f'--{name.replace("_", "-")}={v}' for name, v in short.items()]
+    told = run(*words)
+    pairs = PairSource('icons', limit=8)
+    model = pipeline.align('BalancedDPO', 'icons', pairs, device='cpu', **short)
+    assert f'model: {model.folder}' in told
+
+
+def test_methods_tells_each_value_and_its_source(run):
+    table = run('methods')
+    assert re.search(r'BalancedDPO +majority +dpo +random +replaced', table)
+    page = run('methods', 'BalancedDPO')
+    assert re.search(r'refresh_every +100 +IV-A: every 100 steps', page)
+    assert page.count('learning_rate') == 4  # one for each kind of base model
+
+
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        ('align none --model icons --pairs icons', "there is no recipe 'none': use DiffusionDPO"),
+        ('align --pairs icons', 'recipe'),
+        ('align BalancedDPO --pairs icons', '--model'),
+        ('align BalancedDPO --model icons', 'learns from preference pairs: name them'),
+        ('align CaPO --model icons --pairs icons', 'name the prompts to draw for'),
+        (
+            'align BalancedDPO --model icons --pairs icons --refresh-every 0',
+            "BalancedDPO has the reference 'replaced', and these settings make it 'fixed'",
+        ),
+        ('align BalancedDPO --model icons --pairs icons --method ipo', '--method'),
+        (
+            'align SmPO-Diffusion --model icons --pairs icons --scorers icons:hps',
+            "no scorer is called 'pickscore'",
+        ),
+        ('methods none', "there is no recipe 'none'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(refused, words, says):
+    assert says.lower() in refused(words)

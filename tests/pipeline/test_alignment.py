@@ -1,0 +1,99 @@
+"""`align` is the stages, one after the other, for a row of the table of methods."""
+
+import pytest
+
+from balanceddpo import pipeline
+from balanceddpo.core.errors import InputError
+from balanceddpo.core.stages import runs_root
+from balanceddpo.data.prompts import read_prompts
+from balanceddpo.data.sources import PairSource
+from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.weights import merged_weights
+from balanceddpo.pipeline.alignment import label_for_visits
+from balanceddpo.recipes.config import AlignConfig
+from balanceddpo.recipes.settings import settings_of
+from balanceddpo.scoring.registry import load_scorers
+from balanceddpo.training.run import LabelledPairs, is_decided
+from balanceddpo.voting.config import LabelConfig
+from few_pairs import KINDS, PAIRS, SHORT, made
+
+
+def test_align_finds_what_the_stages_made_and_trains_the_same_model():
+    model = pipeline.align('BalancedDPO', 'icons', PAIRS, **SHORT)
+    before = made()
+    scorers = load_scorers([f'icons:{kind}' for kind in KINDS], device='cpu')
+    voting = LabelConfig('majority', scorers=KINDS)
+    labels = pipeline.label(PAIRS, scorers, voting)
+    decided = {*labels.pair_id[is_decided(labels)]}
+    config = EncodeConfig(model='icons', resolution=64)
+    encoded = pipeline.encode(PAIRS, config, device='cpu', only=decided)
+    settings = settings_of('BalancedDPO', 'icons', **SHORT)
+    result = pipeline.train(LabelledPairs(encoded, labels, voting), settings)
+    assert str(result) == model.folder
+    assert made() == before
+
+
+def test_the_decided_pairs_alone_train_the_same_weights_as_all_pairs():
+    "But for rounding: pairs are encoded in other batches."
+    few = pipeline.align('BalancedDPO', 'icons', PAIRS, **SHORT)
+    config = AlignConfig(all_pairs=True)
+    many = pipeline.align('BalancedDPO', 'icons', PAIRS, config=config, **SHORT)
+    assert few.folder != many.folder
+    few, many, base = (merged_weights(f) for f in (few.folder, many.folder, 'icons'))
+    apart = sum((w - many[n]).norm() ** 2 for n, w in few.items())
+    moved = sum((w - base[n]).norm() ** 2 for n, w in few.items())
+    assert apart < 1e-3 * moved
+
+
+@pytest.mark.parametrize('visits', [30, 200])
+def test_as_many_pairs_are_labelled_as_the_visits_need(visits):
+    pairs, human = PairSource('icons'), LabelConfig('human')
+    source, labels = label_for_visits(pairs, [], human, visits)
+    assert is_decided(labels).sum() >= visits
+    assert len(labels) < 1.6 * visits + 20  # of 2,000: a tenth of all
+    assert {p.pair_id for p in source.read()} == {*labels.pair_id}
+    # a second look finds the shares that were scored
+    before = made()
+    again = label_for_visits(pairs, [], human, visits)[1]
+    assert again.equals(labels)
+    assert made() == before
+
+
+def test_few_pairs_are_all_labelled_and_so_are_those_with_a_limit():
+    for pairs, visits in ((PAIRS, 10**6), (PAIRS, 2)):
+        source, labels = label_for_visits(pairs, [], LabelConfig('human'), visits)
+        assert source == pairs
+        assert len(labels) == 8
+
+
+def test_a_method_of_groups_draws_them_and_writes_its_run_where_it_is_told(tmp_path):
+    config = AlignConfig(images_per_prompt=3, steps=2)
+    prompts = read_prompts('icons:pickapic', limit=4)
+    model = pipeline.align(
+        'SOUP', 'icons', prompts=prompts, config=config, out=tmp_path / 'soup', **SHORT
+    )
+    assert model.folder == str(tmp_path / 'soup' / 'model')
+    assert len([*(tmp_path / 'soup').glob('part-*/model')]) == 4
+
+
+@pytest.mark.parametrize(
+    'recipe, given, words',
+    [
+        ('BalancedDPO', dict(pairs=PAIRS, refresh_every=0), "the reference 'replaced'"),
+        ('CaPO', dict(pairs=PAIRS), 'name the prompts to draw for'),
+        ('BalancedDPO', dict(prompts='icons:hpd'), 'learns from preference pairs: name them'),
+        ('SmPO-Diffusion', dict(pairs=PAIRS, scorers=['icons:hps']), "called 'pickscore'"),
+    ],
+)
+def test_what_a_recipe_cannot_do_is_refused_before_anything_is_made(recipe, given, words):
+    with pytest.raises(InputError, match=words):
+        pipeline.align(recipe, 'icons', **given, **SHORT)
+    assert not (runs_root() / 'train').exists()
+
+
+def test_labels_of_another_kind_are_refused():
+    human = LabelConfig('human')
+    encoded = pipeline.encode(PAIRS, EncodeConfig(model='icons'), device='cpu')
+    pairs = LabelledPairs(encoded, pipeline.label(PAIRS, [], human), human)
+    with pytest.raises(InputError, match="the labels 'majority', not 'human'"):
+        pipeline.align('BalancedDPO', 'icons', pairs, **SHORT)

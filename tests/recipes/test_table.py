@@ -1,0 +1,149 @@
+"""The table of methods: the papers' values, each with its source, and rows that are what they
+say."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from balanceddpo.core.errors import InputError
+from balanceddpo.losses.methods import LOSSES
+from balanceddpo.recipes.recipe import KINDS, Recipe, values_of
+from balanceddpo.recipes.table import RECIPES, add_recipe, recipe_named
+from balanceddpo.training.config import TrainConfig
+from balanceddpo.voting.config import LabelConfig
+from balanceddpo.voting.group_rules import GROUP_RULES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def values(name, kind):
+    return {k: v.value for k, v in values_of(RECIPES[name], kind, RECIPES).items()}
+
+
+def test_the_values_that_the_paper_states():
+    """Section IV-A: 2000 steps, reference every 100 steps, AdamW, batch 128, 1e-8 with warm-up;
+    Algorithm 1, lines 20-22: replaced, not blended."""
+    c = values('BalancedDPO', 'sd15')
+    assert (c['max_steps'], c['refresh_every'], c['refresh_alpha']) == (2000, 100, 1.0)
+    assert (c['optimizer'], c['batch_size']) == ('adamw', 128)
+    assert c['learning_rate'] == pytest.approx(1e-8 * 128)
+    assert c['warmup_steps'] > 0
+    assert RECIPES['BalancedDPO'].labels == LabelConfig('majority')
+
+
+def test_the_values_of_the_public_diffusion_dpo():
+    sd, xl = values('DiffusionDPO', 'sd15'), values('DiffusionDPO', 'sdxl')
+    assert (sd['max_steps'], sd['batch_size'], sd['warmup_steps']) == (2000, 2048, 500)
+    assert (sd['beta'], sd['empty_prompt_rate'], sd['optimizer']) == (5000, 0.2, 'adamw')
+    assert (xl['max_steps'], xl['batch_size'], xl['warmup_steps']) == (2000, 2048, 200)
+    assert (xl['beta'], xl['optimizer'], xl['resolution']) == (5000, 'adafactor', 1024)
+    assert xl['gradient_checkpointing']
+    assert sd['learning_rate'] == xl['learning_rate'] == pytest.approx(2.048e-5)
+    assert sd['beta_convention'] == xl['beta_convention'] == 'mean'
+    assert sd['weight_decay'] == 1e-2
+    assert sd['clip'] == 1
+
+
+def test_the_values_of_the_lora_example_of_diffusers():
+    """Rank 8, rate 1e-5, 16 x 2 pairs, 10000 steps, no warm-up (README); beta 2500, no caption
+    dropped (train_diffusion_dpo.py). BalancedDPO's adds the paper's steps, batch and refreshes."""
+    plain, ours = values('DiffusionDPO', 'sd15_lora'), values('BalancedDPO', 'sd15_lora')
+    assert (plain['mode'], plain['lora_rank'], plain['learning_rate']) == ('lora', 8, 1e-5)
+    assert (plain['batch_size'], plain['max_steps'], plain['warmup_steps']) == (32, 10000, 0)
+    assert (plain['beta'], plain['empty_prompt_rate'], plain['refresh_every']) == (2500, 0, 0)
+    assert (ours['mode'], ours['lora_rank'], ours['learning_rate']) == ('lora', 8, 1e-5)
+    assert (ours['beta'], ours['batch_size'], ours['max_steps']) == (2500, 128, 2000)
+    assert (ours['refresh_every'], ours['refresh_alpha']) == (100, 1)
+
+
+@pytest.mark.parametrize(
+    'name, kind, steps, batch, rate, beta, noise',
+    [
+        ('SmPO-Diffusion', 'sd15', 200, 1024, 1.024e-5, 2000, 'smpo_code'),
+        ('SmPO-Diffusion', 'sdxl', 200, 1024, 1.024e-5, 5000, 'smpo_code_sdxl'),
+        ('DDIM-InPO', 'sd15', 400, 1024, 1.024e-5, 2000, 'inpo_code'),
+        ('DDIM-InPO', 'sdxl', 400, 1024, 1.024e-5, 5000, 'inpo_code'),
+        ('DSPO', 'sd15', 2000, 2048, 2.048e-5, 0.001, None),
+        ('Diffusion-KTO', 'sd15', 20000, 1024, 1e-7, 1000, None),
+        ('SDPO safeguard', 'sd15', 2000, 2048, 2.048e-5, 5000, None),
+        ('DMPO', 'sd15', 2000, 2048, 2.048e-5, 2000, None),
+        ('MaPO', 'sdxl', 2000, 16, 1e-5, 0.1, None),
+    ],
+)
+def test_the_values_of_the_rivals_public_launchers(name, kind, steps, batch, rate, beta, noise):
+    c = values(name, kind)
+    assert (c['max_steps'], c['batch_size'], c['beta']) == (steps, batch, beta)
+    assert c.get('noise') == noise
+    assert c['learning_rate'] == pytest.approx(rate)
+    assert c['refresh_every'] == 0
+    inverted = name in ('SmPO-Diffusion', 'DDIM-InPO')
+    assert (c['optimizer'] == 'adafactor') == (kind == 'sdxl' and inverted)
+    assert c['resolution'] == (1024 if kind == 'sdxl' else 512)
+
+
+def test_the_rivals_settings_in_the_icon_world_are_those_that_the_search_chose():
+    """Of each loss the try with the largest gain on the tuning prompts, as the committed search has
+    it; a guarded loss has the settings of the loss itself."""
+    import pandas as pd
+
+    table = pd.read_csv(ROOT / 'paper_figures/icons/rivals_tuning/rivals_tuning.csv')
+    parts = table.setting.str.extract(r'^(?P<name>.+), beta (?P<beta>\S+), rate (?P<rate>\S+)$')
+    best = parts.join(table.gain).sort_values('gain').groupby('name').last()
+    found = {RECIPES[n].loss: (float(r.rate), float(r.beta)) for n, r in best.iterrows()}
+    found |= {f'{n}_safeguarded': found[n] for n in ('dmpo', 'dspo')}
+    assert {*found, 'dpo'} == {*LOSSES}
+    for row in RECIPES.values():
+        if row.loss != 'dpo':
+            own = values(row.name, 'icons')
+            assert (own['learning_rate'], own['beta']) == found[row.loss], row.name
+    assert (parts.groupby('name').size() == 7).all()
+
+
+def test_every_loss_has_a_row_and_every_row_its_parts():
+    assert {row.loss for row in RECIPES.values()} == {*LOSSES}
+    named = {row.groups for row in RECIPES.values()} - {''}
+    assert named == {*GROUP_RULES}
+    assert all((row.labels.method == 'given') == bool(row.groups) for row in RECIPES.values())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_value_is_a_setting_and_says_where_it_comes_from(name, kind):
+    known = {f.name for f in fields(TrainConfig)}
+    for setting, value in values_of(RECIPES[name], kind, RECIPES).items():
+        assert setting in known
+        assert len(value.source) > 3, setting
+
+
+def test_another_loss_takes_no_beta_noise_or_options_of_the_row_that_it_is_like():
+    assert 'beta' in values('DiffusionDPO', 'sd15')
+    assert 'beta' not in values('IPO', 'sd15')
+    assert 'options' not in values('DMPO', 'sdxl')
+
+
+def test_a_moving_average_is_on_average_as_old_as_the_refreshed_reference():
+    for kind in KINDS:
+        average = values('Moving average', kind)
+        assert average['refresh_every'] == 1
+        assert 1 / average['refresh_alpha'] == values('BalancedDPO', kind)['refresh_every'] / 2
+
+
+def test_what_does_not_exist_is_named_and_no_name_comes_twice():
+    with pytest.raises(InputError, match="no recipe 'balanced': use DiffusionDPO; BalancedDPO"):
+        recipe_named('balanced')
+    with pytest.raises(InputError, match="unknown kind of base model 'sd9': use sd15"):
+        values_of(RECIPES['BalancedDPO'], 'sd9', RECIPES)
+    with pytest.raises(InputError, match="a recipe 'BalancedDPO' already"):
+        add_recipe(Recipe('BalancedDPO', 'another'))
+
+
+def test_importing_the_table_is_light():
+    code = (
+        "import sys, balanceddpo.recipes.table; print(*{'torch', 'numpy', 'pandas', 'diffusers',"
+        " 'accelerate', 'transformers'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ''
