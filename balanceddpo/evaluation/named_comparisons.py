@@ -13,7 +13,7 @@ from pandas import DataFrame
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['measure_named', 'measure_each']
+__all__ = []
 
 # %% ../../nbs/evaluation/12_named_comparisons.ipynb #33ebbb85
 def measure_named(

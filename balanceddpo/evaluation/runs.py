@@ -18,8 +18,7 @@ from .spread import in_deviations
 from .win_rates import compare
 
 # %% auto #0
-__all__ = ['gains_by_scorer', 'win_rates_by_scorer', 'of_each_run', 'mean_and_worst', 'pooled_over_seeds', 'pooled_differences',
-           'beyond_seeds']
+__all__ = []
 
 # %% ../../nbs/evaluation/14_runs.ipynb #55bc0f21
 _FEW = Bootstrap(resamples=100)  # of intervals that nobody reads

@@ -14,7 +14,7 @@ from .seeds import differences_over_seeds, over_seeds
 from .significance import holm
 
 # %% auto #0
-__all__ = ['rates_over_seeds', 'seed_and_prompt_spread', 'differences_both_ways', 'count_survivors', 'difference_grid']
+__all__ = []
 
 # %% ../../nbs/evaluation/15_seed_survival.ipynb #b6b2dc8c
 def rates_over_seeds(

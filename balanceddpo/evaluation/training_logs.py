@@ -11,7 +11,7 @@ from math import log as ln
 import pandas as pd
 
 # %% auto #0
-__all__ = ['losses_after_refresh', 'refresh_losses', 'clipped_share']
+__all__ = []
 
 # %% ../../nbs/evaluation/13_training_logs.ipynb #9c1d2a63
 def losses_after_refresh(log: pd.DataFrame) -> pd.Series:

@@ -15,7 +15,7 @@ from .scores import compare_scores
 from .spread import in_deviations
 
 # %% auto #0
-__all__ = ['setting_titles', 'setting_gains', 'with_win_rates', 'best_setting']
+__all__ = []
 
 # %% ../../nbs/evaluation/16_tuning.ipynb #6f10acd3
 def setting_titles(settings: DataFrame) -> list[str]:

@@ -19,7 +19,7 @@ from ..recipes.settings import settings_of
 from ..voting.votes import majority
 
 # %% auto #0
-__all__ = ['SD15', 'learning_rates', 'error_gap', 'tie_readings', 'gradient_factors']
+__all__ = []
 
 # %% ../../nbs/paper/12_audit_formulas.ipynb #262f63eb
 def adam_bound(beta1: float = 0.9, beta2: float = 0.999) -> float:

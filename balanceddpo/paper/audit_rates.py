@@ -17,8 +17,7 @@ from ..evaluation.significance import holm, sign_test
 from .numbers import PAPER, PROMPT_SETS, PaperTable, fits
 
 # %% auto #0
-__all__ = ['fitting_sizes', 'fit_chance', 'recover_wins', 'paper_rates', 'paper_differences', 'average_gains', 'statements',
-           'triples']
+__all__ = []
 
 # %% ../../nbs/paper/02_audit_rates.ipynb #d120f72b
 def fitting_sizes(percents: Collection[float], most: int, digits: int = 2) -> list[int]:

@@ -20,7 +20,7 @@ from ..scoring.pictures import ImageBatch
 from ..scoring.registry import load_scorers
 
 # %% auto #0
-__all__ = ['compare_with_reported', 'implied_spread', 'embedding_cosine', 'effect_of_rescaling_twice']
+__all__ = []
 
 # %% ../../nbs/paper/13_audit_scores.ipynb #968a45f0
 REPORTED = (

@@ -20,9 +20,7 @@ from .numbers import PAPER, SCORERS
 from ..scoring.scorers import USUAL_SPREAD
 
 # %% auto #0
-__all__ = ['VERDICTS_IN_WORDS', 'sample_sizes', 'sizes_by_row', 'count_significant', 'count_verdicts', 'rates_to_plot',
-           'verdict_grid', 'learning_rate_table', 'beta_table', 'tie_table', 'tell_rescaled', 'points_on_win_rates',
-           'points_on_words', 'points_on_formulas', 'points_on_scores', 'audit_table', 'tell_audit']
+__all__ = []
 
 # %% ../../nbs/paper/16_audit_summary.ipynb #e7b42069
 _MOST_PROMPTS = {'pickapic': 600, 'partiprompts': 1700, 'hpd': 400}  # that are tried

@@ -18,8 +18,7 @@ from ..figures.tables import display_name
 from ..voting.agreement import vote_splits
 
 # %% auto #0
-__all__ = ['first_prompts', 'vote_shares', 'split_table', 'outcomes_of_pairs', 'outcome_table', 'with_outcomes',
-           'black_image_table', 'seed_table', 'seed_spreads']
+__all__ = []
 
 # %% ../../nbs/paper/11_figure_numbers.ipynb #7ea9ba15
 def first_prompts(scores: DataFrame, n: int) -> list[tuple[str, str]]:

@@ -15,8 +15,7 @@ from ..figures.scores import beyond_zero, say_differences
 from ..figures.tables import display_name
 
 # %% auto #0
-__all__ = ['tell_win_rates', 'tell_vote_splits', 'tell_label_sources', 'tell_side_by_side', 'tell_samples', 'tell_adherence',
-           'tell_seed_spread']
+__all__ = []
 
 # %% ../../nbs/paper/10_findings.ipynb #b2d77a91
 def _cells_won(pair: tuple[str, str], rows: DataFrame) -> str:

@@ -18,8 +18,7 @@ from ..figures.tables import display_name
 from ..voting.agreement import cohen_kappa
 
 # %% auto #0
-__all__ = ['agreement_matrix', 'say_closest', 'tied_pairs', 'name_parts', 'say_ties', 'rule_effects', 'tell_agreement',
-           'cosines_of_scorers', 'norm_curves', 'norm_table', 'tell_conflict']
+__all__ = []
 
 # %% ../../nbs/paper/14_scorer_agreement.ipynb #db76b674
 def agreement_matrix(found: DataFrame, value: str) -> DataFrame:

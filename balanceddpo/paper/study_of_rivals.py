@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PAIRS', 'COMPUTE', 'BUDGETS', 'methods_in', 'scale_of_trials', 'command_on', 'count_passes', 'cost_table',
-           'methods_of_one_run', 'without_repeats', 'with_repeats', 'mean_win_rates', 'win_rate_tables', 'standings',
-           'plot_frontier', 'differences_from_ours', 'plot_differences_from_ours', 'gains_at_pairs', 'left_out_table',
-           'summary_table', 'methods_to_show', 'tell_rivals']
+__all__ = []
 
 # %% ../../nbs/paper/17_study_of_rivals.ipynb #e8801c3d
 def methods_in(text: str, every: Iterable[str]) -> list[str]:

@@ -15,8 +15,7 @@ from ..losses.methods import LOSSES
 from ..recipes.table import recipe_named
 
 # %% auto #0
-__all__ = ['WORDS_OF_THE_SEARCH', 'first_of_each_loss', 'published_betas', 'search_grid', 'text_of_gain', 'best_settings',
-           'tell_settings']
+__all__ = []
 
 # %% ../../nbs/paper/21_study_of_settings.ipynb #d9da672e
 def first_of_each_loss(names: Iterable[str], but: Sequence[str] = ()) -> list[str]:

@@ -18,7 +18,7 @@ from ..recipes.groups import Groups
 from ..voting.elections import RANK_RULES, condorcet_report
 
 # %% auto #0
-__all__ = ['table_of_groups', 'scores_of_groups', 'pairs_by_rule', 'groups_decided', 'same_pairs', 'gain_table', 'tell_votes']
+__all__ = []
 
 # %% ../../nbs/paper/20_study_of_votes.ipynb #af744004
 def table_of_groups(groups: Groups) -> DataFrame:

@@ -16,8 +16,7 @@ from ..figures.tables import display_name
 from .table_numbers import ONE_SCORER
 
 # %% auto #0
-__all__ = ['tell_own_and_others', 'tell_parts', 'tell_mean_scores', 'tell_variance_shares', 'tell_survivors',
-           'tell_best_settings']
+__all__ = []
 
 # %% ../../nbs/paper/19_table_findings.ipynb #fd1edfe6
 def _won(row: Series) -> str:

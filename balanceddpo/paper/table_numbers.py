@@ -18,8 +18,7 @@ from .scales import Scale
 from ..recipes.settings import variant
 
 # %% auto #0
-__all__ = ['ONE_SCORER', 'OTHER_LABELS', 'unlike_labels', 'own_scorers', 'own_and_others', 'printed_own_and_others',
-           'parts_of_models', 'variance_shares']
+__all__ = []
 
 # %% ../../nbs/paper/18_table_numbers.ipynb #cfe8365e
 def unlike_labels(labels: DataFrame) -> DataFrame:

@@ -17,8 +17,7 @@ from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs
 
 # %% auto #0
-__all__ = ['few_prompts', 'in_percent', 'tables_with_mean', 'turn_votes', 'turned_votes', 'clean_labels', 'flipped_labels',
-           'labels_with_replaced', 'changes_of_cases', 'rows_of_flips', 'tell_noise', 'tell_refresh']
+__all__ = []
 
 # %% ../../nbs/paper/15_variants.ipynb #d5686c44
 def few_prompts(scale: Scale, n_prompts: int, images: int) -> Scale:

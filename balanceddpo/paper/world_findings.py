@@ -16,7 +16,7 @@ from ..scoring.registry import PAPER_SCORERS
 from ..voting.agreement import agreement, tie_report
 
 # %% auto #0
-__all__ = ['numbers_of_pictures', 'same_preferences', 'numbers_of_votes', 'markdown_of_numbers', 'tell_recognised', 'tell_tasks']
+__all__ = []
 
 # %% ../../nbs/paper/23_world_findings.ipynb #e128bcf9
 def numbers_of_pictures(
