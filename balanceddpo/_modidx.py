@@ -115,6 +115,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'balanceddpo/command/plans.py'),
                                            'balanceddpo.command.plans.parameter_count': ( 'command/plans.html#parameter_count',
                                                                                           'balanceddpo/command/plans.py'),
+                                           'balanceddpo.command.plans.plan_of_model': ( 'command/plans.html#plan_of_model',
+                                                                                        'balanceddpo/command/plans.py'),
                                            'balanceddpo.command.plans.plan_of_steps': ( 'command/plans.html#plan_of_steps',
                                                                                         'balanceddpo/command/plans.py'),
                                            'balanceddpo.command.plans.plan_of_weights': ( 'command/plans.html#plan_of_weights',

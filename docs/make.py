@@ -67,18 +67,18 @@ METHODS_HEAD = """<!-- Made by docs/make.py from balanceddpo/recipes/table.py. -
 # Methods
 
 A method is a row of one table: who labels the pairs, which loss, which noise, which reference, and
-for each kind of base model its values, each with the place that it comes from. `balanceddpo methods`
-prints the table, `balanceddpo align NAME` runs a row, and any value can be changed by its option. A
-change that makes it another method, such as BalancedDPO without a refresh, is refused with the
-reason.
+for each kind of base model its values, each with the place that it comes from. `balanceddpo
+methods` prints the table, `balanceddpo align NAME` runs a row, and any value can be changed by its
+option. A change that makes it another method, such as BalancedDPO without a refresh, is refused
+with the reason.
 
-Each loss is tested against numbers worked by hand and its own identities. **No row has been run by us
-on published weights. All of them have been run in the icon world**, whose values are ours, and
+Each loss is tested against numbers worked by hand and its own identities. **No row has been run by
+us on published weights. All of them have been run in the icon world**, whose values are ours, and
 [results.md](results.md) says how they compare there.
 
-The base model may be a folder or Hub id of Stable Diffusion 1.5, 2.1 (v-prediction) or XL; its kind is
-read from it. For SD 3, 3.5 and FLUX nobody has published values: `--values sdxl` says whose are to be
-used, and noise by inversion is not for them.
+The base model may be a folder or Hub id of Stable Diffusion 1.5, 2.1 (v-prediction) or XL; its kind
+is read from it. For SD 3, 3.5 and FLUX nobody has published values: `--values sdxl` says whose are
+to be used, and noise by inversion is not for them.
 """
 KIND_NAMES = {'sd15': 'SD1.5', 'sd15_lora': 'SD1.5, LoRA', 'sdxl': 'SDXL', 'icons': 'icon world'}
 
@@ -115,19 +115,21 @@ def section(recipe) -> str:
     "The section of one method."
     needs = '--prompts prompts.txt' if recipe.groups else '--pairs pairs.parquet'
     named = f'"{recipe.name}"' if ' ' in recipe.name else recipe.name
-    parts = [
-        f'labels {words_of_labels(recipe)}',
-        f'loss `{recipe.loss}`',
-        f'noise {recipe.noise}',
-        f'reference {recipe.reference}',
-    ]
+    parts = ', '.join(
+        [
+            f'Labels {words_of_labels(recipe)}',
+            f'loss `{recipe.loss}`',
+            f'noise {recipe.noise}',
+            f'reference {recipe.reference}',
+        ]
+    )
     like = f' Everything else as {recipe.like}.' if recipe.like else ''
     source = '. '.join(filter(None, (recipe.paper, recipe.code and f'Code: {recipe.code}')))
     lines = [
         f'## {recipe.name}',
-        f'{recipe.does[0].upper()}{recipe.does[1:]}. {source}.'.replace(' .', ''),
+        f'{recipe.does[0].upper()}{recipe.does[1:]}. {source}.',
         '',
-        f'L{", ".join(parts)[1:]}.{like} {loss_values(recipe)}',
+        f'{parts}.{like} {loss_values(recipe)}',
         '',
         f'    balanceddpo align {named} --model MODEL {needs} --out work/run',
         '',

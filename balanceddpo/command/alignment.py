@@ -14,13 +14,10 @@ from .labelling import scorer_specs
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
-    model_folder,
-    parameter_count,
+    plan_of_model,
     plan_of_steps,
-    plan_of_weights,
     show_plan,
     shows_progress,
-    to_download,
 )
 from ..core.errors import InputError
 from ..core.stages import runs_root
@@ -88,20 +85,17 @@ def align_plan(
         n = count_rows(options.pairs, options.split, options.limit, options.share)
     else:
         raise InputError(f'{recipe.name} learns from preference pairs: name them with --pairs')
-    few = n is None or options.all_pairs or n <= visits
-    labelled = 'all of them' if few else f'of {amount(n, "pairs")} as many as {visits} visits need'
-    lines = [
+    all_of_them = n is None or options.all_pairs or options.limit or n <= visits
+    labelled = (
+        'all of them' if all_of_them else f'of {amount(n, "pairs")} as many as {visits} visits need'
+    )
+    return [
         f'{recipe.name}: {recipe.does}',
         f'label pairs from {source} with {names}, {labelled}; encode those that are decided',
         *plan_of_steps(config, n or visits),
         f'write to {options.out or runs_root() / "train"}',
+        *plan_of_model(config),
     ]
-    folder = model_folder(config.model)
-    if folder is None:
-        return [*lines, to_download(config.model)]
-    from balanceddpo.models.folders import denoiser_of
-
-    return lines + plan_of_weights(config, parameter_count(folder / denoiser_of(folder)))
 
 # %% ../../nbs/command/05_alignment.ipynb #8206e29a
 @verb(

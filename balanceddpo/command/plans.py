@@ -129,3 +129,13 @@ def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
             f' about {amount(kept, "bytes")}, and one more while it is written (estimate)'
         ),
     ]
+
+
+def plan_of_model(config: TrainConfig) -> list[str]:
+    "What a training would keep, if its base model is here; what would be downloaded if it is not."
+    from balanceddpo.models.folders import denoiser_of
+
+    folder = model_folder(config.model)
+    if folder is None:
+        return [to_download(config.model)]
+    return plan_of_weights(config, parameter_count(folder / denoiser_of(folder)))

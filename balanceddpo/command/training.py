@@ -14,9 +14,8 @@ from .options import verb
 from balanceddpo.command.plans import (
     amount,
     model_folder,
-    parameter_count,
+    plan_of_model,
     plan_of_steps,
-    plan_of_weights,
     show_plan,
     shows_progress,
     times,
@@ -144,7 +143,6 @@ def train_plan(
     options: TrainOptions, config: TrainConfig, encoded: EncodedPairs, labels: DataFrame
 ) -> list[str]:
     "What `train` would do. Raises InputError if the labels and the encoded pairs do not fit."
-    from balanceddpo.models.folders import denoiser_of
     from balanceddpo.training.run import decided_pairs
 
     if encoded.resolution != config.resolution:
@@ -153,16 +151,13 @@ def train_plan(
             f' {config.resolution}: set --resolution'
         )
     counts = decided_pairs(encoded.pair_ids, labels)[2]
-    folder = model_folder(config.model)
     counted = ', '.join(f'{n} pairs {what}' for what, n in counts.items())
-    lines = [
+    return [
         f'train {config.model} ({config.mode}) on {counted}',
         *plan_of_steps(config, counts['trained on']),
         f'write to {options.out or runs_root() / "train"}',
+        *plan_of_model(config),
     ]
-    if folder is None:
-        return [*lines, to_download(config.model)]
-    return lines + plan_of_weights(config, parameter_count(folder / denoiser_of(folder)))
 
 # %% ../../nbs/command/04_training.ipynb #6c73f1bb
 @verb(

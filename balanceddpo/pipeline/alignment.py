@@ -5,6 +5,7 @@
 # %% ../../nbs/pipeline/02_alignment.ipynb #eccfeceb
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
@@ -16,7 +17,7 @@ from pandas import DataFrame
 from ..core.errors import InputError
 from ..core.files import digest
 from ..core.stages import runs_root
-from ..data.pairs import write_pairs
+from ..data.pairs import PairReport, write_pairs
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource, count_rows
 from ..models.config import EncodeConfig, SampleConfig
@@ -65,17 +66,21 @@ def label_for_visits(
     share of `pairs`, or all of them if they are few, or if their number is not known.
 
     `options` as of `pair_scores`."""
-    rows = None if pairs.limit else count_rows(pairs.source, pairs.split, share=pairs.share)
-    share = min(1.0, visits / rows) if rows else 1.0
-    beyond, scores = 0.0, []
+    width = pairs.share - pairs.beyond
+    rows = None if pairs.limit else count_rows(pairs.source, pairs.split, share=width)
+    part = min(1.0, visits / rows) if rows else 1.0
+    beyond, scores = pairs.beyond, []
     while True:
-        part = replace(pairs, share=pairs.share * share, beyond=pairs.share * beyond)
-        scores.append(pair_scores(part, scorers, **options))
-        labels = label_pairs(pd.concat(scores, ignore_index=True), config)
+        share = pairs.share if part == 1 else pairs.beyond + part * width
+        band = replace(pairs, share=share, beyond=beyond)
+        scores.append(pair_scores(band, scorers, **options))
+        # a pair that people rated twice may have a rating in two bands: the first one counts
+        table = pd.concat(scores).drop_duplicates(['pair_id', 'slot'], ignore_index=True)
+        labels = label_pairs(table, config)
         decided = int(is_decided(labels).sum())
-        if share == 1 or decided >= visits:
-            return replace(pairs, share=pairs.share * share), labels
-        beyond, share = share, min(1.0, 1.05 * share * visits / max(decided, 1))
+        if part == 1 or decided >= visits:
+            return replace(pairs, share=share), labels
+        beyond, part = share, min(1.0, 1.05 * part * visits / max(decided, 1))
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #893273ff
 def _load_voters(
@@ -96,7 +101,8 @@ def labelled_pairs(
     out: str | Path | None = None,
 ) -> LabelledPairs:
     """The labels and latents that a run of a recipe with these settings needs of `pairs`; the
-    labels go to `out`/labels.parquet too, if that is given.
+    labels go to `out`/labels.parquet too, if that is given. Rows that cannot be read are left out,
+    with a warning.
 
     Raises InputError for a bad source, or scorers that do not fit the recipe."""
     config = config or AlignConfig()
@@ -106,13 +112,16 @@ def labelled_pairs(
     check_voters(recipe.labels, names)
     voting = replace(recipe.labels, scorers=names or None)
     encoding = EncodeConfig(settings.model, settings.resolution, dtype=config.dtype)
+    options = dict(progress=config.progress, report=(report := PairReport()))
     source, only = pairs, None
     if config.all_pairs:
-        labels = label(pairs, voters, voting, progress=config.progress)
+        labels = label(pairs, voters, voting, **options)
     else:
         visits = settings.max_steps * settings.batch_size
-        source, labels = label_for_visits(pairs, voters, voting, visits, progress=config.progress)
+        source, labels = label_for_visits(pairs, voters, voting, visits, **options)
         only = {*labels.pair_id[is_decided(labels)]}
+    if report.reasons:
+        warnings.warn(f'{pairs.source}: {report}', stacklevel=2)
     if out:
         write_labels(Path(out) / 'labels.parquet', labels, voting)
     encoded = encode(source, encoding, device=settings.device, progress=config.progress, only=only)
@@ -261,12 +270,16 @@ def align(
     recipe, config = recipe_named(recipe), config or AlignConfig()
     settings = settings_of(recipe, model, **changes)
     if recipe.groups:
-        groups = pairs
-        if not isinstance(groups, Groups):
-            groups = _groups_for(recipe, settings, prompts, scorers, config)
+        if isinstance(pairs, Groups):
+            return align_groups(recipe, settings, pairs, config, out)
+        if pairs is not None and prompts is not None:
+            raise InputError(f'{recipe.name} makes its own pairs: name prompts alone')
+        groups = _groups_for(recipe, settings, prompts, scorers, config)
         return align_groups(recipe, settings, groups, config, out)
     if pairs is None or isinstance(pairs, Groups):
         raise InputError(f'{recipe.name} learns from preference pairs: name them')
+    if prompts is not None:
+        raise InputError(f'{recipe.name} draws no images: leave out prompts')
     if isinstance(pairs, str):
         pairs = PairSource(pairs)
     if isinstance(pairs, PairSource):

@@ -42,7 +42,8 @@ def kind_of(model: str, mode: str = 'full') -> str:
             f'nobody has published settings for {model}, of the family {family_name(model)}: '
             f'say whose are to be used, values {" or ".join(KINDS)}'
         )
-    return f'{kind}_lora' if f'{kind}_{mode}' in KINDS else kind
+    adapted = f'{kind}_lora'
+    return adapted if mode == 'lora' and adapted in KINDS else kind
 
 # %% ../../nbs/recipes/04_settings.ipynb #13d0e38d
 def reference_of(config: TrainConfig) -> str:

@@ -1,10 +1,13 @@
 """`align` is the stages, one after the other, for a row of the table of methods."""
 
+from dataclasses import replace
+
 import pytest
 
 from balanceddpo import pipeline
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import runs_root
+from balanceddpo.data.pairs import write_pairs
 from balanceddpo.data.prompts import read_prompts
 from balanceddpo.data.sources import PairSource
 from balanceddpo.models.config import EncodeConfig
@@ -97,3 +100,45 @@ def test_labels_of_another_kind_are_refused():
     pairs = LabelledPairs(encoded, pipeline.label(PAIRS, [], human), human)
     with pytest.raises(InputError, match="the labels 'majority', not 'human'"):
         pipeline.align('BalancedDPO', 'icons', pairs, **SHORT)
+
+
+def rated_pairs(folder, n=60):
+    """A file in which every pair stands four times: the first ratings are ties. In small bands a
+    pair has a rating in several of them."""
+    pairs = list(PairSource('icons', limit=n // 4).read())
+    rows = [replace(p, label_0=0.5 if k < 2 else 1.0) for k in range(4) for p in pairs]
+    return str(write_pairs(rows, folder / 'pairs.parquet'))
+
+
+def test_a_pair_that_was_rated_twice_has_one_label(tmp_path):
+    source = PairSource(rated_pairs(tmp_path))
+    share, labels = label_for_visits(source, [], LabelConfig('human'), 20)
+    assert labels.pair_id.is_unique
+    assert {*labels.pair_id} <= {p.pair_id for p in share.read()}
+
+
+def test_a_source_that_begins_beyond_a_share_stays_there():
+    pairs = PairSource('icons', share=0.9, beyond=0.4)
+    source, labels = label_for_visits(pairs, [], LabelConfig('human'), 30)
+    assert source.beyond == 0.4
+    assert source.share < 0.6
+    left_out = {p.pair_id for p in PairSource('icons', share=0.4).read()}
+    assert not left_out & {*labels.pair_id}
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path):
+    pairs = list(PairSource('icons', limit=120).read())
+    pairs[3] = replace(pairs[3], images=(b'no picture', pairs[3].images[1]))
+    source = str(write_pairs(pairs, tmp_path / 'pairs.parquet'))
+    config = AlignConfig(all_pairs=True)
+    with pytest.warns(UserWarning, match='pairs.parquet: 120 rows, 119 pairs kept'):
+        pipeline.align('DiffusionDPO', 'icons', source, config=config, **SHORT)
+
+
+@pytest.mark.parametrize(
+    'recipe, words',
+    [('CaPO', 'CaPO makes its own pairs'), ('BalancedDPO', 'BalancedDPO draws no images')],
+)
+def test_pairs_and_prompts_are_not_both_taken(recipe, words):
+    with pytest.raises(InputError, match=words):
+        pipeline.align(recipe, 'icons', PAIRS, prompts='icons:hpd', **SHORT)
