@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,15 +124,8 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
         return show_plan(align_plan(options, recipe, config, scorers))
     names = [f.name for f in fields(AlignConfig)]
     around = {name: getattr(options, name) for name in names} | {'progress': shows_progress()}
-    model = pipeline.align(
-        recipe,
-        pairs=pairs,
-        prompts=options.prompts,
-        scorers=scorers,
-        config=AlignConfig(**around),
-        out=options.out,
-        values=options.values or '',
-        **asdict(config),
+    model = pipeline.run_recipe(
+        recipe, config, pairs, options.prompts, scorers, AlignConfig(**around), options.out
     )
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')

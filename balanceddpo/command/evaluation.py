@@ -93,7 +93,7 @@ class EvaluateOptions:
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four
     scorers: tuple[str, ...] = ('hps', 'clip', 'pickscore', 'aesthetic')
     out: Path | None = None  # folder of the tables; by default under runs/evaluate
-    # compare the best image a prompt (the paper's), the mean, or image by image
+    # compare the best image of each prompt (the paper's), the mean, or image by image
     protocol: Literal['best', 'mean', 'paired'] = 'best'
     # what a tie counts: half, nothing at all, or a loss (the paper's)
     ties: Literal['split', 'drop', 'loss'] = 'split'

@@ -28,7 +28,7 @@ def rates_over_seeds(
 # %% ../../nbs/evaluation/15_seed_survival.ipynb #fb1fd87d
 def seed_and_prompt_spread(runs: DataFrame) -> DataFrame:
     """The s.d. of a win rate over seeds, and the standard error that prompts give that of one run:
-    DataFrame in points, a row a scorer, means over the models.
+    DataFrame in points, one row for each scorer, means over the models.
 
     runs: model_a, scorer, win_rate (fractions of 1) of n prompts; a row a model, scorer, seed."""
     sd = over_seeds(runs, ['model_a', 'scorer'], 'win_rate').groupby('scorer', sort=False)['sd']

@@ -17,8 +17,8 @@ __all__ = []
 def losses_after_refresh(log: pd.DataFrame) -> pd.Series:
     """The losses of the steps right after a refresh of the reference.
 
-    log: a row a step in their order, with its `loss` and whether the reference was `refreshed`
-    after it."""
+    log: one row for each step in their order, with its `loss` and whether the reference was
+    `refreshed` after it."""
     return log.loc[log['refreshed'].astype(bool).shift(fill_value=False), 'loss']
 
 
@@ -45,5 +45,5 @@ def refresh_losses(logs: Mapping[Hashable, pd.DataFrame], last: int = 10) -> pd.
 def clipped_share(log: pd.DataFrame, clip: float) -> float:
     """The share of steps whose gradient was longer than `clip`, and was cut to it.
 
-    log: a row a step, with `grad_norm`, the length of its gradient before it was cut."""
+    log: one row for each step, with `grad_norm`, the length of its gradient before it was cut."""
     return float((log['grad_norm'] > clip).mean())

@@ -33,7 +33,7 @@ def setting_gains(
     settings: DataFrame, scores: DataFrame, scorers: Sequence[str], base: str = 'base'
 ) -> DataFrame:
     """Settings, named by `setting_titles`, and what the model of each gains over `base`: DataFrame,
-    with a column a scorer, in s.d. of the base model's scores, and their mean `gain`.
+    with one column for each scorer, in s.d. of the base model's scores, and their mean `gain`.
 
     scores: of all these models and of `base`, on one prompt set. Raises InputError if they cannot
     be compared."""

@@ -44,7 +44,7 @@ class SampleConfig:
     model: str = 'icons'  # pipeline folder or Hub id
     prompts: str = 'icons:pickapic'  # file of prompts, or icons:pickapic|partiprompts|hpd|tuning
     limit: int | None = None  # only the first prompts
-    images_per_prompt: int = 5  # images a prompt, each with a seed of its own
+    images_per_prompt: int = 5  # images for each prompt, each with a seed of its own
     steps: int = 50  # denoising steps
     guidance: float = 7.5  # classifier-free guidance scale; 1 is without
     # sampler, all four are deterministic; flow models have euler only

@@ -34,7 +34,8 @@ def _printed(*tables: str) -> DataFrame:
 
 def sample_sizes() -> DataFrame:
     """Which numbers of prompts all win rates of Tables I and II fit: DataFrame table, prompt_set,
-    percentages (how many), sizes (a list), chance, half_width (points), a row a table and set."""
+    percentages (how many), sizes (a list), chance, half_width (points), one row for each table and
+    set."""
     printed = _printed('table1', 'table2')
     rows = []
     for (table, name), values in printed.groupby(['table', 'prompt_set'], sort=False)['value']:
@@ -61,14 +62,15 @@ def sizes_by_row() -> DataFrame:
 # %% ../../nbs/paper/16_audit_summary.ipynb #90bbee85
 def count_significant(rates: DataFrame, level: float = 0.05) -> DataFrame:
     """How many win rates of `audit_rates.paper_rates` differ from 50 %, alone and corrected, of how
-    many numbers: a row a table."""
+    many numbers: one row for each table."""
     tests = rates.assign(alone=rates.p < level, corrected=rates.p_holm < level)
     by_table = tests.groupby('table')
     return by_table[['alone', 'corrected']].sum().join(by_table.size().rename('numbers'))
 
 
 def count_verdicts(differences: DataFrame, level: float = 0.05) -> DataFrame:
-    """What may be said of the differences of `audit_rates.paper_differences`: a row a table.
+    """What may be said of the differences of `audit_rates.paper_differences`: one row for each
+    table.
 
     exceeds: larger than the half-width of two independent win rates, uncorrected; independent:
     significant after correction if the wins were independent; holds, open, noise, no count: the

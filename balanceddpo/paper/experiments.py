@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -138,9 +138,9 @@ def align_labels(
     trained before; the row's own labels say how the weights are read."""
     row = recipe_named(recipe)
     row = replace(row, name=name or row.name)
-    settings = asdict(training_settings(scale, row, **changes)) | {'values': scale.values}
+    settings = training_settings(scale, row, **changes)
     pairs = LabelledPairs(encoded_pairs(scale), table, row.labels)
-    return pipeline.align(row, pairs=pairs, config=_keeping(scale, changes), **settings)
+    return pipeline.run_recipe(row, settings, pairs, config=_keeping(scale, changes))
 
 
 def align(
@@ -157,8 +157,8 @@ def align(
     if groups is None:
         raise InputError(f'{row.name} makes its pairs from groups of images: give them')
     row = replace(row, name=name or row.name)
-    settings = asdict(training_settings(scale, row, **changes)) | {'values': scale.values}
-    return pipeline.align(row, pairs=groups, config=_keeping(scale, changes), **settings)
+    settings = training_settings(scale, row, **changes)
+    return pipeline.run_recipe(row, settings, groups, config=_keeping(scale, changes))
 
 
 def align_variant(scale: Scale, name: str, of: str, **changes) -> Model:

@@ -83,10 +83,10 @@ def with_outcomes(texts: Sequence[str], kinds: Sequence[str], a: str, b: str) ->
 def black_image_table(
     scores: DataFrame, black: DataFrame, prompt_set: str, scorers: Sequence[str]
 ) -> DataFrame:
-    """Black images beside the base model's first images of a prompt set: a row a scorer; the means
-    of both, and on how many prompts (%) black scores lower.
+    """Black images beside the base model's first images of a prompt set: one row for each scorer;
+    the means of both, and on how many prompts (%) black scores lower.
 
-    black: a row a prompt, with `prompt_id` and a column a scorer."""
+    black: one row for each prompt, with `prompt_id` and one column for each scorer."""
     scorers = list(scorers)
     black = black.set_index('prompt_id')[scorers]
     first = scores.query('model == "base" and prompt_set == @prompt_set and image_index == 0')
@@ -100,7 +100,7 @@ def black_image_table(
 
 # %% ../../nbs/paper/11_figure_numbers.ipynb #c6af2494
 def seed_table(scores: DataFrame, scorers: Sequence[str], prompts: Mapping[str, str]) -> DataFrame:
-    """Mean and s.d. over the seeds of one model's scores, a row a prompt.
+    """Mean and s.d. over the seeds of one model's scores, one row for each prompt.
 
     prompts: id -> text of those that are shown."""
     by_prompt = scores.groupby('prompt_id')[list(scorers)].agg(['mean', 'std'])

@@ -137,7 +137,7 @@ def norm_curves(norms: DataFrame) -> DataFrame:
 
 
 def norm_table(norms: DataFrame) -> DataFrame:
-    "The same, and the cosine of sum and consensus, as a table for print: a row a step."
+    "The same, and the cosine of sum and consensus, as a table for print: one row for each step."
     columns = {
         'sum_share': 'sum / single',
         'sum_orthogonal': 'the same by votes',

@@ -128,8 +128,8 @@ def mean_win_rates(rates: DataFrame) -> DataFrame:
 def win_rate_tables(
     won: DataFrame, names: Sequence[str], scorers: Iterable[str]
 ) -> tuple[DataFrame, tuple[DataFrame, DataFrame]]:
-    """The `mean_win_rates` of one budget, a row a method, a column an opponent and scorer; and the
-    ends of the intervals in tables of the same form."""
+    """The `mean_win_rates` of one budget, one row for each method, one column for each opponent and
+    scorer; and the ends of the intervals in tables of the same form."""
     columns = [(opponent, scorer) for opponent in ('base', OURS) for scorer in scorers]
 
     def table(value):
@@ -211,7 +211,8 @@ def plot_differences_from_ours(
 
 # %% ../../nbs/paper/17_study_of_rivals.ipynb #91f23421
 def gains_at_pairs(gains: DataFrame, names: Sequence[str], scorers: Sequence[str]) -> DataFrame:
-    "The mean gain over the seeds at equal pairs: a row a method, a column a scorer."
+    """The mean gain over the seeds at equal pairs: one row for each method, one column for each
+    scorer."""
     first = gains[gains.budget == PAIRS]
     means = first.groupby(['model_a', 'scorer'], sort=False).difference.mean()
     return means.unstack()[list(scorers)].reindex(list(names))
@@ -233,9 +234,9 @@ def _without(scorer: str, gains: DataFrame, means: DataFrame, once: Collection[s
 
 
 def left_out_table(gains: DataFrame, means: DataFrame, once: Collection[str]) -> DataFrame:
-    """Where BalancedDPO stands at equal pairs without each scorer: a row a scorer; its rank and
-    gain by the mean of the others, and how many methods are ahead of it and behind it beyond the
-    seeds.
+    """Where BalancedDPO stands at equal pairs without each scorer: one row for each scorer; its
+    rank and gain by the mean of the others, and how many methods are ahead of it and behind it
+    beyond the seeds.
 
     gains: of each run, without repeats; means: of `gains_at_pairs`."""
     rows = {f'without {scorer}': _without(scorer, gains, means, once) for scorer in means.columns}

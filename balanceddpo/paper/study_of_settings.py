@@ -71,7 +71,7 @@ def text_of_gain(gain: float) -> str:
 
 # %% ../../nbs/paper/21_study_of_settings.ipynb #5a4fa055
 def best_settings(found: DataFrame, names: Sequence[str]) -> DataFrame:
-    "The best setting of each method: rate, beta and gain, a row a method."
+    "The best setting of each method: rate, beta and gain, one row for each method."
     best = [best_setting(found, name) for name in names]
     return DataFrame(best, index=list(names))[['rate', 'beta', 'gain']]
 

@@ -25,7 +25,8 @@ def unlike_labels(labels: DataFrame) -> DataFrame:
     """The share of pairs (%) that two sources of labels label differently, of those that both
     decide: a square DataFrame. NaN where there are none.
 
-    labels: a column a source, a row a pair; 1 or -1 by the image that wins, 0 undecided."""
+    labels: one column for each source, one row for each pair; 1 or -1 by the image that wins, 0
+    undecided."""
 
     def unlike(a: Series, b: Series) -> float:
         both = (a != 0) & (b != 0)
@@ -87,7 +88,7 @@ def printed_own_and_others(single: Mapping[str, str]) -> DataFrame:
 # %% ../../nbs/paper/18_table_numbers.ipynb #58a47940
 def parts_of_models(scale: Scale, models: Mapping[str, tuple[str, Mapping]]) -> DataFrame:
     """Which parts of the method each model has: DataFrame labels, several metrics, refresh every
-    (steps; 0: never), a row a model.
+    (steps; 0: never), one row for each model.
 
     models: name -> (row of the table of methods, the settings that are changed in it). Raises
     InputError for an unknown row or settings that contradict it."""

@@ -38,7 +38,7 @@ def in_percent(rates: DataFrame) -> DataFrame:
 
 def tables_with_mean(rates: DataFrame, means: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     """Win rates in percent and the ends of their bootstrap intervals: three DataFrames, a row a
-    model, a column a scorer, and last 'mean of the scorers'.
+    model, one column for each scorer, and last 'mean of the scorers'.
 
     rates: of `win_rates.compare` on one prompt set; means: of `mean_win_rates`, models in the same
     order."""
@@ -67,7 +67,7 @@ def turned_votes(
     seed: int = 0,
 ) -> DataFrame:
     """What becomes of the labels of `methods` (name -> how pairs are labelled) as more votes are
-    turned: DataFrame, a row a method and rate.
+    turned: DataFrame, one row for each method and rate.
 
     Columns rate (percent of the pairs), labels (the method), and those of
     `label_noise.label_changes`. Raises InputError as `label_noise.exchange_scores`."""
@@ -170,8 +170,8 @@ def _say_hard(rows: DataFrame, hard: Sequence[str]) -> str:
 def tell_refresh(found: DataFrame, weights: Sequence[str], hard: Sequence[str], off: float) -> str:
     """What a refresh of the reference brings and costs, in a sentence.
 
-    found: a row a model: its `weights`, its `reference`, its distance from the base model in
-    thousandths, win_rate, low and high in percent; weights: those that are told of; hard: their
+    found: one row for each model: its `weights`, its `reference`, its distance from the base model
+    in thousandths, win_rate, low and high in percent; weights: those that are told of; hard: their
     references that are replaced whole; off: how far the loss after one was from ln 2 at most."""
     of = {w: found[found['weights'] == w].set_index('reference') for w in weights}
     told = '; '.join(f'{w}: {_say_hard(rows, hard)}' for w, rows in of.items())

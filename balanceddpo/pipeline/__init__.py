@@ -1,6 +1,6 @@
 """The five stages, each one function with one key, and `align`, three of them for a method."""
 
-from .alignment import align, draw_groups, group_pairs, labelled_groups
+from .alignment import align, draw_groups, group_pairs, labelled_groups, run_recipe
 from .stages import (
     Evaluation,
     Model,
@@ -33,6 +33,7 @@ __all__ = [
     'made_once',
     'pair_scores',
     'run_folder_of',
+    'run_recipe',
     'sample',
     'train',
 ]

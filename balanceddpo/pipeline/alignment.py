@@ -36,7 +36,7 @@ from balanceddpo.pipeline.stages import (
 )
 
 # %% auto #0
-__all__ = ['draw_groups', 'group_pairs', 'labelled_groups', 'align']
+__all__ = ['draw_groups', 'group_pairs', 'labelled_groups', 'run_recipe', 'align']
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #53b9301e
 from ..recipes.config import AlignConfig
@@ -48,7 +48,7 @@ from balanceddpo.recipes.groups import (
     pairs_of_group_rows,
 )
 from ..recipes.recipe import Recipe
-from ..recipes.settings import check_labels, settings_of
+from ..recipes.settings import check_labels, check_settings, settings_of
 from ..recipes.table import recipe_named
 from ..scoring.registry import scorers_to_load
 from ..scoring.scorers import Scorer
@@ -245,6 +245,38 @@ def _groups_for(
     voters = _load_voters(recipe, scorers, settings, config.dtype)
     return draw_groups(sampling_config, voters, chosen, config.progress)
 
+# %% ../../nbs/pipeline/02_alignment.ipynb #e5b420c6
+def run_recipe(
+    recipe: Recipe,
+    settings: TrainConfig,
+    pairs: str | PairSource | LabelledPairs | Groups | None = None,
+    prompts: str | PromptSet | None = None,
+    scorers: Sequence[str | Scorer] | None = None,
+    config: AlignConfig | None = None,
+    out: str | Path | None = None,
+) -> Model:
+    """`align` with the whole `settings` of its training, those of the base model among them.
+    Arguments and errors as there."""
+    config = config or AlignConfig()
+    check_settings(recipe, settings)
+    if recipe.groups:
+        if isinstance(pairs, Groups):
+            return align_groups(recipe, settings, pairs, config, out)
+        if pairs is not None and prompts is not None:
+            raise InputError(f'{recipe.name} makes its own pairs: name prompts alone')
+        groups = _groups_for(recipe, settings, prompts, scorers, config)
+        return align_groups(recipe, settings, groups, config, out)
+    if pairs is None or isinstance(pairs, Groups):
+        raise InputError(f'{recipe.name} learns from preference pairs: name them')
+    if prompts is not None:
+        raise InputError(f'{recipe.name} draws no images: leave out prompts')
+    if isinstance(pairs, str):
+        pairs = PairSource(pairs)
+    if isinstance(pairs, PairSource):
+        pairs = labelled_pairs(recipe, settings, pairs, scorers, config, out)
+    check_labels(recipe, pairs.label_config)
+    return _train_for(recipe, settings, pairs, config, out)
+
 # %% ../../nbs/pipeline/02_alignment.ipynb #de8bd3df
 def align(
     recipe: str | Recipe,
@@ -267,22 +299,6 @@ def align(
     Every stage is found if it was made before, and goes on where it was interrupted. Raises
     InputError for an unknown recipe, for settings or labels that contradict it, and as the stages
     do."""
-    recipe, config = recipe_named(recipe), config or AlignConfig()
+    recipe = recipe_named(recipe)
     settings = settings_of(recipe, model, **changes)
-    if recipe.groups:
-        if isinstance(pairs, Groups):
-            return align_groups(recipe, settings, pairs, config, out)
-        if pairs is not None and prompts is not None:
-            raise InputError(f'{recipe.name} makes its own pairs: name prompts alone')
-        groups = _groups_for(recipe, settings, prompts, scorers, config)
-        return align_groups(recipe, settings, groups, config, out)
-    if pairs is None or isinstance(pairs, Groups):
-        raise InputError(f'{recipe.name} learns from preference pairs: name them')
-    if prompts is not None:
-        raise InputError(f'{recipe.name} draws no images: leave out prompts')
-    if isinstance(pairs, str):
-        pairs = PairSource(pairs)
-    if isinstance(pairs, PairSource):
-        pairs = labelled_pairs(recipe, settings, pairs, scorers, config, out)
-    check_labels(recipe, pairs.label_config)
-    return _train_for(recipe, settings, pairs, config, out)
+    return run_recipe(recipe, settings, pairs, prompts, scorers, config, out)
