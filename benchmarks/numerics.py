@@ -42,14 +42,14 @@ SHARES = {'training step': '>= 0.65', 'sampling': '>= 0.65'}  # of the peak, by 
 
 def small_world():
     "The icon world with a few pairs."
-    from balanceddpo.paper import experiments, scales
+    from balanceddpo.paper import scales
 
     return replace(scales.ICONS, n_pairs=max(PAIRS, STEP_PAIRS))
 
 
 def training_step(folder) -> Callable:
     "An optimizer step of BalancedDPO in the icon world."
-    from balanceddpo.paper import experiments, scales
+    from balanceddpo.paper import experiments
     from balanceddpo.training.loop import start, update
     from balanceddpo.training.run import LabelledPairs
     from balanceddpo.voting.config import LabelConfig
@@ -85,7 +85,7 @@ def sampling(folder) -> Callable:
 
 def labelling(folder) -> Callable:
     "Pairs of the icon world read, decoded and scored by its four scorers."
-    from balanceddpo.paper import experiments, scales
+    from balanceddpo.paper import experiments
     from balanceddpo.scoring.tables import score_pairs
 
     world = small_world()
