@@ -5,23 +5,14 @@
 # %% ../../nbs/recipes/02_published.ipynb #8f4d9da1
 from __future__ import annotations
 
-from ..core.errors import InputError
-from .recipe import Recipe, Value, said, scaled_rate
+from .recipe import Recipe, Value, add_recipe, said, scaled_rate
 from ..voting.config import MAJORITY, LabelConfig
 
 # %% auto #0
-__all__ = ['RECIPES', 'add_recipe']
+__all__ = ['PUBLISHED']
 
 # %% ../../nbs/recipes/02_published.ipynb #9b1bde4c
-RECIPES: dict[str, Recipe] = {}  # name -> row
-
-
-def add_recipe(recipe: Recipe) -> Recipe:
-    "Put a row into the table. Raises InputError if there is one of its name."
-    if recipe.name in RECIPES:
-        raise InputError(f'there is a recipe {recipe.name!r} already: give another name')
-    RECIPES[recipe.name] = recipe
-    return recipe
+PUBLISHED: dict[str, Recipe] = {}  # name -> row
 
 # %% ../../nbs/recipes/02_published.ipynb #6d0bf737
 _DPO_SD15 = (
@@ -99,7 +90,8 @@ add_recipe(
             'sdxl': _DPO_SDXL,
             'icons': _DPO_ICONS,
         },
-    )
+    ),
+    PUBLISHED,
 )
 
 # %% ../../nbs/recipes/02_published.ipynb #18cf441c
@@ -136,7 +128,8 @@ add_recipe(
                 refresh_every=25,
             ),
         },
-    )
+    ),
+    PUBLISHED,
 )
 
 # %% ../../nbs/recipes/02_published.ipynb #4e07e559
@@ -148,7 +141,7 @@ def _tuned(learning_rate: float, beta: float) -> dict[str, Value]:
 
 def _rival(name: str, does: str, loss: str, **row) -> Recipe:
     "Add a row that is like DiffusionDPO, with another loss."
-    return add_recipe(Recipe(name, does, loss=loss, like='DiffusionDPO', **row))
+    return add_recipe(Recipe(name, does, loss=loss, like='DiffusionDPO', **row), PUBLISHED)
 
 
 _rival(

@@ -13,7 +13,7 @@ from ..core.errors import InputError
 from ..voting.config import LabelConfig
 
 # %% auto #0
-__all__ = ['KINDS', 'OF_LOSS', 'Value', 'said', 'scaled_rate', 'Recipe', 'values_of']
+__all__ = ['KINDS', 'OF_LOSS', 'Value', 'said', 'scaled_rate', 'Recipe', 'add_recipe', 'values_of']
 
 # %% ../../nbs/recipes/01_recipe.ipynb #3dc1b6ac
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ class Recipe:
     # kind of base model, or 'any' -> settings of `TrainConfig`, each with its source
     values: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, repr=False)
     like: str = ''  # the recipe whose values hold where this one has none
+
+# %% ../../nbs/recipes/01_recipe.ipynb #2e8a8007
+def add_recipe(recipe: Recipe, table: dict[str, Recipe]) -> Recipe:
+    "Put a row into a table, name -> row. Raises InputError if there is one of its name."
+    if recipe.name in table:
+        raise InputError(f'there is a recipe {recipe.name!r} already: give another name')
+    table[recipe.name] = recipe
+    return recipe
 
 # %% ../../nbs/recipes/01_recipe.ipynb #12faad0d
 OF_LOSS = ('beta', 'noise', 'options')  # settings that mean something else in another loss

@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 from ..core.errors import InputError
-from .published import GIVEN, RECIPES, add_recipe
-from .recipe import Recipe, said
+from .published import GIVEN, PUBLISHED
+from .recipe import Recipe, add_recipe, said
 from ..voting.config import MAJORITY, LabelConfig
 
 # %% auto #0
-__all__ = ['recipe_named']
+__all__ = ['RECIPES', 'recipe_named']
+
+# %% ../../nbs/recipes/03_table.ipynb #977e0953
+RECIPES: dict[str, Recipe] = dict(PUBLISHED)  # name -> row
 
 # %% ../../nbs/recipes/03_table.ipynb #bc25d582
 def _variant(name: str, does: str, **row) -> Recipe:
     "Add a row that is like BalancedDPO, with one thing changed."
     values = row.pop('values', {})
     of = dict(labels=MAJORITY, reference='replaced', like='BalancedDPO')
-    return add_recipe(Recipe(name, does, values={'any': values}, **of | row))
+    return add_recipe(Recipe(name, does, values={'any': values}, **of | row), RECIPES)
 
 
 _variant(
@@ -51,7 +54,8 @@ add_recipe(
             )
             for kind, T in dict(sd15=100, sd15_lora=100, sdxl=100, icons=25).items()
         },
-    )
+    ),
+    RECIPES,
 )
 _variant(
     'Refresh by drift',

@@ -10,8 +10,8 @@ import pytest
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.losses.methods import LOSSES
-from balanceddpo.recipes.recipe import KINDS, Recipe, values_of
-from balanceddpo.recipes.table import RECIPES, add_recipe, recipe_named
+from balanceddpo.recipes.recipe import KINDS, Recipe, add_recipe, values_of
+from balanceddpo.recipes.table import RECIPES, recipe_named
 from balanceddpo.training.config import TrainConfig
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.group_rules import GROUP_RULES
@@ -137,7 +137,7 @@ def test_what_does_not_exist_is_named_and_no_name_comes_twice():
     with pytest.raises(InputError, match="unknown kind of base model 'sd9': use sd15"):
         values_of(RECIPES['BalancedDPO'], 'sd9', RECIPES)
     with pytest.raises(InputError, match="a recipe 'BalancedDPO' already"):
-        add_recipe(Recipe('BalancedDPO', 'another'))
+        add_recipe(Recipe('BalancedDPO', 'another'), RECIPES)
 
 
 def test_importing_the_table_is_light():

@@ -58,7 +58,7 @@ def test_a_loss(monkeypatch):
 
 
 def test_a_method(monkeypatch):
-    monkeypatch.setattr('balanceddpo.recipes.published.RECIPES', rows := dict(RECIPES))
+    monkeypatch.setattr('balanceddpo.recipes.table.RECIPES', rows := dict(RECIPES))
     follow('Add a method')
     assert {*rows} - {*RECIPES} == {'Hinge on votes'}
     settings = settings_of(rows['Hinge on votes'], 'icons')
