@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from .repro_notebooks import OWN_SCALES
 
 # %% auto #0
-__all__ = ['scale_of', 'sdxl_scale_of', 'only_set']
+__all__ = ['scale_of', 'sdxl_scale_of', 'only_set', 'few_prompts']
 
 # %% ../../nbs/paper/05_scales.ipynb #a7900e5e
 @dataclass(frozen=True)
@@ -138,3 +138,15 @@ def only_set(scale: Scale, name: str) -> Scale:
             f' {", ".join(dict(scale.prompts))}'
         )
     return replace(scale, prompts=((name, dict(scale.prompts)[name]),))
+
+# %% ../../nbs/paper/05_scales.ipynb #073e4a48
+def few_prompts(scale: Scale, n_prompts: int, images: int, sets: int | None = None) -> Scale:
+    """The scale with the first `n_prompts` prompts of each of its first `sets` sets (by default of
+    all), as far as it has so many, and `images` images of each prompt."""
+    known = scale.n_prompts or n_prompts
+    return replace(
+        scale,
+        prompts=scale.prompts[:sets],
+        n_prompts=min(n_prompts, known),
+        images_per_prompt=images,
+    )

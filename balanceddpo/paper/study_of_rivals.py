@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -24,7 +23,7 @@ from ..figures.points import Guides, plot_points
 from ..figures.style import Interval, Look
 from .experiments import training_settings
 from .rivals import passes_of_groups, passes_per_pair, steps_within
-from .scales import Scale, scale_of
+from .scales import Scale
 from ..recipes.table import RECIPES
 from ..training.config import TrainConfig
 
@@ -38,14 +37,6 @@ __all__ = []
 def methods_in(text: str, every: Iterable[str]) -> list[str]:
     "The methods in a text with semicolons between their names; in 'all' they are `every` one."
     return list(every) if text == 'all' else [name.strip() for name in text.split(';')]
-
-
-def scale_of_trials(name: str, device: str, n_prompts: int, images: int) -> Scale:
-    """The scale of a name on a device, with the first `n_prompts` prompts of each set, if it has so
-    many, and so many images of each."""
-    scale = scale_of(name, device=device)
-    few = min(n_prompts, scale.n_prompts)
-    return replace(scale, n_prompts=few, images_per_prompt=images)
 
 
 def command_on(study: str, scale: str, made: Mapping[str, object]) -> str:

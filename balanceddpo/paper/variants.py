@@ -6,29 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from pandas import DataFrame, Series
 
 from ..figures.tables import display_name, win_rate_table
-from .scales import Scale
 from ..voting import label_noise
 from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs
 
 # %% auto #0
 __all__ = []
-
-# %% ../../nbs/paper/15_variants.ipynb #d5686c44
-def few_prompts(scale: Scale, n_prompts: int, images: int) -> Scale:
-    """A scale with the first `n_prompts` prompts of its first set alone, or as many as it has, and
-    so many `images` a prompt."""
-    return replace(
-        scale,
-        prompts=scale.prompts[:1],
-        n_prompts=min(n_prompts, scale.n_prompts or n_prompts),
-        images_per_prompt=images,
-    )
 
 # %% ../../nbs/paper/15_variants.ipynb #23449f16
 def in_percent(rates: DataFrame) -> DataFrame:

@@ -23,12 +23,6 @@ def test_what_is_asked_for_is_read_from_texts():
     assert study.methods_in('all', ('IPO', 'SUM')) == ['IPO', 'SUM']
 
 
-def test_a_scale_of_trials_has_no_more_prompts_than_there_are():
-    scale = study.scale_of_trials('smoke', 'cpu', n_prompts=4, images=1)
-    assert (scale.n_prompts, scale.images_per_prompt, scale.device) == (4, 1, 'cpu')
-    assert study.scale_of_trials('smoke', 'cpu', 1000, 1).n_prompts == SMOKE.n_prompts
-
-
 @pytest.mark.parametrize(
     'device, more', [('cpu', ''), ('cuda', ' --parameters device=cuda workers=3')]
 )

@@ -8,7 +8,6 @@ from scipy.stats import spearmanr
 from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation.win_rates import compare, mean_win_rates
 from balanceddpo.paper import variants
-from balanceddpo.paper.scales import published_scale, scale_of
 from balanceddpo.voting.config import LabelConfig
 from figure_checks import SCORERS, made_up_scores
 
@@ -27,16 +26,6 @@ def scores():
     rows['slot'] = np.tile([0, 1], n)
     rows['label_0'] = 1.0
     return rows.join(pd.DataFrame(drawn.reshape(-1, 4), columns=SCORERS))
-
-
-def test_a_scale_has_no_more_prompts_than_before():
-    smoke = variants.few_prompts(scale_of('smoke'), n_prompts=50, images=3)
-    assert (smoke.n_prompts, smoke.images_per_prompt, len(smoke.prompts)) == (6, 3, 1)
-    files = {'pickapic': 'a.txt', 'hpd': 'b.txt'}
-    whole = published_scale('sd15', 'model', 'pairs', files)
-    few = variants.few_prompts(whole, n_prompts=50, images=2)
-    assert whole.n_prompts is None
-    assert (few.n_prompts, few.prompts) == (50, (('pickapic', 'a.txt'),))
 
 
 def test_the_last_column_is_the_mean_of_the_scorers_that_vote():
