@@ -10,13 +10,13 @@ FOLDER is a clone of one of these, at the commit that this race was written for:
                                                    examples/research_projects/diffusion_dpo
 
 Both sides start from the same pipeline folder (random weights, `benchmarks.world`) and the same
-Parquet file of pairs, and end with a saved model. Ours is the command line, three processes one
-after the other: `balanceddpo label --method human`, `encode`, `train`. The peer's is its script.
-Measured are CPU seconds (user and system, with children), wall seconds, the peak of the resident
-memory of the largest process, and wall seconds to the end of the first step. CPU seconds a step
-are the difference of two runs with different numbers of visits over the difference of their steps.
-A value is the peer's over ours, so above 1 ours needs less. In each round ours runs before and
-after the peer: their mean is compared, and their ratio is the A/A control.
+Parquet file of pairs, and end with a saved model. Ours is one command, `balanceddpo align
+DiffusionDPO`, which labels, encodes and trains. The peer's is its script. Measured are CPU seconds
+(user and system, with children), wall seconds, the peak of the resident memory of the largest
+process, and wall seconds to the end of the first step. CPU seconds a step are the difference of two
+runs with different numbers of visits over the difference of their steps. A value is the peer's over
+ours, so above 1 ours needs less. In each round ours runs before and after the peer: their mean is
+compared, and their ratio is the A/A control.
 
 The same on both sides: fp32, 8 pairs a step, the strength of the DPO loss, learning rate, AdamW,
 clipping, rank of the LoRA, no warm-up, pictures not mirrored, no caption dropped, a sample of the
@@ -97,29 +97,27 @@ def steps_of(pairs: int, visits: int) -> int:
     return pairs * visits // BATCH
 
 
-def our_commands(mode: str, course: Course, steps: int, out: Path) -> dict[str, list]:
-    "Verb -> its words on our command line: the model goes to `out/run/model`."
-    labels, encoded = out / 'labels.parquet', out / 'encoded'
-    model = ['--model', course.model, '--resolution', course.pixels]
-    train = {
-        'labels': labels,
-        'encoded': encoded,
+def our_command(mode: str, course: Course, steps: int, out: Path) -> list:
+    "Our command line: the model goes to `out/run/model`."
+    settings = {
+        'model': course.model,
+        'pairs': course.pairs,
+        'resolution': course.pixels,
         'mode': mode,
         'max-steps': steps,
         'batch-size': BATCH,
+        'micro-batch-size': BATCH,
         'learning-rate': RATE[mode],
+        'warmup-steps': 0,
         'beta': BETA,
         'empty-prompt-rate': 0,
         'lora-rank': RANK,
+        'precision': 'fp32',
         'checkpoint-every': CHECKPOINT,
         'seed': 0,
         'out': out / 'run',
     }
-    return {
-        'label': ['--pairs', course.pairs, '--method', 'human', '--out', labels],
-        'encode': ['--pairs', course.pairs, *model, '--out', encoded],
-        'train': [*model, *as_words(train)],
-    }
+    return [sys.executable, '-m', 'balanceddpo.cli', 'align', 'DiffusionDPO', *as_words(settings)]
 
 
 # --- what a process takes
@@ -135,29 +133,12 @@ class Cost:
     first: float | None = None  # wall seconds from the start to the end of the first step
 
 
-def cost_of_all(costs: list[Cost]) -> Cost:
-    "The cost of processes that ran one after the other, of which the last one trains."
-    *earlier, training = costs
-    before = sum(cost.wall for cost in earlier)
-    return Cost(
-        cpu=sum(cost.cpu for cost in costs),
-        wall=before + training.wall,
-        peak=max(cost.peak for cost in costs),
-        first=None if training.first is None else before + training.first,
-    )
-
-
-def takes_no_steps(output: Path) -> bool:
-    "That no first step is done: for a process that does not train."
-    return False
-
-
 def run_and_measure(
     name: str,
     command: list,
     folder: Path,
     environment: dict[str, str],
-    stepped: Callable[[Path], bool] = takes_no_steps,
+    stepped: Callable[[Path], bool],
 ) -> Cost:
     """Run a command in `folder`, with nothing beside it, and wait for it.
 
@@ -227,19 +208,17 @@ def run_peer(peer: Peer, script: Path, course: Course, steps: int, out: Path) ->
 
 
 def run_ours(mode: str, course: Course, steps: int, out: Path) -> Cost:
-    "Label, encode and train, into the new folder `out`. Raises SystemExit if that fails."
+    "Align by our command, into the new folder `out`. Raises SystemExit if that fails."
     environment = environment_with(HERE.parent, BALANCEDDPO_RUNS=str(out / 'runs'))
     out.mkdir()
 
     def stepped(_):
         return metrics_written(out / 'run' / 'metrics.jsonl')
 
-    costs = []
-    for verb, words in our_commands(mode, course, steps, out).items():
-        command = [sys.executable, '-m', 'balanceddpo.cli', verb, *words]
-        costs.append(run_and_measure(f'balanceddpo {verb}', command, out, environment, stepped))
-    check_saved('balanceddpo train', out / 'run' / 'model')
-    return cost_of_all(costs)
+    command = our_command(mode, course, steps, out)
+    cost = run_and_measure('balanceddpo align', command, out, environment, stepped)
+    check_saved('balanceddpo align', out / 'run' / 'model')
+    return cost
 
 
 def environment_with(folder: Path, **settings: str) -> dict[str, str]:

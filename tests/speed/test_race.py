@@ -96,16 +96,6 @@ def test_a_row_compares_the_peer_with_the_mean_of_ours():
     assert not rows[where + 'wall seconds']['goal']
 
 
-def test_processes_in_a_row():
-    "Seconds add up, the largest memory counts, and the first step comes after what was before."
-    costs = [
-        race.Cost(1.0, 2.0, 300.0),
-        race.Cost(3.0, 4.0, 900.0),
-        race.Cost(5.0, 7.0, 600.0, 6.5),
-    ]
-    assert race.cost_of_all(costs) == race.Cost(9.0, 13.0, 900.0, 12.5)
-
-
 # --- what a process takes
 
 
@@ -121,7 +111,7 @@ def test_a_peer_that_fails_is_told_in_one_line(tmp_path):
     code = "import sys; print('loading'); sys.exit('no weights\\nin this folder')"
     with pytest.raises(SystemExit) as e:
         command = [sys.executable, '-c', code]
-        race.run_and_measure('DiffusionDPO', command, tmp_path, dict(os.environ))
+        race.run_and_measure('DiffusionDPO', command, tmp_path, dict(os.environ), race.bar_moved)
     expected = 'DiffusionDPO ended with exit code 1: ... loading no weights in this folder'
     assert str(e.value) == expected
 
@@ -180,37 +170,38 @@ def test_our_command_line_takes_the_options(course, tmp_path, mode):
     from balanceddpo.cli import VERBS
     from balanceddpo.command.options import parse
 
-    commands = race.our_commands(mode, course, 3, tmp_path)
-    assert list(commands) == ['label', 'encode', 'train']
-    for verb, words in commands.items():
-        _, config = parse(VERBS[verb], [str(word) for word in words])
+    race.write_model(course.model)
+    *python, verb, recipe = race.our_command(mode, course, 3, tmp_path)[:5]
+    assert python == [sys.executable, '-m', 'balanceddpo.cli']
+    assert (verb, recipe) == ('align', 'DiffusionDPO')
+    words = [str(word) for word in race.our_command(mode, course, 3, tmp_path)[4:]]
+    options, config = parse(VERBS['align'], words)
+    assert (options.pairs, options.out) == (str(course.pairs), tmp_path / 'run')
     assert (config.mode, config.max_steps, config.batch_size, config.beta) == (mode, 3, 8, 5000)
-    assert config.precision == 'fp32'
-    assert config.empty_prompt_rate == 0
+    assert (config.precision, config.warmup_steps, config.empty_prompt_rate) == ('fp32', 0, 0)
+    assert (config.optimizer, config.clip, config.sample_latents) == ('adamw', 1, True)
 
 
-def test_ours_is_three_processes(course, tmp_path, monkeypatch):
+def test_ours_is_one_process(course, tmp_path, monkeypatch):
     called = []
 
     def run_and_measure(name, command, folder, environment, stepped):
         called.append((name, environment['BALANCEDDPO_RUNS']))
-        if name == 'balanceddpo train':
-            (folder / 'run' / 'model').mkdir(parents=True)
-            (folder / 'run' / 'model' / 'model_index.json').touch()
-        return race.Cost(1.0, 1.0, 1.0, 0.5 if 'train' in name else None)
+        (folder / 'run' / 'model').mkdir(parents=True)
+        (folder / 'run' / 'model' / 'model_index.json').touch()
+        return race.Cost(3.0, 3.0, 1.0, 2.5)
 
     monkeypatch.setattr(race, 'run_and_measure', run_and_measure)
     out = tmp_path / 'out'
     assert race.run_ours('full', course, 3, out) == race.Cost(3.0, 3.0, 1.0, 2.5)
-    runs = str(out / 'runs')
-    assert called == [(f'balanceddpo {v}', runs) for v in ('label', 'encode', 'train')]
+    assert called == [('balanceddpo align', str(out / 'runs'))]
 
 
 # --- all of it
 
 
 def our_stand_in(mode, course, steps, out):
-    "In the place of our three processes: the model with other weights, at a second a step."
+    "In the place of our process: the model with other weights, at a second a step."
     from safetensors.numpy import load_file, save_file
 
     model = out / 'run' / 'model'
