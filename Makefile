@@ -1,7 +1,7 @@
 ## make table1   train DiffusionDPO and BalancedDPO in the icon world, generate, score, and save the paper's Table I
 ## make export   write the package from the notebooks and clean them: after every edit in nbs
 ## make format   format notebooks, tests and benchmarks, and mend what ruff can mend
-## make test     every test: format and lint, notebooks, package, wheel
+## make test     every test: format, lint and types, notebooks, package, wheel
 ## make quick    the tests of the rooms that you have changed
 ## make docs     write the pages that repeat what stands elsewhere
 ## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores, rows in runs/benchmarks
@@ -16,6 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
 RUFF := $(VENV)/bin/ruff
+TYPES := $(VENV)/bin/pyrefly check --output-format min-text
 CODE := nbs tests benchmarks docs
 
 .PHONY: help install table1 export format test quick docs bench notebooks clean
@@ -66,6 +67,7 @@ test: $(VENV)/.installed $(VENV)/.hpsv2
 	@status=0; \
 	$(RUFF) format --check $(CODE) || { status=1; echo 'Not formatted: make format'; }; \
 	$(RUFF) check $(CODE) || status=1; \
+	$(TYPES) || { status=1; echo 'Types do not agree: see above.'; }; \
 	$(NBTEST) || { status=1; echo 'A source notebook failed: see above.'; }; \
 	$(RUN) -m pytest -n 2 --dist loadgroup || status=1; \
 	exit $$status

@@ -55,7 +55,7 @@ def sharpen(folder, name, factor=12.0):
 def random_head(folder, widths=(32, 64, 16, 1), seed=0):
     "An aesthetic head in LAION's layout, dropout's places in the numbering left out."
     g = torch.Generator().manual_seed(seed)
-    places = (0, 2, 4, 6, 7)
+    places = (0, 2, 3) if len(widths) == 4 else (0, 2, 4, 6, 7)
     head = {
         f'layers.{places[i]}.{part}': torch.randn(shape, generator=g) / b**0.5
         for i, (a, b) in enumerate(zip(widths, widths[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .labelling import scorer_specs
 from .options import verb
@@ -123,7 +123,8 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
     names = [f.name for f in fields(AlignConfig)]
-    around = {name: getattr(options, name) for name in names} | {'progress': shows_progress()}
+    around: dict[str, Any] = {name: getattr(options, name) for name in names}
+    around['progress'] = shows_progress()
     model = pipeline.run_recipe(
         recipe, config, pairs, options.prompts, scorers, AlignConfig(**around), options.out
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.config import SampleConfig
+    from balanceddpo.models.sampling import ImageStore
     from balanceddpo.scoring.registry import ScorerSpec
 
 # %% auto #0
@@ -216,11 +217,12 @@ def open_or_draw(
     from balanceddpo import pipeline
     from balanceddpo.models.sampling import open_images
 
-    models = {}
+    models: dict[str, ImageStore | pipeline.Model] = {}
     for c in found:
         if c.images:
             models[c.name] = open_images(c.images)
         else:
+            assert c.config  # one without images is drawn
             models[c.name] = pipeline.Model(c.name, c.config.model, c.config.lora)
     if not sets:
         return [(name, 'prompts', store) for name, store in models.items()]

@@ -101,6 +101,7 @@ def specs_and_config(
 # %% ../../nbs/command/03_labelling.ipynb #1e928ba5
 def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
     "Where the labels go. Raises InputError rather than overwrite a file that holds something else."
+    from balanceddpo.core.seals import Damaged
     from balanceddpo.voting.labels import read_labels
 
     asked = canonical(options) | {'out': None, 'dry_run': False}
@@ -110,6 +111,8 @@ def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
     if out.exists():
         try:
             read_labels(out)
+        except Damaged:
+            pass  # ours, and made again now
         except InputError:
             raise InputError(
                 f'{out} is there and holds no labels: it is not overwritten, choose another name'

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 # %% auto #0
-__all__ = ['ensure_torchvision', 'pick_device', 'pick_dtype', 'versions']
+__all__ = ['pick_device', 'pick_dtype']
 
 # %% ../../nbs/core/03_devices.ipynb #352eec20
 _DECLARED = []  # the declaration lives as long as this list holds it
@@ -118,7 +122,7 @@ def versions() -> dict[str, str | None]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {'python': platform.python_version()}
+    found: dict[str, str | None] = {'python': platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name).split('+')[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # %% auto #0
-__all__ = ['InputError', 'first_line', 'reason_of', 'refusal']
+__all__ = ['InputError', 'first_line', 'reason_of']
 
 # %% ../../nbs/core/01_errors.ipynb #b784aa89
 class InputError(ValueError):

@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -23,8 +23,7 @@ from typing import Any
 from .errors import InputError
 
 # %% auto #0
-__all__ = ['canonical', 'digest', 'first_difference', 'file_digest', 'content_digest', 'tidy', 'staged', 'write_json',
-           'read_json', 'asset', 'package_key']
+__all__ = ['asset', 'package_key']
 
 # %% ../../nbs/core/02_files.ipynb #5c45d02b
 def canonical(value: object) -> Any:
@@ -96,6 +95,14 @@ def file_digest(path: str | Path) -> str:
     try:
         with open(path, 'rb') as f:
             return hashlib.file_digest(f, 'sha256').hexdigest()
+    except OSError as e:
+        raise InputError(f'cannot read {path}: {e.strerror}') from e
+
+
+def file_bytes(path: str | Path) -> bytes:
+    "A file's content. Raises InputError if the file cannot be read."
+    try:
+        return Path(path).read_bytes()
     except OSError as e:
         raise InputError(f'cannot read {path}: {e.strerror}') from e
 
@@ -216,7 +223,7 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def staged(path: str | Path) -> Iterator[Path]:
+def staged(path: str | Path) -> Generator[Path, None, None]:
     """Yield a temporary sibling of `path` to create as a file or a folder; on success flush it and
     rename it to `path`, on error remove it.
 

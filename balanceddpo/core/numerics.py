@@ -11,13 +11,17 @@ import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from .devices import pick_device
 from .errors import InputError
 from .files import digest, read_json, write_json
 
+if TYPE_CHECKING:
+    import torch
+
 # %% auto #0
-__all__ = ['CHOICES', 'asked_numerics', 'processor', 'numeric_path', 'at_full_speed']
+__all__ = ['numeric_path', 'at_full_speed']
 
 # %% ../../nbs/core/05_numerics.ipynb #e29e563d
 CHOICES = ('auto', 'plain', 'onednn')  # values of BALANCEDDPO_NUMERICS
@@ -72,10 +76,10 @@ def convolution_linear() -> type:
     class ConvolutionLinear(torch.nn.Linear):
         "A linear layer that computes as a convolution where that suits its input."
 
-        def forward(self, x):
-            if suits_convolution(x):
-                return linear_as_convolution(x, self.weight, self.bias)
-            return super().forward(x)
+        def forward(self, input):
+            if suits_convolution(input):
+                return linear_as_convolution(input, self.weight, self.bias)
+            return super().forward(input)
 
     return ConvolutionLinear
 
@@ -217,8 +221,11 @@ def _first_argument_in_fast_layout(module: torch.nn.Module, arguments: tuple) ->
         return None
     return fast_layout(arguments[0]), *arguments[1:]
 
+# %% ../../nbs/core/05_numerics.ipynb #7723f8b4
+Network = TypeVar('Network', bound='torch.nn.Module')  # the same one comes back
+
 # %% ../../nbs/core/05_numerics.ipynb #a1d0c021
-def at_full_speed(module: torch.nn.Module, device: str | torch.device = 'cpu') -> torch.nn.Module:
+def at_full_speed(module: Network, device: str | torch.device = 'cpu') -> Network:
     """Make a network ready to run: its weights aligned, memory kept, its linear layers on the
     numeric path of this machine and an autoencoder's images in the layout for it, all in place.
     Returns it.
@@ -236,6 +243,7 @@ def at_full_speed(module: torch.nn.Module, device: str | torch.device = 'cpu') -
             if type(layer) is torch.nn.Linear:
                 layer.__class__ = convolution_linear()
         if hasattr(module, 'encoder') and hasattr(module, 'decoder'):  # an autoencoder
-            for part in (module.encoder, module.decoder):
+            for name in ('encoder', 'decoder'):
+                part = module.get_submodule(name)
                 part.register_forward_pre_hook(_first_argument_in_fast_layout)
     return module

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .errors import InputError
 
 # %% auto #0
-__all__ = ['in_threads', 'ahead_in_threads', 'environment', 'thread_settings', 'side_by_side']
+__all__ = []
 
 # %% ../../nbs/core/06_parallel.ipynb #21c4f453
 def in_threads(f: Callable, items: Sequence) -> list:
@@ -44,7 +44,7 @@ def ahead_in_threads(f: Callable, items: Iterable, ahead: int = 64) -> Iterator:
 
 # %% ../../nbs/core/06_parallel.ipynb #d73b0902
 @contextmanager
-def environment(**changes: str) -> Iterator[None]:
+def environment(**changes: str) -> Generator[None, None, None]:
     "Set environment variables for the time of a `with` block."
     before = {k: os.environ.get(k) for k in changes}
     os.environ.update(changes)

@@ -10,10 +10,12 @@ import hashlib
 import numpy as np
 
 # %% auto #0
-__all__ = ['pair_generator']
+__all__ = []
 
 # %% ../../nbs/core/04_randomness.ipynb #f09142e1
-def pair_generator(seed: int, step: int, pair_id: str, stream: str) -> np.random.Generator:
+def pair_generator(
+    seed: int | np.integer, step: int | np.integer, pair_id: str, stream: str
+) -> np.random.Generator:
     """A NumPy generator that depends on these four values and on nothing else; `stream` separates
     uses that must not share numbers."""
     key = hashlib.sha256(f'{stream}|{int(seed)}|{int(step)}|{pair_id}'.encode()).digest()[:16]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from balanceddpo.core.files import (
 )
 
 # %% auto #0
-__all__ = ['write_manifest', 'verify_manifest', 'locked', 'runs_root', 'Stage', 'open_stage']
+__all__ = ['runs_root']
 
 # %% ../../nbs/core/07_stages.ipynb #0a84695e
 def write_manifest(folder: str | Path, **extra: object) -> dict:
@@ -39,13 +39,14 @@ def write_manifest(folder: str | Path, **extra: object) -> dict:
         for n in content_files(folder)
     }
     manifest = {'files': files, **extra}
+    manifest['seal'] = digest(manifest)
     write_json(folder / 'manifest.json', manifest)
     return manifest
 
 # %% ../../nbs/core/07_stages.ipynb #ac296915
-def _listed(folder: str | Path) -> dict:
-    """The manifest of `folder`, its form and its names checked: a name that leads out of the folder
-    is refused."""
+def read_manifest(folder: str | Path) -> dict:
+    """The manifest of `folder`. Raises InputError if it is not what was written, or names a file
+    that is not in the folder."""
     path = Path(folder) / 'manifest.json'
     manifest = read_json(path)
     files = manifest.get('files') if isinstance(manifest, dict) else None
@@ -53,12 +54,14 @@ def _listed(folder: str | Path) -> dict:
         isinstance(f, dict) and {'bytes', 'sha256'} <= f.keys() for f in files.values()
     ):
         raise InputError(f'{path} is not a manifest of ours: it has no table of files')
+    if manifest.pop('seal', None) != digest(manifest):
+        raise InputError(f'{path} is damaged, or of an older version: make what is there again')
     for name in files:
         if Path(name).is_absolute() or '..' in Path(name).parts:
             raise InputError(f'{path} names a file outside its folder: {name!r}')
     return manifest
 
-
+# %% ../../nbs/core/07_stages.ipynb #cba2f2ca
 def _check_sizes(folder: str | Path, manifest: dict) -> None:
     "Raises InputError naming the first file that is missing or has another size."
     for name, fact in manifest['files'].items():
@@ -71,22 +74,29 @@ def _check_sizes(folder: str | Path, manifest: dict) -> None:
             )
 
 
+def check_hashes(folder: str | Path, manifest: dict, *names: str) -> None:
+    """Compare files, by default all, with the hashes in the manifest of `folder`. Raises InputError
+    naming the first that differs or that it does not list."""
+    for name in names or manifest['files']:
+        fact = manifest['files'].get(name)
+        if fact is None or file_digest(Path(folder) / name) != fact['sha256']:
+            raise InputError(
+                f'{Path(folder) / name} is damaged: its hash is not the one in its manifest'
+            )
+
+
 def verify_manifest(folder: str | Path) -> dict:
     """The manifest of `folder`, after every file was compared with it. Raises InputError naming the
     first missing or damaged file."""
     tidy(folder)  # a folder whose replacement was cut short is put back first
-    manifest = _listed(folder)
+    manifest = read_manifest(folder)
     _check_sizes(folder, manifest)
-    for name, fact in manifest['files'].items():
-        if file_digest(Path(folder) / name) != fact['sha256']:
-            raise InputError(
-                f'{Path(folder) / name} is damaged: its hash is not the one in its manifest'
-            )
+    check_hashes(folder, manifest)
     return manifest
 
 # %% ../../nbs/core/07_stages.ipynb #612e33b3
 @contextmanager
-def locked(folder: str | Path, wait: bool = False) -> Iterator[Path]:
+def locked(folder: str | Path, wait: bool = False) -> Generator[Path, None, None]:
     """Hold `folder` for this process; make it if needed. If another process holds it: `wait` for
     it, or raise InputError naming it."""
     import fcntl
@@ -126,7 +136,7 @@ class Stage:
         """Whether a manifest is there, the files have the sizes it says, and they came from these
         inputs."""
         try:
-            _check_sizes(self.folder, _listed(self.folder))
+            _check_sizes(self.folder, read_manifest(self.folder))
             kept = read_json(self.folder / 'inputs.json')
         except InputError:
             return False
@@ -142,6 +152,11 @@ class Stage:
         except InputError:
             return False
         return True
+
+    def made_from(self, state: str) -> bool:
+        """Whether the stage is intact and was finished with this `state` (of what it was made of)
+        in its manifest."""
+        return self.intact and read_manifest(self.folder).get('state') == state
 
     def finish(self, **extra: object) -> Path:
         "Mark the stage as done: write the manifest, with `extra` in it. Returns the folder."
@@ -161,8 +176,8 @@ def open_stage(
     `folder` names the place; otherwise it is `<root or runs_root()>/<kind>/<digest>`. Raises
     InputError if the folder holds the result of other inputs (it names the first field that
     differs) or files that are no stage's."""
-    inputs = canonical(inputs)
-    folder = Path(folder) if folder else Path(root or runs_root()) / kind / digest(inputs)
+    wanted: dict = canonical(inputs)
+    folder = Path(folder) if folder else Path(root or runs_root()) / kind / digest(wanted)
     tidy(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tidy(folder / 'inputs.json')
@@ -171,11 +186,11 @@ def open_stage(
             raise InputError(
                 f'{folder} holds files that are not ours ({min(foreign)}): choose an empty folder'
             )
-        write_json(folder / 'inputs.json', inputs)  # if it is there by now, another worker wrote it
-    if found := first_difference(read_json(folder / 'inputs.json'), inputs):
+        write_json(folder / 'inputs.json', wanted)  # if it is there by now, another worker wrote it
+    if found := first_difference(read_json(folder / 'inputs.json'), wanted):
         raise InputError(
             '{} was made with {} = {!r}, not {!r}: choose another folder, or delete it'.format(
                 folder, *found
             )
         )
-    return Stage(folder, inputs)
+    return Stage(folder, wanted)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from ..core.errors import InputError, first_line
 from ..core.files import digest, staged
 
 # %% auto #0
-__all__ = ['decode', 'Pair', 'make_pair', 'transform_pair', 'PairReport', 'valid_text', 'write_pairs']
+__all__ = ['Pair', 'make_pair', 'PairReport', 'write_pairs']
 
 # %% ../../nbs/data/01_pairs.ipynb #2daa8d7b
 def image_id(data: bytes) -> str:
@@ -35,9 +36,9 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 MAX_PIXELS, MAX_ASPECT = 2**26, 100
 
 # %% ../../nbs/data/01_pairs.ipynb #0136a043
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, background: Background = 'white') -> Image.Image:
     """RGB `PIL.Image` of an encoded image, first frame, turned upright by its EXIF tag,
-    transparency over white.
+    transparency as of `as_rgb`.
 
     Raises InputError if it is damaged, of a format not in `FORMATS`, over `MAX_PIXELS`, or
     longer than `MAX_ASPECT` times its width."""
@@ -46,7 +47,7 @@ def decode(data: bytes) -> Image.Image:
             short, long = sorted(image.size)
             if short * long > MAX_PIXELS or long > MAX_ASPECT * short:
                 raise ValueError(f'{image.size[0]}x{image.size[1]} pixels is beyond the limits')
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return as_rgb(image, background)
     except UnidentifiedImageError as e:
         raise InputError(
             f'{len(data)} bytes that do not open as any of {", ".join(FORMATS)}'
@@ -57,12 +58,19 @@ def decode(data: bytes) -> Image.Image:
         ) from e
 
 # %% ../../nbs/data/01_pairs.ipynb #9d38b110
-def _to_rgb(image: Image.Image) -> Image.Image:
+Background = Literal['white', 'ignore']
+
+
+def as_rgb(image: Image.Image, background: Background = 'white') -> Image.Image:
+    """A picture as every model and scorer sees it: RGB, upright by its EXIF tag, 16 bits as 8,
+    transparency over white; or 'ignore'd, which shows the colours that an image has where it cannot
+    be seen, as public training scripts do. Raises ValueError for floating-point pixels."""
+    image = ImageOps.exif_transpose(image)
     if image.mode == 'F':
         raise ValueError('floating-point pixels have no stated range')
     if image.mode.startswith('I'):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype('uint8'))
-    if image.has_transparency_data:
+    if image.has_transparency_data and background == 'white':
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return image.convert('RGB')
 
@@ -77,6 +85,11 @@ class Pair:
     label_0: float | None  # 1.0: image 0 is better, 0.0: image 1 is, 0.5: a tie, None: no label
     image_ids: tuple[str, str]
     models: tuple[str, str] = ('', '')
+    background: Background = 'white'  # as of `as_rgb`
+
+    def picture(self, slot: int) -> Image.Image:
+        "Image 0 or 1, decoded."
+        return decode(self.images[slot], self.background)
 
 
 def make_pair(
@@ -88,10 +101,11 @@ def make_pair(
 ) -> Pair:
     """A pair named by its content. `rating` tells apart further ratings of the same caption and
     images."""
-    images = tuple(images)
-    ids = tuple(image_id(i) for i in images)
+    image_0, image_1 = images
+    model_0, model_1 = models
+    ids = (image_id(image_0), image_id(image_1))
     pair_id = digest(caption, ids, rating) if rating else digest(caption, ids)
-    return Pair(pair_id, caption, images, label_0, ids, tuple(models))
+    return Pair(pair_id, caption, (image_0, image_1), label_0, ids, (model_0, model_1))
 
 # %% ../../nbs/data/01_pairs.ipynb #e5b607f1
 def draw_view(
@@ -124,20 +138,16 @@ def cut_square(
 
 # %% ../../nbs/data/01_pairs.ipynb #7dab7ad5
 def transform_pair(
-    images: Iterable[bytes | Image.Image],
+    images: Iterable[Image.Image],
     size: int,
     pair_id: str,
     seed: int = 0,
     crop: str = 'center',
     flip: bool = False,
 ) -> torch.Tensor:
-    """uint8 tensor [2, 3, size, size] of two images (encoded bytes, or `PIL.Image`), both cut,
-    scaled and mirrored alike. Raises InputError as `decode` does."""
+    """uint8 tensor [2, 3, size, size] of two RGB images, both cut, scaled and mirrored alike."""
     view = draw_view(pair_id, seed, crop, flip)
-    pixels = []
-    for image in images:
-        picture = decode(image) if isinstance(image, bytes) else _to_rgb(image)
-        pixels.append(np.asarray(cut_square(picture, size, view)))
+    pixels = [np.asarray(cut_square(image, size, view)) for image in images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/data/01_pairs.ipynb #19e68184
@@ -173,7 +183,7 @@ class PairReport:
 def human_label(row: dict, where: str = 'row') -> float | None:
     """The person's label of a row: 1.0, 0.0, 0.5 for a tie, None for no usable label. Raises
     InputError for a value that is none of these."""
-    labels = []
+    labels: list[float | None] = []
     for name in ('label_0', 'label_1'):
         value = row.get(name)
         empty = value is None or value != value  # NaN is how pandas writes an empty cell
@@ -183,13 +193,13 @@ def human_label(row: dict, where: str = 'row') -> float | None:
             )
         labels.append(None if empty else float(value))
     a, b = labels
-    if a is None and b is not None:
-        a = 1 - b
     if row.get('has_label') is False:
         return None
-    if b is not None and a + b != 1:
-        return None
-    return a
+    if b is None:
+        return a
+    if a is None:
+        return 1 - b
+    return a if a + b == 1 else None
 
 # %% ../../nbs/data/01_pairs.ipynb #e3ea5a36
 def valid_text(text: str) -> str:
@@ -206,9 +216,9 @@ def _quarantine(report: PairReport, where: str, column: str, reason: str) -> Non
     report.reasons.append({'where': where, 'column': column, 'reason': reason})
 
 
-def _image_bytes(cell, where: str, column: str) -> bytes:
-    """The bytes of an image cell, known to decode. Raises InputError (about the image), TypeError
-    (about the column)."""
+def _image_and_bytes(cell, where: str, column: str) -> tuple[Image.Image, bytes]:
+    """An image cell, decoded, and its bytes. Raises InputError (about the image), TypeError (about
+    the column)."""
     try:
         data = cell() if callable(cell) else cell
     except OSError as e:
@@ -217,10 +227,13 @@ def _image_bytes(cell, where: str, column: str) -> bytes:
         raise TypeError(
             f'{where}: column {column!r} must hold encoded image bytes, found {type(data).__name__}'
         )
-    decode(data)
-    return data
+    return decode(data), data
 
 # %% ../../nbs/data/01_pairs.ipynb #37ff5672
+def _same_pixels(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and a.tobytes() == b.tobytes()
+
+
 def _judge_row(where: str, row: dict, report: PairReport, seen: set[str]) -> Pair | None:
     "The pair of a row by the rule above, or None, with the report brought up to date."
     report.rows += 1
@@ -235,23 +248,25 @@ def _judge_row(where: str, row: dict, report: PairReport, seen: set[str]) -> Pai
                 f'{where}: column {column!r} must hold text, found {type(caption).__name__}'
             )
         valid_text(caption)
-        images = []
+        pictures, images = [], []
         for column, cell in zip(('jpg_0', 'jpg_1'), cells):
-            images.append(_image_bytes(cell, where, column))
+            picture, data = _image_and_bytes(cell, where, column)
+            pictures.append(picture)
+            images.append(data)
     except TypeError as e:
         raise InputError(str(e)) from e
     except InputError as e:
         _quarantine(report, where, column, str(e))
         return None
+    if _same_pixels(*pictures):
+        report.identical += 1
+        return None
     label, models = human_label(row, where), tuple(str(row.get(f'model_{i}') or '') for i in (0, 1))
     return _count_and_name(make_pair(caption, images, label, models), report, seen)
 
 # %% ../../nbs/data/01_pairs.ipynb #55035ea0
-def _count_and_name(pair: Pair, report: PairReport, seen: set[str]) -> Pair | None:
-    "The pair under an id that was not seen before, counted; None if its images are identical."
-    if pair.image_ids[0] == pair.image_ids[1]:
-        report.identical += 1
-        return None
+def _count_and_name(pair: Pair, report: PairReport, seen: set[str]) -> Pair:
+    "The pair under an id that was not seen before, counted."
     rating, again = 0, pair
     while again.pair_id in seen:
         rating += 1

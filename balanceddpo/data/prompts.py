@@ -69,9 +69,11 @@ def _prompt_column(found: Iterable | None, column: str | None, where) -> str:
 
 def _delimited_texts(path: Path, column: str | None) -> list:
     "The column of prompts of a file with commas, or of one with tabs and without quoting."
-    tabs = dict(delimiter='\t', quoting=csv.QUOTE_NONE)
     with open(path, encoding='utf-8-sig', newline='') as f:
-        rows = csv.DictReader(f, **(tabs if path.suffix == '.tsv' else {}))
+        if path.suffix == '.tsv':
+            rows = csv.DictReader(f, delimiter='\t', quoting=csv.QUOTE_NONE)
+        else:
+            rows = csv.DictReader(f)
         try:
             name = _prompt_column(rows.fieldnames, column, path)
             return [row[name] for row in rows]

@@ -9,9 +9,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -19,10 +20,10 @@ import pyarrow.parquet as pq
 
 from ..core.errors import InputError, first_line
 from ..core.files import asset, digest, file_digest
-from .pairs import Pair, PairReport, pairs_of_rows
+from .pairs import Background, Pair, PairReport, pairs_of_rows
 
 # %% auto #0
-__all__ = ['check_share', 'read_pairs', 'count_rows', 'pairs_key', 'PairSource']
+__all__ = ['read_pairs', 'count_rows', 'PairsKey', 'PairSource']
 
 # %% ../../nbs/data/02_sources.ipynb #91ed6da4
 REQUIRED = ('caption', 'jpg_0', 'jpg_1')
@@ -168,7 +169,8 @@ def _hub_cell(cell, path: str):
         raise InputError(f'hub:{path}: {url!r} lies outside the dataset: refused')
 
     def read():
-        with fsspec.open(url, 'rb') as f:
+        opened: Any = fsspec.open(url, 'rb')
+        with opened as f:
             return f.read()
 
     return read
@@ -313,6 +315,12 @@ def _image_sizes(metadata: Path) -> list[int | None]:
     ]
 
 
+def _image_files(metadata: Path) -> list[Path]:
+    "The image files that a `metadata.jsonl` names and that are there, each once."
+    cells = [row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1')]
+    return sorted({c.args[0] for c in cells if c is not None and c.args[0].is_file()})
+
+
 def _hub_origin(name: str, split: str) -> list:
     "Where the files of a split come from, as `datasets` tells: the commit, or times of change."
     import datasets
@@ -343,7 +351,30 @@ def pairs_key(source: str | Path, split: str = 'train') -> str:
         ],
     )
 
+# %% ../../nbs/data/02_sources.ipynb #99fbb72e
+def _state_of_file(path: Path) -> list:
+    s = path.stat()
+    return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+
+
+def pairs_state(source: str | Path, split: str = 'train') -> str:
+    """16 hex characters that change when a file of `source` is moved or written to, whatever its
+    new content; none for a dataset on the Hub, whose key has its commit."""
+    if str(source).startswith('hub:'):
+        return ''
+    path = _local_path(source)
+    metadata = _metadata_file(path, split)
+    files = [metadata, *_image_files(metadata)] if metadata else parquet_files(path, split)
+    return digest([_state_of_file(f) for f in files])
+
 # %% ../../nbs/data/02_sources.ipynb #6b008f85
+class PairsKey(NamedTuple):
+    "What names pairs: the key of their source, and the state of its files."
+
+    key: str
+    state: str = ''
+
+
 @dataclass(frozen=True)
 class PairSource:
     "Which preference pairs. Raises InputError for a share that makes no sense, before any is read."
@@ -353,6 +384,7 @@ class PairSource:
     share: float = 1.0  # random share of the rows
     limit: int | None = None  # only the first pairs, of that share
     beyond: float = 0.0  # leave out the rows of this smaller share
+    background: Background = 'white'  # what transparency is laid over, as of `as_rgb`
 
     def __post_init__(self) -> None:
         check_share(self.share, self.beyond)
@@ -360,10 +392,17 @@ class PairSource:
     @property
     def key(self) -> str:
         "16 hex characters that name these pairs, made without reading an image."
-        rows = [self.limit, self.share]
+        rows: list[object] = [self.limit, self.share]
         if self.beyond:
             rows.append(self.beyond)  # what was kept before there was this field keeps its key
+        if self.background != 'white':
+            rows.append(self.background)
         return digest(pairs_key(self.source, self.split), *rows)
+
+    @property
+    def named(self) -> PairsKey:
+        "Its key, and the state of its files, as of `pairs_state`."
+        return PairsKey(self.key, pairs_state(self.source, self.split))
 
     def require(self) -> None:
         "Raises InputError if the source is not there, without reading a pair."
@@ -372,4 +411,5 @@ class PairSource:
     def read(self, report: PairReport | None = None) -> Iterator[Pair]:
         "The pairs, one at a time; `report` counts them. Errors as of `read_pairs`."
         rows = _rows_of_share(self.source, self.split, self.share, self.beyond)
-        return pairs_of_rows(rows, self.limit, report)
+        pairs = pairs_of_rows(rows, self.limit, report)
+        return (replace(pair, background=self.background) for pair in pairs)

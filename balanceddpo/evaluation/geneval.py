@@ -41,7 +41,7 @@ from balanceddpo.evaluation.tasks import (
 from ..models.sampling import ImageStore, image_file
 
 # %% auto #0
-__all__ = ['check_images', 'geneval_inputs', 'published_geneval']
+__all__ = ['published_geneval']
 
 # %% ../../nbs/evaluation/11_geneval.ipynb #dc54f023
 # a detection counts above this confidence; for counting above the second
@@ -154,8 +154,10 @@ def check_images(
     """The task table of an `ImageStore` by GenEval's rules: `detect(image)` returns `Detection`s
     (or such tuples), `classify_color(image, box, name)` one of `COLORS`.
 
-    Raises InputError for an image of another prompt, and without a color classifier where a
-    prompt asks for a color, before anything is detected."""
+    Raises InputError without `detect`, for an image of another prompt, and without a color
+    classifier where a prompt asks for a color, before anything is detected."""
+    if detect is None:
+        raise InputError('nothing says what is in an image: give detect')
     wanted, reasons = prompts_of(store, prompts), []
     if classify_color is None:
         for p in wanted:
@@ -164,7 +166,8 @@ def check_images(
     for p, row in zip(wanted, store.index.itertuples()):
         image = store.image(row.prompt_id, row.image_index)
         found = kept_detections(detect(image), p.task)
-        reasons.append(check_detections(p, found, color_classifier(classify_color, image)))
+        color_of = color_classifier(classify_color, image) if classify_color else None
+        reasons.append(check_detections(p, found, color_of))
     table = image_rows(store, model).assign(
         task=[p.task for p in wanted], correct=[not r for r in reasons], reason=reasons
     )

@@ -40,7 +40,7 @@ class Clause:
     @property
     def metadata(self) -> dict:
         "The clause in GenEval's file."
-        entry = {'class': self.name, 'count': self.count}
+        entry: dict[str, object] = {'class': self.name, 'count': self.count}
         if self.color is not None:
             entry['color'] = self.color
         if self.position is not None:
@@ -148,7 +148,7 @@ def _clause(entry, where: str, earlier: int | None = None) -> Clause:
             f'{where}: color must be one of {", ".join(COLORS)}, found {shortened(color)}'
         )
     name = _text(name, 'class', where)
-    if position is not None:
+    if position is not None and earlier is not None:
         position = _position(position, where, earlier)
     return Clause(name, count, color, position)
 

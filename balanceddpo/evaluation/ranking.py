@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from .win_rates import count_wins, refuse_mismatch, score_grid
 
 # %% auto #0
-__all__ = ['prompt_points', 'bradley_terry', 'win_chance', 'expected_rates', 'rank_models', 'observed_minus_expected']
+__all__ = ['bradley_terry', 'rank_models']
 
 # %% ../../nbs/evaluation/06_ranking.ipynb #a03a1b53
 def _points_of_set(
@@ -103,7 +103,7 @@ def expected_rates(strengths: ArrayLike) -> np.ndarray:
     """The win rates of i over j that log strengths [..., K] stand for: float64 [..., K, K], ½ on
     the diagonal."""
     strengths = np.asarray(strengths, 'float64')
-    return win_chance(strengths[..., :, None] - strengths[..., None, :])
+    return np.asarray(win_chance(strengths[..., :, None] - strengths[..., None, :]))
 
 # %% ../../nbs/evaluation/06_ranking.ipynb #2d1f59ad
 def _resampled_strengths(points: np.ndarray, prior: float, resamples: int, seed: int) -> np.ndarray:

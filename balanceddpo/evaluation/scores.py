@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
-from ..core.files import canonical, digest, first_difference, staged
+from ..core.files import canonical, digest, first_difference
 from ..core.parallel import ahead_in_threads
+from ..core.seals import Damaged, read_sealed, write_sealed
 from ..core.stages import runs_root
 from .intervals import DEFAULT_BOOTSTRAP, Bootstrap, bootstrap_interval
 from balanceddpo.evaluation.win_rates import (
@@ -51,12 +52,13 @@ def _kept_scores(store: ImageStore, path: Path) -> pd.DataFrame:
     if not path.exists():
         return rows
     try:
-        kept = pq.read_table(path)
-        inputs = json.loads(kept.schema.metadata[b'inputs'])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(
-            f'{path} is no file of scores ({type(e).__name__}): delete it, or name another'
-        ) from e
+        kept = read_sealed(path, 'delete it, or name another file of scores')
+    except Damaged as e:
+        warnings.warn(f'{e}; these images are scored again', stacklevel=3)
+        return rows
+    if b'inputs' not in (kept.schema.metadata or {}):
+        raise InputError(f'{path} is no file of scores: name another')
+    inputs = json.loads(kept.schema.metadata[b'inputs'])
     if found := first_difference(inputs, canonical(store.inputs)):
         raise InputError(
             '{} holds scores of other images: {} is {!r} there and {!r} here'.format(path, *found)
@@ -65,11 +67,10 @@ def _kept_scores(store: ImageStore, path: Path) -> pd.DataFrame:
 
 
 def _keep_scores(table: pd.DataFrame, store: ImageStore, path: Path) -> None:
-    "Write the table of kept scores, whole or not at all."
+    "Write the table of kept scores, sealed, whole or not at all."
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     inputs = json.dumps(canonical(store.inputs))
-    with staged(path) as temporary:
-        pq.write_table(arrow.replace_schema_metadata({'inputs': inputs}), temporary)
+    write_sealed(path, arrow.replace_schema_metadata({'inputs': inputs}))
 
 # %% ../../nbs/evaluation/03_scores.ipynb #b1e39570
 def _images_with_text(

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 # %% auto #0
 __all__ = ['over_seeds', 'differences_over_seeds']
@@ -47,7 +46,7 @@ def _student(
     pool: Sequence[str] | None,
     null: float,
     level: float,
-    other: ArrayLike = float('inf'),
+    other: float | np.ndarray = float('inf'),
 ) -> pd.DataFrame:
     """`rows` (n, mean, sd) with df, low, high, p and survives; the mean is one of n values, or the
     difference from a mean of `other` values."""

@@ -21,7 +21,7 @@ from .win_rates import as_json, mean_score, refuse_mismatch, score_grid
 from ..models.sampling import ImageStore
 
 # %% auto #0
-__all__ = ['check_tasks', 'task_scores', 'task_differences', 'spread_tasks', 'prompt_file', 'image_rows', 'prompts_of']
+__all__ = ['check_tasks', 'task_scores', 'task_differences', 'spread_tasks']
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #6f883c25
 # of a task table; seed, sampler and the reason in words may stand beside them
@@ -77,7 +77,9 @@ def _by_prompt(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return sums['sum'].to_numpy(), sums['count'].to_numpy('float64')
 
 
-def _points_by_task(table: pd.DataFrame) -> dict[str, dict]:
+def _points_by_task(
+    table: pd.DataFrame,
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     "Model -> task -> `_by_prompt`. Raises InputError if a model lacks a task that another has."
     tasks = list(check_tasks(table)['task'].unique())
     found = {

@@ -24,7 +24,7 @@ from balanceddpo.evaluation.intervals import (
 )
 
 # %% auto #0
-__all__ = ['score_table', 'score_grid', 'win_rates', 'compare', 'mean_win_rates']
+__all__ = ['score_table', 'win_rates', 'compare', 'mean_win_rates']
 
 # %% ../../nbs/evaluation/02_win_rates.ipynb #634b7f39
 # of a score table, beside one column for each scorer

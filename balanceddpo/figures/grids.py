@@ -25,7 +25,7 @@ from balanceddpo.figures.style import (
 )
 
 # %% auto #0
-__all__ = ['image_grid', 'sample_grid', 'with_places']
+__all__ = ['image_grid', 'sample_grid']
 
 # %% ../../nbs/figures/07_grids.ipynb #c69e08a6
 def _picture(image) -> Image.Image:

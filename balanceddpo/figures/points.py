@@ -173,7 +173,7 @@ def _choose_places(cost, pairs) -> ndarray:
 def place_names(
     points: Sequence[tuple[float, float]],
     names: Sequence[str],
-    frame: tuple[float, float],
+    frame: tuple[float, float] | ndarray,
     size: float = 6.5,
     mark: float = 2.5,
     obstacles: Sequence[tuple] = (),
@@ -184,15 +184,15 @@ def place_names(
     a line to their point."""
     if not len(points):
         return []
-    points = np.array(points, float).reshape(-1, 2)
-    obstacles = np.array(obstacles, float).reshape(-1, 4)
-    places = [_places(at, text_size(name, size), mark) for at, name in zip(points, names)]
+    spots = np.array(points, float).reshape(-1, 2)
+    taken = np.array(obstacles, float).reshape(-1, 4)
+    places = [_places(at, text_size(name, size), mark) for at, name in zip(spots, names)]
     costs = []
-    for i, (boxes, at) in enumerate(zip(places, points)):
-        others = np.delete(points, i, 0)
-        costs.append(_cost_of_place(boxes, at, mark, frame, others, obstacles))
-    chosen = _choose_places(np.array(costs), _costs_of_pairs(places, points, mark))
-    return [tuple(map(float, boxes[k, :2])) for boxes, k in zip(places, chosen)]
+    for i, (boxes, at) in enumerate(zip(places, spots)):
+        others = np.delete(spots, i, 0)
+        costs.append(_cost_of_place(boxes, at, mark, frame, others, taken))
+    chosen = _choose_places(np.array(costs), _costs_of_pairs(places, spots, mark))
+    return [(float(boxes[k, 0]), float(boxes[k, 1])) for boxes, k in zip(places, chosen)]
 
 # %% ../../nbs/figures/06_points.ipynb #c501ce70
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..voting.agreement import vote_splits
 from ..voting.votes import majority, votes
 
 # %% auto #0
-__all__ = ['first_split', 'plot_vote', 'same_seed_outcomes', 'first_of_each']
+__all__ = ['plot_vote']
 
 # %% ../../nbs/figures/08_samples.ipynb #87261b56
 def first_split(votes: Sequence, split: str = '3-1') -> int:
@@ -95,7 +95,7 @@ class _Ballot:
     small: str
 
 
-def _ballots(scores, v, s, units) -> list[_Ballot]:
+def _ballots(scores: Mapping[str, tuple[float, float]], v, s, units) -> list[_Ballot]:
     "The lines of the scorers with their votes `v`, and the count `s`."
     lines = []
     for (name, pair), vote in zip(scores.items(), v):
@@ -158,9 +158,8 @@ def plot_vote(
         fig.text(0.05 / width, 1 - 0.29 / height, prompt, parse_math=False, **plain)
         _draw_sides(fig, images, s, side, top)
         _draw_ballots(fig, _ballots(scores, v, s, units), side, top)
-        choice = CHOICES.get(human)
-        if choice:
-            says = f'for comparison, the {human_name}: {choice}'
+        if human in CHOICES:
+            says = f'for comparison, the {human_name}: {CHOICES[human]}'
             fig.text(0.5, 0.1 / height, says, ha='center', color='.3', **plain)
     return fig
 

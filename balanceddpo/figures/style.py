@@ -22,8 +22,7 @@ from ..core.errors import InputError
 from ..core.files import staged
 
 # %% auto #0
-__all__ = ['COLUMN', 'PAGE', 'LINE', 'MARKERS', 'PLAIN', 'style_settings', 'palette', 'Look', 'Interval', 'save_figure',
-           'title_lines', 'write_title', 'write_key_name', 'write_key']
+__all__ = ['COLUMN', 'PAGE', 'LINE', 'MARKERS', 'PLAIN', 'style_settings', 'palette', 'Look', 'Interval', 'save_figure']
 
 # %% ../../nbs/figures/02_style.ipynb #3d9be1dd
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: one column, the whole page

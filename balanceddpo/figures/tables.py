@@ -17,11 +17,10 @@ from ..core.errors import InputError
 from ..core.files import staged
 
 # %% auto #0
-__all__ = ['display_name', 'score_caption', 'adherence_caption', 'win_rate_table', 'table_cells', 'bold_cells', 'markdown_table',
-           'save_table', 'save_gains']
+__all__ = ['display_name', 'win_rate_table', 'save_table']
 
 # %% ../../nbs/figures/01_tables.ipynb #c9155cb5
-NAMES = {
+NAMES: dict[object, str] = {
     'hps': 'HPS',
     'clip': 'CLIP',
     'pickscore': 'PickScore',

@@ -118,7 +118,8 @@ TIE_MARGIN = 0.05  # two pictures closer than this are called a tie
 def utility(found: dict[str, Tensor], population: str) -> Tensor:
     """What pictures are worth to a population, float [n], before noise; `found` comes from
     `qualities`."""
-    return sum(weight * found[name] for name, weight in POPULATIONS[population].items())
+    parts = (weight * found[name] for name, weight in POPULATIONS[population].items())
+    return sum(parts, torch.zeros(()))
 
 
 def judge(u0: Tensor, u1: Tensor, seed: int = 0) -> Tensor:

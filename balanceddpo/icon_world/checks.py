@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import ResNetForImageClassification
 
 # %% auto #0
-__all__ = ['recognise', 'as_pictures', 'register_checks']
+__all__ = ['recognise', 'register_checks']
 
 # %% ../../nbs/icon_world/03_checks.ipynb #e4581ca5
 # outputs of the recogniser for each part of a caption

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 # %% auto #0
-__all__ = ['open_pipeline', 'draw_pictures', 'train_diffusion', 'train_xl']
+__all__ = ['train_diffusion', 'train_xl']
 
 # %% ../../nbs/icon_world/07_diffusion.ipynb #be6553f3
 # Stable Diffusion 1.5's

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..core.files import staged
 
 # %% auto #0
-__all__ = ['seconds_spent']
+__all__ = []
 
 # %% ../../nbs/icon_world/04_fitting.ipynb #deb72b3a
 # the loss of one batch, from the number of the step and its random generator
@@ -136,7 +136,9 @@ def _step(run: Fitting, batch_loss: BatchLoss, step: int, config: FitConfig) -> 
 
 # %% ../../nbs/icon_world/04_fitting.ipynb #464923af
 @contextmanager
-def averaged_weights_in_place(parameters: list[Tensor], ema: list[Tensor]) -> Iterator[None]:
+def averaged_weights_in_place(
+    parameters: list[Tensor], ema: list[Tensor]
+) -> Generator[None, None, None]:
     "Context: the averaged weights in place of the trained ones."
     trained = [p.detach().clone() for p in parameters]
     with torch.no_grad():

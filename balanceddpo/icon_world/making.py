@@ -21,10 +21,15 @@ from .preference_pairs import Generator
 from .world import PROMPT_SETS, prompt_texts
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
+    from transformers import (
+        CLIPModel,
+        CLIPTokenizer,
+        PreTrainedModel,
+        ResNetForImageClassification,
+    )
 
 # %% auto #0
-__all__ = ['WorldConfig', 'smoke_world', 'generators_of', 'WorldNetworks', 'write_assets']
+__all__ = ['WorldConfig']
 
 # %% ../../nbs/icon_world/11_making.ipynb #b3e2df5a
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class WorldNetworks:
     recogniser: ResNetForImageClassification
 
 # %% ../../nbs/icon_world/11_making.ipynb #a15eedde
-def in_half_precision(model: torch.nn.Module) -> torch.nn.Module:
+def in_half_precision(model: PreTrainedModel) -> PreTrainedModel:
     "A copy of a model in float16."
     return copy.deepcopy(model).to(torch.float16)
 

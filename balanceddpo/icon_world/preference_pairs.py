@@ -30,7 +30,7 @@ from balanceddpo.icon_world.world import (
 )
 
 # %% auto #0
-__all__ = ['pair_prompts', 'draw_pool', 'picture_utilities', 'DrawnPairs', 'write_world_pairs']
+__all__ = ['write_world_pairs']
 
 # %% ../../nbs/icon_world/08_preference_pairs.ipynb #f6bed96e
 def pair_prompts(n: int, seed: int = 0) -> tuple[list[Icon], list[str]]:

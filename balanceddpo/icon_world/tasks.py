@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['task_prompts', 'check_store', 'check_true_renders', 'part_table', 'plot_tasks']
+__all__ = ['task_prompts', 'check_true_renders']
 
 # %% ../../nbs/icon_world/12_tasks.ipynb #c534a1a2
 # what each task asks for
@@ -112,7 +112,7 @@ def task_prompts(n: int = 24, seed: int = 0) -> list[IconPrompt]:
     prompts = []
     for task, templates in PHRASES.items():
         ranks = {w: digest('icon task', seed, task, w) for w in task_candidates(task)}
-        drawn = sorted(ranks, key=ranks.get)[: max(n, 0)]
+        drawn = sorted(ranks, key=ranks.__getitem__)[: max(n, 0)]
         if len(drawn) < max(n, 1):
             raise InputError(
                 f'n must be from 1 to {len(ranks)}, the prompts that {task!r} can have, not {n}'
@@ -131,13 +131,14 @@ NAMES = (CONCEPTS, tuple(STYLES), tuple(BACKGROUNDS))
 def _verdict(said: Sequence[int], wanted: Sequence[int | None]) -> dict:
     """The row of one picture: each part right (1.), wrong (0.) or not asked for (NaN), all of it,
     and in words."""
-    asked = [k for k in range(3) if wanted[k] is not None]
+    asked = {k: part for k, part in enumerate(wanted) if part is not None}
     right = {
         name: float(said[k] == wanted[k]) if k in asked else float('nan')
         for k, name in enumerate(Icon._fields)
     }
-    names = [[NAMES[k][icon[k]] for k in asked] for icon in (said, wanted)]
-    return right | {'correct': names[0] == names[1], 'reason': adherence_caption(*names)}
+    named = [NAMES[k][said[k]] for k in asked]
+    meant = [NAMES[k][part] for k, part in asked.items()]
+    return right | {'correct': named == meant, 'reason': adherence_caption(named, meant)}
 
 
 def check_pictures(pictures: Tensor, prompts: Iterable[IconPrompt]) -> pd.DataFrame:

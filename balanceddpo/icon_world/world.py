@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ def true_render(icon: Icon) -> Tensor:
     return picture.round().byte()
 
 # %% ../../nbs/icon_world/01_world.ipynb #0cb4fd8b
-def truths(icons: list[Icon]) -> Tensor:
+def truths(icons: Sequence[Icon]) -> Tensor:
     "The true renders, float [n, 3, 64, 64] in 0..1."
     return torch.stack([true_render(Icon(*i)) for i in icons]).float() / 255
 

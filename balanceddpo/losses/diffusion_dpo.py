@@ -18,7 +18,7 @@ from ..core.randomness import pair_generator
 
 # %% auto #0
 __all__ = ['convert_beta', 'dpo_logits', 'diffusion_dpo_loss', 'dpo_gradient_weight', 'add_noise', 'training_target', 'log_snr',
-           'draw_noise', 'draw_uniform', 'draw_timesteps', 'loss_report', 'merge_reports']
+           'draw_noise', 'draw_uniform', 'draw_timesteps']
 
 # %% ../../nbs/losses/01_diffusion_dpo.ipynb #d66d15c9
 def denoising_error(prediction: Tensor, target: Tensor, convention: str = 'mean') -> Tensor:
@@ -73,12 +73,14 @@ def dpo_gradient_weight(logits: Tensor, w0: Tensor | float, w1: Tensor | float) 
     return w1 * x.sigmoid() - w0 * (-x).sigmoid()
 
 # %% ../../nbs/losses/01_diffusion_dpo.ipynb #0487fc3f
-def _level(kind: str, level: Tensor, like: Tensor) -> Tensor:
+def _level(kind: str, level: Tensor | None, like: Tensor) -> Tensor:
     "`level` `[n]` in fp32, shaped to go with `like` `[n, ...]`."
     if kind not in ('epsilon', 'v_prediction', 'flow'):
         raise InputError(
             f"unknown kind of prediction {kind!r}: use 'epsilon', 'v_prediction' or 'flow'"
         )
+    if level is None:
+        raise InputError(f'a model that predicts {kind!r} needs the noise level')
     return level.to(like.device).float().reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -97,7 +99,7 @@ def add_noise(kind: str, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
 
 def training_target(kind: str, x0: Tensor, eps: Tensor, level: Tensor | None = None) -> Tensor:
     """What a model of `kind` should predict: fp32, as `x0` `[n, ...]`. `level` `[n]` is alpha_bar,
-    and needed for 'v_prediction' only. Raises InputError for another kind."""
+    and needed for 'v_prediction' only. Raises InputError for another kind, or if it is missing."""
     if kind == 'flow':
         return eps.float() - x0.float()
     if kind == 'epsilon':
@@ -193,7 +195,7 @@ def loss_report(
 # %% ../../nbs/losses/01_diffusion_dpo.ipynb #40a37f0b
 def merge_reports(reports: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     "The report of several batches together: means weighted by `decided`, which is added up."
-    n = sum(r['decided'] for r in reports)
+    n = sum((r['decided'] for r in reports), torch.zeros(()))
     merged = {
         k: sum(r[k] * r['decided'] for r in reports) / n.clamp(min=1)
         for k in reports[0]

@@ -115,7 +115,7 @@ def invert(
                 continue
             here, low, high = x[on], a[on], level[on]
             there = denoiser.step(here, t[on], on, (low, high), renoise == 'each')
-            if eta:
+            if eta and draw is not None:
                 there = there + eta * _wide(ancestral_deviation(low, high), there) * draw(k)[on]
             before, before_a = before.index_copy(0, on, here), before_a.index_copy(0, on, low)
             x, a = x.index_copy(0, on, there), a.index_copy(0, on, high)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from ..core.errors import InputError
 from balanceddpo.losses.pair_losses import (
@@ -30,7 +31,7 @@ __all__ = ['LOSSES', 'Parameter', 'Loss', 'choose_loss']
 
 # %% ../../nbs/losses/04_methods.ipynb #6c65e7f5
 # what a parameter must be -> whether a value is that
-RULES = {
+RULES: dict[str, Callable[[Any], Any]] = {
     'above 0': lambda v: 0 < v < math.inf,
     'from 0 to 1': lambda v: 0 <= v <= 1,
     'between 0 and 0.5': lambda v: 0 < v < 0.5,
@@ -65,7 +66,7 @@ class Loss:
     per_pair: bool = True  # a pair's loss does not depend on the other pairs of the batch
 
     @property
-    def defaults(self) -> dict[str, float | int | str | None]:
+    def defaults(self) -> dict[str, Any]:
         "Name -> value of every parameter, unless a recipe says otherwise."
         return {name: p.default for name, p in self.parameters.items()}
 

@@ -45,12 +45,17 @@ class Outputs:
         "The policy's denoising errors: fp32 [n, 2]."
         return pair_errors(self.prediction, self.target, self.convention)
 
+    @property
+    def frozen_reference(self) -> Tensor:
+        "The reference's prediction, without gradient. Raises InputError if there is none."
+        if self.reference_prediction is None:
+            raise InputError('this loss compares the policy with a reference, and there is none')
+        return self.reference_prediction.detach()
+
     @cached_property
     def reference_errors(self) -> Tensor:
         "The reference's, without gradient: fp32 [n, 2]. Raises InputError if there is none."
-        if self.reference_prediction is None:
-            raise InputError('this loss compares the policy with a reference, and there is none')
-        return pair_errors(self.reference_prediction.detach(), self.target, self.convention)
+        return pair_errors(self.frozen_reference, self.target, self.convention)
 
     @property
     def signed(self) -> Tensor:

@@ -72,12 +72,13 @@ def capo(
     Diffusion-DPO's. Raises InputError if log_snr is missing."""
     if weighting not in ('sigmoid', 'constant'):
         raise InputError(f"unknown weighting {weighting!r}: use 'sigmoid' or 'constant'")
-    if weighting == 'sigmoid' and outputs.log_snr is None:
+    log_snr = outputs.log_snr if weighting == 'sigmoid' else None
+    if weighting == 'sigmoid' and log_snr is None:
         raise InputError(
             "CaPO's weighting needs the log signal-to-noise ratio of each pair's timestep"
         )
     x = pair_logits(outputs, beta)
-    weight = 1.0 if weighting == 'constant' else (bias - outputs.log_snr.to(x)).sigmoid()
+    weight = 1.0 if log_snr is None else (bias - log_snr.to(x)).sigmoid()
     return outputs.labelled * weight * (outputs.signed - x).square(), x
 
 # %% ../../nbs/losses/03_pair_losses.ipynb #1491868a
@@ -130,7 +131,7 @@ def sft(outputs: Outputs, beta: float = 1.0) -> tuple[Tensor, Tensor]:
 def _dspo_if_wins(outputs: Outputs, image: int, x: Tensor, beta: float) -> Tensor:
     "DSPO's loss `[n]` if `image` wins; `x` is that image's logit."
     p = outputs.prediction[:, image].float()
-    r = outputs.reference_prediction.detach()[:, image].float()
+    r = outputs.frozen_reference[:, image].float()
     t = outputs.target[:, image].float()
     share = (-x).sigmoid().view(-1, *[1] * (p.ndim - 1))  # 1 - sigma(x)
     return denoising_error(p - beta * share * (p - r), t, outputs.convention)

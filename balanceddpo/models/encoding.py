@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,8 +22,9 @@ from ..core.devices import pick_dtype
 from ..core.errors import InputError
 from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.numerics import numeric_path
-from ..core.stages import locked, open_stage
+from ..core.stages import check_hashes, locked, open_stage, read_manifest
 from ..data.pairs import Pair, transform_pair
+from ..data.sources import PairsKey
 from .config import LATENT_SETTINGS, EncodeConfig
 from .families import part_digests
 from .family import Family
@@ -85,18 +87,13 @@ def submit_pairs(
     pairs: list[Pair], config: EncodeConfig, pool: ThreadPoolExecutor
 ) -> list[Future[Tensor]]:
     "Let the threads of `pool` start to decode, cut and scale the images of these pairs."
-    return [
-        pool.submit(
-            transform_pair,
-            pair.images,
-            config.resolution,
-            pair.pair_id,
-            config.seed,
-            config.crop,
-            config.flip,
-        )
-        for pair in pairs
-    ]
+
+    def prepare(pair):
+        pictures = (pair.picture(slot) for slot in (0, 1))
+        options = (config.resolution, pair.pair_id, config.seed, config.crop, config.flip)
+        return transform_pair(pictures, *options)
+
+    return [pool.submit(prepare, pair) for pair in pairs]
 
 
 def pixel_batches(
@@ -208,20 +205,20 @@ def encode_pairs(
     family: Family,
     config: EncodeConfig,
     out: str | Path | None = None,
-    pairs_key: str = '',
+    key: PairsKey | None = None,
     progress: bool = True,
 ) -> EncodedPairs:
     """Encode `pairs` (an iterable of `Pair`) into `out`, or into a folder under `runs_root()` named
     by everything that goes into it.
 
-    Goes on where it was stopped and makes again only the shards that are damaged. `pairs_key`
-    (`pairs.pairs_key(source)`) names the pairs without reading them: with it a finished folder is
-    returned at once. Raises InputError, naming the field, if `out` was made with other settings or
-    other pairs."""
+    Goes on where it was stopped and makes again only the shards that are damaged. `key` names the
+    pairs, as a `PairSource` does: with it a folder that was finished from files of the same state
+    is returned at once. Raises InputError, naming the field, if `out` was made with other settings
+    or other pairs."""
     config = replace(config, resolution=config.resolution or family.default_size)
-    stage = open_stage('encode', encode_inputs(family, config, pairs_key), folder=out)
+    stage = open_stage('encode', encode_inputs(family, config, key.key if key else ''), folder=out)
     with locked(stage.folder):
-        if pairs_key and stage.intact:
+        if key and stage.made_from(key.state):
             return EncodedPairs.open(stage.folder)
         rows, numbers = write_moments(stage.folder, pairs, family, config, progress)
         write_prompts(stage.folder, list(numbers), family, config)
@@ -231,7 +228,8 @@ def encode_pairs(
             'captions': list(numbers),
         }
         write_json(stage.folder / 'pairs.json', table)
-        stage.finish(pairs=len(rows), captions=len(numbers))
+        state = key.state if key else ''
+        stage.finish(pairs=len(rows), captions=len(numbers), state=state)
     return EncodedPairs.open(stage.folder)
 
 # %% ../../nbs/models/08_encoding.ipynb #053070e7
@@ -257,7 +255,7 @@ class Shards:
             self.touched[name] = load_file(path)
         return self.touched[name]
 
-    def take(self, kind: str, numbers: Iterable[int]) -> dict[str, Tensor]:
+    def take(self, kind: str, numbers: Iterable[int | np.integer]) -> dict[str, Tensor]:
         """Rows `numbers` of the shards called `kind`, in that order: name -> [n, ...] on the CPU,
         in the precision they were stored in."""
         found = [
@@ -289,12 +287,11 @@ class EncodedPairs:
                 f'{folder} holds no finished encoding: make it with balanceddpo encode, or'
                 ' encode_pairs'
             )
-        files = read_json(folder / 'manifest.json')['files']
-        inputs = read_json(folder / 'inputs.json')
-        if file_digest(folder / 'pairs.json') != files['pairs.json']['sha256']:
-            raise InputError(f'{folder}/pairs.json is damaged: run the encoding again')
-        table = read_json(folder / 'pairs.json')
-        return cls(folder, inputs, **table, shards=Shards(folder, files, inputs['shard_size']))
+        manifest = read_manifest(folder)
+        check_hashes(folder, manifest, 'inputs.json', 'pairs.json')
+        inputs, table = (read_json(folder / name) for name in ('inputs.json', 'pairs.json'))
+        shards = Shards(folder, manifest['files'], inputs['shard_size'])
+        return cls(folder, inputs, **table, shards=shards)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -310,16 +307,16 @@ class EncodedPairs:
         "Pixels along a side of the images that were encoded."
         return self.inputs['resolution']
 
-    def moments(self, indexes: Iterable[int]) -> Tensor:
+    def moments(self, indexes: Iterable[int | np.integer]) -> Tensor:
         "Moments of these pairs, fp32 [n, 2, 2c, h, w] on the CPU."
         return self.shards.take('moments', indexes)['moments'].float()
 
-    def conditioning(self, indexes: Iterable[int]) -> dict[str, Tensor]:
+    def conditioning(self, indexes: Iterable[int | np.integer]) -> dict[str, Tensor]:
         """Conditioning of these pairs' captions, name -> [n, ...] on the CPU in the storage
         precision."""
         return self.shards.take('prompts', [self.rows[int(i)] for i in indexes])
 
-    def batch(self, indexes: Iterable[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch(self, indexes: Iterable[int | np.integer]) -> tuple[Tensor, dict[str, Tensor]]:
         "(moments, conditioning) of the pairs with these numbers."
         return self.moments(indexes), self.conditioning(indexes)
 

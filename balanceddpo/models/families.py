@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ..core.devices import ensure_torchvision, pick_device, pick_dtype
 from ..core.errors import InputError
@@ -29,14 +28,14 @@ from balanceddpo.models.folders import (
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 # %% auto #0
-__all__ = ['lora_targets', 'family_name', 'check_family', 'load_family', 'plain_pipeline', 'part_digests']
+__all__ = ['lora_targets', 'family_name', 'check_family', 'load_family']
 
 # %% ../../nbs/models/06_families.ipynb #9c70374b
 # the pipeline's class -> the family's class, and prediction type -> the family's name
-FAMILIES = {
+FAMILIES: dict[str, tuple[type[Family], dict[str, str]]] = {
     'StableDiffusionPipeline': (StableDiffusion, {'epsilon': 'sd15', 'v_prediction': 'sd21'}),
     'StableDiffusionXLPipeline': (StableDiffusionXL, {'epsilon': 'sdxl', 'v_prediction': 'sdxl'}),
     'StableDiffusion3Pipeline': (StableDiffusion3, {'flow': 'sd3'}),
@@ -63,13 +62,13 @@ def family_kind(
 ) -> tuple[type[Family], str]:
     """The class and name of the family in a pipeline folder. Raises InputError for one that is not
     in the table, or whose scheduler is not its own."""
-    found = index.get('_class_name')
-    kind, names = FAMILIES.get(found, (None, {}))
-    if kind is None:
+    found = str(index.get('_class_name'))
+    if found not in FAMILIES:
         raise InputError(
             f'{folder} is a {found}{REFUSED.get(found, "")}; the families here are'
             f' {", ".join(FAMILIES)}'
         )
+    kind, names = FAMILIES[found]
     prediction = prediction_of(scheduler_config)
     if prediction not in names:
         raise InputError(
@@ -117,7 +116,7 @@ def part_group(part: str, kind: type[Family]) -> str | None:
 def load_family(
     source: str | Path,
     dtype: str = 'fp32',
-    device: str = 'auto',
+    device: str | torch.device = 'auto',
     components: Collection[str] = COMPONENTS,
 ) -> Family:
     """Load a pipeline folder, a packaged model ('icons', 'icons-xl') or a Hub id; `components` says
@@ -130,21 +129,21 @@ def load_family(
             f'unknown component {min(unknown)!r} of a model: use {", ".join(COMPONENTS)}'
         )
     ensure_torchvision()
-    folder, dtype, device = local_folder(source), pick_dtype(dtype), pick_device(device)
+    folder, precision, device = local_folder(source), pick_dtype(dtype), pick_device(device)
     index, scheduler_config = pipeline_index(folder), read_scheduler_config(folder)
     kind, name = family_kind(folder, index, scheduler_config)
     family = kind(folder, name, index, scheduler_config, {}, device)
     for part in parts_of(index):
         if part_group(part, kind) not in components:
             continue
-        family.parts[part] = load_part(folder, part, dtype)
+        family.parts[part] = load_part(folder, part, precision)
         if 'tokenizer' not in part:
             at_full_speed(family.parts[part].to(device), device)
     return family
 
 # %% ../../nbs/models/06_families.ipynb #2bb3646e
 def plain_pipeline(
-    family: Family, scheduler: SchedulerMixin, model: nn.Module | None = None, **parts: Any
+    family: Family, scheduler: SchedulerMixin, model: ModelMixin | None = None, **parts: Any
 ) -> DiffusionPipeline:
     """The `diffusers` pipeline of a family with this `scheduler`, and `model` in place of its
     denoiser; `parts` replaces others (a safety checker)."""

@@ -5,10 +5,12 @@
 # %% ../../nbs/models/03_family.ipynb #00819c24
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.files import read_json
 from .folders import native_latents, part_config, prediction_of
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ModelMixin
 
 # %% auto #0
 __all__ = ['Family']
@@ -28,9 +33,8 @@ TEXT_ATTENTION = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 # %% ../../nbs/models/03_family.ipynb #073836e9
 @dataclass
-class Family:
-    """A text-to-image model as training and sampling see it. Made by `load_family`; what it lacks
-    (`components`) is absent from `parts`."""
+class FamilyParts:
+    "A pipeline folder, its settings, and the parts of it that were loaded."
 
     folder: Path  # pipeline folder
     name: str  # 'sd15', 'sd21', 'sdxl', 'sd3', 'flux'
@@ -45,16 +49,16 @@ class Family:
         return prediction_of(self.scheduler_config)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> ModelMixin:
         "The denoiser."
         return self.part(self.denoiser)
 
     @property
-    def vae(self) -> nn.Module:
+    def vae(self) -> AutoencoderKL:
         "The autoencoder."
         return self.part('vae')
 
-    def vae_in(self, dtype: torch.dtype) -> nn.Module:
+    def vae_in(self, dtype: torch.dtype) -> AutoencoderKL:
         "The autoencoder, converted to `dtype` if it has another."
         return self.vae if self.vae.dtype == dtype else self.vae.to(dtype)
 
@@ -76,13 +80,19 @@ class Family:
             )
         return self.parts[name]
 
-    denoiser = 'unet'  # folder of the denoiser
-    patch = 1  # latents along a side of what the denoiser takes as one
-    lora_targets = ATTENTION  # layers that a LoRA adapts unless it is told others
-    pipeline_options = dict()  # what the plain pipeline's constructor needs beside the parts
+    denoiser: ClassVar[str] = 'unet'  # folder of the denoiser
+    # layers that a LoRA adapts unless it is told others
+    lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
+    # what the plain pipeline's constructor needs beside the parts
+    pipeline_options: ClassVar[dict[str, Any]] = dict()
+
+    @property
+    def patch(self) -> int:
+        "Latents along a side of what the denoiser takes as one."
+        return 1
 
 # %% ../../nbs/models/03_family.ipynb #570f5b6c
-class AutoencoderLatents:
+class AutoencoderLatents(FamilyParts):
     "Images to latents and back, by a pipeline's `vae`."
 
     @property
@@ -158,13 +168,55 @@ class ScaledLatents(AutoencoderLatents):
             pixels = self.vae_in(dtype).decode(z, return_dict=False)[0].contiguous()
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to('cpu', torch.uint8)
 
-# %% ../../nbs/models/03_family.ipynb #b832e976
+# %% ../../nbs/models/03_family.ipynb #73dd5127
 # our name of a conditioning -> the pipelines' argument
 PIPELINE_NAMES = {'prompt_embeds': 'prompt_embeds', 'pooled': 'pooled_prompt_embeds'}
 
+# %% ../../nbs/models/03_family.ipynb #b832e976
+class Family(ScaledLatents, ABC):
+    """A text-to-image model as training and sampling see it. Made by `load_family`; what it lacks
+    (`components`) is absent from `parts`."""
 
-class PromptConditioning:
-    "What a family makes of encoded prompts."
+    timestep_density: ClassVar[str]  # how training draws timesteps
+
+    @property
+    @abstractmethod
+    def n_train_timesteps(self) -> int:
+        "How many timesteps there are."
+
+    @property
+    @abstractmethod
+    def alphas_cumprod(self) -> Tensor:
+        "alpha_bar, fp32 [n_train_timesteps]. Raises InputError for a flow model, which has none."
+
+    @abstractmethod
+    def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        "x_t [n, c, h, w] from x0 and noise [n, c, h, w] and timesteps t, int64 [n]."
+
+    @abstractmethod
+    def log_snr(self, x0: Tensor, t: Tensor) -> Tensor:
+        """The log signal-to-noise ratio at timesteps t, fp32 [n]; `x0` [n, c, h, w] says for which
+        latents."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        "What the denoiser should predict, [n, c, h, w]."
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: dict[str, Tensor],
+        size: int,
+    ) -> Tensor:
+        """The prediction [n, c, h, w] of `model`, a policy in training or its reference, for noisy
+        latents at timesteps [n]; `size` is the image size in pixels."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+        "The conditioning of n prompts, name -> [n, ...]."
 
     def empty_conditioning(self) -> dict[str, Tensor]:
         """The unconditional conditioning of guidance and of prompt dropout, leading dimension 1:

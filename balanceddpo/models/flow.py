@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from ..losses.diffusion_dpo import add_noise, log_snr, training_target
-from balanceddpo.models.family import (
-    ATTENTION,
-    TEXT_ATTENTION,
-    Family,
-    PromptConditioning,
-    ScaledLatents,
-)
+from .family import ATTENTION, TEXT_ATTENTION, Family
 from .folders import parts_of
 from .stable_diffusion import clip_output, clip_pair_output, token_ids
 
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/models/05_flow.ipynb #09b55d40
-class FlowSchedule:
+class FlowSchedule(Family):
     """The schedule of a rectified flow: noise level sigma_t, the share of the way from image to
     noise, at integer timesteps."""
 
@@ -108,7 +102,7 @@ def t5_states(family: Family, prompts: Iterable[str], suffix: str, length: int) 
         return family.part('text_encoder' + suffix)(ids)[0]
 
 # %% ../../nbs/models/05_flow.ipynb #9f869e9f
-class StableDiffusion3(PromptConditioning, FlowNoise, ScaledLatents, Family):
+class StableDiffusion3(FlowNoise):
     "Stable Diffusion 3 and 3.5: two CLIP encoders, a T5 encoder or none, a joint transformer."
 
     denoiser = 'transformer'
@@ -178,15 +172,16 @@ def flux_inputs(noisy: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Ten
     """What FLUX's denoiser takes beside tokens, timestep and guidance, for noisy latents
     [n, c, h, w]: the text, and the places of image and text tokens."""
     text = conditioning['prompt_embeds'].to(noisy)
+    h, w = noisy.shape[-2:]
     return dict(
         encoder_hidden_states=text,
         pooled_projections=conditioning['pooled'].to(noisy),
-        img_ids=token_places(*noisy.shape[-2:], noisy),
+        img_ids=token_places(h, w, noisy),
         txt_ids=noisy.new_zeros(text.shape[1], 3),
     )
 
 # %% ../../nbs/models/05_flow.ipynb #996fba1f
-class FluxConditioning(PromptConditioning):
+class FluxConditioning(Family):
     "FLUX's text: a T5 encoder and CLIP's pooled embedding; and its guidance."
 
     t5_length = 512  # tokens of T5, the pipeline's default
@@ -218,7 +213,7 @@ class FluxConditioning(PromptConditioning):
         return arguments | dict(true_cfg_scale=1.0 if self.guided else guidance)
 
 # %% ../../nbs/models/05_flow.ipynb #f937d299
-class Flux(FluxConditioning, FlowNoise, ScaledLatents, Family):
+class Flux(FluxConditioning, FlowNoise):
     "FLUX.1: packed latents, and guidance as an input where the denoiser has one."
 
     denoiser = 'transformer'

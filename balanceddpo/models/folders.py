@@ -17,7 +17,7 @@ from ..core.errors import InputError, reason_of
 from ..core.files import asset, read_json
 
 # %% auto #0
-__all__ = ['PACKAGED', 'local_folder', 'denoiser_of', 'native_latents', 'pixels_per_latent', 'native_resolution']
+__all__ = ['PACKAGED', 'local_folder']
 
 # %% ../../nbs/models/02_folders.ipynb #d1426806
 # name of a packaged base model -> its folder among the assets
@@ -83,9 +83,10 @@ LIBRARIES = {
 def part_class(folder: str | Path, name: str) -> type:
     """The class of a part, by the index. Raises InputError if the folder has no such part, or it is
     of another library."""
-    library, class_name = parts_of(pipeline_index(folder)).get(name, (None, None))
-    if library is None:
+    parts = parts_of(pipeline_index(folder))
+    if name not in parts:
         raise InputError(f'{folder} has no {name}')
+    library, class_name = parts[name]
     if library not in LIBRARIES:
         raise InputError(
             f'{folder}: {name} is of {library!r}; only classes of diffusers and transformers are'

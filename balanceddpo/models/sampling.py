@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +22,14 @@ from tqdm.auto import tqdm
 from ..core.errors import InputError
 from ..core.files import content_digest, digest, file_digest, read_json, staged
 from ..core.numerics import numeric_path
-from ..core.stages import locked, open_stage, verify_manifest
+from ..core.seals import read_sealed, write_sealed
+from balanceddpo.core.stages import (
+    check_hashes,
+    locked,
+    open_stage,
+    read_manifest,
+    verify_manifest,
+)
 from ..data.prompts import PromptSet, read_prompts
 from .config import IMAGE_SETTINGS, SampleConfig
 from .families import load_family, part_digests, plain_pipeline
@@ -181,7 +190,7 @@ def generate(
                 yield n, i, image
 
 # %% ../../nbs/models/09_sampling.ipynb #549d24d3
-def image_file(prompt_id: str, index: int) -> str:
+def image_file(prompt_id: str, index: int | np.integer) -> str:
     "Where in a store an image lies. Raises InputError if the prompt id is not 16 hex characters."
     if len(prompt_id) != 16 or set(prompt_id) - set('0123456789abcdef'):
         raise InputError(f'{prompt_id[:40]!r} is not a prompt id')
@@ -266,8 +275,7 @@ def write_index(folder: Path, prompt_set: PromptSet, config: SampleConfig) -> No
     table = pd.DataFrame(
         rows, columns=['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256']
     )
-    with staged(folder / 'index.parquet') as temporary:
-        table.to_parquet(temporary, index=False)
+    write_sealed(folder / 'index.parquet', pa.Table.from_pandas(table, preserve_index=False))
 
 # %% ../../nbs/models/09_sampling.ipynb #cddcbaed
 def missing_images(
@@ -275,9 +283,8 @@ def missing_images(
 ) -> set[tuple[int, int]]:
     "(prompt number, image index) of the images that are not there or are damaged."
     try:
-        known = {n: f['sha256'] for n, f in read_json(folder / 'manifest.json')['files'].items()}
-    # not finished, or the manifest itself is damaged
-    except (InputError, KeyError, TypeError, AttributeError):
+        known = {n: f['sha256'] for n, f in read_manifest(folder)['files'].items()}
+    except InputError:  # not finished, or the manifest itself is damaged
         known = {}
     missing = set()
     for n, prompt_id in enumerate(prompt_set.ids):
@@ -351,7 +358,7 @@ def open_images(folder: str | Path, verify: bool = True) -> ImageStore:
     folder = Path(folder)
     if not (folder / 'manifest.json').is_file():
         raise InputError(f'{folder} holds no finished set of images: run the sampling first')
-    if verify:
-        verify_manifest(folder)
-    inputs, index = read_json(folder / 'inputs.json'), pd.read_parquet(folder / 'index.parquet')
-    return ImageStore(folder, inputs, index)
+    manifest = verify_manifest(folder) if verify else read_manifest(folder)
+    check_hashes(folder, manifest, 'inputs.json')
+    index = read_sealed(folder / 'index.parquet', 'run the sampling again').to_pandas()
+    return ImageStore(folder, read_json(folder / 'inputs.json'), index)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
 from ..core.files import staged, write_json
 from .folders import denoiser_of, local_folder, parts_of, pipeline_index
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 # %% auto #0
-__all__ = ['check_parts', 'save_pipeline']
+__all__ = ['save_pipeline']
 
 # %% ../../nbs/models/07_saving.ipynb #0643b196
 OLD_WEIGHTS = (
@@ -58,7 +60,7 @@ def check_parts(folder: str | Path) -> None:
             )
 
 # %% ../../nbs/models/07_saving.ipynb #38feea21
-def save_folder(folder: Path, model: nn.Module, out: str | Path) -> Path:
+def save_folder(folder: Path, model: ModelMixin, out: str | Path) -> Path:
     """Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing.
     Returns `out`. Raises InputError as `check_parts`."""
     check_parts(folder)
@@ -78,7 +80,7 @@ def save_folder(folder: Path, model: nn.Module, out: str | Path) -> Path:
     return Path(out)
 
 # %% ../../nbs/models/07_saving.ipynb #41abfde8
-def save_lora(folder: Path, model: nn.Module, out: str | Path, adapter: str = 'default') -> Path:
+def save_lora(folder: Path, model: ModelMixin, out: str | Path, adapter: str = 'default') -> Path:
     """Write `adapter` of `model` into `out/pytorch_lora_weights.safetensors`, in diffusers' own
     form. Raises InputError if the model has no such adapter."""
     import diffusers
@@ -102,7 +104,7 @@ def save_lora(folder: Path, model: nn.Module, out: str | Path, adapter: str = 'd
 
 # %% ../../nbs/models/07_saving.ipynb #f734aeab
 def save_pipeline(
-    source: str | Path, model: nn.Module, out: str | Path, adapter: str | None = None
+    source: str | Path, model: ModelMixin, out: str | Path, adapter: str | None = None
 ) -> Path:
     """Save `model` as a plain pipeline folder like `source`, or with `adapter` only that LoRA;
     loadable without this package. Returns `out`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.diffusion_dpo import add_noise, log_snr, training_target
-from .family import Family, PromptConditioning, ScaledLatents
+from .family import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/models/04_stable_diffusion.ipynb #a8437513
-class DiscreteNoise:
+class DiscreteNoise(Family):
     """The variance-preserving schedule of Stable Diffusion 1.5, 2.1 and XL: noise level alpha_bar_t
     at integer timesteps."""
 
@@ -71,7 +71,7 @@ def clip_output(family: Family, prompts: Iterable[str], suffix: str = '', **opti
         return encoder(token_ids(tokenizer, prompts, length).to(family.device), **options)
 
 # %% ../../nbs/models/04_stable_diffusion.ipynb #019890ea
-class StableDiffusion(PromptConditioning, DiscreteNoise, ScaledLatents, Family):
+class StableDiffusion(DiscreteNoise):
     "Stable Diffusion 1.x (epsilon) and 2.x (epsilon or v): one text encoder."
 
     pipeline_options = dict(

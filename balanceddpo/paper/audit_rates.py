@@ -94,9 +94,10 @@ def difference_p(a: int, b: int, n: int) -> tuple[float, float, float]:
     """McNemar's exact p-value of `a` against `b` wins over the same `n` prompts, for the fewest,
     the expected and the most discordant prompts."""
     apart = abs(a - b)
-    return tuple(
+    fewest, expected, most = (
         float(sign_test((d + apart) // 2, (d - apart) // 2)) for d in discordant_prompts(a, b, n)
     )
+    return fewest, expected, most
 
 # %% ../../nbs/paper/02_audit_rates.ipynb #d6cd358c
 def rate_differences(rates: DataFrame, first: str, others: Collection[str]) -> DataFrame:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,9 @@ def effect_of_rescaling_twice(
     pairs = list(pairs)
     batch = ImageBatch([decode(i) for p in pairs for i in p.images])
     prompts = [p.caption for p in pairs for _ in p.images]
-    right, twice = (load_scorers(scorers, device='cpu') for _ in range(2))
+    # Any: of all `Scorer`s, those with an encoder
+    right: list[Any] = load_scorers(scorers, device='cpu')
+    twice: list[Any] = load_scorers(scorers, device='cpu')
     for encoder in {s.encoder for s in twice}:
         encoder.view = divided_view(encoder.view, factor)
     rows = []

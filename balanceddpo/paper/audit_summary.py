@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, MultiIndex, Series
@@ -111,7 +112,7 @@ _GROUPS = {
 }
 
 
-def _short_name(row: tuple) -> str:
+def _short_name(row: Any) -> str:
     "What a difference is about, short enough for a row of the grid."
     if row.table in ('I', 'II'):
         return display_name(row.prompt_set)

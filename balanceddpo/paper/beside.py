@@ -16,7 +16,7 @@ from ..figures.tables import display_name
 from .numbers import PAPER, SCORERS, TABLE_5, TABLE_6, PaperTable
 
 # %% auto #0
-__all__ = ['beside_paper', 'beside_table', 'paper_means', 'paper_spread', 'paper_deviations']
+__all__ = []
 
 # %% ../../nbs/paper/13_beside.ipynb #fffb526d
 def _paper_intervals(frame) -> DataFrame:
@@ -110,6 +110,6 @@ def paper_deviations(pairs: Iterable[tuple[str, str]], base: str = 'SD1.5') -> D
     for a, b in pairs:
         for scorer, unit in _deviations().items():
             row = {'model_a': a, 'model_b': b, 'prompt_set': 'the paper', 'scorer': scorer}
-            row['difference'] = (means[a][scorer] - means[b][scorer]) / unit
-            rows.append(row | {'low': float('nan'), 'high': float('nan')})
+            apart = (means[a][scorer] - means[b][scorer]) / unit
+            rows.append(row | {'difference': apart, 'low': float('nan'), 'high': float('nan')})
     return pd.DataFrame(rows)

@@ -43,11 +43,7 @@ from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs
 
 # %% auto #0
-__all__ = ['TABLE3_MODELS', 'TABLE1_COMPARISONS', 'voters', 'pair_source', 'pair_stream', 'pair_scores', 'labels_of',
-           'base_model', 'encoded_pairs', 'training_settings', 'steps_of', 'align_labels', 'align', 'align_variant',
-           'run_folder', 'training_log', 'distance_from_base', 'sample_config', 'draw', 'score_models', 'scorer_names',
-           'caption_file', 'draw_groups', 'table3_labels', 'model_of', 'table1_models', 'true_pictures', 'gallery',
-           'named_captions']
+__all__ = ['TABLE3_MODELS', 'pair_scores', 'labels_of', 'table3_labels', 'model_of', 'table1_models']
 
 # %% ../../nbs/paper/10_experiments.ipynb #ad841890
 def voters(scale: Scale) -> list[Scorer]:
@@ -338,7 +334,7 @@ def named_captions(
     captions = []
     for row, prompt in zip(images, prompts):
         true = names(truth_of(prompt))
-        found = recognise(as_pictures(row)).tolist()
+        found = recognise(as_pictures(list(row))).tolist()
         captions.append([adherence_caption(names(icon), true) for icon in found])
     return captions
 

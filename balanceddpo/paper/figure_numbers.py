@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from pandas import DataFrame
@@ -31,7 +32,8 @@ def first_prompts(scores: DataFrame, n: int) -> list[tuple[str, str]]:
 def vote_shares(votes: ArrayLike) -> DataFrame:
     "`agreement.vote_splits` of votes [n, K] with the ends `low` and `high` of each share."
     splits = vote_splits(votes)
-    bounds = [wilson(n, len(votes)) for n in splits.n]
+    n_pairs = len(np.asarray(votes))
+    bounds = [wilson(n, n_pairs) for n in splits.n]
     return splits.assign(low=[b[0] for b in bounds], high=[b[1] for b in bounds])
 
 

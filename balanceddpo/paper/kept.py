@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -252,11 +253,11 @@ class Kept(StudyFiles):
 
         It makes two files. of: what is shown, such as the prompts that a rule chose, in terms of
         JSON. Raises InputError if the files show something else: the rule has changed since."""
-        found = {} if self.from_scores else make()
+        found: dict[str, Any] = {} if self.from_scores else make()
         truth, images = found.get('truth'), found.get('images')
         texts = {k: v for k, v in found.items() if k not in ('images', 'truth')}
         if truth is not None:
-            images = [[*row, true] for row, true in zip(images, truth, strict=True)]
+            images = [[*row, true] for row, true in zip(found['images'], truth, strict=True)]
         note = self.values(name, lambda: {'of': of, 'truth': truth is not None, 'texts': texts})
         rows = self.pictures(name, lambda: images)
         known = isinstance(note, dict) and {*note} == {'of', 'truth', 'texts'}

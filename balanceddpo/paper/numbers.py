@@ -46,7 +46,7 @@ class PaperTable:
             for column, value in zip(self.columns, values, strict=True):
                 cell = dict(zip(self.row_names, row)) | dict(zip(self.column_names, column))
                 cell |= self.fixed | {'value': value}
-                cell['prompts'] = self.prompts.get(cell.get('prompt_set'), 0)
+                cell['prompts'] = self.prompts.get(cell.get('prompt_set', ''), 0)
                 cells.append(cell)
         return pd.DataFrame(cells)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from balanceddpo.paper.kept import Kept
 
 # %% auto #0
-__all__ = ['Making', 'write_provenance', 'write_finding']
+__all__ = []
 
 # %% ../../nbs/paper/09_provenance.ipynb #575e67ca
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ UNSAID = Making()
 
 def _figure_versions() -> dict[str, str | None]:
     "Versions of what draws figures; None for what is not installed."
-    found = {}
+    found: dict[str, str | None] = {}
     for package in ('matplotlib', 'seaborn'):
         try:
             found[package] = version(package)
@@ -100,7 +100,7 @@ def write_finding(folder: str | Path, text: str) -> Path:
 
     Raises InputError for more than a line."""
     folder = Path(folder)
-    if len(str(text).splitlines()) != 1:
+    if len(text.splitlines()) != 1:
         raise InputError(f'the finding of {folder.name} must be one line')
     path = folder / 'finding.txt'
     with staged(path) as t:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Report', 'named_files']
+__all__ = ['Report']
 
 # %% ../../nbs/paper/18_report.ipynb #ef3dc73f
 class StudyFolder:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 
@@ -119,7 +119,7 @@ def read_notebook(path: Path) -> NotebookNode:
     import nbformat
 
     try:
-        book = nbformat.read(path, as_version=4)
+        book: Any = nbformat.read(path, as_version=4)
     except Exception as e:  # nbformat's errors have no common class
         raise InputError(f'{path} is not a notebook ({str(e).splitlines()[0]})') from e
     code = [c for c in book.cells if c.cell_type == 'code']

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from ..core.errors import InputError
 from balanceddpo.core.files import (
@@ -280,7 +281,7 @@ def is_done(job: Job) -> bool:
 
 # %% ../../nbs/paper/25_reproduction.ipynb #14630874
 @contextmanager
-def this_python() -> Iterator[None]:
+def this_python() -> Generator[None, None, None]:
     "Make the kernel 'python3' mean this interpreter."
     command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
     command.append('--log-level=50')  # its warnings about transport and interrupts are noise here
@@ -296,7 +297,7 @@ class NotebookError(RuntimeError):
     "A notebook failed. One line says which cell, which error, and where the executed notebook is."
 
 # %% ../../nbs/paper/25_reproduction.ipynb #a1accb72
-def error_of_run(job: Job, error: Exception) -> Exception:
+def error_of_run(job: Job, error: Any) -> Exception:
     "The `NotebookError` or `InputError` for papermill's error, or for a kernel that died."
     place = f'; see {job.executed}'
     if not hasattr(error, 'ename'):

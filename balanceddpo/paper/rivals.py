@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from .. import pipeline
+from ..core.errors import InputError
 from ..losses.inversion import INVERSIONS
 from ..losses.methods import LOSSES
 from balanceddpo.paper.experiments import (
@@ -30,7 +31,7 @@ from ..training.config import TrainConfig
 from ..voting.group_rules import GROUP_RULES
 
 # %% auto #0
-__all__ = ['RIVALS', 'ELECTIONS', 'try_rival', 'passes_per_pair', 'passes_of_groups', 'steps_within', 'seconds_per_pair']
+__all__ = ['RIVALS', 'ELECTIONS', 'try_rival']
 
 # %% ../../nbs/paper/11_rivals.ipynb #e487cabf
 RIVALS = (
@@ -105,6 +106,8 @@ def _clock_run(scale: Scale, name: str, groups: Groups | None, **own) -> Path:
     row = recipe_named(name)
     if not row.groups:
         return run_folder(align(scale, row, **own))
+    if groups is None:
+        raise InputError(f'{row.name} makes its pairs from groups of images: give them')
     settings = training_settings(scale, row, **own)
     rule = GROUP_RULES[row.groups](groups.scorers)[0]
     config = AlignConfig(dtype=scale.dtype)
@@ -118,7 +121,9 @@ def seconds_per_pair(
     """Median seconds of an optimizer step of a row, per pair, in a run of `steps` steps, at least
     2, that is made for the clock alone and not kept; the first step is left out, and `steps`
     below the interval of a refresh leave the refresh out. Of a row of several models (SOUP) the
-    first is timed. Let nothing else run beside it."""
+    first is timed. Let nothing else run beside it.
+
+    Raises InputError for a row of groups without `groups`."""
     # keep_checkpoints: so that the run has a folder of its own
     own = dict(max_steps=steps, warmup_steps=0, keep_checkpoints=1)
     began = time.time()

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..core.errors import InputError
 from .repro_notebooks import OWN_SCALES
 
 # %% auto #0
-__all__ = ['scale_of', 'sdxl_scale_of', 'only_set', 'few_prompts']
+__all__ = ['scale_of', 'sdxl_scale_of', 'only_set']
 
 # %% ../../nbs/paper/07_scales.ipynb #a7900e5e
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Scale:
     images_per_prompt: int = 5  # images per prompt (the paper: five)
     steps: int = 50  # denoising steps
     guidance: float = 7.5  # classifier-free guidance
-    scheduler: str = 'ddim'  # sampler
+    scheduler: Literal['ddim', 'dpm++', 'pndm', 'euler'] = 'ddim'  # sampler
     batch_size: int = 16  # images drawn at once
     checks: tuple[str, ...] = ()  # scorers that neither vote nor train: a check for reward hacking
-    dtype: str = 'fp32'  # of sampling and scoring
+    dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # of sampling and scoring
     device: str = 'auto'  # auto, cpu, cuda
-    train: tuple[tuple[str, object], ...] = ()  # settings that replace the recipes'
+    train: tuple[tuple[str, Any], ...] = ()  # settings that replace the recipes'
 
 
 SET_NAMES = ('pickapic', 'partiprompts', 'hpd')  # as `balanceddpo.paper.numbers` calls them
@@ -96,7 +97,7 @@ def published_scale(
             f'scale {name!r} needs {" and ".join(missing)}: give the paths of the weights and data'
             ' as parameters'
         )
-    settings = dict(
+    settings: dict[str, Any] = dict(
         scorers=('hps', 'clip', 'pickscore', 'aesthetic'),
         tuning=tuning,
         values=name,
@@ -112,7 +113,8 @@ def scale_of(name: str, **paths) -> Scale:
     published models."""
     given = {k: v for k, v in paths.items() if v}
     if name not in OWN_SCALES:
-        return published_scale(name, **{'model': '', 'pairs': '', 'prompts': {}, **given})
+        needed: dict[str, Any] = {'model': '', 'pairs': '', 'prompts': {}}
+        return published_scale(name, **needed | given)
     if 'prompts' in given:
         given['prompts'] = tuple(given['prompts'].items())
     return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pandas import DataFrame, Series
@@ -235,7 +235,7 @@ def left_out_table(gains: DataFrame, means: DataFrame, once: Collection[str]) ->
 
 # %% ../../nbs/paper/20_study_of_rivals.ipynb #ca9db752
 def _seconds(
-    run: tuple,
+    run: Any,
     passes: DataFrame,
     settings: Mapping[str, TrainConfig],
     pace: Mapping[str, float],

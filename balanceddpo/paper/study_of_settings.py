@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame
@@ -30,7 +31,9 @@ def first_of_each_loss(names: Iterable[str], but: Sequence[str] = ()) -> list[st
 
 def published_betas(names: Iterable[str]) -> dict[str, float]:
     "Method -> the published beta of its loss. Raises InputError for an unknown method."
-    return {name: LOSSES[recipe_named(name).loss].defaults['beta'] for name in names}
+    # Any: a parameter of a loss may be text, but beta is a number
+    betas: dict[str, Any] = {n: LOSSES[recipe_named(n).loss].defaults['beta'] for n in names}
+    return betas
 
 # %% ../../nbs/paper/22_study_of_settings.ipynb #c3bcbb68
 WORDS_OF_THE_SEARCH = {
@@ -40,7 +43,7 @@ WORDS_OF_THE_SEARCH = {
 }
 
 
-def _what_is_tried(row: tuple, published: Mapping[str, float]) -> str:
+def _what_is_tried(row: Any, published: Mapping[str, float]) -> str:
     "What a setting changes: its rate at the published beta, or its beta."
     if row.beta == published[row.method]:
         return f'rate {row.rate:g}'

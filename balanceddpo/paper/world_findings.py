@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from pandas import DataFrame
 
@@ -77,7 +78,7 @@ def tell_recognised(right: Sequence[float]) -> str:
     )
 
 # %% ../../nbs/paper/23_world_findings.ipynb #d4bc1565
-def _say_model(row: tuple) -> str:
+def _say_model(row: Any) -> str:
     "The score of a model, and how far it is from the first one."
     score, apart, low, high = (100 * x for x in (row.score_a, row.difference, row.low, row.high))
     return f'{row.model_a} {score:.1f} % ({apart:+.1f} points [{low:+.1f}, {high:+.1f}])'

@@ -17,21 +17,15 @@ from .stages import (
     train,
 )
 
+# what a user of the package calls; the rest serves the command line and the studies
 __all__ = [
     'Evaluation',
     'Model',
     'align',
-    'draw',
-    'draw_groups',
     'encode',
     'evaluate',
     'evaluate_images',
-    'group_pairs',
-    'image_scores',
     'label',
-    'labelled_groups',
-    'made_once',
-    'pair_scores',
     'run_folder_of',
     'run_recipe',
     'sample',

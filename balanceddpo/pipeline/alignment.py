@@ -31,12 +31,13 @@ from balanceddpo.pipeline.stages import (
     loaded_scorers,
     made_once,
     pair_scores,
+    refuse_no_pairs,
     sample,
     train,
 )
 
 # %% auto #0
-__all__ = ['draw_groups', 'group_pairs', 'labelled_groups', 'run_recipe', 'align']
+__all__ = ['run_recipe', 'align']
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #53b9301e
 from ..recipes.config import AlignConfig
@@ -50,7 +51,7 @@ from balanceddpo.recipes.groups import (
 from ..recipes.recipe import Recipe
 from ..recipes.settings import check_labels, check_settings, settings_of
 from ..recipes.table import recipe_named
-from ..scoring.registry import scorers_to_load
+from ..scoring.registry import ScorerSpec, scorers_to_load
 from ..scoring.scorers import Scorer
 from ..training.config import TrainConfig
 from ..training.run import LabelledPairs, is_decided
@@ -84,19 +85,22 @@ def label_for_visits(
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #893273ff
 def _load_voters(
-    recipe: Recipe, scorers: Sequence[str | Scorer] | None, settings: TrainConfig, dtype: str
+    recipe: Recipe,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None,
+    settings: TrainConfig,
+    dtype: str,
 ) -> list[Scorer]:
     "The scorers that a recipe needs: those given, or its own; none for the annotators' labels."
     packaged = settings.model in PACKAGED
     needed = scorers_to_load(scorers, packaged, recipe.labels.method, recipe.labels.scorer)
     return loaded_scorers(needed, settings.device, dtype)
 
-
+# %% ../../nbs/pipeline/02_alignment.ipynb #b2cb140e
 def labelled_pairs(
     recipe: Recipe,
     settings: TrainConfig,
     pairs: PairSource,
-    scorers: Sequence[str | Scorer] | None = None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: AlignConfig | None = None,
     out: str | Path | None = None,
 ) -> LabelledPairs:
@@ -119,6 +123,7 @@ def labelled_pairs(
     else:
         visits = settings.max_steps * settings.batch_size
         source, labels = label_for_visits(pairs, voters, voting, visits, **options)
+        refuse_no_pairs(pairs, labels)
         only = {*labels.pair_id[is_decided(labels)]}
     if report.reasons:
         warnings.warn(f'{pairs.source}: {report}', stacklevel=2)
@@ -222,7 +227,7 @@ def _groups_for(
     recipe: Recipe,
     settings: TrainConfig,
     prompts: str | PromptSet | None,
-    scorers: Sequence[str | Scorer] | None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None,
     config: AlignConfig,
 ) -> Groups:
     "The groups that a recipe needs, drawn for `prompts`. Raises InputError if there are none."
@@ -251,7 +256,7 @@ def run_recipe(
     settings: TrainConfig,
     pairs: str | PairSource | LabelledPairs | Groups | None = None,
     prompts: str | PromptSet | None = None,
-    scorers: Sequence[str | Scorer] | None = None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: AlignConfig | None = None,
     out: str | Path | None = None,
 ) -> Model:
@@ -283,7 +288,7 @@ def align(
     model: str,
     pairs: str | PairSource | LabelledPairs | Groups | None = None,
     prompts: str | PromptSet | None = None,
-    scorers: Sequence[str | Scorer] | None = None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: AlignConfig | None = None,
     out: str | Path | None = None,
     **changes,

@@ -40,8 +40,7 @@ from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs, write_labels
 
 # %% auto #0
-__all__ = ['made_once', 'pair_scores', 'label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'image_scores', 'draw',
-           'Evaluation', 'evaluate_images', 'evaluate']
+__all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Evaluation', 'evaluate_images', 'evaluate']
 
 # %% ../../nbs/pipeline/01_stages.ipynb #c7f4d24c
 def made_once(*key) -> AbstractContextManager:
@@ -71,11 +70,20 @@ def pair_scores(
     with made_once(place.name):
         rows = pairs.read(report)
         done = score_pairs(
-            rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.key
+            rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.named
         )
         return read_scores(done)
 
 
+def refuse_no_pairs(pairs: PairSource, table: DataFrame) -> None:
+    "Raises InputError if the table of labels of these pairs has no row."
+    if not len(table):
+        raise InputError(
+            f'{pairs.source}: no pairs to label: it is empty, or no row of it can be read (images'
+            ' as paths instead of bytes, or missing)'
+        )
+
+# %% ../../nbs/pipeline/01_stages.ipynb #b4b495ff
 def label(
     pairs: PairSource,
     scorers: Sequence[Scorer],
@@ -89,6 +97,7 @@ def label(
     `options` as of `pair_scores`. Raises InputError for a bad source, or settings that do not
     fit."""
     table = label_pairs(pair_scores(pairs, scorers, **options), config)
+    refuse_no_pairs(pairs, table)
     if out:
         write_labels(out, table, config)
     return table
@@ -108,11 +117,11 @@ def encode(
     encode, by default all.
 
     Raises InputError for a bad source, or if `out` was made with other settings or pairs."""
-    key, read = pairs.key, pairs.read(report)
+    key, read = pairs.named, pairs.read(report)
     if only is not None:
-        key = digest(key, sorted(only))
+        key = key._replace(key=digest(key.key, sorted(only)))
         read = (p for p in read if p.pair_id in only)
-    with _unless_named(out, 'encode', config, key):
+    with _unless_named(out, 'encode', config, key.key):
         family = load_family(config.model, config.dtype, device, components=('text', 'vae'))
         return encode_pairs(read, family, config, out, key, progress)
 
@@ -213,10 +222,11 @@ def draw(
     drawn = []
     for prompt_set in prompts:
         for name, model in found.items():
-            store = model
             if isinstance(model, Model):
                 own = replace(config, model=model.folder, lora=model.lora)
                 store = sample(own, prompt_set, progress=progress)
+            else:
+                store = model
             drawn.append((name, prompt_set.name, store))
     return drawn
 
@@ -265,7 +275,7 @@ def loaded_scorers(
 # %% ../../nbs/pipeline/01_stages.ipynb #21414367
 def evaluate(
     prompts: str | PromptSet | Sequence[str | PromptSet],
-    scorers: Sequence[str | Scorer] | None = None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: SampleConfig | None = None,
     protocol: str = 'best',
     ties: str = 'split',

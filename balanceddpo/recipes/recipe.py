@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import InputError
 from ..voting.config import LabelConfig
@@ -20,7 +20,7 @@ __all__ = ['KINDS', 'OF_LOSS', 'Value', 'said', 'scaled_rate', 'Recipe', 'add_re
 class Value:
     "A setting's value and where it comes from."
 
-    value: object
+    value: Any
     source: str  # paper or file of the public code; 'ours' and why where nobody printed it
 
 
@@ -38,6 +38,9 @@ def scaled_rate(rate: float, batch_size: int) -> float:
 # kind of base model -> the kind whose values hold where a recipe has none of its own
 KINDS = {'sd15': '', 'sd15_lora': 'sd15', 'sdxl': 'sd15', 'icons': ''}
 
+# %% ../../nbs/recipes/01_recipe.ipynb #5e0c7a9d
+Reference = Literal['fixed', 'replaced', 'mixed', 'drifted', 'none']
+
 # %% ../../nbs/recipes/01_recipe.ipynb #4fbebe00
 @dataclass(frozen=True)
 class Recipe:
@@ -50,7 +53,7 @@ class Recipe:
     labels: LabelConfig = field(default_factory=lambda: LabelConfig('human'))
     loss: str = 'dpo'  # row of `LOSSES`
     noise: Literal['random', 'inversion'] = 'random'  # how latents get their noise
-    reference: Literal['fixed', 'replaced', 'mixed', 'drifted', 'none'] = 'fixed'
+    reference: Reference = 'fixed'
     groups: str = ''  # row of `GROUP_RULES` that makes the pairs from groups of images, or ''
     # kind of base model, or 'any' -> settings of `TrainConfig`, each with its source
     values: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, repr=False)
@@ -73,7 +76,7 @@ def values_of(recipe: Recipe, kind: str, table: Mapping[str, Recipe]) -> dict[st
     recipes of `table` which it is like. Raises InputError for an unknown kind."""
     if kind not in KINDS:
         raise InputError(f'unknown kind of base model {kind!r}: use {", ".join(KINDS)}')
-    values = {}
+    values: dict[str, Value] = {}
     if recipe.like:
         parent = table[recipe.like]
         values = values_of(parent, kind, table)
@@ -81,4 +84,4 @@ def values_of(recipe: Recipe, kind: str, table: Mapping[str, Recipe]) -> dict[st
             values = {k: v for k, v in values.items() if k not in OF_LOSS}
     elif KINDS[kind]:
         values = values_of(recipe, KINDS[kind], table)
-    return values | recipe.values.get('any', {}) | recipe.values.get(kind, {})
+    return {**values, **recipe.values.get('any', {}), **recipe.values.get(kind, {})}

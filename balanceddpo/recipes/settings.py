@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 from ..core.errors import InputError
 from ..models.families import family_name
 from ..models.folders import PACKAGED
-from .recipe import KINDS, Recipe, said, values_of
+from .recipe import KINDS, Recipe, Reference, said, values_of
 from .table import RECIPES, recipe_named
 from ..training.config import TrainConfig
 from ..voting.config import LabelConfig
 
 # %% auto #0
-__all__ = ['kind_of', 'reference_of', 'check_settings', 'check_labels', 'row_settings', 'settings_of', 'variant']
+__all__ = ['row_settings', 'settings_of', 'variant']
 
 # %% ../../nbs/recipes/04_settings.ipynb #9c362821
 KIND_OF_FAMILY = {'sd15': 'sd15', 'sd21': 'sd15', 'sdxl': 'sdxl'}
@@ -28,7 +30,7 @@ def published_models() -> dict[str, str]:
     return {found['model'].value: kind for kind, found in values.items()}
 
 # %% ../../nbs/recipes/04_settings.ipynb #b38361e5
-def kind_of(model: str, mode: str = 'full') -> str:
+def kind_of(model: str | Path, mode: str = 'full') -> str:
     """The kind of base model (of `KINDS`) whose values hold for `model`, a folder, a Hub id or a
     packaged model; `mode` as of `TrainConfig`.
 
@@ -46,7 +48,7 @@ def kind_of(model: str, mode: str = 'full') -> str:
     return adapted if mode == 'lora' and adapted in KINDS else kind
 
 # %% ../../nbs/recipes/04_settings.ipynb #13d0e38d
-def reference_of(config: TrainConfig) -> str:
+def reference_of(config: TrainConfig) -> Reference:
     "What becomes of the reference in a run: the word of `Recipe.reference` for it."
     from balanceddpo.losses.methods import LOSSES
 
@@ -89,8 +91,8 @@ def check_labels(recipe: Recipe, labels: LabelConfig) -> None:
 
 # %% ../../nbs/recipes/04_settings.ipynb #4d6236df
 def row_settings(
-    recipe: str | Recipe, model: str, values: str = '', mode: str = ''
-) -> dict[str, object]:
+    recipe: str | Recipe, model: str | Path, values: str = '', mode: str = ''
+) -> dict[str, Any]:
     """Name of a field of `TrainConfig` -> value, as a recipe has it for a base model. Arguments and
     errors as of `settings_of`."""
     recipe = recipe_named(recipe)
@@ -101,7 +103,7 @@ def row_settings(
 
 
 def settings_of(
-    recipe: str | Recipe, model: str, values: str = '', mode: str = '', **changes
+    recipe: str | Recipe, model: str | Path, values: str = '', mode: str = '', **changes
 ) -> TrainConfig:
     """The `TrainConfig` of a recipe for the base model `model`; `changes` replace values of the
     row.
@@ -125,9 +127,8 @@ def variant(of: str | Recipe, name: str, labels: LabelConfig | None = None, **se
     Raises InputError for an unknown recipe, or settings that make no sense."""
     parent = recipe_named(of)
     changed = {kind: {**own, **said('ours', **settings)} for kind, own in parent.values.items()}
-    changed['any'] = parent.values.get('any', {}) | said('ours', **settings)
+    changed['any'] = {**parent.values.get('any', {}), **said('ours', **settings)}
     row = replace(parent, name=name, labels=labels or parent.labels, values=changed)
-    probe = TrainConfig(
-        **{n: v.value for n, v in values_of(row, 'icons', RECIPES).items()} | {'method': row.loss}
-    )
+    own: dict[str, Any] = {n: v.value for n, v in values_of(row, 'icons', RECIPES).items()}
+    probe = TrainConfig(**own | {'method': row.loss})
     return replace(row, reference=reference_of(probe))

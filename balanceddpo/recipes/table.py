@@ -5,6 +5,8 @@
 # %% ../../nbs/recipes/03_table.ipynb #6b049437
 from __future__ import annotations
 
+from typing import Any
+
 from ..core.errors import InputError
 from .published import GIVEN, PUBLISHED
 from .recipe import Recipe, add_recipe, said
@@ -20,7 +22,7 @@ RECIPES: dict[str, Recipe] = dict(PUBLISHED)  # name -> row
 def _variant(name: str, does: str, **row) -> Recipe:
     "Add a row that is like BalancedDPO, with one thing changed."
     values = row.pop('values', {})
-    of = dict(labels=MAJORITY, reference='replaced', like='BalancedDPO')
+    of: dict[str, Any] = dict(labels=MAJORITY, reference='replaced', like='BalancedDPO')
     return add_recipe(Recipe(name, does, values={'any': values}, **of | row), RECIPES)
 
 

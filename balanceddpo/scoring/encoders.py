@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ class Encoder:
     device: torch.device | str = 'cpu'
     dtype: torch.dtype | None = None
     remember: int = 8192
+    width: int | None = None  # d, where it is known
+    source: str = ''  # where its weights are, for errors
 
     def __post_init__(self):
         self.image_passes = self.text_passes = 0
@@ -148,11 +150,13 @@ def transformers_encoder(
     else:
         look = cropped_view(settings['size'], settings['crop'])
     look = normalised(look, settings['mean'], settings['std'])
-    return Encoder(key, encode_images, encode_texts, look, scale, device, dtype)
+    encoder = Encoder(key, encode_images, encode_texts, look, scale, device, dtype)
+    encoder.width, encoder.source = model.config.projection_dim, str(source)
+    return encoder
 
 # %% ../../nbs/scoring/03_encoders.ipynb #d9cd85ed
 @contextmanager
-def _quiet_open_clip() -> Iterator[None]:
+def _quiet_open_clip() -> Generator[None, None, None]:
     """open_clip tells the root logger about weights it does not have; the checks below say it
     better."""
     level = logging.root.manager.disable
@@ -163,7 +167,7 @@ def _quiet_open_clip() -> Iterator[None]:
         logging.disable(level)
 
 
-def open_clip_model(source: str | Path, architecture: str) -> tuple:
+def open_clip_model(source: str | Path, architecture: str | Path) -> tuple:
     """`(model, tokenizer)` of open_clip, on the CPU in fp32. Raises InputError if the weights are
     missing or do not fit."""
     ensure_torchvision()
@@ -171,7 +175,7 @@ def open_clip_model(source: str | Path, architecture: str) -> tuple:
 
     bare = isinstance(source, Path) and source.is_file()
     if bare:
-        name = architecture
+        name = str(architecture)
     elif isinstance(source, Path):
         name = f'local-dir:{source}'
     else:
@@ -204,7 +208,7 @@ def _open_clip_view(settings: dict, view: str) -> View:
 
 def open_clip_encoder(
     source: str | Path,
-    architecture: str,
+    architecture: str | Path,
     view: str,
     key: str,
     device: torch.device,
@@ -222,7 +226,9 @@ def open_clip_encoder(
         return model.encode_text(tokenizer(prompts).to(device))
 
     look = _open_clip_view(settings, view)
-    return Encoder(key, model.encode_image, encode_texts, look, scale, device, dtype)
+    encoder = Encoder(key, model.encode_image, encode_texts, look, scale, device, dtype)
+    encoder.width, encoder.source = getattr(model.visual, 'output_dim', None), str(source)
+    return encoder
 
 # %% ../../nbs/scoring/03_encoders.ipynb #28de51b3
 PREPROCESSING = 1  # part of every key: to be raised when a pixel that reaches an encoder changes

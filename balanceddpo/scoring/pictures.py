@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core.errors import InputError
+from ..data.pairs import as_rgb
 
 # %% auto #0
 __all__ = ['ImageBatch']
@@ -60,6 +62,16 @@ def _tensor_images(images: torch.Tensor, where: str) -> list[torch.Tensor]:
     return list((images if images.dtype == torch.uint8 else float_to_bytes(images)).cpu())
 
 
+def _picture(image: Image.Image, n: int) -> Image.Image:
+    "Image n in RGB, as `decode` would have read it from its file: one picture has one score."
+    if image.mode == 'RGB' and not image.getexif():
+        return image
+    try:
+        return as_rgb(image)
+    except ValueError as e:
+        raise InputError(f'image {n}: {e}') from e
+
+
 def _checked_images(images) -> list:
     "PIL images in RGB or uint8 tensors [3, h, w]. Raises InputError for anything else."
     if isinstance(images, torch.Tensor):
@@ -72,7 +84,7 @@ def _checked_images(images) -> list:
     found = []
     for n, image in enumerate(images):
         if isinstance(image, Image.Image):
-            found.append(image if image.mode == 'RGB' else image.convert('RGB'))
+            found.append(_picture(image, n))
         elif isinstance(image, torch.Tensor):
             found += _tensor_images(image[None], f'image {n} (with a first dimension added)')
         else:
@@ -90,15 +102,21 @@ class ImageBatch(Sequence):
 
     def __init__(self, images: Sequence | torch.Tensor, ids: Iterable | None = None):
         self.images = _checked_images(images)
-        self._ids = None if ids is None else list(ids)
+        self._ids: list | None = None if ids is None else list(ids)
         self._views = {}
-        if ids is not None and len(self._ids) != len(self.images):
+        if self._ids is not None and len(self._ids) != len(self.images):
             raise InputError(f'{len(self.images)} images have {len(self._ids)} ids')
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int | slice) -> Image.Image | ImageBatch:
+    @overload
+    def __getitem__(self, i: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> ImageBatch: ...
+
+    def __getitem__(self, i):
         if isinstance(i, slice):
             return ImageBatch(self.images[i], self.ids[i])
         image = self.images[i]
@@ -169,10 +187,10 @@ View = Callable[[ImageBatch, int], torch.Tensor]  # pixels [3, h, w] of image i 
 
 def normalised(view: View, mean: Iterable[float], std: Iterable[float]) -> View:
     "`view` followed by (x - mean) / std in each channel."
-    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
+    centre, unit = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
 
     def look(batch, i):
-        return (view(batch, i) - mean) / std
+        return (view(batch, i) - centre) / unit
 
     return look
 

@@ -27,8 +27,7 @@ from balanceddpo.scoring.scorers import (
 from .weights import find_source, read_weights, source_digest
 
 # %% auto #0
-__all__ = ['PAPER_SCORERS', 'ScorerSpec', 'split_source', 'parse_scorer', 'register_scorer', 'load_scorer', 'load_scorers',
-           'scorers_to_load']
+__all__ = ['PAPER_SCORERS', 'ScorerSpec', 'register_scorer', 'load_scorer', 'load_scorers']
 
 # %% ../../nbs/scoring/05_registry.ipynb #9ff37a44
 @dataclass(frozen=True)
@@ -197,7 +196,8 @@ def _aesthetic_parts(path: str | Path, backbone: str | None) -> tuple[Path, str]
 def _load_aesthetic(spec: ScorerSpec, source, beside, batch_size, **where) -> AestheticScorer:
     file, backbone = _aesthetic_parts(find_source(source), beside)
     head, encoder = aesthetic_head(read_weights(file)), load_encoder(backbone, **where)
-    key = digest('aesthetic', encoder.key, source_digest(file))
+    # a head with ReLUs was once chained without them, under the key without the word
+    key = digest('aesthetic', encoder.key, source_digest(file), *(['relu'] if head.relu else []))
     return AestheticScorer(spec.name, key, encoder, head, batch_size)
 
 
@@ -273,14 +273,14 @@ def load_scorers(
 ) -> list[Scorer]:
     """The scorers of several specs, in their order, with shared encoders. Raises InputError if two
     have one name."""
-    specs = [parse_scorer(s) if isinstance(s, str) else s for s in specs]
-    names = [s.name for s in specs]
+    parsed = [parse_scorer(s) if isinstance(s, str) else s for s in specs]
+    names = [s.name for s in parsed]
     if twice := [n for n in names if names.count(n) > 1]:
         raise InputError(
             f'two scorers are called {twice[0]!r}: write NAME:{twice[0]}=... for one of them'
         )
     encoders = {} if encoders is None else encoders
-    return [load_scorer(s, device, dtype, batch_size, encoders) for s in specs]
+    return [load_scorer(s, device, dtype, batch_size, encoders) for s in parsed]
 
 # %% ../../nbs/scoring/05_registry.ipynb #2cbcc284
 def scorers_to_load(

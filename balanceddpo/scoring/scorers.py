@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 import uuid
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -58,15 +60,18 @@ def check_spread(name: str, scores: Iterable, ids: Iterable, usual: float = 0.0)
         )
 
 # %% ../../nbs/scoring/04_scorers.ipynb #e32250b1
-class BaseScorer:
+class BaseScorer(ABC):
     """A scorer whose subclass measures: `measure(batch, prompts)` gets an `ImageBatch` (a sequence
     of PIL images) and returns n numbers."""
 
     usual = 0.0  # the standard deviation to be expected over images
-    encoder: Encoder | None = None  # what it looks through, where it does
 
     def __init__(self, name: str, key: str):
         self.name, self.key = name, key
+
+    @abstractmethod
+    def measure(self, batch: ImageBatch, prompts: list[str]) -> Any:
+        "n numbers, one for each image and its prompt."
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.name!r}, key={self.key!r})'
@@ -112,12 +117,38 @@ class PromptScorer(BaseScorer):
         return self.scale * (images * texts).sum(-1)
 
 # %% ../../nbs/scoring/04_scorers.ipynb #09fb1738
-def aesthetic_head(weights: dict[str, torch.Tensor]) -> list[tuple]:
-    """`[(matrix, bias), ...]` in float32 from a state dict with keys `layers.N.weight` or (v1)
-    `weight`.
+# places of the matrices in the sequence -> whether a ReLU stands between them
+_HEADS: dict[tuple[int, ...], bool] = {
+    (0,): False,  # LAION's version 1
+    (0, 2, 4, 6, 7): False,  # version 2, linearMSE
+    (0, 3, 6, 9, 11): True,  # version 2, reluMSE
+    (0, 2, 3): False,  # the icon world's, trained as version 2
+}
 
-    Raises InputError if it is no chain of matrices that ends in one number."""
-    found = {}
+
+@dataclass(frozen=True)
+class AestheticHead:
+    "Matrices from unit embeddings `[n, width]` to scores `[n]`, ReLUs between them or nothing."
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # (matrix, bias) of each
+    relu: bool = False
+
+    @property
+    def width(self) -> int:
+        "Numbers in an embedding that it takes."
+        return self.layers[0][0].shape[1]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        *inner, last = self.layers
+        for weight, bias in inner:
+            x = linear(x, weight, bias)
+            x = x.relu() if self.relu else x
+        return linear(x, *last)[:, 0]
+
+# %% ../../nbs/scoring/04_scorers.ipynb #a15331ab
+def _layers_by_place(weights: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    "Place in the sequence -> its weight and bias, float32. Raises InputError for other names."
+    found: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in weights.items():
         match = re.fullmatch(r'(?:(?:layers\.)?(\d+)\.)?(weight|bias)', name)
         if not match:
@@ -128,39 +159,62 @@ def aesthetic_head(weights: dict[str, torch.Tensor]) -> list[tuple]:
         found.setdefault(int(match[1] or 0), {})[match[2]] = value.float()
     if not all(layer.keys() == {'weight', 'bias'} for layer in found.values()):
         raise InputError('an aesthetic head needs a weight and a bias a layer')
-    head = [(found[n]['weight'], found[n]['bias']) for n in sorted(found)]
-    widths = [w.shape[0] for w, _ in head]
-    if widths[-1] != 1 or any(w.shape[1] != n for (w, _), n in zip(head[1:], widths)):
+    return dict(sorted(found.items()))
+
+
+def aesthetic_head(weights: dict[str, torch.Tensor]) -> AestheticHead:
+    """The head of a state dict with keys `layers.N.weight` or (v1) `weight`.
+
+    Raises InputError if it is no chain of matrices that ends in one number, or if their places are
+    those of no head that is known."""
+    found = _layers_by_place(weights)
+    layers = tuple((layer['weight'], layer['bias']) for layer in found.values())
+    widths = [w.shape[0] for w, _ in layers]
+    if widths[-1] != 1 or any(w.shape[1] != n for (w, _), n in zip(layers[1:], widths)):
         raise InputError(
             'an aesthetic head is a chain of matrices down to one number, these are'
-            f' {[list(w.shape) for w, _ in head]}'
+            f' {[list(w.shape) for w, _ in layers]}'
         )
-    return head
+    if tuple(found) not in _HEADS:
+        raise InputError(
+            f'this aesthetic head has matrices at the places {[*found]}: what stands between them'
+            f' is known for {", ".join(str([*p]) for p in _HEADS)} alone'
+        )
+    return AestheticHead(layers, _HEADS[tuple(found)])
 
 # %% ../../nbs/scoring/04_scorers.ipynb #82f79b3c
 class AestheticScorer(BaseScorer):
-    "A linear head on an encoder's unit image embedding; the prompt is not used."
+    """A head on an encoder's unit image embedding; the prompt is not used. Raises InputError if the
+    embeddings have another width than the head takes."""
 
     def __init__(
-        self, name: str, key: str, encoder: Encoder, head: list[tuple], batch_size: int = 64
+        self, name: str, key: str, encoder: Encoder, head: AestheticHead, batch_size: int = 64
     ):
         super().__init__(name, key)
+        if encoder.width not in (None, head.width):
+            raise InputError(
+                f'{name}: its head takes embeddings of {head.width} numbers, those of'
+                f' {encoder.source or "its encoder"} have {encoder.width}: name the encoder that it'
+                ' was trained on (HEAD+ENCODER)'
+            )
         self.encoder, self.head, self.batch_size = encoder, head, batch_size
 
     def measure(self, batch: ImageBatch, prompts: list[str]) -> torch.Tensor:
-        x = self.encoder.images(batch, self.batch_size)
-        for weight, bias in self.head:
-            x = linear(x, weight, bias)
-        return x[:, 0]
+        return self.head(self.encoder.images(batch, self.batch_size))
 
 # %% ../../nbs/scoring/04_scorers.ipynb #a6340dff
 class FunctionScorer(BaseScorer):
     """A function `(images, prompts) -> n numbers` as a scorer; `images` is a sequence of PIL images
     in RGB."""
 
+    encoder = None  # it looks through none
+
     def __init__(self, name: str, key: str, function: Callable):
         super().__init__(name, key)
-        self.measure = function
+        self.function = function
+
+    def measure(self, batch: ImageBatch, prompts: list[str]) -> Any:
+        return self.function(batch, prompts)
 
 # %% ../../nbs/scoring/04_scorers.ipynb #8b60b3c7
 def batches(items: Iterable, size: int) -> Iterator[list]:

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/06_tables.ipynb #8fc1cb3b
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
-from ..core.files import staged
 from ..core.numerics import numeric_path
 from ..core.parallel import ahead_in_threads
+from ..core.seals import read_sealed, write_sealed
 from ..core.stages import locked, open_stage, verify_manifest
-from ..data.pairs import Pair, decode
+from ..data.pairs import Pair
 from ..data.prompts import prompt_id
+from ..data.sources import PairsKey
 from .encoders import Encoder
 from .scorers import Scorer, batches, score_items
 
@@ -40,7 +41,7 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
     for encoder in encoders_of(scorers).values():
         encoder.forget()
     rows = [(p, slot) for p in pairs for slot in (0, 1)]
-    images = ahead_in_threads(decode, (p.images[slot] for p, slot in rows))
+    images = ahead_in_threads(lambda row: row[0].picture(row[1]), rows)
     scores = score_items(
         scorers,
         ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)),
@@ -63,26 +64,25 @@ def _kept_ids(path: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        return table.column('pair_id').to_pylist()[::2]
-    except (OSError, ValueError):
-        return []  # Arrow's errors for a damaged file
+        table = read_sealed(path, 'delete it')
+    except InputError:
+        return []
+    return table.column('pair_id').to_pylist()[::2]
 
 
-def _needs_work(path: Path, ids: list[str]) -> bool:
-    "Whether a shard lacks pairs. Raises InputError if it holds others than `ids`."
+def _needs_work(path: Path, ids: list[str], keyed: bool) -> bool:
+    """Whether a shard lacks pairs. If it holds others than `ids`, it does where the table is
+    `keyed`, for then they have changed under their key; otherwise InputError is raised."""
     kept = _kept_ids(path)
     if kept != ids[: len(kept)]:
+        if keyed:
+            warnings.warn(f'{path}: these pairs have changed since; scored again', stacklevel=2)
+            return True
         raise InputError(
             f'{path} holds the scores of other pairs, or of more: choose another folder, or'
             ' delete it'
         )
     return len(kept) < len(ids)
-
-
-def _write_shard(table: pa.Table, path: Path) -> None:
-    with staged(path) as t:
-        pq.write_table(table, t, write_page_checksum=True)
 
 
 def shard_path(folder: str | Path, n: int) -> Path:
@@ -96,6 +96,13 @@ class Shards:
     size: int = 1000  # pairs in a shard; one shard at a time is in memory
     worker: int = 0  # makes every `workers`-th shard, from this one on
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.worker < self.workers:
+            raise InputError(
+                f'worker must be 0 to {self.workers - 1} for {self.workers} workers, not'
+                f' {self.worker}'
+            )
 
 
 def numerics_of(scorers: Sequence[Scorer]) -> dict[str, str]:
@@ -112,36 +119,36 @@ def score_pairs(
     shards: Shards | None = None,
     progress: bool = True,
     batch_size: int = 64,
-    key: str | None = None,
+    key: PairsKey | None = None,
 ) -> Path:
     """Score a stream of pairs into the folder `out`, one Parquet file for each of its `shards`.
     Returns the folder.
 
-    Run again after an interruption, it makes what is missing. `key` names the pairs (`pairs_key`
-    gives one): a finished table under the same key is returned without reading any. Raises
-    InputError if `out` holds scores of other pairs, scorers or weights."""
+    Run again after an interruption, it makes what is missing. `key` names the pairs, as a
+    `PairSource` does: a finished table under the same key, from files of the same state, is
+    returned without reading any; if the pairs have changed under their key, those shards are made
+    again. Raises InputError if `out` holds scores of other pairs, scorers or weights."""
     shards = shards or Shards()
-    worker, workers = shards.worker, shards.workers
     inputs = {
         'scorers': {s.name: s.key for s in scorers},
         'columns': [s.name for s in scorers],
         'shard_size': shards.size,
-        'pairs': key,
+        'pairs': key and key.key,
     }
-    if not 0 <= worker < workers:
-        raise InputError(f'worker must be 0 to {workers - 1} for {workers} workers, not {worker}')
-    with locked(out) if workers == 1 else nullcontext():
+    with locked(out) if shards.workers == 1 else nullcontext():
         stage = open_stage('scores', inputs, folder=out)
-        if key is not None and stage.intact:
+        if key and stage.made_from(key.state):
             return stage.folder
-        count, total = _score_shards(pairs, scorers, stage.folder, shards, progress, batch_size)
+        options = dict(keyed=key is not None, progress=progress, batch_size=batch_size)
+        count, total = _score_shards(pairs, scorers, stage.folder, shards, **options)
         if shard_path(out, count).exists():
             raise InputError(
                 f'{out} holds the scores of more than these {total} pairs: choose another folder,'
                 ' or delete it'
             )
         if all(shard_path(out, n).exists() for n in range(count)):
-            stage.finish(pairs=total, scorers=inputs['scorers'], numerics=numerics_of(scorers))
+            facts = dict(scorers=inputs['scorers'], numerics=numerics_of(scorers))
+            stage.finish(pairs=total, state=key.state if key else '', **facts)
     return stage.folder
 
 # %% ../../nbs/scoring/06_tables.ipynb #48dbf40f
@@ -150,6 +157,7 @@ def _score_shards(
     scorers: Sequence[Scorer],
     folder: Path,
     shards: Shards,
+    keyed: bool,
     progress: bool,
     batch_size: int,
 ) -> tuple[int, int]:
@@ -160,12 +168,14 @@ def _score_shards(
         for n, some in enumerate(batches(pairs, shards.size)):
             path = shard_path(folder, n)
             is_mine = n % shards.workers == shards.worker
-            if is_mine and _needs_work(path, [p.pair_id for p in some]):
-                _write_shard(score_shard(some, scorers, batch_size), path)
+            if is_mine and _needs_work(path, [p.pair_id for p in some], keyed):
+                write_sealed(path, score_shard(some, scorers, batch_size))
             count += 1
             total += len(some)
             bar.update(len(some))
-    return count, total
+    if not count:  # an empty table has its columns too
+        write_sealed(shard_path(folder, 0), score_shard([], scorers))
+    return count or 1, total
 
 # %% ../../nbs/scoring/06_tables.ipynb #ecdeb3fc
 def read_scores(path: str | Path) -> pd.DataFrame:

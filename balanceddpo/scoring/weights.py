@@ -5,10 +5,11 @@
 # %% ../../nbs/scoring/02_weights.ipynb #9507f94a
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ def hub_file(repository: str, *names: str) -> Path:
     cache. Raises InputError if none can be had."""
     from huggingface_hub import hf_hub_download
 
+    reason = ''
     for name in names:
         try:
             return Path(hf_hub_download(repository, name))
@@ -67,7 +69,7 @@ def source_digest(source: str | Path) -> str:
 
 # %% ../../nbs/scoring/02_weights.ipynb #988127a3
 @contextmanager
-def loading(what: str | Path) -> Iterator[None]:
+def loading(what: str | Path) -> Generator[None, None, None]:
     """Turn whatever goes wrong inside a model library into an InputError of one line that names
     `what`."""
     try:
@@ -96,6 +98,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors file, or of a pickle (its 'state_dict' if it has one). Raises
     InputError if it is damaged or holds anything else."""
     with loading(path):
+        found: Any
         if Path(path).suffix == '.safetensors':
             found = load_file(path)
         else:

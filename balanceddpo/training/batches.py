@@ -5,12 +5,13 @@
 # %% ../../nbs/training/07_batches.ipynb #e0992c71
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core.files import digest
@@ -41,7 +42,7 @@ def plan(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     return np.array([epoch_order(n, seed, int(e))[p] for e, p in zip(epochs, places)])
 
 
-def visits_before(places: Sequence[int]) -> np.ndarray:
+def visits_before(places: ArrayLike) -> np.ndarray:
     """How often each place of a step's plan stands in it before, int64 [n]: 0 but for pairs that
     one step visits again, at the seam of two epochs or where there are few."""
     order = np.argsort(places, kind='stable')
@@ -51,7 +52,7 @@ def visits_before(places: Sequence[int]) -> np.ndarray:
     return found
 
 
-def visit_names(pair_ids: Sequence[str], before: Sequence[int]) -> list[str]:
+def visit_names(pair_ids: Sequence[str], before: Iterable[int]) -> list[str]:
     """What names a visit in a draw of random numbers: the pair's id, and from its second visit in a
     step on the count (`before`, see `visits_before`)."""
     return [f'{p}, visit {k + 1}' if k else p for p, k in zip(pair_ids, before, strict=True)]
@@ -110,7 +111,7 @@ def clean_latents(run: Run, moments: Tensor, visits: list[str]) -> Tensor:
     return run.family.latents(to_device(moments.flatten(0, 1), run), z)
 
 # %% ../../nbs/training/07_batches.ipynb #c55d4a1a
-def micro_batch(run: Run, places: np.ndarray, before: Sequence[int] | None = None) -> MicroBatch:
+def micro_batch(run: Run, places: np.ndarray, before: Iterable[int] | None = None) -> MicroBatch:
     """The pairs at `places` of the plan, with the noise, timesteps and captions of this step;
     `before`: how often the step has visited each already (0 by default)."""
     config, family, rows = run.config, run.family, run.rows[places]

@@ -24,7 +24,7 @@ from ..core.files import staged, tidy
 from ..core.stages import verify_manifest, write_manifest
 
 # %% auto #0
-__all__ = ['checkpoints', 'retain']
+__all__ = []
 
 # %% ../../nbs/training/03_checkpoints.ipynb #c1ac8ee0
 def pack(value, tensors: dict[str, Tensor], name: str = '') -> dict:

@@ -30,7 +30,7 @@ from ..voting.labels import hard_weights, shared_weights
 from ..voting.votes import majority
 
 # %% auto #0
-__all__ = ['SUM', 'CONSENSUS', 'open_probe', 'measure_through_training', 'matrix_at_step']
+__all__ = ['measure_through_training', 'matrix_at_step']
 
 # %% ../../nbs/training/09_gradient_conflict.ipynb #06c79f29
 SUM, CONSENSUS = 'sum of losses', 'consensus'  # the two sources beside the single scorers
@@ -84,7 +84,7 @@ def with_sum_of_losses(total: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of all sources from those of the scorers and the consensus: the sum of losses
     has the scorers' mean, and stands before the consensus."""
     gradients = {k: g for k, g in total.items() if k != CONSENSUS}
-    gradients[SUM] = sum(gradients.values()) / len(gradients)
+    gradients[SUM] = sum(gradients.values(), torch.zeros(())) / len(gradients)
     gradients[CONSENSUS] = total[CONSENSUS]
     return gradients
 
@@ -102,7 +102,7 @@ def source_gradients(
 def inner_products(first: dict[str, Tensor], second: dict[str, Tensor]) -> np.ndarray:
     """The inner products float64 `[S, S]` of gradients (name -> `[P]`) with others by the same
     names, a piece of the parameters at a time."""
-    total, n = 0, len(first)
+    total, n = torch.zeros((), dtype=torch.float64), len(first)
     for pieces in zip(*(v.split(2**16) for v in (*first.values(), *second.values()))):
         x = torch.stack(pieces).double()
         total = total + x[:n] @ x[n:].T
@@ -196,10 +196,12 @@ def place_at(run: Probe, checkpoint: Checkpoint) -> None:
 def batch_gradients(run: Probe, places: np.ndarray) -> dict[str, Tensor]:
     """Name -> the gradient of the mean loss over the pairs at `places` of a probe, `[P]`, for every
     source; in micro-batches, at the noise of the probe's step."""
+    beta = run.config.beta
+    assert beta is not None  # a config that was made has one, its method's if no other
     total = empty_gradients(run.parameters, source_weights(run.labels))
     for i in range(0, len(places), run.config.micro_batch_size):
         some = places[i : i + run.config.micro_batch_size]
-        logits = pair_logits(outputs_of(run, micro_batch(run, some)), run.config.beta)
+        logits = pair_logits(outputs_of(run, micro_batch(run, some)), beta)
         add_gradients(total, logits, run.parameters, source_weights(run.labels.iloc[some]))
     return with_sum_of_losses({k: g / len(places) for k, g in total.items()})
 

@@ -9,16 +9,17 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.devices import ensure_torchvision
@@ -27,6 +28,9 @@ from ..losses.diffusion_dpo import loss_report, merge_reports
 from ..losses.methods import LOSSES
 from ..losses.outputs import Outputs
 from ..models.family import Family
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 # %% auto #0
 __all__ = ['train']
@@ -103,7 +107,7 @@ def start(
     )
 
 # %% ../../nbs/training/08_loop.ipynb #cd9a767f
-def policy_and_reference(config: TrainConfig, model: nn.Module, accelerator: Accelerator) -> dict:
+def policy_and_reference(config: TrainConfig, model: ModelMixin, accelerator: Accelerator) -> dict:
     """The fields of a `Run` that hold weights, from the prepared denoiser `model`: `policy`,
     `reference`, `optimizer`, `parameters`."""
     has_reference = LOSSES[config.method].needs_reference
@@ -146,7 +150,7 @@ class MicroResult:
     report: dict[str, Tensor]  # of `loss_report`
 
 
-def micro_step(run: Run, places: np.ndarray, before: Sequence[int] | None = None) -> MicroResult:
+def micro_step(run: Run, places: np.ndarray, before: Iterable[int] | None = None) -> MicroResult:
     "Add the gradient of these pairs (as for `micro_batch`) to the policy's."
     batch = micro_batch(run, places, before)
     outputs = outputs_of(run, batch)
@@ -197,7 +201,7 @@ def measures_of_step(run: Run, results: list[MicroResult], norm: Tensor) -> dict
     the step waits for the device. `norm`: of the gradient, the same on all."""
     report = merge_reports([r.report for r in results])
     n = report.pop('decided')
-    loss = sum(r.losses.sum() for r in results)
+    loss = sum((r.losses.sum() for r in results), torch.zeros(()))
     sums = run.accelerator.reduce(torch.stack([loss, n, *(v * n for v in report.values())]), 'sum')
     loss, n, *rest, norm = torch.cat([sums, norm.reshape(1)]).tolist()
     return {
@@ -311,7 +315,7 @@ def record(run: Run, measures: dict, bar: tqdm) -> None:
 
 # %% ../../nbs/training/08_loop.ipynb #acf2498d
 @contextmanager
-def tracker_and_bar(run: Run, progress: bool) -> Iterator[tqdm]:
+def tracker_and_bar(run: Run, progress: bool) -> Generator[tqdm, None, None]:
     "Open the tracker and yield a progress bar; close both."
     config, accelerator = run.config, run.accelerator
     accelerator.init_trackers(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +19,26 @@ from torch import Tensor, nn
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
 # %% auto #0
 __all__ = ['relative_distance', 'make_reference']
 
 # %% ../../nbs/training/02_reference.ipynb #c7a37294
 def refresh_due(
-    step: int, every: int, drift: float = 0.0, distance: Callable[[], float] = lambda: 0.0
+    step: int, every: int, drift: float = 0.0, distance: Callable[[], float | None] = lambda: 0.0
 ) -> bool:
     """Whether the reference is refreshed after training step `step` = 1, 2, ...: line 20 of
     Algorithm 1 of BalancedDPO. `every` = 0 is never.
 
     With `drift` above 0 also once the policy's `distance()` from it is larger: adaptive, ours.
     The distance is asked for only where it decides."""
-    return (every > 0 and step % every == 0) or (drift > 0 and distance() > drift)
+    if every > 0 and step % every == 0:
+        return True
+    apart = distance() if drift > 0 else None
+    return apart is not None and apart > drift
 
 # %% ../../nbs/training/02_reference.ipynb #33db6abf
 def blend_(reference: list[Tensor], policy: list[Tensor], alpha: float = 1.0) -> None:
@@ -59,7 +68,7 @@ def check_names(state: dict[str, Tensor], expected: dict[str, Tensor], what: str
 
 # %% ../../nbs/training/02_reference.ipynb #153a2b98
 @contextmanager
-def as_if_trained(weights: Iterable[Tensor]) -> Iterator[None]:
+def as_if_trained(weights: Iterable[Tensor]) -> Generator[None, None, None]:
     "Let `weights`, on a CPU and outside of autocast, ask for gradients for a while."
     asking = [w for w in weights if w.device.type == 'cpu' and not w.requires_grad]
     asking = [] if torch.is_autocast_enabled('cpu') else asking
@@ -72,9 +81,24 @@ def as_if_trained(weights: Iterable[Tensor]) -> Iterator[None]:
             w.requires_grad_(False)
 
 # %% ../../nbs/training/02_reference.ipynb #593988cb
-class Reference:
-    """What both kinds of reference share. A kind gives `tensors()`, `policy_tensors()` (name ->
-    parameter, same names) and `model_context()`."""
+class Reference(ABC):
+    "What all kinds of reference share, and what a kind has to give."
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        "Name -> parameter of the reference."
+
+    @abstractmethod
+    def policy_tensors(self) -> dict[str, Tensor]:
+        "Name -> parameter of the policy, by the same names."
+
+    @abstractmethod
+    def model_context(self) -> AbstractContextManager[nn.Module]:
+        "Gives the reference model, with gradients off."
+
+    @abstractmethod
+    def distance(self, to: str = 'reference') -> float | None:
+        "How far the policy has gone from the reference, or from the 'initial' weights."
 
     def predict(self, call: Callable[[nn.Module], Tensor]) -> Tensor:
         """`call(model)` with the reference as the model, without gradients. Run it under the
@@ -113,7 +137,10 @@ def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return (norm(apart) / norm(size)).item()
 
 # %% ../../nbs/training/02_reference.ipynb #42c5953e
-def measured_from(to: str, reference: dict | str, initial: dict | str | None) -> dict | str:
+Origin = TypeVar('Origin')
+
+
+def measured_from(to: str, reference: Origin, initial: Origin | None) -> Origin:
     """What a distance is taken from, the 'reference' or the 'initial' weights, as `to` says. Raises
     InputError where the initial ones were not kept (None)."""
     origin = {'reference': reference, 'initial': initial}[to]
@@ -162,7 +189,7 @@ class CopyReference(Reference):
         return {n: named[n] for n in self.names}
 
     @contextmanager
-    def model_context(self) -> Iterator[nn.Module]:
+    def model_context(self) -> Generator[nn.Module, None, None]:
         "Yields the reference model, with gradients off."
         with torch.no_grad(), as_if_trained(self._weights):
             yield self.model
@@ -179,7 +206,13 @@ class CopyReference(Reference):
         return relative_distance((p, origin[n]) for n, p in self.policy_tensors().items())
 
 # %% ../../nbs/training/02_reference.ipynb #c36676ff
-def tuner_layers(model: nn.Module, adapter: str) -> dict[str, nn.Module]:
+def adapters_of(model: nn.Module) -> dict[str, PeftConfig]:
+    "Adapter -> its config, for a model that has adapters; else empty."
+    # to torch every attribute of a module is a tensor or a module
+    return cast('dict[str, PeftConfig]', getattr(model, 'peft_config', {}))
+
+
+def tuner_layers(model: nn.Module, adapter: str) -> dict[str, BaseTunerLayer]:
     "Name -> PEFT layer of the layers of `model` that have the adapter."
     ensure_torchvision()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -208,13 +241,13 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return found
 
 
-def active_adapters(model: nn.Module, adapter: str) -> dict[nn.Module, list[str]]:
+def active_adapters(model: nn.Module, adapter: str) -> dict[BaseTunerLayer, list[str]]:
     "PEFT layer -> the adapters that are active in it now, for the layers that have `adapter`."
     return {layer: list(layer.active_adapters) for layer in tuner_layers(model, adapter).values()}
 
 # %% ../../nbs/training/02_reference.ipynb #2f6305e9
 @contextmanager
-def keep_requires_grad(model: nn.Module) -> Iterator[None]:
+def keep_requires_grad(model: nn.Module) -> Generator[None, None, None]:
     "Leave every parameter's `requires_grad` as it was before."
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -224,7 +257,7 @@ def keep_requires_grad(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
-def switch_adapters(model: nn.Module, active: dict[nn.Module, list[str]]) -> None:
+def switch_adapters(model: nn.Module, active: dict[BaseTunerLayer, list[str]]) -> None:
     """Make the adapters `active` (PEFT layer -> names) the active ones; what is trained stays as it
     is."""
     with keep_requires_grad(model):
@@ -238,7 +271,7 @@ def clone_adapter(model: nn.Module, adapter: str, name: str) -> None:
     from peft import inject_adapter_in_model
 
     # other kinds of start change the base weights
-    config = copy.deepcopy(model.peft_config[adapter])
+    config = copy.deepcopy(adapters_of(model)[adapter])
     config.init_lora_weights = True
     active = active_adapters(model, adapter)
     with keep_requires_grad(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -257,7 +290,7 @@ def clone_adapter(model: nn.Module, adapter: str, name: str) -> None:
 def check_adapter(policy: nn.Module, adapter: str, name: str) -> None:
     """Raise InputError if `policy` has no such adapter, has one called `name` already, or trains
     more than its adapter."""
-    there = getattr(policy, 'peft_config', {})
+    there = adapters_of(policy)
     if adapter not in there:
         raise InputError(
             f'the policy has no adapter {adapter!r}, only {", ".join(there) or "none"}: add one, or'
@@ -275,13 +308,13 @@ def check_adapter(policy: nn.Module, adapter: str, name: str) -> None:
             )
 
 
-def adapted_weight(layer: nn.Module, adapter: str) -> Tensor:
+def adapted_weight(layer: BaseTunerLayer, adapter: str) -> Tensor:
     "The weight of a PEFT layer with the adapter merged into it, fp32."
     return layer.get_base_layer().weight.float() + layer.get_delta_weight(adapter).float()
 
 # %% ../../nbs/training/02_reference.ipynb #11280da5
 @contextmanager
-def adapter_context(model: nn.Module, adapter: str) -> Iterator[nn.Module]:
+def adapter_context(model: nn.Module, adapter: str) -> Generator[nn.Module, None, None]:
     """Yields the network with one adapter active and gradients off; afterwards all is as before,
     also after an error."""
     active = active_adapters(model, adapter)
@@ -360,5 +393,5 @@ class NoReference(Reference):
 # %% ../../nbs/training/02_reference.ipynb #a10e3228
 def make_reference(policy: nn.Module, keep_initial: bool = False) -> Reference:
     "An `AdapterReference` if `policy` has a PEFT adapter called 'default', else a `CopyReference`."
-    kind = AdapterReference if 'default' in getattr(policy, 'peft_config', {}) else CopyReference
+    kind = AdapterReference if 'default' in adapters_of(policy) else CopyReference
     return kind(policy, keep_initial=keep_initial)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..models.family import Family
 from ..models.folders import local_folder
 
 # %% auto #0
-__all__ = ['run_inputs']
+__all__ = []
 
 # %% ../../nbs/training/05_resume.ipynb #fbbcdbc8
 from balanceddpo.training.checkpoints import (
@@ -96,7 +96,7 @@ def column_digests(table: pd.DataFrame) -> dict[str, str]:
 
 # %% ../../nbs/training/05_resume.ipynb #c4fc98f5
 @contextmanager
-def hold_folder(accelerator: Accelerator, out: Path) -> Iterator[None]:
+def hold_folder(accelerator: Accelerator, out: Path) -> Generator[None, None, None]:
     "Hold the folder against other runs; the processes of one run share it."
     with locked(out) if accelerator.is_main_process else nullcontext():
         yield
@@ -195,7 +195,7 @@ def restore(run: Run) -> None:
 
 # %% ../../nbs/training/05_resume.ipynb #4b8647ca
 @contextmanager
-def stop_signal() -> Iterator[list[int]]:
+def stop_signal() -> Generator[list[int], None, None]:
     """Yield a list that holds the signal's number once SIGTERM or SIGINT (Ctrl-C) has come; the
     second Ctrl-C interrupts at once. In a thread that cannot hear signals it stays empty."""
     heard = []

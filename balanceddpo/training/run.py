@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from ..core.devices import ensure_torchvision, pick_device
 from ..core.errors import InputError
 from ..core.files import staged
 from ..core.numerics import at_full_speed
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 # %% auto #0
 __all__ = ['LabelledPairs', 'is_decided', 'decided_pairs']
@@ -176,7 +180,7 @@ def with_targets(config: TrainConfig, folder: Path) -> TrainConfig:
     return replace(config, lora_targets=config.lora_targets or lora_targets(folder))
 
 
-def add_adapter(model: nn.Module, config: TrainConfig) -> None:
+def add_adapter(model: ModelMixin, config: TrainConfig) -> None:
     """Freeze `model` and give it a new LoRA adapter 'default', its weights in fp32. Raises
     InputError if no layer of the model has one of the names in `lora_targets`."""
     ensure_torchvision()
@@ -196,7 +200,7 @@ def add_adapter(model: nn.Module, config: TrainConfig) -> None:
     cast_training_params(model, torch.float32)
 
 # %% ../../nbs/training/04_run.ipynb #c5984970
-def prepare_policy(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+def prepare_policy(model: ModelMixin, config: TrainConfig, device: torch.device) -> ModelMixin:
     """The denoiser on its device with its trained weights in fp32 and marked: all of them, or a new
     LoRA adapter called 'default'. Dropout stays off."""
     model = at_full_speed(model.to(device), device)
@@ -220,7 +224,7 @@ def check_noise(config: TrainConfig, family: Family) -> None:
         )
 
 # %% ../../nbs/training/04_run.ipynb #7f309583
-def compile_models(models: Iterable[nn.Module], compiled: str) -> None:
+def compile_models(models: Iterable[ModelMixin], compiled: str) -> None:
     """Compile each of `models` once, in place: 'blocks' or 'whole' of it, or not ('no'). Names of
     weights stay, and so does the code when a reference is refreshed in place."""
     # blocks of several sizes, with and without gradient, share one code
@@ -237,7 +241,7 @@ def compile_models(models: Iterable[nn.Module], compiled: str) -> None:
             model.compile()
 
 # %% ../../nbs/training/04_run.ipynb #12958830
-def make_optimizer(config: TrainConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """AdamW as DiffusionDPO uses it for SD1.5, or Adafactor as it does for SDXL: with this learning
     rate, no relative steps."""
     if config.optimizer == 'adamw':

@@ -36,7 +36,7 @@ def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
 def _votes_by_voter(labels: DataFrame | ArrayLike) -> dict[str | int, ndarray]:
     """Name -> votes `[n]` of the scorers of a labels table, of the annotators if they labelled, and
     of the consensus; or number -> votes of an array of votes `[n, K]`."""
-    if not hasattr(labels, 'columns'):
+    if not isinstance(labels, DataFrame):
         return dict(enumerate(np.asarray(labels).T))
     found = {c.removeprefix('vote_'): labels[c].to_numpy() for c in labels if c.startswith('vote_')}
     if 'human' in labels and labels['human'].any():

@@ -34,7 +34,7 @@ def scored_images(scores: ArrayLike) -> ndarray:
     finite = np.isfinite(check_groups(scores))
     if not (finite.sum(axis=1) > 1).any():
         raise InputError('no scorer has scored two images of a group: there is no vote')
-    return finite.any(axis=2)
+    return np.any(finite, axis=2)
 
 
 def pairwise_votes(scores: ArrayLike, weights: ArrayLike | None = None) -> ndarray:
@@ -78,7 +78,7 @@ def has_cycle(beats: ndarray) -> ndarray:
     reach = beats > 0
     for _ in range(reach.shape[1].bit_length()):
         reach = reach | np.matmul(reach, reach)
-    return np.diagonal(reach, axis1=1, axis2=2).any(axis=1)
+    return np.any(np.diagonal(reach, axis1=1, axis2=2), axis=1)
 
 # %% ../../nbs/voting/06_elections.ipynb #2a45d939
 def condorcet_report(scores: ArrayLike, weights: ArrayLike | None = None) -> dict[str, int]:
@@ -165,8 +165,9 @@ def kemeny_order(n: ArrayLike) -> tuple[list[int], float]:
 
     Of equally good orders, the lexicographically first. Raises InputError above `KEMENY_LIMIT`
     images. Source: J. G. Kemeny, Daedalus 88 (1959) 577."""
-    n = np.asarray(n, dtype=float) * (1 - np.eye(len(n)))
+    n = np.asarray(n, dtype=float)
     N = len(n)
+    n = n * (1 - np.eye(N))
     if N > KEMENY_LIMIT:
         raise InputError(
             f'an exact Kemeny order is limited to {KEMENY_LIMIT} images a group, this one has {N}:'
@@ -203,7 +204,7 @@ def kemeny_ends(scores: ArrayLike, weights: ArrayLike | None = None) -> ndarray:
     """The first and last image of each Kemeny order: int64 `[G, 2]`, -1, -1 where an equally good
     order has them the other way round."""
     n = pairwise_votes(scores, weights)
-    ends = np.full((len(scores), 2), -1)
+    ends = np.full((len(n), 2), -1)
     for row, votes_ij, order in zip(ends, n, kemeny_orders(scores, weights)):
         images = order[order >= 0]
         if len(images) < 2:
@@ -304,7 +305,7 @@ RANK_RULES = {
 def take_pairs(scores: ArrayLike, pairs: ArrayLike) -> ndarray:
     "The scores `[G, 2, K]` of two images a group, `pairs` int `[G, 2]`; NaN for pairs -1."
     x = np.take_along_axis(np.asarray(scores, dtype=float), np.maximum(pairs, 0)[..., None], axis=1)
-    left_out = (np.asarray(pairs) < 0).any(axis=1)
+    left_out = np.any(np.asarray(pairs) < 0, axis=1)
     return np.where(left_out[:, None, None], np.nan, x)
 
 # %% ../../nbs/voting/06_elections.ipynb #8edab543

@@ -25,7 +25,7 @@ from .labels import hard_weights
 from .votes import majority
 
 # %% auto #0
-__all__ = ['Rule', 'GROUP_RULES', 'visit_tables']
+__all__ = ['Rule', 'GROUP_RULES']
 
 # %% ../../nbs/voting/08_group_rules.ipynb #8b14f361
 # (scores float [G, N, K], group ids [G], visit) -> table of pairs, as of `group_table`

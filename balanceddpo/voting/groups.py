@@ -18,7 +18,7 @@ from ..core.randomness import pair_generator
 from .votes import scorer_weights
 
 # %% auto #0
-__all__ = ['LOGIT_SCALES', 'draw_pairs', 'group_table', 'capo_labels', 'sum_labels']
+__all__ = ['LOGIT_SCALES', 'draw_pairs', 'capo_labels', 'sum_labels']
 
 # %% ../../nbs/voting/05_groups.ipynb #6193703c
 def check_groups(scores: ArrayLike) -> ndarray:
@@ -41,7 +41,7 @@ def check_groups(scores: ArrayLike) -> ndarray:
 def complete_images(scores: ArrayLike) -> ndarray:
     """The images that all K scorers have scored: bool `[G, N]`. Raises InputError as
     `check_groups`, and if no group has two of them."""
-    here = np.isfinite(check_groups(scores)).all(axis=2)
+    here = np.all(np.isfinite(check_groups(scores)), axis=2)
     if (here.sum(axis=1) < 2).all():
         raise InputError(
             f'no group has two images that all {np.shape(scores)[2]} scorers have scored'
@@ -163,8 +163,8 @@ def sum_reward(scores: ArrayLike, scale: ArrayLike, weights: ArrayLike | None = 
 def target_difference(rewards: ArrayLike, pairs: ndarray) -> ndarray:
     """The reward of image i less that of image j, averaged over scorers: float64 `[G]`, NaN for
     pairs -1. `rewards` `[G, N, K]`, `pairs` `[G, 2]`."""
-    rows = np.arange(len(rewards))
     mean = np.asarray(rewards, dtype=float).mean(axis=2)
+    rows = np.arange(len(mean))
     i, j = pairs[:, 0], pairs[:, 1]
     return np.where(i < 0, np.nan, mean[rows, i] - mean[rows, j])
 
@@ -181,12 +181,12 @@ def target_weights(target: ArrayLike) -> ndarray:
 def group_table(group_ids: Sequence, pairs: ArrayLike, weights: ArrayLike) -> DataFrame:
     """The table of drawn pairs: a DataFrame with the columns group_id, i, j, w0, w1, one row a
     group, from `pairs` int `[G, 2]` and `weights` `[G, 2]`."""
+    pairs, weights = np.asarray(pairs, np.int64), np.asarray(weights)
     if not len(group_ids) == len(pairs) == len(weights):
         raise InputError(
             f'{len(group_ids)} group ids, {len(pairs)} pairs, {len(weights)} weights: not one each'
             ' a group'
         )
-    pairs = np.asarray(pairs, np.int64)
     weights = np.where(pairs[:, :1] < 0, 0, weights).astype(np.float32)
     return pd.DataFrame(
         {

@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy import ndarray
 from numpy.typing import ArrayLike
 from pandas import DataFrame
 
 from ..core.errors import InputError
-from ..core.files import canonical, staged
+from ..core.files import canonical
+from ..core.seals import read_sealed, write_sealed
 from .config import MAJORITY, LabelConfig
 from balanceddpo.voting.votes import (
     Ballot,
@@ -34,8 +35,8 @@ from balanceddpo.voting.votes import (
 )
 
 # %% auto #0
-__all__ = ['LABELLERS', 'hard_weights', 'shared_weights', 'labeller', 'check_voters', 'label_pairs', 'label_weights',
-           'write_labels', 'read_labels']
+__all__ = ['LABELLERS', 'hard_weights', 'shared_weights', 'labeller', 'label_pairs', 'label_weights', 'write_labels',
+           'read_labels']
 
 # %% ../../nbs/voting/03_labels.ipynb #1082a649
 def hard_weights(s: ArrayLike) -> ndarray:
@@ -238,7 +239,7 @@ def smoothed_weights(scores: ArrayLike, limits: tuple[float, float] | None = Non
     x = np.asarray(scores, dtype=float)
     finite = np.isfinite(x)
     low, high = _normalising_range(x[finite], limits)
-    both = finite.all(axis=1)
+    both = np.all(finite, axis=1)
     d = np.tanh(np.where(both, x[:, 0] - x[:, 1], 0) / (high - low) / 2)
     softmax = np.stack([1 + d, 1 - d], axis=1) / 2
     return np.where(both[:, None], softmax, 0).astype(np.float32)
@@ -293,7 +294,7 @@ def drawn_scorer(config: LabelConfig, n_scorers: int, step: int) -> int:
     """The number of the scorer that labels training step `step` in method random, a function of
     `config.seed` and the step; weights are probabilities."""
     w = scorer_weights(config.weights, n_scorers)
-    return int(np.random.default_rng([config.seed, step]).choice(n_scorers, p=w / w.sum()))
+    return np.random.default_rng([config.seed, step]).choice(n_scorers, p=w / w.sum())
 
 # %% ../../nbs/voting/03_labels.ipynb #52ab2b7d
 def label_weights(labels: DataFrame, config: LabelConfig, step: int = 0) -> ndarray:
@@ -312,28 +313,26 @@ _KEY = b'balanceddpo.labels'  # in the Parquet schema
 
 
 def write_labels(path: str | Path, labels: DataFrame, config: LabelConfig) -> Path:
-    """Write a labels table to a Parquet file, whole or not at all, with its `LabelConfig` in the
-    schema. Returns the path."""
+    """Write a labels table to a sealed Parquet file, whole or not at all, with its `LabelConfig` in
+    the schema. Returns the path."""
     frame = pa.Table.from_pandas(labels, preserve_index=False)
     settings = json.dumps(canonical(config)).encode()
     frame = frame.replace_schema_metadata({**(frame.schema.metadata or {}), _KEY: settings})
-    with staged(path) as t:
-        pq.write_table(frame, t)
-    return Path(path)
+    return write_sealed(path, frame)
 
 # %% ../../nbs/voting/03_labels.ipynb #64477594
 def read_labels(path: str | Path) -> tuple[DataFrame, LabelConfig]:
     """A labels table and the `LabelConfig` it was made with. Raises InputError naming the file if
-    it is missing or is not one."""
+    it is missing, damaged, or is not one."""
     if not Path(path).exists():
         raise InputError(f'{path}: no such file of labels: make it with balanceddpo label')
-    try:
-        frame = pq.read_table(path)
-        settings = json.loads(frame.schema.metadata[_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as e:
+    frame = read_sealed(path, 'make it with balanceddpo label, or write_labels')
+    if _KEY not in (frame.schema.metadata or {}):
         raise InputError(
-            f'{path} is not a table of labels ({type(e).__name__}): make it with balanceddpo label,'
-            ' or write_labels'
-        ) from e
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return frame.to_pandas(), LabelConfig(**settings)
+            f'{path} is not a table of labels: make it with balanceddpo label, or write_labels'
+        )
+    settings = json.loads(frame.schema.metadata[_KEY])
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+    }
+    return frame.to_pandas(), LabelConfig(**fields)

@@ -99,7 +99,9 @@ def test_a_garbled_manifest_is_bad_input(folder, text):
 
 @pytest.mark.parametrize('name', ['../secret', '/etc/passwd', 'a/../../b'])
 def test_a_manifest_cannot_point_outside(folder, name):
-    (folder / 'manifest.json').write_text(json.dumps({'files': {name: {'bytes': 1, 'sha256': ''}}}))
+    manifest = {'files': {name: {'bytes': 1, 'sha256': ''}}}
+    sealed = manifest | {'seal': digest(manifest)}
+    (folder / 'manifest.json').write_text(json.dumps(sealed))
     with pytest.raises(InputError, match='outside'):
         verify_manifest(folder)
 
@@ -210,3 +212,20 @@ def test_runs_root_follows_the_environment(monkeypatch):
     assert runs_root() == Path.home() / 'elsewhere'
     monkeypatch.delenv('BALANCEDDPO_RUNS')
     assert runs_root() == Path('runs')
+
+
+def test_no_flipped_bit_of_a_manifest_is_believed(folder):
+    "Whatever a flip makes of it: refused in one line, or the same manifest as before."
+    good = write_manifest(folder, rows=2, numerics='torch')
+    assert good['seal'] == digest({k: v for k, v in good.items() if k != 'seal'})
+    whole = (folder / 'manifest.json').read_bytes()
+    for i in range(len(whole)):
+        (folder / 'manifest.json').write_bytes(
+            whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :]
+        )
+        try:
+            found = verify_manifest(folder)
+        except InputError as e:
+            assert str(folder) in str(e)
+        else:
+            assert found == {k: v for k, v in good.items() if k != 'seal'}

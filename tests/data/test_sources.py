@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import balanceddpo.data.pairs as pairs
 import balanceddpo.data.sources as sources
@@ -234,8 +235,9 @@ def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
 
 
 def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
+    grey = partial(Image.new, 'L', (1, 1))
     path, calls = write_pairs(some_pairs(300), tmp_path / 'pairs.parquet'), []
-    monkeypatch.setattr(pairs, 'decode', lambda data: calls.append(data))
+    monkeypatch.setattr(pairs, 'decode', lambda data: calls.append(data) or grey(len(calls)))
     report = PairReport()
     stream = read_pairs(path, report=report)
     assert not calls

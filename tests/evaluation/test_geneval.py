@@ -279,6 +279,8 @@ def test_what_is_missing_is_said_before_anything_is_detected(tmp_path):
     def never(image):
         raise AssertionError('detected')
 
+    with pytest.raises(InputError, match='give detect'):
+        check_images(store, PROMPTS)
     with pytest.raises(InputError, match='asks for a color'):
         check_images(store, PROMPTS, detect=never)
     with pytest.raises(InputError, match='not among these'):

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.core.seals import write_sealed
 from balanceddpo.data.prompts import PromptSet
 from balanceddpo.evaluation.scores import (
     Portions,
@@ -203,14 +205,33 @@ def test_a_redrawn_image_is_scored_again(store, tmp_path):
     assert found['grey'].tolist() == [200 if i == 6 else g for i, g in enumerate(GREYS)]
 
 
-def test_scores_of_other_images_and_damaged_files_are_refused(store, tmp_path):
+def test_scores_of_other_images_and_other_files_are_refused(store, tmp_path):
     out = tmp_path / 'm.parquet'
     score_images(store, [Grey()], out)
     with pytest.raises(InputError, match='steps is 9 there and 10 here'):
         score_images(replace(store, inputs=store.inputs | {'steps': 10}), [Grey()], out)
-    out.write_bytes(out.read_bytes()[:-9])
+    write_sealed(out, pa.table({'grey': [1.0]}))
     with pytest.raises(InputError, match='no file of scores'):
         score_images(store, [Grey()], out)
+    out.write_text('a note')
+    with pytest.raises(InputError, match='has no seal'):
+        score_images(store, [Grey()], out)
+    assert out.read_text() == 'a note'
+
+
+def test_damaged_scores_are_made_again(store, tmp_path):
+    "One bit of a score: without its seal, another number that nobody would notice."
+    out = tmp_path / 'm.parquet'
+    score_images(store, [Grey()], out)
+    whole = out.read_bytes()
+    score = np.float32(GREYS[0]).tobytes()
+    assert whole.count(score) >= 1
+    out.write_bytes(whole.replace(score, np.float32(GREYS[0] + 1).tobytes()))
+    again = Grey()
+    with pytest.warns(UserWarning, match='damaged.*scored again'):
+        found = score_images(store, [again], out)
+    assert (again.seen, found['grey'].tolist()) == (len(GREYS), GREYS)
+    assert out.read_bytes() == whole
 
 
 def test_a_score_that_is_no_number_is_refused_and_not_kept(store, tmp_path):

@@ -253,6 +253,8 @@ def test_targets_are_fp32_and_bad_kinds_refused():
     for call in (add_noise, training_target):
         with pytest.raises(InputError, match='unknown kind'):
             call('sample', x, x, a)
+    with pytest.raises(InputError, match="'v_prediction' needs the noise level"):
+        training_target('v_prediction', x, x)
     with pytest.raises(InputError, match='convention'):
         denoising_error(x, x, 'median')
     with pytest.raises(InputError, match='shapes'):

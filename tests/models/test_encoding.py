@@ -12,6 +12,7 @@ from PIL import Image
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import locked
 from balanceddpo.data.pairs import make_pair, transform_pair
+from balanceddpo.data.sources import PairsKey
 from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.encoding import EncodedPairs, encode_pairs
 from balanceddpo.models.families import load_family
@@ -86,7 +87,9 @@ def test_every_pair_and_caption_is_what_the_family_says_of_it_alone(family, tmp_
     for i, m, c in zip(order, moments, conditioning['prompt_embeds']):
         torch.testing.assert_close(
             m,
-            family.encode_images(transform_pair(PAIRS[i].images, 32, PAIRS[i].pair_id)),
+            family.encode_images(
+                transform_pair([PAIRS[i].picture(k) for k in (0, 1)], 32, PAIRS[i].pair_id)
+            ),
             rtol=1e-5,
             atol=1e-5,
         )
@@ -186,7 +189,7 @@ def test_each_image_and_each_distinct_caption_is_encoded_once(family, tmp_path):
 )
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'missing', 'note'])
 def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name, damage):
-    encode(family, tmp_path / 'e', pairs_key='k')
+    encode(family, tmp_path / 'e', key=PairsKey('k'))
     before = contents(tmp_path / 'e')
     path = tmp_path / 'e' / name
     if damage == 'note':
@@ -209,7 +212,7 @@ def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name,
         for n in before
         if n.endswith('.safetensors') and n != name
     }
-    encode(family, tmp_path / 'e', pairs_key='k')
+    encode(family, tmp_path / 'e', key=PairsKey('k'))
     assert contents(tmp_path / 'e') == before
     assert all((tmp_path / 'e' / n).stat().st_mtime_ns == t for n, t in times.items())
 
@@ -285,17 +288,17 @@ def test_other_pairs_in_the_same_folder_are_refused(family, tmp_path, pairs):
     with pytest.raises(InputError, match='other pairs|more pairs'):
         encode(family, tmp_path / 'e', pairs=pairs)
     with pytest.raises(InputError, match="made with pairs = '', not 'k'"):
-        encode(family, tmp_path / 'e', pairs=pairs, pairs_key='k')
+        encode(family, tmp_path / 'e', pairs=pairs, key=PairsKey('k'))
 
 
 def test_a_finished_folder_is_returned_without_reading_the_pairs(family, tmp_path):
-    first = encode(family, tmp_path / 'e', pairs_key='k')
+    first = encode(family, tmp_path / 'e', key=PairsKey('k'))
 
     def unread():
         raise AssertionError('the pairs were read')
         yield
 
-    assert encode(family, tmp_path / 'e', pairs=unread(), pairs_key='k').key == first.key
+    assert encode(family, tmp_path / 'e', pairs=unread(), key=PairsKey('k')).key == first.key
 
 
 def test_the_key_follows_the_content(family, tmp_path):
@@ -306,8 +309,8 @@ def test_the_key_follows_the_content(family, tmp_path):
 def test_without_a_folder_the_settings_name_it(family, tmp_path, monkeypatch):
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
     a, b = (
-        encode(family, None, pairs_key='k'),
-        encode(family, None, config=replace(CONFIG, seed=1), pairs_key='k'),
+        encode(family, None, key=PairsKey('k')),
+        encode(family, None, config=replace(CONFIG, seed=1), key=PairsKey('k')),
     )
     assert a.folder != b.folder
     assert a.folder.parent == b.folder.parent == tmp_path / 'runs' / 'encode'

@@ -141,6 +141,11 @@ def test_a_rival_that_is_tried_is_trained_drawn_and_measured():
     assert len(store) == TINY.n_prompts * TINY.images_per_prompt
 
 
+def test_a_row_of_groups_is_not_timed_without_them():
+    with pytest.raises(InputError, match='CaPO makes its pairs from groups'):
+        rivals.seconds_per_pair(TINY, 'CaPO')
+
+
 def test_a_clock_that_was_stopped_is_set_again(monkeypatch):
     folder = experiments.run_folder(
         experiments.align(TINY, 'DiffusionDPO', max_steps=3, warmup_steps=0, keep_checkpoints=1)

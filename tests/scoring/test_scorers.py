@@ -1,11 +1,13 @@
 """Scorers: equal to the libraries they come from, indifferent to form and batch, economical with
 encoders."""
 
+import io
 import random
 import subprocess
 import sys
 import warnings
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.data.pairs import decode
 from balanceddpo.scoring.encoders import load_encoder
 from balanceddpo.scoring.pictures import ImageBatch
 from balanceddpo.scoring.registry import (
@@ -97,7 +100,7 @@ def test_aesthetic_equals_a_hand_written_forward(models, cases):
     images, prompts = cases
     head = load_file(models / 'aesthetic' / 'head.safetensors')
     mlp = nn.Sequential(
-        nn.Linear(32, 64), nn.Dropout(0.2), nn.Linear(64, 16), nn.Dropout(0.2), nn.Linear(16, 1)
+        nn.Linear(32, 64), nn.Dropout(0.2), nn.Linear(64, 16), nn.Linear(16, 1)
     ).eval()
     mlp.load_state_dict({k.removeprefix('layers.'): v for k, v in head.items()})
     model, processor = (
@@ -266,7 +269,58 @@ def test_scores_that_do_not_spread_are_reported():
         check_spread('x', torch.randn(100), range(100), 1.0)
 
 
+def test_a_file_its_picture_and_its_pixels_have_one_score(models):
+    "Transparent, 16 bits, lying on its side, in grey, with a palette: scores were 0.44 or 0.75."
+    scorer = load_scorer(f'clip={models / "clip"}', device='cpu')
+    disc = noise((40, 40), 1).convert('RGBA')
+    disc.putalpha(Image.linear_gradient('L').resize((40, 40)))
+    ramp = Image.fromarray(np.linspace(0, 65535, 1600).reshape(40, 40).astype('uint16'))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for image, options in (
+        (disc, {}),
+        (ramp, {}),
+        (noise((48, 40), 2), {'exif': turned}),
+        (noise((40, 40), 3).convert('L'), {}),
+        (noise((40, 40), 4).quantize(8), {}),
+    ):
+        file = io.BytesIO()
+        image.save(file, 'PNG', **options)
+        decoded = decode(file.getvalue())
+        tensor = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)[None]
+        opened = Image.open(file)
+        scores = [scorer.score(form, ['x']) for form in ([decoded], [opened], tensor)]
+        close(scores[1], scores[0], 1e-6)
+        close(scores[2], scores[0], 1e-6)
+    with pytest.raises(InputError, match='image 0: floating-point pixels'):
+        scorer.score([Image.new('F', (8, 8))], ['x'])
+
+
 # --- weights that are refused
+
+
+def test_a_head_with_relus_is_not_chained_without_them(models, tmp_path, cases):
+    "ava+logos-l14-reluMSE of improved-aesthetic-predictor, as its authors write it down."
+    widths = (32, 1024, 128, 64, 16, 1)
+    torch.manual_seed(5)
+    parts = []
+    for a, b in zip(widths, widths[1:]):
+        parts += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(0.2)]
+    mlp = nn.Sequential(*parts[:-4], parts[-3]).eval()  # no dropout before the last, no ReLU after
+    state = {f'layers.{k}': v for k, v in mlp.state_dict().items()}
+    assert {int(k.split('.')[1]) for k in state} == {0, 3, 6, 9, 11}
+    torch.save(state, tmp_path / 'ava+logos-l14-reluMSE.pth')
+    spec = f'aesthetic={tmp_path / "ava+logos-l14-reluMSE.pth"}+{models / "clip"}'
+    embedding = load_encoder(models / 'clip', device='cpu').images(ImageBatch(cases[0]))
+    with torch.no_grad():
+        close(load_scorer(spec, device='cpu').score(*cases), mlp(embedding)[:, 0], 5e-6)
+
+
+def test_a_head_of_another_width_is_refused_when_it_is_loaded(models, tmp_path):
+    "sa_0_4_vit_b_32_linear takes 512 numbers: named on another encoder it was a traceback, later."
+    torch.save({'weight': torch.randn(1, 48), 'bias': torch.randn(1)}, tmp_path / 'b_32.pth')
+    with pytest.raises(InputError, match='takes embeddings of 48 numbers, those of .*clip have 32'):
+        load_scorer(f'aesthetic={tmp_path / "b_32.pth"}+{models / "clip"}', device='cpu')
 
 
 def test_heads_that_are_none_are_refused():
@@ -275,6 +329,7 @@ def test_heads_that_are_none_are_refused():
         ({**one, 'visual.proj': torch.ones(2)}, 'visual.proj'),
         ({'layers.0.weight': torch.ones(1, 4)}, 'a weight and a bias'),
         ({**one, 'layers.2.weight': torch.ones(1, 5), 'layers.2.bias': torch.ones(1)}, 'chain'),
+        ({**one, 'layers.2.weight': torch.ones(1, 1), 'layers.2.bias': torch.ones(1)}, r'\[0, 2\]'),
     ):
         with pytest.raises(InputError, match=says):
             aesthetic_head(wrong)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair
+from balanceddpo.data.sources import PairsKey
 from balanceddpo.scoring.registry import load_scorers
 from balanceddpo.scoring.scorers import FunctionScorer
 from balanceddpo.scoring.tables import Shards, read_scores, score_pairs, score_shard
@@ -154,13 +155,16 @@ def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
 
 
 def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
-    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False, key='k')
+    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False, key=PairsKey('k'))
     good = files(out)
     path = out / 'scores-00001.parquet'
     path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
     with pytest.raises(InputError):
         read_scores(out)
-    assert len(read_scores(score_pairs(PAIRS[:25], RED, out, TEN, progress=False, key='k'))) == 50
+    assert (
+        len(read_scores(score_pairs(PAIRS[:25], RED, out, TEN, progress=False, key=PairsKey('k'))))
+        == 50
+    )
     assert files(out) == good
 
 
@@ -200,10 +204,10 @@ def test_a_finished_table_under_a_key_is_not_read_again(tmp_path):
         raise AssertionError('the pairs were read')
         yield
 
-    out = score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key='five')
-    assert score_pairs(never(), RED, tmp_path / 't', progress=False, key='five') == out
+    out = score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key=PairsKey('five'))
+    assert score_pairs(never(), RED, tmp_path / 't', progress=False, key=PairsKey('five')) == out
     with pytest.raises(InputError, match='pairs'):
-        score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key='six')
+        score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key=PairsKey('six'))
 
 
 def test_one_shard_at_a_time_is_in_memory(tmp_path):

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.core.seals import write_sealed
 from balanceddpo.voting.agreement import tie_report
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.groups import calibrated_rewards
@@ -489,12 +491,26 @@ def test_labels_survive_the_disk_with_their_settings(tmp_path):
 
 
 def test_files_that_are_no_labels_are_refused(tmp_path):
-    make_table(make_scores(5)).to_parquet(tmp_path / 'scores.parquet')
+    scores = make_table(make_scores(5))
+    scores.to_parquet(tmp_path / 'unsealed.parquet')
+    write_sealed(tmp_path / 'scores.parquet', pa.Table.from_pandas(scores))
     (tmp_path / 'text.parquet').write_text('hello')
     for name, says in (
         ('scores', 'is not a table of labels'),
-        ('text', 'is not a table of labels'),
+        ('unsealed', 'has no seal'),
+        ('text', 'has no seal'),
         ('absent', 'no such file of labels'),
     ):
         with pytest.raises(InputError, match=f'{name}.parquet:? {says}'):
             read_labels(tmp_path / f'{name}.parquet')
+
+
+def test_no_flipped_bit_of_labels_is_read(tmp_path):
+    "Each byte once: without the seal 344 of 4,000 such files trained on other labels."
+    labels = label_pairs(make_table(make_scores(60)), LabelConfig())
+    path = write_labels(tmp_path / 'labels.parquet', labels, LabelConfig())
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :])
+        with pytest.raises(InputError, match='labels.parquet'):
+            read_labels(path)
