@@ -26,11 +26,13 @@ help:
 
 install: $(VENV)/.installed
 
-# The stamp is written last, so an interrupted installation is taken up again.
+# The stamp is written last, so an interrupted installation is taken up again. PyPI has torchvision for a CUDA torch alone: beside a CPU build of
+# torch it cannot be imported, and with it accelerate launch and diffusers. There the last step declares two operators in torchvision's own file.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "balanceddpo needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e ".[dev]"
+	$(RUN) -c 'from balanceddpo.core.devices import mend_torchvision; print(mend_torchvision())'
 	@touch $@
 
 # hpsv2 pins an old pytest and protobuf and does not need them for its scoring function: installed alone, for the test that compares with it.

@@ -5,15 +5,24 @@
 # %% ../nbs/cli.ipynb #14151b12
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import alignment, evaluation, labelling, studies, training  # noqa: F401
+from balanceddpo.command import (  # noqa: F401
+    alignment,
+    evaluation,
+    labelling,
+    studies,
+    training,
+    verification,
+)
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
-from .core.errors import InputError
+from .core.errors import InputError, first_line, reason_of
 from .paper import reproduction
 
 # %% auto #0
@@ -21,7 +30,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods label encode train sample evaluate reproduce icons'.split()
+ORDER = 'align methods label encode train sample evaluate reproduce icons verify'.split()
 
 
 def overview() -> str:
@@ -69,7 +78,21 @@ def dispatch(argv: Sequence[str]) -> None:
         options, settings = parse(VERBS[argv[0]], argv[1:])
         if getattr(options, 'out', None):
             check_place(options.out)
-        VERBS[argv[0]].run(options, settings)
+        run_verb(argv[0], options, settings)
+
+
+def run_verb(name: str, options: object, settings: object) -> None:
+    """Run a verb. Raises InputError if code that it calls, such as a scorer of one's own, ends the
+    program; only a training that was told to stop may do so."""
+    try:
+        VERBS[name].run(options, settings)
+    except SystemExit as e:
+        if e.code == 128 + signal.SIGTERM:
+            raise
+        raise InputError(
+            f'{name} was ended from within (sys.exit, code {e.code!r}), by a scorer or a file of'
+            ' yours: it has to return'
+        ) from e
 
 
 def check_place(out: Path) -> None:
@@ -93,10 +116,35 @@ def report_error(text: object, code: int) -> int:
     print('balanceddpo:', ' '.join(str(text).split()), file=sys.stderr)
     return code
 
+# %% ../nbs/cli.ipynb #334cb316
+GOES_ON = 'what is finished is kept: then the same command goes on from there'
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def report_os_error(error: OSError) -> int:
+    "Report what the system refused, with its place; returns the exit code."
+    place = f'{error.filename}: ' if error.filename else ''
+    says = f'{place}{error.strerror or reason_of(error)}'
+    if error.errno in NO_ROOM:
+        return report_error(f'{says}; make room, or choose another place; {GOES_ON}', 1)
+    return report_error(says, 2)
+
+
+def refusal_of_the_machine(error: Exception) -> str | None:
+    "What to say of an error of a library if memory or disk are at its root; None for any other."
+    said = first_line(error)
+    # torch's; importing it to compare would slow down every start
+    if type(error).__name__ in ('MemoryError', 'OutOfMemoryError') or 'allocate memory' in said:
+        return f'{said}; {LESS_MEMORY}'
+    # safetensors and torch tell a full disk in their own errors
+    if '(os error ' in str(error) or 'file write failed' in str(error):
+        return f'{said}; make room, or choose another place; {GOES_ON}'
+    return None
+
 # %% ../nbs/cli.ipynb #b31ae55c
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: returns the exit code, 0, 2 for bad input, 1 for a failed notebook, 130 if
-    interrupted."""
+    """The command line: returns the exit code, 0, 2 for bad input, 1 for a failed notebook, a full
+    disk or no memory left, 130 if interrupted."""
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
@@ -108,18 +156,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(e, 2)
     except reproduction.NotebookError as e:
         return report_error(e, 1)
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as e:
-        return report_error(f'{e.filename}: {e.strerror}', 2)
     except KeyboardInterrupt:
         return report_error('interrupted: the same command goes on where it was', 130)
-    except RuntimeError as e:
-        # torch's; importing it to compare would slow down every start
-        if type(e).__name__ != 'OutOfMemoryError':
-            raise
-        return report_error(f'{str(e).splitlines()[0]}; {LESS_MEMORY}', 1)
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:
+        return report_os_error(e)
+    except Exception as e:
+        if (said := refusal_of_the_machine(e)) is None:
+            raise
+        return report_error(said, 1)
     return 0
 
 

@@ -133,12 +133,12 @@ def real_scorers(where, dtype, clip: str = 'H', large: str = 'L', huge: str = 'H
     by default, or ('L', as `clip@l14`) on Aesthetic's network."""
     import torch
 
-    from balanceddpo.scoring.scorers import AestheticScorer, PromptScorer
+    from balanceddpo.scoring.scorers import AestheticHead, AestheticScorer, PromptScorer
 
     encoder, width = make_encoder(large, 'crop', where, dtype), CLIP_SIZES[large]['projection']
     padded, cropped = (make_encoder(huge, view, where, dtype) for view in ('pad', 'crop'))
     seen = encoder if clip == 'L' else make_encoder(huge, 'crop', where, dtype)
-    head = [(torch.randn(1, width), torch.zeros(1))]
+    head = AestheticHead(((torch.randn(1, width), torch.zeros(1)),))
     return [
         PromptScorer('hps', 'hps', padded, 1.0, BATCH),
         PromptScorer('clip', 'clip', seen, 1.0, BATCH),

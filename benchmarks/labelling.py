@@ -85,7 +85,7 @@ def fresh_scores(scorer, images, prompts):
         pixels = pixels.to(encoder.device, encoder.dtype)
         seen = normalize(encoder.encode_images(pixels).float(), dim=-1)
         if hasattr(scorer, 'head'):
-            for weight, bias in scorer.head:
+            for weight, bias in scorer.head.layers:
                 seen = linear(seen, weight.to(seen), bias.to(seen))
             return seen[:, 0]
         unique = list(dict.fromkeys(prompts))

@@ -111,6 +111,7 @@ def our_command(mode: str, course: Course, steps: int, out: Path) -> list:
         'warmup-steps': 0,
         'beta': BETA,
         'empty-prompt-rate': 0,
+        'mirror': 'no',  # as --no_hflip of the scripts
         'lora-rank': RANK,
         'precision': 'fp32',
         'checkpoint-every': CHECKPOINT,

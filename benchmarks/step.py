@@ -79,7 +79,8 @@ def make_world(geometry, folder, device='cpu', n=PAIRS) -> World:
     winners = torch.tensor([0 if pair.label_0 else 1 for pair in pairs])
     second = winners.float().numpy()
     labels = pd.DataFrame({'pair_id': encoded.pair_ids, 'w0': 1.0 - second, 'w1': second})
-    images = [transform_pair(pair.images, geometry.pixels, pair.pair_id) for pair in pairs]
+    pictures = [[pair.picture(slot) for slot in (0, 1)] for pair in pairs]
+    images = [transform_pair(p, geometry.pixels, pair.pair_id) for p, pair in zip(pictures, pairs)]
     pixels = preferred_first(torch.stack(images).float() / 127.5 - 1, winners)
     length = family.part('text_encoder').config.max_position_embeddings
     ids = token_ids(family.part('tokenizer'), [pair.caption for pair in pairs], length)

@@ -80,7 +80,13 @@ The base model may be a folder or Hub id of Stable Diffusion 1.5, 2.1 (v-predict
 is read from it. For SD 3, 3.5 and FLUX nobody has published values: `--values sdxl` says whose are
 to be used, and noise by inversion is not for them.
 """
-KIND_NAMES = {'sd15': 'SD1.5', 'sd15_lora': 'SD1.5, LoRA', 'sdxl': 'SDXL', 'icons': 'icon world'}
+KIND_NAMES = {
+    'sd15': 'SD1.5',
+    'sd15_lora': 'SD1.5, LoRA',
+    'sdxl': 'SDXL',
+    'sdxl_lora': 'SDXL, LoRA',
+    'icons': 'icon world',
+}
 
 
 def words_of_labels(recipe) -> str:
@@ -111,6 +117,12 @@ def loss_values(recipe) -> str:
     return f'Where nothing is said, the loss has {"; ".join(told)}.'
 
 
+def own_differences(recipe) -> list[str]:
+    "What a run of the recipe still does otherwise than its public code, a line a base model."
+    lines = [f'- {KIND_NAMES[kind]}: {text}' for kind, text in recipe.differs.items()]
+    return ['', 'What still differs from the public code:', '', *lines] if lines else []
+
+
 def section(recipe) -> str:
     "The section of one method."
     needs = '--prompts prompts.txt' if recipe.groups else '--pairs pairs.parquet'
@@ -134,6 +146,7 @@ def section(recipe) -> str:
         f'    balanceddpo align {named} --model MODEL {needs} --out work/run',
         '',
         *own_values(recipe),
+        *own_differences(recipe),
     ]
     return '\n'.join(lines).rstrip() + '\n'
 

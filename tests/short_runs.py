@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import balanceddpo
 from balanceddpo.data.pairs import make_pair
@@ -160,9 +159,8 @@ def assert_equal_runs(a, b, but=()):
     for part in {'policy', 'reference', 'optimizer', 'random', 'progress'} - set(but):
         assert same(x.load(part), y.load(part)), part
     assert metrics(a) == metrics(b)
-    # a LoRA file's header has no fixed order
     for file in (a / 'model').rglob('*.safetensors'):
-        assert same(load_file(file), load_file(b / file.relative_to(a)))
+        assert file.read_bytes() == (b / file.relative_to(a)).read_bytes(), file
 
 
 CHILD = """

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal
 
 from .labelling import scorer_specs
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
+    check_pixels,
     plan_of_model,
     plan_of_steps,
     show_plan,
@@ -41,12 +43,15 @@ class AlignOptions(AlignConfig):
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows
     limit: int | None = None  # only the first pairs, of that share
+    # what transparency is laid over; ignore shows the colours under it, as public scripts do
+    background: Literal['white', 'ignore'] = 'white'
     # for the methods that make their pairs: prompts for which the base model draws groups of images
     prompts: str | None = None
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; by default the paper's four, or the icon world's
     scorers: tuple[str, ...] | None = None
     register: Path | None = None  # Python file that registers scorers of your own; it is run
-    # kind of base model whose values are used: sd15, sd15_lora, sdxl, icons; by default the model's
+    # kind of base model whose values are used: sd15, sd15_lora, sdxl, sdxl_lora, icons; by default
+    # the model's
     values: str | None = None
     out: Path | None = None  # folder of the run; by default under runs/train
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -113,13 +118,17 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     from balanceddpo.data.sources import PairSource
     from balanceddpo.recipes.settings import check_settings
     from balanceddpo.recipes.table import recipe_named
+    from balanceddpo.training.run import check_start
 
     recipe = recipe_named(options.recipe)
     check_settings(recipe, config)
+    check_start(config)
+    check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
     pairs = None
     if options.pairs:
-        pairs = PairSource(options.pairs, options.split, options.share, options.limit)
+        limits = (options.split, options.share, options.limit)
+        pairs = PairSource(options.pairs, *limits, background=options.background)
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
     names = [f.name for f in fields(AlignConfig)]
@@ -160,7 +169,7 @@ def methods_table() -> list[str]:
 
 def method_page(name: str) -> list[str]:
     "One row in lines: what it is, and for each kind of base model its values and their sources."
-    from balanceddpo.recipes.recipe import KINDS, values_of
+    from balanceddpo.recipes.recipe import KINDS, differences_of, values_of
     from balanceddpo.recipes.table import RECIPES, recipe_named
 
     r = recipe_named(name)
@@ -173,6 +182,8 @@ def method_page(name: str) -> list[str]:
         values = values_of(r, kind, RECIPES)
         lines.append(f'\n{kind}')
         lines += [f'  {k:<22} {v.value!s:<22} {v.source}' for k, v in sorted(values.items())]
+        if differs := differences_of(r, kind, RECIPES):
+            lines += wrap(f'differs: {differs}', 98, initial_indent='  ', subsequent_indent='    ')
     return lines
 
 # %% ../../nbs/command/05_alignment.ipynb #4d6cc7d9

@@ -15,21 +15,44 @@ from typing import TYPE_CHECKING, Literal
 
 from .labelling import scorer_specs
 from .options import verb
-from .plans import amount, model_folder, show_plan, shows_progress, to_download
+from balanceddpo.command.plans import (
+    amount,
+    check_pixels,
+    model_folder,
+    show_plan,
+    shows_progress,
+    to_download,
+)
 from ..core.errors import InputError
 from ..core.files import canonical, digest, read_json, staged
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.config import SampleConfig
     from balanceddpo.models.sampling import ImageStore
+    from balanceddpo.pipeline.stages import Evaluation
     from balanceddpo.scoring.registry import ScorerSpec
 
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/command/06_evaluation.ipynb #16026b12
+def model_and_lora(text: str) -> tuple[str, str | None]:
+    "`MODEL` or `MODEL+LORA` in two; a packaged model goes before a folder of its name."
+    from balanceddpo.models.folders import PACKAGED
+    from balanceddpo.scoring.registry import split_source
+
+    name, _, lora = text.partition('+')
+    return (name, lora or None) if name in PACKAGED else split_source(text)
+
+
+def with_lora(config: SampleConfig) -> SampleConfig:
+    "The config with its `MODEL+LORA` in two. Raises InputError if there is a LoRA beside it."
+    model, lora = model_and_lora(config.model)
+    if lora and config.lora:
+        raise InputError(f'two LoRAs: {lora} in the name of the model, and {config.lora}')
+    return replace(config, model=model, lora=lora) if lora else config
 
 # %% ../../nbs/command/06_evaluation.ipynb #7d1e8889
 @dataclass(frozen=True)
@@ -74,13 +97,19 @@ def sample(options: SampleOptions, config: SampleConfig) -> None:
     "Prompts to images."
     from balanceddpo import pipeline
     from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.evaluation.soundness import count_unsound, unsound_lines
 
+    config = with_lora(config)
+    check_pixels(config.model, config.resolution)
+    config.check()
     prompt_set = read_prompts(config.prompts, limit=config.limit)
     if options.dry_run:
         place = options.out or runs_root() / 'sample'
         return show_plan([*sample_plan(config, prompt_set), f'write to {place}'])
     store = pipeline.sample(config, prompt_set, options.out, shows_progress())
-    print(f'{len(store)} images for {len(prompt_set)} prompts\nimages: {store.folder}')
+    told = unsound_lines(count_unsound([(config.model, prompt_set.name, store)]))
+    print(f'{len(store)} images for {len(prompt_set)} prompts')
+    print(*told, f'images: {store.folder}', sep='\n')
 
 # %% ../../nbs/command/06_evaluation.ipynb #a47eeb40
 @dataclass(frozen=True)
@@ -98,6 +127,8 @@ class EvaluateOptions:
     protocol: Literal['best', 'mean', 'paired'] = 'best'
     # what a tie counts: half, nothing at all, or a loss (the paper's)
     ties: Literal['split', 'drop', 'loss'] = 'split'
+    # share of a model's images that may be flagged by its safety checker or of a single colour
+    max_unsound: float = 0.05
     scorer_dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     register: Path | None = None  # Python file that registers scorers of your own; it is run
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -134,14 +165,8 @@ class Contestant:
     images: Path | None = None  # or the folder that holds them
 
 # %% ../../nbs/command/06_evaluation.ipynb #61ca1b35
-def contestant(name: str, source: str, config: SampleConfig) -> Contestant:
-    "The contestant behind `source`. Raises InputError for a LoRA without its base model."
-    from balanceddpo.models.folders import PACKAGED
-    from balanceddpo.scoring.registry import split_source
-
-    if Path(source, 'index.parquet').is_file():
-        return Contestant(name, images=Path(source))
-    model, lora = split_source(source)
+def check_model(model: str, name: str) -> None:
+    "Raises InputError if `model` is no pipeline folder and cannot be on the Hub."
     if Path(model, 'pytorch_lora_weights.safetensors').is_file():
         raise InputError(
             f'{model} is a LoRA: write {name}=BASE+{model}, with the model it was trained on as'
@@ -152,11 +177,22 @@ def contestant(name: str, source: str, config: SampleConfig) -> Contestant:
             f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of'
             ' images (index.parquet)'
         )
+    if not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model):
+        raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
+
+
+def contestant(name: str, source: str, config: SampleConfig) -> Contestant:
+    "The contestant behind `source`. Raises InputError for a LoRA without its base model."
+    from balanceddpo.models.folders import PACKAGED
+
+    model, lora = model_and_lora(source)
+    if model not in PACKAGED:
+        if Path(source, 'index.parquet').is_file():
+            return Contestant(name, images=Path(source))
+        check_model(model, name)
     if lora and not Path(lora).exists():
         raise InputError(f'{lora}: no such LoRA')
-    is_here = model in PACKAGED or Path(model).exists()
-    if not is_here and not re.fullmatch(r'[\w.-]+/[\w.-]+', model):
-        raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
+    check_pixels(model, config.resolution)
     return Contestant(name, replace(config, model=model, lora=lora))
 
 # %% ../../nbs/command/06_evaluation.ipynb #8782c012
@@ -262,13 +298,14 @@ _UNITS = {  # what is compared, by the protocol
 }
 
 
-def write_results(
-    out: Path, rates: DataFrame, scores: DataFrame, options: EvaluateOptions, drawn: dict
-) -> None:
+def write_results(out: Path, measured: Evaluation, options: EvaluateOptions, drawn: dict) -> None:
     """Write and print the table of win rates; beside it every number (comparisons.csv), the scores
-    of the images, and how it was made: `drawn` has what each store of images came from."""
+    of the images, how many could not be judged if there are any (unsound.csv), and how it was made:
+    `drawn` has what each store of images came from."""
+    from balanceddpo.evaluation.soundness import unsound_lines
     from balanceddpo.figures import tables
 
+    rates, told = measured.rates, unsound_lines(measured.unsound)
     table, low, high = (tables.win_rate_table(rates, value=v) for v in ('win_rate', 'low', 'high'))
     bold, interval = low > 50, (low, high)
     caption = (
@@ -281,13 +318,18 @@ def write_results(
     with staged(out / 'comparisons.csv') as t:
         rates.to_csv(t, index=False)
     with staged(out / 'scores.parquet') as t:
-        scores.to_parquet(t, index=False)
+        measured.scores.to_parquet(t, index=False)
+    (out / 'unsound.csv').unlink(missing_ok=True)  # of an evaluation before
+    if told:
+        paths.append(out / 'unsound.csv')
+        with staged(out / 'unsound.csv') as t:
+            measured.unsound.to_csv(t, index=False)
     _write_note(out, options, drawn, paths)
     cells = tables.table_cells(table, 1, interval)
     printed = tables.markdown_table(cells, tables.bold_cells(table, bold))
-    print(f'{caption}\n\n{printed}\ntables: {out}')
+    print(f'{caption}\n\n{printed}', *told, f'tables: {out}', sep='\n')
 
-
+# %% ../../nbs/command/06_evaluation.ipynb #96a3ee49
 def _write_note(out: Path, options: EvaluateOptions, drawn: dict, paths: Sequence[Path]) -> None:
     "Write how the files of an evaluation were made: provenance.json."
     from balanceddpo.paper.provenance import Making, write_provenance
@@ -312,16 +354,20 @@ def _write_note(out: Path, options: EvaluateOptions, drawn: dict, paths: Sequenc
 def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     "Models to win rates."
     from balanceddpo import pipeline
+    from balanceddpo.evaluation.soundness import check_share, count_unsound, refuse_unsound
     from balanceddpo.scoring.registry import load_scorers, scorers_to_load
 
+    config.check()
+    check_share(options.max_unsound)
     found, sets = contestants_and_sets(options, config)
     specs = scorer_specs(scorers_to_load(options.scorers), options.register)
     if options.dry_run:
         return show_plan(evaluate_plan(options, found, sets, specs))
     stores = open_or_draw(found, sets, config)
+    refuse_unsound(count_unsound(stores), options.max_unsound)
     scorers = load_scorers(specs, config.device, options.scorer_dtype)
     measured = pipeline.evaluate_images(
-        stores, scorers, options.protocol, options.ties, progress=shows_progress()
+        stores, scorers, options.protocol, options.ties, shows_progress(), options.max_unsound
     )
     out = options.out or runs_root() / 'evaluate' / digest(
         [[model, prompt_set, store.inputs] for model, prompt_set, store in stores],
@@ -330,4 +376,4 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
         options.ties,
     )
     drawn = {f'{model}, {prompt_set}': store.inputs for model, prompt_set, store in stores}
-    write_results(out, measured.rates, measured.scores, options, drawn)
+    write_results(out, measured, options, drawn)

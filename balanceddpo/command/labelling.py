@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class PairOptions:
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows, the same ones for label and encode
     limit: int | None = None  # only the first pairs, of that share
+    # what transparency is laid over; ignore shows the colours under it, as public scripts do
+    background: Literal['white', 'ignore'] = 'white'
 
     def __post_init__(self):
         from balanceddpo.data.sources import check_share
@@ -47,7 +50,13 @@ def pair_source(options: PairOptions) -> PairSource:
     "The pairs that are asked for."
     from balanceddpo.data.sources import PairSource
 
-    return PairSource(options.pairs, options.split, options.share, options.limit)
+    return PairSource(
+        options.pairs,
+        options.split,
+        options.share,
+        options.limit,
+        background=options.background,
+    )
 
 # %% ../../nbs/command/03_labelling.ipynb #e71b7ee7
 @dataclass(frozen=True)
@@ -65,15 +74,29 @@ class LabelOptions(PairOptions):
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
 # %% ../../nbs/command/03_labelling.ipynb #48e1d6f0
+def run_register(path: Path) -> None:
+    """Run the user's file, which registers scorers. Raises InputError, with the line, if there is
+    none or it fails in any way."""
+    if not Path(path).is_file():
+        raise InputError(f'{path}: no such file of scorers')
+    try:
+        runpy.run_path(str(path))
+    except InputError:
+        raise
+    except (Exception, SystemExit) as e:
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        where = f'{path}, line {lines[-1]}' if lines else str(path)
+        reason = f'{type(e).__name__}: {" ".join(str(e).split()) or "no reason given":.200}'
+        raise InputError(f'the file of scorers failed ({where}): {reason}') from e
+
+
 def scorer_specs(texts: Iterable[str], register: Path | None = None) -> list[ScorerSpec]:
     """The `ScorerSpec`s of texts, after running the user's file. Raises InputError if the file
     fails, a text names no scorer, or a name comes twice."""
     from balanceddpo.scoring.registry import parse_scorer
 
     if register:
-        if not Path(register).is_file():
-            raise InputError(f'{register}: no such file of scorers')
-        runpy.run_path(str(register))
+        run_register(register)
     specs = [parse_scorer(t) for t in texts]
     names = [s.name for s in specs]
     twice = [n for n in names if names.count(n) > 1]

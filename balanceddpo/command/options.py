@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import InputError
 from ..core.parallel import environment
@@ -140,6 +141,25 @@ def flat_options(verb: Verb, defaults: dict | None = None) -> type:
             options[f.name] = _flat_field(verb, f.name, types[f.name], default, comment)
     return make_dataclass(verb.name, options.values(), kw_only=True)
 
+# %% ../../nbs/command/01_options.ipynb #0b4958a9
+AT_LEAST_ONE = 'limit rows workers batch_size draw_batch_size images_per_prompt steps shard_size'
+# option -> its least and its largest value, in every verb that has it
+RANGES = {
+    **{name: (1, math.inf) for name in AT_LEAST_ONE.split()},
+    'resolution': (0, math.inf),  # 0: the model's own, where there is one
+    'seed': (0, 2**32 - 1),  # what numpy's generators take
+}
+
+
+def check_ranges(flat: Any) -> None:
+    "Raises InputError for the first option whose number is out of its range."
+    for name, (least, most) in RANGES.items():
+        value = getattr(flat, name, None)
+        if value is None or least <= value <= most:
+            continue
+        words = f'{least} or more' if most == math.inf else f'from {least} to {most}'
+        raise InputError(f'--{name.replace("_", "-")} must be {words}, not {value}')
+
 # %% ../../nbs/command/01_options.ipynb #d26f9976
 def unpack_options(verb: Verb, flat, defaults: dict | None = None) -> tuple:
     """The verb's options and the stage's settings (or None) from the flat options; settings that
@@ -149,6 +169,7 @@ def unpack_options(verb: Verb, flat, defaults: dict | None = None) -> tuple:
         names = [f.name for f in fields(config) if hasattr(flat, f.name)]
         return {name: getattr(flat, name) for name in names}
 
+    check_ranges(flat)
     options = verb.options(**given(verb.options))
     if not verb.settings:
         return options, None

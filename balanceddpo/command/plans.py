@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import InputError
+
 if TYPE_CHECKING:
     from balanceddpo.training.config import TrainConfig
 
@@ -38,6 +40,21 @@ def model_folder(model: str) -> Path | None:
 def to_download(model: str) -> str:
     "What a dry run says of a model that is not here."
     return f'{model} is not on this machine: it would be downloaded'
+
+# %% ../../nbs/command/02_plans.ipynb #35cf748f
+def check_pixels(model: str, resolution: int) -> None:
+    """Raises InputError for pixels along a side that do not make whole latents of a model that is
+    on this machine."""
+    from balanceddpo.models.folders import pixels_per_latent
+
+    folder = model_folder(model) if resolution else None
+    if folder is None:
+        return
+    width = pixels_per_latent(folder)
+    if resolution % width:
+        raise InputError(
+            f'--resolution must be a multiple of {width} for {model}, not {resolution}'
+        )
 
 # %% ../../nbs/command/02_plans.ipynb #743afa8d
 def parameter_count(folder: Path) -> int:

@@ -13,6 +13,7 @@ from .labelling import PairOptions, pair_source
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
+    check_pixels,
     model_folder,
     plan_of_model,
     plan_of_steps,
@@ -72,10 +73,11 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     if folder and not resolution:
         resolution = native_resolution(folder)
     pixels = f'{resolution} pixels' if resolution else "the model's own resolution"
+    views = 2 if config.mirrored else 1
     lines = [
         f'encode {amount(n, "pairs")} from {options.pairs} with {config.model} at {pixels}',
         (
-            f'{amount(times(n, 2), "passes")} through the autoencoder, at most'
+            f'{amount(times(n, 2 * views), "passes")} through the autoencoder, at most'
             f' {amount(times(n, 1), "passes")} through the text encoder and one for the empty'
             ' caption'
         ),
@@ -84,7 +86,7 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     if folder is None:
         return [*lines, to_download(config.model)]
     width = {'fp32': 4, 'fp16': 2}[config.storage]  # bytes of a number
-    latents = amount(times(n, _latent_numbers(folder, resolution) * width), 'bytes')
+    latents = amount(times(n, views * _latent_numbers(folder, resolution) * width), 'bytes')
     embeddings = amount(times(n, _embedding_numbers(folder) * width), 'bytes')
     return [*lines, f'{latents} of latents, at most {embeddings} of embeddings']
 
@@ -97,6 +99,7 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
 )
 def encode(options: EncodeOptions, config: EncodeConfig) -> None:
     "Pairs to latents and embeddings."
+    check_pixels(config.model, config.resolution)
     if options.dry_run:
         return show_plan(encode_plan(options, config))
     from balanceddpo import pipeline
@@ -120,7 +123,8 @@ class TrainOptions:
     labels: Path  # labels file, from balanceddpo label
     encoded: Path  # folder, from balanceddpo encode
     recipe: str | None = None  # row of `balanceddpo methods` whose values are used
-    # kind of base model whose values are used: sd15, sd15_lora, sdxl, icons; by default the model's
+    # kind of base model whose values are used: sd15, sd15_lora, sdxl, sdxl_lora, icons; by default
+    # the model's
     values: str | None = None
     # family that the model has to be of: sd15, sd21, sdxl, sd3, flux; by default the one it is
     family: str | None = None
@@ -171,9 +175,10 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     from balanceddpo import pipeline
     from balanceddpo.models.encoding import EncodedPairs
     from balanceddpo.models.families import check_family
-    from balanceddpo.training.run import LabelledPairs
+    from balanceddpo.training.run import LabelledPairs, check_start
     from balanceddpo.voting.labels import read_labels
 
+    check_start(config)
     if options.family:
         check_family(config.model, options.family)
     labels, label_config = read_labels(options.labels)

@@ -5,10 +5,12 @@
 # %% ../../nbs/core/03_devices.ipynb #06f6ef1c
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .errors import InputError
+from .files import staged
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +58,50 @@ def ensure_torchvision() -> ModuleType | None:
             del sys.modules[name]
         import torchvision
     return torchvision
+
+# %% ../../nbs/core/03_devices.ipynb #bf946b7c
+_BEFORE = 'import torchvision.extension  # noqa: F401\n'
+_DECLARATION = """
+# Put here by balanceddpo (make install): the compiled half of torchvision does not load beside this
+# torch, so the two operators that are registered further down are declared first.
+if not torchvision.extension._has_ops():
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
+    for _name in ("nms", "qnms"):
+        _declared.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def _failure_of_torchvision() -> str:
+    "The last line of what Python says to `import torchvision`; empty if it works."
+    import subprocess
+    import sys
+
+    words = [sys.executable, '-W', 'ignore', '-c', 'import torchvision']
+    done = subprocess.run(words, capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ['?'])[-1] if done.returncode else ''
+
+
+def mend_torchvision() -> str:
+    """Make `import torchvision` work for every program of this environment, if its compiled half
+    does not fit torch; returns what was done. Raises InputError if it cannot be imported for
+    another reason, or is of a version that looks otherwise."""
+    from importlib.util import find_spec
+
+    failure = _failure_of_torchvision()
+    if not failure:
+        return 'torchvision can be imported: nothing to mend'
+    spec = find_spec('torchvision')
+    if spec is None or spec.origin is None or 'torchvision::nms does not exist' not in failure:
+        raise InputError(f'torchvision cannot be imported ({failure})')
+    file = Path(spec.origin).parent / '_meta_registrations.py'
+    text = file.read_text(encoding='utf-8')
+    if text.count(_BEFORE) != 1:
+        raise InputError(f'{file} looks otherwise than expected: install a torchvision that fits')
+    with staged(file) as temporary:
+        temporary.write_text(text.replace(_BEFORE, _BEFORE + _DECLARATION), encoding='utf-8')
+    if failure := _failure_of_torchvision():
+        raise InputError(f'{file} was mended, and torchvision cannot be imported ({failure})')
+    return f'torchvision is of another build than torch: its two operators are declared in {file}'
 
 # %% ../../nbs/core/03_devices.ipynb #3d807fe4
 def pick_device(name: str | torch.device = 'auto') -> torch.device:

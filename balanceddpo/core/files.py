@@ -78,6 +78,11 @@ def first_difference(a: object, b: object, name: str = '') -> tuple | None:
 _TEMPORARY = re.compile(r'\.(tmp|old)-[0-9a-f]{32}-\d+-[0-9a-f]{8}$')
 
 
+def is_temporary(path: Path) -> bool:
+    "Whether a name is one that `staged` gives while it writes."
+    return bool(_TEMPORARY.search(path.name))
+
+
 def content_files(folder: str | Path) -> list[str]:
     """Sorted relative POSIX names of the files that make up `folder`: no manifest, no lock, nothing
     temporary."""
@@ -216,6 +221,17 @@ def _publish(temporary: Path, path: Path) -> None:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
+def _no_room_in(error: Exception) -> int | None:
+    """The number of the system's error if a full or read-only disk is at the root of `error`, else
+    None: safetensors and torch tell it in words of their own."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _NO_ROOM else None
+    told = re.search(r'\(os error (\d+)\)', str(error))
+    if told:
+        return int(told[1]) if int(told[1]) in _NO_ROOM else None
+    return errno.ENOSPC if 'file write failed' in str(error) else None
+
+
 def _size(path: Path) -> int:
     if path.is_dir():
         return sum(p.stat().st_size for p in path.rglob('*') if p.is_file())
@@ -237,12 +253,12 @@ def staged(path: str | Path) -> Generator[Path, None, None]:
     try:
         yield temporary
         _publish(temporary, path)
-    except OSError as e:
-        if e.errno not in _NO_ROOM:
+    except Exception as e:
+        if (number := _no_room_in(e)) is None:
             raise
         raise OSError(
-            e.errno,
-            f'{os.strerror(e.errno)}: {_size(temporary)} bytes of {path} were written,'
+            number,
+            f'{os.strerror(number)}: {_size(temporary)} bytes of {path} were written,'
             f' {shutil.disk_usage(path.parent).free} bytes are free there; the old content is'
             ' untouched',
         ) from e

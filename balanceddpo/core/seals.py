@@ -55,6 +55,11 @@ def write_sealed(path: str | Path, table: pa.Table) -> Path:
     return Path(path)
 
 
+def has_seal(path: str | Path) -> bool:
+    "Whether a file carries a seal, good or bad."
+    return _place_of_seal(file_bytes(path)) is not None
+
+
 def read_sealed(path: str | Path, made_by: str) -> pa.Table:
     """The Arrow table of a sealed Parquet file, without its seal. `made_by` says how it is made
     again, for the errors.

@@ -108,33 +108,30 @@ def make_pair(
     return Pair(pair_id, caption, (image_0, image_1), label_0, ids, (model_0, model_1))
 
 # %% ../../nbs/data/01_pairs.ipynb #e5b607f1
-def draw_view(
-    pair_id: str, seed: int = 0, crop: str = 'center', flip: bool = False
-) -> tuple[float, float, bool]:
-    """Where in the slack to cut, as shares of it from the left and the top, and whether to mirror;
-    the same for both images of the pair."""
+def draw_view(pair_id: str, seed: int = 0, crop: str = 'center') -> tuple[float, float]:
+    """Where in the slack to cut, as shares of it from the left and the top; the same for both
+    images of the pair. Raises InputError for another crop than 'center' or 'random'."""
     if crop not in ('center', 'random'):
         raise InputError(f"crop must be 'center' or 'random', not {crop!r}")
-    u, v, coin = (
-        random.Random(int(digest('view', seed, pair_id, k), 16)).random()
-        for k in ('left', 'top', 'flip')
+    if crop == 'center':
+        return 0.5, 0.5
+    u, v = (
+        random.Random(int(digest('view', seed, pair_id, k), 16)).random() for k in ('left', 'top')
     )
-    mirrored = flip and coin < 0.5
-    return (u, v, mirrored) if crop == 'random' else (0.5, 0.5, mirrored)
+    return u, v
 
 
 def cut_square(
-    image: Image.Image, size: int, view: tuple[float, float, bool] = (0.5, 0.5, False)
+    image: Image.Image, size: int, view: tuple[float, float] = (0.5, 0.5)
 ) -> Image.Image:
     """A square cut out of a `PIL.Image` and scaled to `size`. The cut comes first, so a long thin
     image costs no more memory."""
-    (w, h), (u, v, mirrored) = image.size, view
+    (w, h), (u, v) = image.size, view
     side = min(w, h)
     left, top = u * (w - side), v * (h - side)
-    image = image.resize(
+    return image.resize(
         (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
     )
-    return ImageOps.mirror(image) if mirrored else image
 
 # %% ../../nbs/data/01_pairs.ipynb #7dab7ad5
 def transform_pair(
@@ -143,12 +140,23 @@ def transform_pair(
     pair_id: str,
     seed: int = 0,
     crop: str = 'center',
-    flip: bool = False,
 ) -> torch.Tensor:
-    """uint8 tensor [2, 3, size, size] of two RGB images, both cut, scaled and mirrored alike."""
-    view = draw_view(pair_id, seed, crop, flip)
+    "uint8 tensor [2, 3, size, size] of two RGB images, both cut and scaled alike."
+    view = draw_view(pair_id, seed, crop)
     pixels = [np.asarray(cut_square(image, size, view)) for image in images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+
+# %% ../../nbs/data/01_pairs.ipynb #59754d0f
+def told_sizes(
+    picture: tuple[int, int], size: int, view: tuple[float, float] = (0.5, 0.5)
+) -> tuple[int, int, int, int, int]:
+    """What SDXL is told of a picture of (width, height) pixels whose square was cut at `view` and
+    scaled to `size`: height and width before, top and left of the cut after the scaling, and its
+    left in the mirrored picture."""
+    (w, h), (u, v) = picture, view
+    side = min(w, h)
+    slack_x, slack_y = size * w // side - size, size * h // side - size
+    return h, w, round(v * slack_y), round(u * slack_x), round((1 - u) * slack_x)
 
 # %% ../../nbs/data/01_pairs.ipynb #19e68184
 @dataclass

@@ -156,7 +156,7 @@ def read_prompts(
         raise InputError(f'cannot read {path}: {e.strerror or e}') from e
     except InputError:
         raise
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f'{path} is damaged, or not UTF-8 ({e})') from e
     prompts, empty, repeated = _distinct_prompts(texts, path)
     if not prompts:

@@ -107,15 +107,31 @@ def parquet_rows(files: list[Path]) -> Iterator[tuple[str, dict]]:
     return rows()
 
 # %% ../../nbs/data/02_sources.ipynb #f1936e70
+def _is_file(path: Path) -> bool:
+    "Whether a file is there; not for a name that no file can have."
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def _is_name(name: object) -> bool:
+    "Whether the system can be asked for a file of this name: text without NUL or lone surrogates."
+    try:
+        return isinstance(name, str) and bool(name) and b'\0' not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def _read_file(path: Path) -> bytes:
-    if not path.is_file():
+    if not _is_file(path):
         raise FileNotFoundError(2, f'no such file: {path.name[:80]}')
     return path.read_bytes()
 
 
 def inside(root: Path, name: object, where: str) -> Path:
     "The real path of `name` in the folder `root`. Raises InputError if it would lie anywhere else."
-    if not isinstance(name, str) or not name or '\0' in name:
+    if not isinstance(name, str) or not _is_name(name):
         raise InputError(f'{where}: {name!r} is not a file name')
     root = Path(os.path.realpath(root))
     path = Path(os.path.realpath(root / name))
@@ -123,7 +139,7 @@ def inside(root: Path, name: object, where: str) -> Path:
         raise InputError(f'{where}: file name {name[:80]!r} leads out of {root}: refused')
     return path
 
-
+# %% ../../nbs/data/02_sources.ipynb #f551729e
 def folder_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
     "Rows of a `metadata.jsonl`, with functions that read the image files in place of their names."
     with open(metadata, 'rb') as f:
@@ -133,7 +149,7 @@ def folder_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise InputError(f'{where} is not JSON in UTF-8 ({first_line(e)})') from e
             if not isinstance(row, dict):
                 raise InputError(f'{where}: a JSON object is wanted, found {type(row).__name__}')
@@ -238,6 +254,15 @@ def check_share(share: float, beyond: float = 0.0) -> None:
         )
 
 
+def _some_rows(rows: Iterator[tuple], source: str, share: float) -> Iterator[tuple]:
+    "The rows. Raises InputError, when the first is asked for, if the share has none."
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f'{source}: no row is in the share {share:g} of it: take a larger one')
+    yield first
+    yield from rows
+
+
 def _in_share(row: int, share: float) -> bool:
     "Whether a row, by its number, belongs to a random share of all."
     return share == 1 or int(digest('share of the rows', row), 16) < share * 2**64
@@ -311,14 +336,14 @@ def _image_sizes(metadata: Path) -> list[int | None]:
     "Bytes of each image file that a `metadata.jsonl` names, None for one that is not there."
     cells = (row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1'))
     return [
-        None if c is None or not c.args[0].is_file() else c.args[0].stat().st_size for c in cells
+        None if c is None or not _is_file(c.args[0]) else c.args[0].stat().st_size for c in cells
     ]
 
 
 def _image_files(metadata: Path) -> list[Path]:
     "The image files that a `metadata.jsonl` names and that are there, each once."
     cells = [row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1')]
-    return sorted({c.args[0] for c in cells if c is not None and c.args[0].is_file()})
+    return sorted({c.args[0] for c in cells if c is not None and _is_file(c.args[0])})
 
 
 def _hub_origin(name: str, split: str) -> list:
@@ -374,10 +399,11 @@ class PairsKey(NamedTuple):
     key: str
     state: str = ''
 
-
+# %% ../../nbs/data/02_sources.ipynb #1ac0aeb8
 @dataclass(frozen=True)
 class PairSource:
-    "Which preference pairs. Raises InputError for a share that makes no sense, before any is read."
+    """Which preference pairs. Raises InputError for a share or limit that makes no sense, before
+    any is read."""
 
     source: str  # as `read_pairs` takes it
     split: str = 'train'  # split of a dataset or folder
@@ -388,6 +414,8 @@ class PairSource:
 
     def __post_init__(self) -> None:
         check_share(self.share, self.beyond)
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f'the limit must be at least 1 pair, not {self.limit}')
 
     @property
     def key(self) -> str:
@@ -411,5 +439,7 @@ class PairSource:
     def read(self, report: PairReport | None = None) -> Iterator[Pair]:
         "The pairs, one at a time; `report` counts them. Errors as of `read_pairs`."
         rows = _rows_of_share(self.source, self.split, self.share, self.beyond)
+        if self.share < 1 and not self.beyond:
+            rows = _some_rows(rows, self.source, self.share)
         pairs = pairs_of_rows(rows, self.limit, report)
         return (replace(pair, background=self.background) for pair in pairs)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 # %% auto #0
-__all__ = ['train_autoencoder']
+__all__ = []
 
 # %% ../../nbs/icon_world/06_autoencoder.ipynb #733baab1
 def to_patches(pictures: Tensor) -> Tensor:

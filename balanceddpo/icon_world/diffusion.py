@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 # %% auto #0
-__all__ = ['train_diffusion', 'train_xl']
+__all__ = []
 
 # %% ../../nbs/icon_world/07_diffusion.ipynb #be6553f3
 # Stable Diffusion 1.5's

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 # %% auto #0
-__all__ = ['train_clip', 'retrieval_accuracy', 'train_preference', 'train_aesthetic']
+__all__ = []
 
 # %% ../../nbs/icon_world/09_judges.ipynb #a650f00f
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import ResNetForImageClassification
 
 # %% auto #0
-__all__ = ['train_recogniser', 'shares_named_right']
+__all__ = []
 
 # %% ../../nbs/icon_world/10_recogniser.ipynb #bafe3906
 def make_recogniser() -> ResNetForImageClassification:

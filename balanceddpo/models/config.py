@@ -5,6 +5,7 @@
 # %% ../../nbs/models/01_config.ipynb #19d9f91c
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,13 @@ class EncodeConfig:
     resolution: int = 0  # pixels of the square images; 0 is the model's own
     # where to cut images that are not square; one draw a pair
     crop: Literal['center', 'random'] = 'center'
-    flip: bool = False  # mirror half of the pairs
-    seed: int = 0  # of the crop and the flip
+    mirrored: bool = False  # each image twice, as it is and mirrored: for training that mirrors
+    sizes: bool = False  # keep the size of each picture and its cut: for SDXL that is told them
+    empty_text: bool = False  # encode the empty text as a caption too: for captions dropped so
+    seed: int = 0  # of the crop
+    # folder or Hub id of another autoencoder for the images, which makes the same kind of latents;
+    # empty: the model's own
+    vae: str = ''
     dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the encoders while they run
     storage: Literal['fp32', 'fp16'] = 'fp16'  # precision of what is kept
     # pairs through the autoencoder at once; does not change the result beyond rounding
@@ -34,7 +40,10 @@ class EncodeConfig:
 
 # %% ../../nbs/models/01_config.ipynb #545e64cb
 # the settings that latents and embeddings depend on, beside the model and its precision
-LATENT_SETTINGS = ('resolution', 'crop', 'flip', 'seed', 'storage', 'shard_size')
+LATENT_SETTINGS = ('resolution', 'crop', 'seed', 'storage', 'shard_size')
+# and those that came later: they stand in a key only where they are asked for, so that what was
+# encoded before them is still found
+LATER_LATENT_SETTINGS = ('mirrored', 'sizes', 'empty_text')
 
 # %% ../../nbs/models/01_config.ipynb #093a2a88
 @dataclass(frozen=True)
@@ -61,6 +70,12 @@ class SampleConfig:
         "Raise InputError if there is nothing to draw, or no way to draw it."
         if self.images_per_prompt < 1 or self.batch_size < 1 or self.steps < 1:
             raise InputError('images_per_prompt, batch_size and steps must be at least 1')
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f'limit must be at least 1 prompt, not {self.limit}')
+        if self.resolution < 0:
+            raise InputError(f'resolution must be a size in pixels, not {self.resolution}')
+        if not 0 <= self.guidance < math.inf:  # which NaN is not either
+            raise InputError(f'guidance must be a number of 0 or more, not {self.guidance}')
 
 
 # the settings that images depend on, beside the model and the prompts

@@ -25,12 +25,13 @@ PACKAGED = {'icons': 'model', 'icons-xl': 'model-xl'}
 
 
 def local_folder(source: str | Path) -> Path:
-    """The pipeline folder behind `source`: a folder, a packaged model ('icons', 'icons-xl'), or a
-    Hub id, which is downloaded once.
+    """The pipeline folder behind `source`: a packaged model ('icons', 'icons-xl'), a folder, or a
+    Hub id, which is downloaded once. A folder with the name of a packaged model is written
+    ./icons, or is a Path.
 
     Raises InputError if there is none."""
-    if str(source) in PACKAGED:
-        return asset(PACKAGED[str(source)])
+    if isinstance(source, str) and source in PACKAGED:
+        return asset(PACKAGED[source])
     if Path(source).is_dir():
         return Path(source)
     ensure_torchvision()
@@ -130,13 +131,6 @@ def part_config(folder: str | Path, name: str) -> dict:
 def read_scheduler_config(folder: str | Path) -> dict:
     "The settings of a folder's scheduler. Raises InputError if they cannot be read."
     return read_json(Path(folder) / 'scheduler' / 'scheduler_config.json')
-
-
-def prediction_of(scheduler_config: dict) -> str:
-    "'epsilon', 'v_prediction' or 'flow': what a model with this scheduler config predicts."
-    if scheduler_config.get('_class_name', '').startswith('FlowMatch'):
-        return 'flow'
-    return scheduler_config.get('prediction_type', 'epsilon')
 
 # %% ../../nbs/models/02_folders.ipynb #5b83747c
 def native_latents(folder: str | Path) -> int:

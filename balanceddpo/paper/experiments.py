@@ -36,7 +36,7 @@ from ..recipes.settings import settings_of, variant
 from ..recipes.table import RECIPES, recipe_named
 from ..scoring.registry import load_scorers, parse_scorer
 from ..scoring.scorers import Scorer
-from ..training.config import TrainConfig
+from ..training.config import TrainConfig, encoding_needs
 from ..training.reference import relative_distance
 from ..training.run import LabelledPairs
 from ..voting.config import LabelConfig
@@ -89,9 +89,11 @@ def base_model(scale: Scale, name: str = 'base') -> Model:
     return Model(name, scale.model)
 
 
-def encoded_pairs(scale: Scale) -> EncodedPairs:
-    "The pairs as latents and embeddings; made once."
-    config = EncodeConfig(model=scale.model, resolution=scale.resolution, dtype=scale.dtype)
+def encoded_pairs(scale: Scale, settings: TrainConfig | None = None) -> EncodedPairs:
+    "The pairs as latents and embeddings, with all that a run of `settings` needs; made once."
+    config = EncodeConfig(scale.model, scale.resolution, dtype=scale.dtype)
+    if settings:
+        config = replace(config, **encoding_needs(settings))
     return pipeline.encode(pair_source(scale), config, device=scale.device, progress=True)
 
 # %% ../../nbs/paper/10_experiments.ipynb #bc71afe8
@@ -135,7 +137,7 @@ def align_labels(
     row = recipe_named(recipe)
     row = replace(row, name=name or row.name)
     settings = training_settings(scale, row, **changes)
-    pairs = LabelledPairs(encoded_pairs(scale), table, row.labels)
+    pairs = LabelledPairs(encoded_pairs(scale, settings), table, row.labels)
     return pipeline.run_recipe(row, settings, pairs, config=_keeping(scale, changes))
 
 

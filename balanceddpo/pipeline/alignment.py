@@ -53,8 +53,8 @@ from ..recipes.settings import check_labels, check_settings, settings_of
 from ..recipes.table import recipe_named
 from ..scoring.registry import ScorerSpec, scorers_to_load
 from ..scoring.scorers import Scorer
-from ..training.config import TrainConfig
-from ..training.run import LabelledPairs, is_decided
+from ..training.config import TrainConfig, encoding_needs
+from ..training.run import LabelledPairs, check_start, is_decided
 from ..voting.config import LabelConfig
 from ..voting.group_rules import GROUP_RULES, Rule, visit_tables
 from ..voting.labels import check_voters, label_pairs, write_labels
@@ -95,6 +95,14 @@ def _load_voters(
     needed = scorers_to_load(scorers, packaged, recipe.labels.method, recipe.labels.scorer)
     return loaded_scorers(needed, settings.device, dtype)
 
+# %% ../../nbs/pipeline/02_alignment.ipynb #c5dc435c
+def encoding_for(settings: TrainConfig, config: AlignConfig) -> EncodeConfig:
+    "How the pairs of a run with these settings are encoded: with all that it will ask of them."
+    needs = encoding_needs(settings)
+    return EncodeConfig(
+        settings.model, settings.resolution, vae=config.vae, dtype=config.dtype, **needs
+    )
+
 # %% ../../nbs/pipeline/02_alignment.ipynb #b2cb140e
 def labelled_pairs(
     recipe: Recipe,
@@ -115,7 +123,7 @@ def labelled_pairs(
     names = tuple(s.name for s in voters)
     check_voters(recipe.labels, names)
     voting = replace(recipe.labels, scorers=names or None)
-    encoding = EncodeConfig(settings.model, settings.resolution, dtype=config.dtype)
+    encoding = encoding_for(settings, config)
     options = dict(progress=config.progress, report=(report := PairReport()))
     source, only = pairs, None
     if config.all_pairs:
@@ -166,7 +174,7 @@ def labelled_groups(
     settings makes of a group; labelled and encoded. Raises InputError if no group has a pair."""
     visits = ceil(settings.max_steps * settings.batch_size / len(groups.prompt_ids))
     source, labels = group_pairs(groups, rule, visits)
-    encoding = EncodeConfig(settings.model, settings.resolution, dtype=config.dtype)
+    encoding = encoding_for(settings, config)
     encoded = encode(source, encoding, device=settings.device, progress=config.progress)
     return LabelledPairs(encoded, labels, LabelConfig('given'))
 
@@ -264,6 +272,7 @@ def run_recipe(
     Arguments and errors as there."""
     config = config or AlignConfig()
     check_settings(recipe, settings)
+    check_start(settings)
     if recipe.groups:
         if isinstance(pairs, Groups):
             return align_groups(recipe, settings, pairs, config, out)

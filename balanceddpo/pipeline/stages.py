@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -21,15 +21,16 @@ from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
 from ..evaluation.scores import score_images
+from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..evaluation.win_rates import compare
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
-from ..models.encoding import EncodedPairs, encode_pairs
-from ..models.families import load_family
+from ..models.encoding import EncodedPairs, encode_pairs, with_autoencoder
+from ..models.families import check_drawing, load_family
 from ..models.folders import PACKAGED, local_folder
 from ..models.sampling import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
-from ..scoring.scorers import Scorer
+from ..scoring.scorers import Scorer, cut_texts, tell_cut_texts
 from ..scoring.tables import read_scores, score_pairs
 from ..training import loop
 from ..training.checkpoints import retain
@@ -72,7 +73,9 @@ def pair_scores(
         done = score_pairs(
             rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.named
         )
-        return read_scores(done)
+        table = read_scores(done)
+        tell_cut_texts(table.attrs['cut_texts'], 'captions of pairs')
+        return table
 
 
 def refuse_no_pairs(pairs: PairSource, table: DataFrame) -> None:
@@ -122,7 +125,10 @@ def encode(
         key = key._replace(key=digest(key.key, sorted(only)))
         read = (p for p in read if p.pair_id in only)
     with _unless_named(out, 'encode', config, key.key):
-        family = load_family(config.model, config.dtype, device, components=('text', 'vae'))
+        parts = ('text',) if config.vae else ('text', 'vae')
+        family = load_family(config.model, config.dtype, device, components=parts)
+        if config.vae:
+            family = with_autoencoder(family, config.vae, config.dtype)
         return encode_pairs(read, family, config, out, key, progress)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #cec63a26
@@ -199,6 +205,8 @@ def image_scores(
                 store, scorers, model=model, prompt_set=prompt_set, progress=progress
             )
         tables.append(table)
+    prompts = [text for _, _, store in drawn for text in store.index.prompt]
+    tell_cut_texts(cut_texts(scorers, list(dict.fromkeys(prompts))), 'prompts')
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #c56cd88c
@@ -218,7 +226,7 @@ def draw(
     }
     for model in found.values():
         if isinstance(model, Model):
-            local_folder(model.folder)
+            check_drawing(model.folder, config.scheduler, config.steps)
     drawn = []
     for prompt_set in prompts:
         for name, model in found.items():
@@ -233,14 +241,17 @@ def draw(
 # %% ../../nbs/pipeline/01_stages.ipynb #8c356572
 @dataclass(frozen=True)
 class Evaluation:
-    "What `evaluate` found: `rates` as of `compare`, and the `scores` they were counted from."
+    """What `evaluate` found: `rates` as of `compare`, the `scores` they were counted from, and how
+    many images could not be judged, as of `count_unsound`."""
 
     rates: DataFrame
     scores: DataFrame
+    unsound: DataFrame = field(default_factory=lambda: count_unsound([]))
 
     def __str__(self) -> str:
         columns = ['model_a', 'model_b', 'prompt_set', 'scorer', 'n', 'win_rate', 'low', 'high']
-        return self.rates[columns].to_string(index=False, float_format='%.3f')
+        table = self.rates[columns].to_string(index=False, float_format='%.3f')
+        return '\n'.join([table, *unsound_lines(self.unsound)])
 
 
 def evaluate_images(
@@ -249,19 +260,24 @@ def evaluate_images(
     protocol: str = 'best',
     ties: str = 'split',
     progress: bool = False,
+    max_unsound: float = 0.05,
 ) -> Evaluation:
     """Win rates of each model over those named before it, on each prompt set, by each scorer, from
     images that are there.
 
     `protocol` and `ties` as of `win_rates.compare`. Raises InputError for fewer than two models,
-    or images that cannot be compared."""
+    images that cannot be compared, or a model of which more than the share `max_unsound` of the
+    images are flagged by its safety checker or of a single colour."""
     models = list(dict.fromkeys(model for model, _, _ in drawn))
     if len(models) < 2:
         raise InputError('win rates need two models or more')
+    unsound = count_unsound(drawn)
+    refuse_unsound(unsound, max_unsound)
     scores = image_scores(drawn, scorers, progress)
     pairs = [(second, first) for first, second in combinations(models, 2)]
     names = [s.name for s in scorers]
-    return Evaluation(compare(scores, pairs, names, protocol=protocol, ties=ties), scores)
+    rates = compare(scores, pairs, names, protocol=protocol, ties=ties)
+    return Evaluation(rates, scores, unsound)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #2d863056
 def loaded_scorers(
@@ -280,6 +296,7 @@ def evaluate(
     protocol: str = 'best',
     ties: str = 'split',
     progress: bool = False,
+    max_unsound: float = 0.05,
     **models: str | Model | ImageStore,
 ) -> Evaluation:
     """Win rates of each of `models` over those named before it, on each set of `prompts`, by each
@@ -287,12 +304,13 @@ def evaluate(
 
     A model is a pipeline folder, a Hub id, a packaged model, what `align` returns, or its images.
     `scorers`: by default the paper's four; with packaged models those of the icon world. `protocol`
-    and `ties` as of `win_rates.compare`. Raises InputError for fewer than two models, or images
-    that cannot be compared."""
+    and `ties` as of `win_rates.compare`, `max_unsound` as of `evaluate_images`. Raises InputError
+    for fewer than two models, or images that cannot be drawn, judged or compared."""
     config = config or SampleConfig()
+    config.check()
     sets = [prompts] if isinstance(prompts, (str, PromptSet)) else prompts
     sets = [s if isinstance(s, PromptSet) else read_prompts(s, limit=config.limit) for s in sets]
     drawn = draw(models, sets, config, progress)
     packaged = any(m in PACKAGED for m in models.values() if isinstance(m, str))
     judges = loaded_scorers(scorers_to_load(scorers, packaged), config.device)
-    return evaluate_images(drawn, judges, protocol, ties, progress)
+    return evaluate_images(drawn, judges, protocol, ties, progress, max_unsound)

@@ -31,6 +31,7 @@ _DPO_SD15 = (
     | said('train.py', optimizer='adamw', weight_decay=1e-2, clip=1.0, beta_convention='mean')
     | said('train.py', empty_prompt_rate=0.2, resolution=512)
     | said('train.py: latent_dist.sample()', sample_latents=True)
+    | said('train.py: RandomHorizontalFlip, for each image by itself', mirror='each')
     | said('train.py: the base model throughout', refresh_every=0)
     | said(
         'ours: the launcher has fp16, whose loss scaling bf16 does not need',
@@ -46,10 +47,9 @@ _DPO_SDXL = (
     | said('launchers/sdxl.sh', warmup_steps=200, resolution=1024)
     | said('launchers/sdxl.sh and the paper', beta=5000)
     | said('train.py, which forces both', optimizer='adafactor', gradient_checkpointing=True)
-    | said(
-        "train.py, as for SD1.5; what is encoded is SDXL's own empty prompt, zeros",
-        empty_prompt_rate=0.2,
-    )
+    | said('train.py, as for SD1.5', empty_prompt_rate=0.2)
+    | said('train.py: the empty text goes through the encoders', empty_prompt='encoded')
+    | said('train.py: resolution twice, 0 twice, resolution twice', time_ids='square')
     | said('ours: does not change the result', micro_batch_size=4)
 )
 _DPO_LORA = (
@@ -57,8 +57,46 @@ _DPO_LORA = (
     | said('the same README: 16 pairs x 2', batch_size=32)
     | said('the same README; alpha is the rank', mode='lora', lora_rank=8)
     | said('the same README, without --scale_lr', learning_rate=1e-5, warmup_steps=0)
-    | said('train_diffusion_dpo.py', beta=2500, empty_prompt_rate=0.0)
+    | said('train_diffusion_dpo.py: 2500 in a loss without our 1/2, that is 5000', beta=5000)
+    | said('train_diffusion_dpo.py drops no captions', empty_prompt_rate=0.0)
+    | said('train_diffusion_dpo.py: RandomHorizontalFlip, for each image by itself', mirror='each')
 )
+
+# %% ../../nbs/recipes/02_published.ipynb #a4dfb2df
+_DPO_SDXL_LORA = (
+    said('README of research_projects/diffusion_dpo in diffusers', max_steps=2000)
+    | said('the same README: 8 pairs x 2', batch_size=16)
+    | said('the same README; alpha is the rank', mode='lora', lora_rank=8)
+    | said('the same README, without --scale_lr', learning_rate=1e-5, warmup_steps=0)
+    | said('the same README; in 8 bits there', optimizer='adamw')
+    | said('train_diffusion_dpo_sdxl.py, whose loss has the 1/2', beta=5000)
+    | said('train_diffusion_dpo_sdxl.py drops no captions', empty_prompt_rate=0.0)
+    | said('train_diffusion_dpo_sdxl.py: one draw for both images', mirror='pair')
+    | said('train_diffusion_dpo_sdxl.py: original size, crop, resolution', time_ids='picture')
+)
+
+# %% ../../nbs/recipes/02_published.ipynb #265877de
+_PICTURES = (
+    'Transparency is laid over white unless `background` is ignore, there it is dropped. A picture'
+    ' that is not square is cut to a fraction of a pixel and scaled, there it is scaled and cut to'
+    ' whole pixels. '
+)
+_FULL = f'{_PICTURES}The warm-up begins at one step of it, there at 0. '
+_LORA = f'{_PICTURES}AdamW in 32 bits, there in 8. '
+_VAE = (
+    "The autoencoder is the model's own unless `vae` names another, there"
+    ' madebyollin/sdxl-vae-fp16-fix. '
+)
+_DIFFERS = {
+    'sd15': _FULL.strip(),
+    'sd15_lora': _LORA.strip(),
+    'sdxl': f'{_FULL}{_VAE}SDXL-Turbo (launchers/turbo.sh) has no row.',
+    'sdxl_lora': (
+        f'{_LORA}{_VAE}Each picture is scaled from its own size and told its own; there the second'
+        " of a pair is first scaled to the first one's size, and told that. SDXL-Turbo (--is_turbo)"
+        ' has no row.'
+    ),
+}
 
 # %% ../../nbs/recipes/02_published.ipynb #045a859b
 _DPO_ICONS = (
@@ -88,8 +126,10 @@ add_recipe(
             'sd15': _DPO_SD15,
             'sd15_lora': _DPO_LORA,
             'sdxl': _DPO_SDXL,
+            'sdxl_lora': _DPO_SDXL_LORA,
             'icons': _DPO_ICONS,
         },
+        differs=_DIFFERS,
     ),
     PUBLISHED,
 )
@@ -122,6 +162,8 @@ add_recipe(
             'sd15_lora': {k: v for k, v in _BALANCED.items() if k != 'optimizer'}
             | said('ours: as for the whole model', empty_prompt_rate=0.2),
             'sdxl': _AS_SD15,
+            'sdxl_lora': {k: v for k, v in _AS_SD15.items() if k != 'learning_rate'}
+            | said('ours: as for the whole model', empty_prompt_rate=0.2),
             'icons': said(
                 'ours: chosen on the tuning prompts (nbs/repro/tuning.ipynb)',
                 beta=10000,
@@ -181,10 +223,14 @@ _rival(
         | said('README', max_steps=2000, warmup_steps=0)
         | said('README: 8 x 2, without --scale_lr', batch_size=16, learning_rate=1e-5)
         | said('train.py; in 8 bits there', optimizer='adamw')
-        | said('train.py drops no captions', empty_prompt_rate=0.0),
+        | said('train.py drops no captions', empty_prompt_rate=0.0)
+        | said('utils.py: one draw for both images', mirror='pair')
+        | said('train.py: original size, crop, resolution', time_ids='picture'),
         'icons': _tuned(1e-4, 0.1),
     },
 )
+
+# %% ../../nbs/recipes/02_published.ipynb #cbcf643c
 _rival(
     'DSPO',
     "DiffusionDPO's settings with a loss on the score",
@@ -278,6 +324,7 @@ _rival(
     values={
         'sd15': _inverted(400, 200, 'examples/sd15.sh', noise='inpo_code', beta=2000),
         'sdxl': _inverted(400, 200, 'examples/sdxl.sh', noise='inpo_code', beta=5000),
+        'sdxl_lora': said('examples/sdxl.sh and train.py', noise='inpo_code', beta=5000),
         'icons': _tuned(1e-5, 50000),
     },
 )
@@ -292,6 +339,7 @@ _rival(
     values={
         'sd15': _inverted(200, 100, 'examples/sd15.sh', noise='smpo_code', beta=2000),
         'sdxl': _inverted(200, 100, 'examples/sdxl.sh', noise='smpo_code_sdxl', beta=5000),
+        'sdxl_lora': said('examples/sdxl.sh and train.py', noise='smpo_code_sdxl', beta=5000),
         'icons': _tuned(1e-5, 50000),
     },
 )

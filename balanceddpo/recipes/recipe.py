@@ -13,7 +13,7 @@ from ..core.errors import InputError
 from ..voting.config import LabelConfig
 
 # %% auto #0
-__all__ = ['KINDS', 'OF_LOSS', 'Value', 'said', 'scaled_rate', 'Recipe', 'add_recipe', 'values_of']
+__all__ = ['KINDS', 'OF_LOSS', 'Value', 'said', 'scaled_rate', 'Recipe', 'add_recipe', 'values_of', 'differences_of']
 
 # %% ../../nbs/recipes/01_recipe.ipynb #3dc1b6ac
 @dataclass(frozen=True)
@@ -36,7 +36,13 @@ def scaled_rate(rate: float, batch_size: int) -> float:
 
 # %% ../../nbs/recipes/01_recipe.ipynb #5c11bec4
 # kind of base model -> the kind whose values hold where a recipe has none of its own
-KINDS = {'sd15': '', 'sd15_lora': 'sd15', 'sdxl': 'sd15', 'icons': ''}
+KINDS = {
+    'sd15': '',
+    'sd15_lora': 'sd15',
+    'sdxl': 'sd15',
+    'sdxl_lora': 'sdxl',
+    'icons': '',
+}
 
 # %% ../../nbs/recipes/01_recipe.ipynb #5e0c7a9d
 Reference = Literal['fixed', 'replaced', 'mixed', 'drifted', 'none']
@@ -58,6 +64,8 @@ class Recipe:
     # kind of base model, or 'any' -> settings of `TrainConfig`, each with its source
     values: Mapping[str, Mapping[str, Value]] = field(default_factory=dict, repr=False)
     like: str = ''  # the recipe whose values hold where this one has none
+    # kind of base model -> what a run still does otherwise than the public code, in sentences
+    differs: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 # %% ../../nbs/recipes/01_recipe.ipynb #2e8a8007
 def add_recipe(recipe: Recipe, table: dict[str, Recipe]) -> Recipe:
@@ -85,3 +93,12 @@ def values_of(recipe: Recipe, kind: str, table: Mapping[str, Recipe]) -> dict[st
     elif KINDS[kind]:
         values = values_of(recipe, KINDS[kind], table)
     return {**values, **recipe.values.get('any', {}), **recipe.values.get(kind, {})}
+
+# %% ../../nbs/recipes/01_recipe.ipynb #dcb92451
+def differences_of(recipe: Recipe, kind: str, table: Mapping[str, Recipe]) -> str:
+    """What a run of a recipe for a kind of base model does otherwise than the public code, in
+    sentences: its own words, or those of the recipe in `table` which it is like; '' where neither
+    has any."""
+    if kind in recipe.differs or not recipe.like:
+        return recipe.differs.get(kind, '')
+    return differences_of(table[recipe.like], kind, table)

@@ -54,7 +54,7 @@ add_recipe(
                 refresh_every=1,
                 refresh_alpha=2 / T,
             )
-            for kind, T in dict(sd15=100, sd15_lora=100, sdxl=100, icons=25).items()
+            for kind, T in dict(sd15=100, sd15_lora=100, sdxl=100, sdxl_lora=100, icons=25).items()
         },
     ),
     RECIPES,

@@ -10,7 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -47,6 +49,8 @@ class Encoder:
     remember: int = 8192
     width: int | None = None  # d, where it is known
     source: str = ''  # where its weights are, for errors
+    longest_text: int = 0  # tokens that the text encoder reads; 0 if that is not known
+    count_tokens: Callable[[list[str]], list[int]] | None = None  # of prompts, uncut
 
     def __post_init__(self):
         self.image_passes = self.text_passes = 0
@@ -74,6 +78,13 @@ class Encoder:
             return self.encode_texts([prompts[i] for i in places])
 
         return self._recall(self._texts, list(prompts), encode, batch_size)
+
+    def cut_texts(self, prompts: Sequence[str]) -> list[str]:
+        "Those of the prompts that are longer than what it reads."
+        if self.count_tokens is None or not prompts:
+            return []
+        counts = self.count_tokens(list(prompts))
+        return [p for p, n in zip(prompts, counts) if n > self.longest_text]
 
     def _recall(
         self, memory: OrderedDict, ids: list[Hashable], encode: Callable, batch_size: int
@@ -116,6 +127,11 @@ def _features(out) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out.pooler_output
 
 # %% ../../nbs/scoring/03_encoders.ipynb #af35440e
+def _token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
+    "Tokens of each text, with its beginning and end, before it is cut."
+    return [len(ids) for ids in tokenizer(texts, verbose=False).input_ids]
+
+
 def transformers_encoder(
     source: str | Path,
     processor: str | Path,
@@ -152,6 +168,8 @@ def transformers_encoder(
     look = normalised(look, settings['mean'], settings['std'])
     encoder = Encoder(key, encode_images, encode_texts, look, scale, device, dtype)
     encoder.width, encoder.source = model.config.projection_dim, str(source)
+    encoder.longest_text = length
+    encoder.count_tokens = partial(_token_counts, tokenizer)
     return encoder
 
 # %% ../../nbs/scoring/03_encoders.ipynb #d9cd85ed
@@ -206,6 +224,13 @@ def _open_clip_view(settings: dict, view: str) -> View:
     return look
 
 
+def open_clip_token_counts(tokenizer: Any, texts: list[str]) -> list[int]:
+    "Tokens of each text, with its beginning and end, before open_clip cuts it."
+    if hasattr(tokenizer, 'encode'):
+        return [len(tokenizer.encode(text)) + 2 for text in texts]
+    return _token_counts(tokenizer.tokenizer, texts)
+
+
 def open_clip_encoder(
     source: str | Path,
     architecture: str | Path,
@@ -228,6 +253,8 @@ def open_clip_encoder(
     look = _open_clip_view(settings, view)
     encoder = Encoder(key, model.encode_image, encode_texts, look, scale, device, dtype)
     encoder.width, encoder.source = getattr(model.visual, 'output_dim', None), str(source)
+    encoder.longest_text = tokenizer.context_length
+    encoder.count_tokens = partial(open_clip_token_counts, tokenizer)
     return encoder
 
 # %% ../../nbs/scoring/03_encoders.ipynb #28de51b3

@@ -9,7 +9,7 @@ import re
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -115,6 +115,10 @@ class PromptScorer(BaseScorer):
         images = self.encoder.images(batch, self.batch_size)
         texts = self.encoder.texts(prompts, self.batch_size)
         return self.scale * (images * texts).sum(-1)
+
+    def cut_texts(self, prompts: Sequence[str]) -> list[str]:
+        "Those of the prompts that its encoder does not read to the end."
+        return self.encoder.cut_texts(prompts)
 
 # %% ../../nbs/scoring/04_scorers.ipynb #09fb1738
 # places of the matrices in the sequence -> whether a ReLU stands between them
@@ -246,3 +250,25 @@ def score_items(
     for s in scorers:
         check_spread(s.name, scores[s.name], names, getattr(s, 'usual', 0.0))
     return scores
+
+# %% ../../nbs/scoring/04_scorers.ipynb #4c53a01e
+def cut_texts(scorers: Sequence[Scorer], prompts: Sequence[str]) -> dict[str, list]:
+    """Scorer name -> [how many of the prompts it does not read to the end, the first of them], for
+    the scorers that there are any for."""
+    distinct, found = list(dict.fromkeys(prompts)), {}
+    for scorer in scorers:
+        cut = set(scorer.cut_texts(distinct)) if hasattr(scorer, 'cut_texts') else ()
+        if cut:
+            of_all = [p for p in prompts if p in cut]
+            found[scorer.name] = [len(of_all), of_all[0]]
+    return found
+
+
+def tell_cut_texts(cut: Mapping[str, Sequence], what: str) -> None:
+    "Warn of the texts in a result of `cut_texts`; `what` they are in the plural."
+    for name, (count, first) in cut.items():
+        warnings.warn(
+            f'{name} does not read {count} {what} to the end, they are longer than its text encoder'
+            f' takes: the first is {first[:60]!r} ...',
+            stacklevel=3,
+        )

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/06_tables.ipynb #8fc1cb3b
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from ..data.pairs import Pair
 from ..data.prompts import prompt_id
 from ..data.sources import PairsKey
 from .encoders import Encoder
-from .scorers import Scorer, batches, score_items
+from .scorers import Scorer, batches, cut_texts, score_items
 
 # %% auto #0
 __all__ = ['score_pairs', 'read_scores']
@@ -34,6 +35,9 @@ def encoders_of(scorers: Sequence[Scorer]) -> dict[str, Encoder]:
     "Name -> encoder of the scorers that look through one."
     found = {s.name: getattr(s, 'encoder', None) for s in scorers}
     return {name: e for name, e in found.items() if isinstance(e, Encoder)}
+
+
+_CUT = b'balanceddpo.cut_texts'  # in the Parquet schema: of `cut_texts` for the shard's captions
 
 
 def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 64) -> pa.Table:
@@ -47,6 +51,7 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
         ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)),
         batch_size,
     )
+    cut = cut_texts(scorers, [p.caption for p in pairs])
     return pa.table(
         {
             'pair_id': pa.array([p.pair_id for p, _ in rows], pa.string()),
@@ -56,7 +61,7 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
             'label_0': pa.array([p.label_0 for p, _ in rows], pa.float32()),
             **{name: pa.array(v, pa.float32()) for name, v in scores.items()},
         }
-    )
+    ).replace_schema_metadata({_CUT: json.dumps(cut)})
 
 # %% ../../nbs/scoring/06_tables.ipynb #54d61d01
 def _kept_ids(path: Path) -> list[str]:
@@ -178,9 +183,18 @@ def _score_shards(
     return count or 1, total
 
 # %% ../../nbs/scoring/06_tables.ipynb #ecdeb3fc
+def _sum_of_cuts(shards: Sequence[pa.Table]) -> dict[str, list]:
+    "Of all shards: scorer name -> [number of pairs with a caption that is cut, the first]."
+    found: dict[str, list] = {}
+    for shard in shards:
+        for name, (count, first) in json.loads((shard.schema.metadata or {})[_CUT]).items():
+            found.setdefault(name, [0, first])[0] += count
+    return found
+
+
 def read_scores(path: str | Path) -> pd.DataFrame:
     """The DataFrame of a folder of `score_pairs`, checked against its manifest, or of one Parquet
-    file.
+    file. `attrs['cut_texts']` has what `cut_texts` says of its captions, a pair each.
 
     Raises InputError if the folder is unfinished or damaged."""
     path = Path(path)
@@ -189,4 +203,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     if not (path / 'manifest.json').is_file():
         raise InputError(f'{path} holds no finished scores: run score_pairs until it ends')
     files = sorted(n for n in verify_manifest(path)['files'] if n.endswith('.parquet'))
-    return pd.concat([pd.read_parquet(path / n) for n in files], ignore_index=True)
+    shards = [read_sealed(path / n, 'score the pairs again') for n in files]
+    table = pd.concat([shard.to_pandas() for shard in shards], ignore_index=True)
+    table.attrs['cut_texts'] = _sum_of_cuts(shards)
+    return table

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..core.files import digest
 from ..losses.diffusion_dpo import draw_noise, draw_timesteps, draw_uniform
 from ..losses.inversion import Denoiser, noise_by_inversion
+from ..models.encoding import empty_text, mirrored_moments, picture_sizes
+from .config import encoding_needs
 from .run import Run
 from ..voting.labels import label_weights
 
@@ -95,6 +97,8 @@ def captions_of(run: Run, conditioning: dict[str, Tensor], visits: list[str]) ->
     draw = draw_uniform(run.config.seed, run.step, visits, 'empty prompt')
     empty = draw < run.config.empty_prompt_rate
     blank = run.encoded.empty_conditioning
+    if encoding_needs(run.config)['empty_text']:
+        blank = empty_text(run.encoded)
     return {
         k: torch.where(empty.view(-1, *[1] * (v.ndim - 1)), blank[k].to(v), v)
         for k, v in conditioning.items()
@@ -110,6 +114,36 @@ def clean_latents(run: Run, moments: Tensor, visits: list[str]) -> Tensor:
         z = to_device(draw.flatten(0, 1), run)
     return run.family.latents(to_device(moments.flatten(0, 1), run), z)
 
+# %% ../../nbs/training/07_batches.ipynb #70f7e9ba
+def draw_mirrors(seed: int, step: int, visits: list[str], mirror: str) -> Tensor:
+    """Which images of the visited pairs a step sees mirrored, bool [n, 2]; `mirror` as of
+    `TrainConfig`."""
+    if mirror == 'no':
+        return torch.zeros(len(visits), 2, dtype=torch.bool)
+    names = ('mirror', 'mirror' if mirror == 'pair' else 'mirror 1')
+    draws = [draw_uniform(seed, step, visits, name) for name in names]
+    return torch.stack(draws, 1) < 0.5
+
+
+def seen_moments(run: Run, rows: np.ndarray, moments: Tensor, mirrors: Tensor) -> Tensor:
+    """Moments [n, 2, 2c, h, w] of the encoded pairs `rows`, those of the mirrored image where
+    `mirrors` [n, 2] says so."""
+    if not mirrors.any():
+        return moments
+    return torch.where(mirrors[..., None, None, None], mirrored_moments(run.encoded, rows), moments)
+
+
+def told_time_ids(run: Run, rows: np.ndarray, mirrors: Tensor) -> dict[str, Tensor]:
+    """What SDXL is told of the pictures of the encoded pairs `rows`: 'time_ids', fp32 [2n, 6] on
+    the device; nothing where it is told of the square alone."""
+    if run.config.time_ids == 'square':
+        return {}
+    height, width, top, left, mirrored_left = picture_sizes(run.encoded, rows).unbind(-1)
+    left = torch.where(mirrors, mirrored_left, left)
+    side = torch.full_like(top, run.config.resolution)
+    told = torch.stack([height, width, top, left, side, side], -1)
+    return {'time_ids': to_device(told.flatten(0, 1).float(), run)}
+
 # %% ../../nbs/training/07_batches.ipynb #c55d4a1a
 def micro_batch(run: Run, places: np.ndarray, before: Iterable[int] | None = None) -> MicroBatch:
     """The pairs at `places` of the plan, with the noise, timesteps and captions of this step;
@@ -118,13 +152,15 @@ def micro_batch(run: Run, places: np.ndarray, before: Iterable[int] | None = Non
     pair_ids = [run.encoded.pair_ids[r] for r in rows]
     visits = visit_names(pair_ids, [0] * len(rows) if before is None else before)
     moments, conditioning = run.encoded.batch(rows)
-    x0 = clean_latents(run, moments, visits)
+    mirrors = draw_mirrors(config.seed, run.step, visits, config.mirror)
+    x0 = clean_latents(run, seen_moments(run, rows, moments, mirrors), visits)
     t = draw_timesteps(
         config.seed, run.step, visits, family.n_train_timesteps, density=family.timestep_density
     )
     t = for_both_images(t, run)
     captions = captions_of(run, conditioning, visits)
     conditioning = {k: for_both_images(v, run) for k, v in captions.items()}
+    conditioning |= told_time_ids(run, rows, mirrors)
     noisy, target = noisy_and_target(run, x0, t, conditioning, visits)
     return MicroBatch(
         noisy=noisy,

@@ -5,6 +5,7 @@
 # %% ../../nbs/training/03_checkpoints.ipynb #13cb96e7
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -80,8 +81,9 @@ def save_state(state, path: str | Path) -> Path:
     except SafetensorError as e:
         needed = sum(t.nbytes for t in tensors.values())
         raise OSError(
+            errno.EIO,
             f'cannot write {path}: {needed} bytes are needed,'
-            f' {shutil.disk_usage(Path(path).parent).free} are free there ({e})'
+            f' {shutil.disk_usage(Path(path).parent).free} are free there ({e})',
         ) from e
     return Path(path)
 

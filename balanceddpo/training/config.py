@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from ..core.errors import InputError
 
@@ -25,9 +25,27 @@ METHODS = (
 )
 NOISES = ('inpo', 'inpo_code', 'smpo_paper', 'smpo_code', 'smpo_code_sdxl')
 
+# %% ../../nbs/training/01_config.ipynb #d83c2356
+@dataclass(frozen=True, kw_only=True)
+class VisitConfig:
+    "How training sees a pair when it visits it, beside the noise."
+
+    # mirror images by chance at each visit: no, each image by itself, or both images of a pair
+    mirror: Literal['no', 'each', 'pair'] = 'no'
+    # what stands for a dropped caption: the model's own unconditional conditioning (SDXL: zeros),
+    # or the empty text, encoded
+    empty_prompt: Literal['own', 'encoded'] = 'own'
+    # what SDXL is told of sizes: those of the square that it sees, or the picture's own and its cut
+    time_ids: Literal['square', 'picture'] = 'square'
+
+
+# these settings came later than the others -> the value that changes nothing; with it they stand in
+# no key, so that older runs are found
+LATER = {f.name: f.default for f in fields(VisitConfig)}
+
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(VisitConfig):
     """Settings of one training run. Raises InputError naming the field for a value that makes no
     sense."""
 
@@ -175,6 +193,23 @@ def options_of(config: TrainConfig) -> dict:
         except ValueError:
             found[name] = text
     return found
+
+
+class EncodingNeeds(TypedDict):
+    "The settings of `EncodeConfig` that a run needs: name -> whether."
+
+    mirrored: bool
+    sizes: bool
+    empty_text: bool
+
+
+def encoding_needs(config: TrainConfig) -> EncodingNeeds:
+    "What the pairs of a run must have been encoded with."
+    return {
+        'mirrored': config.mirror != 'no',
+        'sizes': config.time_ids == 'picture',
+        'empty_text': config.empty_prompt == 'encoded' and config.empty_prompt_rate > 0,
+    }
 
 
 def refreshes(config: TrainConfig) -> bool:

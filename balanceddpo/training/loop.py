@@ -58,8 +58,8 @@ from balanceddpo.training.run import (
     LabelledPairs,
     Run,
     append_row,
-    check_noise,
-    check_resolution,
+    check_family,
+    check_pairs,
     compile_models,
     decided_pairs,
     family_to_train,
@@ -80,10 +80,10 @@ def start(
     """Line 8: the policy from the base model, the reference a copy of it. `family` is loaded from
     `config.model` unless given (then it is trained in place).
 
-    Sets the global random seeds. Raises InputError if the pairs were encoded at another
-    resolution, or nothing can be learned from the labels."""
+    Sets the global random seeds. Raises InputError if the pairs were encoded otherwise than the
+    run needs them, or nothing can be learned from the labels."""
     ensure_torchvision()
-    check_resolution(config, pairs)
+    check_pairs(config, pairs)
     rows, labels, counts = decided_pairs(pairs.encoded.pair_ids, pairs.labels)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def start(
     family = family_to_train(config, family, accelerator.device)
     config = with_targets(config, family.folder)
     model = prepare_policy(family.model, config, accelerator.device)
-    check_noise(config, family)
+    check_family(config, family)
     return Run(
         config=config,
         label_config=pairs.label_config,

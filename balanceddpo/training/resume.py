@@ -36,9 +36,10 @@ from balanceddpo.training.checkpoints import (
     newest_checkpoint,
     random_state,
     restore_random_state,
+    retain,
     write_checkpoint,
 )
-from .config import TrainConfig
+from .config import LATER, TrainConfig
 from .run import LabelledPairs, Run, keep_rows, trained_state, with_targets
 
 # %% ../../nbs/training/05_resume.ipynb #d5decb29
@@ -77,11 +78,12 @@ def label_inputs(pairs: LabelledPairs) -> dict:
 # %% ../../nbs/training/05_resume.ipynb #745bceb6
 def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
-    settings = asdict(with_targets(config, folder))
+    settings = asdict(with_targets(config, folder)).items()
+    named = {k: v for k, v in settings if k not in MAY_CHANGE and (k, v) not in LATER.items()}
     return {
         'revision': TRAINING,
         'numerics': numeric_path(config.device, config.precision),
-        'training': {k: v for k, v in settings.items() if k not in MAY_CHANGE},
+        'training': named,
         'base': part_digests(folder, ('denoiser', 'scheduler')),
         'pairs': pairs.encoded.key,
         **label_inputs(pairs),
@@ -190,6 +192,9 @@ def restore(run: Run) -> None:
             ' behind it'
         )
     if run.accelerator.is_main_process:
+        # what a process that was killed between writing one and removing the oldest left
+        if found:
+            retain(run.out / 'checkpoints', run.config.keep_checkpoints)
         for name in ('metrics.jsonl', 'skipped.jsonl'):
             keep_rows(run.out / name, run.step)
 

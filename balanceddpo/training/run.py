@@ -17,11 +17,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..core.devices import ensure_torchvision, pick_device
 from ..core.errors import InputError
 from ..core.files import staged
+from ..core.launcher import check_launcher
 from ..core.numerics import at_full_speed
 
 if TYPE_CHECKING:
@@ -31,12 +34,12 @@ if TYPE_CHECKING:
 __all__ = ['LabelledPairs', 'is_decided', 'decided_pairs']
 
 # %% ../../nbs/training/04_run.ipynb #019a985b
-from ..models.encoding import EncodedPairs
+from ..models.encoding import EncodedPairs, holds
 from ..models.families import load_family, lora_targets
 from ..models.family import Family
 from ..models.folders import local_folder
 from ..models.saving import check_parts
-from .config import TrainConfig, compares_pairs
+from .config import LATER, TrainConfig, compares_pairs, encoding_needs
 from .reference import Reference
 from ..voting.config import LabelConfig
 
@@ -57,6 +60,26 @@ def check_resolution(config: TrainConfig, pairs: LabelledPairs) -> None:
             f'the pairs were encoded at {pairs.encoded.resolution} pixels, the run wants'
             f' {config.resolution}: set resolution'
         )
+
+
+def check_views(config: TrainConfig, pairs: LabelledPairs) -> None:
+    """Raises InputError for pairs that were encoded without what the run needs of them: the other
+    orientation, their sizes, the empty text."""
+    settings = {'mirrored': 'mirror', 'sizes': 'time_ids', 'empty_text': 'empty_prompt'}
+    for what, needed in encoding_needs(config).items():
+        if needed and not holds(pairs.encoded, what):
+            name = settings[what]
+            raise InputError(
+                f'{name} is {getattr(config, name)!r}, for which the pairs must be encoded with'
+                f' {what}: encode them again so (balanceddpo encode --{what.replace("_", "-")}), or'
+                f' set {name} to {LATER[name]!r}'
+            )
+
+
+def check_pairs(config: TrainConfig, pairs: LabelledPairs) -> None:
+    "Raises InputError for pairs that were not encoded as the run needs them."
+    check_resolution(config, pairs)
+    check_views(config, pairs)
 
 # %% ../../nbs/training/04_run.ipynb #7d1337f5
 def is_decided(labels: pd.DataFrame) -> np.ndarray:
@@ -124,10 +147,43 @@ def trained_state(run: Run) -> dict[str, Tensor]:
         if p.requires_grad
     }
 
+# %% ../../nbs/training/04_run.ipynb #536858a2
+def check_start(config: TrainConfig) -> None:
+    """Raises InputError, before anything is loaded, for a launcher's setting that might change the
+    result, or a tracker that is not installed."""
+    check_launcher()
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if config.tracker not in ('none', *installed):
+        raise InputError(
+            f'the tracker {config.tracker} is not installed: pip install {config.tracker}, or set'
+            ' tracker to none'
+        )
+
+
+def check_made(accelerator: Accelerator, config: TrainConfig, device: torch.device) -> None:
+    "Raises InputError if accelerate made something else than the run asked for."
+    if accelerator.device.type != device.type:
+        raise InputError(
+            f'the launcher put the run on {accelerator.device.type}, its device is {device.type}:'
+            f' set device to {accelerator.device.type}, or unset ACCELERATE_USE_CPU and'
+            ' ACCELERATE_TORCH_DEVICE'
+        )
+    kind = accelerator.distributed_type.value
+    made = {
+        'shares': 'plain' if kind == 'NO' or kind.startswith('MULTI_') else kind,
+        'precision': accelerator.mixed_precision.replace('no', 'fp32'),
+        'accumulates': accelerator.gradient_accumulation_steps,
+        'compiles': accelerator.state.dynamo_plugin.backend.value,
+    }
+    asked = {'shares': 'plain', 'precision': config.precision, 'accumulates': 1, 'compiles': 'NO'}
+    if made != asked:
+        raise InputError(f'accelerate made {made} of a run that asked for {asked}')
+
 # %% ../../nbs/training/04_run.ipynb #4b072901
 def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
     """accelerate's `Accelerator` for this run. Raises InputError for a precision that the device
-    cannot do, or a batch that its processes cannot share."""
+    cannot do, a batch that its processes cannot share, or a launcher that wants another run."""
+    check_start(config)
     # an earlier run of this process may have had another precision
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         AcceleratorState._reset_state(True)
@@ -142,13 +198,16 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
     accelerator = Accelerator(
         cpu=device.type == 'cpu',
         mixed_precision=config.precision.replace('fp32', 'no'),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend='no',
         project_dir=str(out),
         log_with=None if config.tracker == 'none' else config.tracker,
     )
+    check_made(accelerator, config, device)
     check_shares(config, accelerator.num_processes)
     return accelerator
 
-
+# %% ../../nbs/training/04_run.ipynb #840dbbf6
 def check_shares(config: TrainConfig, processes: int) -> None:
     "Raises InputError for a batch that so many processes cannot share."
     if config.batch_size < processes:
@@ -222,6 +281,21 @@ def check_noise(config: TrainConfig, family: Family) -> None:
             f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models'
             ' have not: set noise to random'
         )
+
+
+def check_time_ids(config: TrainConfig, family: Family) -> None:
+    "Raises InputError for a model that is to be told sizes and takes none."
+    if config.time_ids != 'square' and not family.takes_sizes:
+        raise InputError(
+            f'time_ids is {config.time_ids!r}, and {family.name} is told no sizes (SDXL alone is):'
+            " set time_ids to 'square'"
+        )
+
+
+def check_family(config: TrainConfig, family: Family) -> None:
+    "Raises InputError for settings that the model's family cannot follow."
+    check_noise(config, family)
+    check_time_ids(config, family)
 
 # %% ../../nbs/training/04_run.ipynb #7f309583
 def compile_models(models: Iterable[ModelMixin], compiled: str) -> None:

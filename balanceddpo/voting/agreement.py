@@ -88,19 +88,22 @@ def vote_splits(votes: ArrayLike) -> DataFrame:
 # %% ../../nbs/voting/04_agreement.ipynb #669dffaa
 def tie_report(labels: DataFrame, weights: ArrayLike | None = None) -> dict[str, int | float]:
     """Counts of a labels table: pairs, voted (at least one scorer did), no_vote, ties (of those who
-    voted, before any rule), tie_rate (ties / voted), independent_tie_rate (of as many fair
-    coins), left_out (weights 0 and 0 after the rule), abstentions (single votes not cast)."""
+    voted, before any rule), tie_rate (ties / voted), independent_tie_rate (if all that voted on a
+    pair had tossed fair coins), left_out (weights 0 and 0 after the rule), abstentions (single
+    votes not cast)."""
     v = labels[[c for c in labels if c.startswith('vote_')]].to_numpy()
     voted = (v != 0) @ scorer_weights(weights, v.shape[1]) > 0
     ties = int((majority(v, weights) == 0)[voted].sum())
     n = int(voted.sum())
+    voters = (v != 0).sum(1)[voted]
+    by_chance = [tie_probability(int(k)) for k in voters] if n else [tie_probability(v.shape[1])]
     return dict(
         pairs=len(v),
         voted=n,
         no_vote=len(v) - n,
         ties=ties,
         tie_rate=ties / n if n else 0.0,
-        independent_tie_rate=tie_probability(v.shape[1]),
+        independent_tie_rate=float(np.mean(by_chance)),
         left_out=int(((labels['w0'] == 0) & (labels['w1'] == 0)).sum()),
         abstentions=int((v == 0).sum()),
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from balanceddpo.voting.votes import (
 )
 
 # %% auto #0
-__all__ = ['LABELLERS', 'hard_weights', 'shared_weights', 'labeller', 'label_pairs', 'label_weights', 'write_labels',
-           'read_labels']
+__all__ = ['LABELLERS', 'MANY_ABSTENTIONS', 'hard_weights', 'shared_weights', 'labeller', 'tell_abstentions', 'label_pairs',
+           'label_weights', 'write_labels', 'read_labels']
 
 # %% ../../nbs/voting/03_labels.ipynb #1082a649
 def hard_weights(s: ArrayLike) -> ndarray:
@@ -268,6 +269,23 @@ def check_voters(config: LabelConfig, names: Sequence[str]) -> None:
         scorer_weights(config.weights, len(names))
 
 # %% ../../nbs/voting/03_labels.ipynb #5e598027
+MANY_ABSTENTIONS = 0.1  # share of pairs without a scorer's vote that is told
+
+
+def tell_abstentions(ballot: Ballot, config: LabelConfig) -> None:
+    "Warn of scorers that do not vote on many pairs: there the label is that of the others."
+    if config.method == 'human' or not len(ballot.pair_ids):
+        return
+    shares = 1 - np.mean(votes(ballot.scores) != 0, axis=0)
+    for name, share in zip(ballot.scorers, shares):
+        if config.scorer in (None, name) and share > MANY_ABSTENTIONS:
+            warnings.warn(
+                f'scorer {name!r} does not vote on {100 * share:.1f} % of the pairs: a score is'
+                ' missing there',
+                stacklevel=3,
+            )
+
+
 def label_pairs(table: DataFrame, config: LabelConfig = MAJORITY) -> DataFrame:
     """Label the pairs of a table of scores (from `score_pairs`): a DataFrame, one row per pair.
 
@@ -277,6 +295,7 @@ def label_pairs(table: DataFrame, config: LabelConfig = MAJORITY) -> DataFrame:
     deviations. Raises InputError for bad scores or settings."""
     ballot = read_ballot(table, config.scorers)
     check_voters(config, ballot.scorers)
+    tell_abstentions(ballot, config)
     v = votes(ballot.scores)
     w = LABELLERS[config.method](ballot, config)
     columns = {'pair_id': ballot.pair_ids.astype(str)}

@@ -6,6 +6,7 @@ import pytest
 
 from balanceddpo import pipeline
 from balanceddpo.data.sources import PairSource
+from balanceddpo.recipes.recipe import KINDS
 
 
 def test_align_from_the_command_line_is_align_from_python(tmp_path, run):
@@ -23,7 +24,10 @@ def test_methods_tells_each_value_and_its_source(run):
     assert re.search(r'BalancedDPO +majority +dpo +random +replaced', table)
     page = run('methods', 'BalancedDPO')
     assert re.search(r'refresh_every +100 +IV-A: every 100 steps', page)
-    assert page.count('learning_rate') == 4  # one for each kind of base model
+    assert page.count('learning_rate') == len(KINDS)  # one for each kind of base model
+    # and what still differs from the code whose values they are, of every kind that has such code
+    assert page.count('differs: ') == len(KINDS) - 1
+    assert 'fp16-fix' in page
 
 
 @pytest.mark.parametrize(

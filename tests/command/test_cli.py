@@ -1,18 +1,21 @@
 """The command: four calls end to end on tiny random models, what it does with errors, and how light
 it is."""
 
+import errno
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import SafetensorError
 
 from balanceddpo.cli import ORDER, VERBS, main
 from balanceddpo.models.encoding import EncodedPairs
@@ -32,7 +35,7 @@ HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformer
 LIGHT = """
     cli command core core.errors core.files core.parallel core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.studies
+    command.evaluation command.studies command.verification
     paper paper.repro_notebooks paper.reproduction paper.results_page recipes recipes.config
 """.split()
 
@@ -110,7 +113,7 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
 
 
 def test_an_unknown_verb_is_told_the_others_in_their_order(refused):
-    others = 'align, methods, label, encode, train, sample, evaluate, reproduce, icons'
+    others = 'align, methods, label, encode, train, sample, evaluate, reproduce, icons, verify'
     assert f"unknown verb 'lable': use {others}" in refused('lable')
 
 
@@ -133,6 +136,85 @@ def test_no_memory_left_is_a_line_with_advice(monkeypatch, capsys):
     assert main(['icons']) == 1
     assert '2 GiB.; use less at once: --micro-batch-size' in (said := capsys.readouterr().err)
     assert said.count('\n') == 1
+
+
+@contextmanager
+def files_of_at_most(n):
+    "Until the end, no file can grow beyond `n` bytes, as on a full disk."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_in_every_verb_and_the_same_command_goes_on(
+    world, tmp_path, run, capfd
+):
+    human = label_words(world, '--method', 'human', '--out', tmp_path / 'labels.parquet')
+    encode = encode_words(world, '--device', 'cpu', '--out', tmp_path / 'encoded')
+    train = train_words(world, tmp_path, '--mode', 'lora', '--out', tmp_path / 'lora')
+    draw = ['sample', '--model', f'{world}/model', '--prompts', f'{world}/prompts.txt', *DRAW]
+    drawn = [f'{name}={tmp_path}/{name}' for name in ('a', 'b')]
+    scorer = ['--scorers', f'clip={world}/clip', '--device', 'cpu']
+    for words in (
+        human,
+        encode,
+        train,
+        [*draw, '--out', tmp_path / 'a'],
+        [*draw, '--out', tmp_path / 'b'],
+        ['evaluate', *drawn, *scorer, '--out', tmp_path / 'compared'],
+    ):
+        with files_of_at_most(1500):
+            assert main(list(map(str, words))) == 1
+        said = capfd.readouterr().err.splitlines()[-1]  # above it are bars of the libraries
+        assert said.startswith('balanceddpo: '), said
+        assert 'File too large' in said
+        assert re.search(f'bytes of {tmp_path}|cannot write {tmp_path}', said), said
+        assert said.endswith('kept: then the same command goes on from there')
+        run(*words)
+
+
+@pytest.mark.parametrize(
+    'error, code, says',
+    [
+        (
+            OSError(errno.ENOSPC, 'No space left on device', 'x'),
+            1,
+            'x: No space left on device; make',
+        ),
+        (
+            OSError(errno.EROFS, 'Read-only file system', 'x'),
+            1,
+            'x: Read-only file system; make room',
+        ),
+        (FileExistsError(errno.EEXIST, 'File exists', 'x'), 2, 'x: File exists'),
+        (OSError('Unable to load\nmore of it'), 2, 'OSError: Unable to load more of it'),
+        (MemoryError(), 1, 'MemoryError; use less at once'),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, 'use less'),
+        (RuntimeError('PytorchStreamWriter failed: file write failed'), 1, 'make room, or choose'),
+        (SafetensorError('I/O error: No space left on device (os error 28)'), 1, 'make room, or'),
+        (SystemExit(0), 2, 'icons was ended from within'),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, code, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setitem(VERBS, 'icons', replace(VERBS['icons'], run=fail))
+    assert main(['icons']) == code
+    assert says in (said := capsys.readouterr().err)
+    assert said.count('\n') == 1
+
+
+def test_a_training_that_was_told_to_stop_exits_with_its_code(monkeypatch):
+    def stop(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setitem(VERBS, 'icons', replace(VERBS['icons'], run=stop))
+    with pytest.raises(SystemExit, match='143'):
+        main(['icons'])
 
 
 def test_the_installed_command_in_a_shell(tmp_path):

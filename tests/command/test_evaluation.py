@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from balanceddpo.command.evaluation import contestant
+from balanceddpo.models.config import SampleConfig
 from short_commands import DRAW, encode_words, label_words, train_words
 
 
@@ -46,6 +49,44 @@ def test_a_full_fine_tune_is_a_model_like_any_other(world, tmp_path, run):
     assert '--limit has nothing to say' in run(*kept, '--limit', 1, code=2)
 
 
+@pytest.fixture
+def grey(world, tmp_path):
+    "A model whose images are all of a single colour."
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(world / 'model', tmp_path / 'one_colour')
+    file = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
+    tensors = load_file(file)
+    tensors['decoder.conv_out.weight'].zero_()
+    save_file(tensors, file, metadata={'format': 'pt'})
+    return folder
+
+
+def test_a_model_that_draws_one_colour_is_not_judged_unless_that_is_asked_for(
+    world, grey, tmp_path, run
+):
+    prompts, told = ['--prompts', world / 'prompts.txt'], '4 of 4 images cannot be judged'
+    for name, model in (('base', world / 'model'), ('grey', grey)):
+        said = run('sample', '--model', model, *prompts, *DRAW, '--out', tmp_path / name)
+        assert (told in said) == (name == 'grey')
+    contest = ['evaluate', *(f'{name}={tmp_path / name}' for name in ('base', 'grey')), *prompts]
+    contest += ['--scorers', f'clip={world}/clip', '--device', 'cpu', '--out', tmp_path / 'out']
+    assert f'grey, prompts: {told}' in run(*contest, code=2)
+    assert not (tmp_path / 'out').exists()
+    assert f'grey, prompts: {told}' in run(*contest, '--max-unsound', 1)
+    rows = (tmp_path / 'out/unsound.csv').read_text().splitlines()
+    assert rows[1:] == ['base,prompts,4,0,0,0', 'grey,prompts,4,0,4,4']
+    noted = json.loads((tmp_path / 'out/provenance.json').read_text())
+    assert noted['parameters']['options']['max_unsound'] == 1
+
+
+def test_where_all_can_be_judged_nothing_is_said(world, tmp_path, run):
+    models = [f'{name}={world}/model' for name in 'ab']
+    words = [*models, '--prompts', world / 'prompts.txt', *DRAW, '--scorers', f'clip={world}/clip']
+    assert 'cannot be judged' not in run('evaluate', *words, '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out/unsound.csv').exists()
+
+
 def test_a_lora_needs_its_base(world, tmp_path, run):
     (tmp_path / 'pytorch_lora_weights.safetensors').touch()
     assert f'b=BASE+{tmp_path}' in run(
@@ -53,11 +94,46 @@ def test_a_lora_needs_its_base(world, tmp_path, run):
     )
 
 
+def test_a_packaged_name_is_the_packaged_model(tmp_path, run, monkeypatch):
+    "Also where `balanceddpo icons --export icons` has made a folder of that name, or images lie."
+    monkeypatch.chdir(tmp_path)
+    lora = tmp_path / 'lora' / 'pytorch_lora_weights.safetensors'
+    lora.parent.mkdir()
+    lora.touch()
+    words = ['evaluate', 'base=icons', 'ours=icons+lora', '--prompts', 'icons:hpd', '--dry-run']
+    first = run(*words)
+    assert 'with icons + lora;' in first
+    assert 'with icons + lora;' in run(
+        'sample', '--model', 'icons+lora', '--prompts', 'icons:hpd', '--dry-run'
+    )
+    (tmp_path / 'icons').mkdir()
+    assert run(*words) == first
+    (tmp_path / 'icons' / 'index.parquet').touch()
+    assert run(*words) == first
+    assert contestant('base', './icons', SampleConfig()).images == Path('icons')
+    words[1] = 'base=./icons'
+    (tmp_path / 'icons' / 'index.parquet').unlink()
+    assert './icons is neither a diffusers pipeline' in run(*words, code=2)
+    both = ['--model', 'icons+lora', '--lora', 'other', '--prompts', 'icons:hpd']
+    assert 'two LoRAs' in run('sample', *both, code=2)
+
+
 @pytest.mark.parametrize(
     'words, says',
     [
         ('sample --model {w}/model --prompts {w}/none.txt', 'none.txt'),
         ('sample --model {w}/model --prompts {w}/prompts.txt --scheduler ddpm', "'ddpm'"),
+        ('sample --model {w}/model --prompts {w}/prompts.txt --limit -1', 'limit must be'),
+        ('sample --model {w}/model --prompts {w}/prompts.txt --steps 5000', '1000 timesteps'),
+        ('sample --model {w}/model --prompts {w}/prompts.txt --guidance inf', 'guidance must be'),
+        (
+            'evaluate a={w}/model b={w}/model --prompts {w}/prompts.txt --limit -1',
+            'limit must be',
+        ),
+        (
+            'evaluate a={w}/model b={w}/model --prompts {w}/prompts.txt --max-unsound 5',
+            'from 0 to 1',
+        ),
         ('evaluate', 'two models'),
         ('evaluate a={w}/model --prompts {w}/prompts.txt', 'two models'),
         ('evaluate a={w}/model a={w}/model --prompts {w}/prompts.txt', "two models are called 'a'"),

@@ -97,7 +97,34 @@ def test_a_scorer_of_the_users_own(world, tmp_path, run):
             'prompts.txt is a file',
         ),
         ('label --pairs {w}/pairs.parquet --share 0', 'share'),
+        ('label --pairs {w}/pairs.parquet --method human --share 1e-9', 'no row is in the share'),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(refused, words, says):
     assert says.lower() in refused(words)
+
+
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('import sys\nsys.exit(0)', 'mine.py, line 2): SystemExit: 0'),
+        ('x = 1\ndef (', 'mine.py): SyntaxError: invalid syntax'),
+        ('import no_such_module_of_mine', 'mine.py, line 1): ModuleNotFoundError: No module named'),
+        ('\n\n1 / 0', 'mine.py, line 3): ZeroDivisionError'),
+    ],
+)
+def test_a_file_of_scorers_that_fails_is_one_line(world, tmp_path, run, text, says):
+    (tmp_path / 'mine.py').write_text(text)
+    said = run(*label_words(world, '--register', tmp_path / 'mine.py'), code=2)
+    assert f'the file of scorers failed ({tmp_path}/{says}' in said
+
+
+def test_a_scorer_that_ends_the_program_is_told_and_leaves_no_labels(world, tmp_path, run):
+    (tmp_path / 'mine.py').write_text(
+        'import sys\nfrom balanceddpo.scoring.registry import register_scorer\n'
+        "@register_scorer('leaves')\ndef leaves(images, prompts):\n    sys.exit(0)\n"
+    )
+    out = tmp_path / 'labels.parquet'
+    words = label_words(world, '--register', tmp_path / 'mine.py', '--scorers', 'leaves')
+    assert 'label was ended from within (sys.exit, code 0)' in run(*words, '--out', out, code=2)
+    assert not out.exists()

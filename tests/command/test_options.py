@@ -69,3 +69,33 @@ def test_long_paths_are_not_broken_in_messages(run):
     path = '/'.join(['a long name'] * 40)
     assert path in run('label', '--pairs', path, code=2)
     assert f"'{path}'" in run('sample', '--limit', path, code=2)
+
+
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        ('label --pairs x --limit 0', '--limit must be 1 or more, not 0'),
+        ('label --pairs x --limit -1', '--limit must be 1 or more, not -1'),
+        ('label --pairs x --batch-size 0', '--batch-size must be 1 or more'),
+        ('encode --pairs x --model icons --limit 0', '--limit must be 1 or more'),
+        ('encode --pairs x --model icons --batch-size -1', '--batch-size must be 1 or more'),
+        ('encode --pairs x --model icons --workers 0', '--workers must be 1 or more'),
+        ('encode --pairs x --model icons --resolution -64', '--resolution must be 0 or more'),
+        ('encode --pairs x --model icons --resolution 63', '--resolution must be a multiple of'),
+        ('encode --pairs x --model icons --seed -1', '--seed must be from 0 to 4294967295'),
+        ('train --labels x --encoded x --model icons --seed 4294967296', '--seed must be from 0'),
+        ('train --labels x --encoded x --model icons --resolution 0', 'resolution must be'),
+        ('sample --limit -1', '--limit must be 1 or more'),
+        ('sample --images-per-prompt 0', '--images-per-prompt must be 1 or more'),
+        ('sample --steps 0', '--steps must be 1 or more'),
+        ('sample --resolution 63', '--resolution must be a multiple of'),
+        ('evaluate a=icons b=icons --prompts icons:hpd --resolution 63', 'must be a multiple of'),
+        ('align BalancedDPO --model icons --pairs x --seed -1', '--seed must be from 0'),
+        ('align BalancedDPO --model icons --pairs x --limit 0', '--limit must be 1 or more'),
+        ('align BalancedDPO --model icons --pairs x --resolution 63', 'must be a multiple of'),
+        ('icons --rows 0', '--rows must be 1 or more'),
+        ('reproduce all --workers 0', '--workers must be 1 or more'),
+    ],
+)
+def test_a_number_without_sense_is_refused_in_one_line(run, words, says):
+    assert says in run(*words.split(), code=2)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from balanceddpo.command.training import EncodeOptions, encode_plan
+from balanceddpo.models.config import EncodeConfig
+
 
 def test_train_refuses_a_model_of_another_family_than_the_one_asked_for(tmp_path, run):
     words = f'train --model icons --family sdxl --labels {tmp_path}/a'.split()
@@ -25,7 +28,7 @@ def test_train_refuses_labels_that_are_not_the_recipes(world, encoded, tmp_path,
         ('train --labels {w}/none --encoded {w}/none --model {w}/model', 'none'),
         (
             'train --model icons --labels {w}/pairs.parquet --encoded {w}/clip',
-            'not a table of labels',
+            'has no seal',
         ),
         ('train --labels x --encoded y', '--model'),
         (
@@ -38,3 +41,14 @@ def test_train_refuses_labels_that_are_not_the_recipes(world, encoded, tmp_path,
 )
 def test_bad_input_is_one_line_and_code_2(refused, words, says):
     assert says.lower() in refused(words)
+
+
+def test_the_plan_of_encoding_counts_both_orientations():
+    once, twice = (
+        encode_plan(EncodeOptions('icons', limit=3), EncodeConfig('icons', mirrored=mirrored))
+        for mirrored in (False, True)
+    )
+    assert once[1].startswith('6 passes through the autoencoder')
+    assert twice[1].startswith('12 passes through the autoencoder')
+    assert '24.6 kB of latents' in once[-1]
+    assert '49.2 kB of latents' in twice[-1]

@@ -1,13 +1,16 @@
 """The torchvision repair: it acts on one failure only, and the libraries that stop without it work
 after it."""
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
+import balanceddpo
 from balanceddpo.core.devices import pick_device, pick_dtype, versions
 from balanceddpo.core.errors import InputError
 
@@ -148,3 +151,66 @@ def test_versions_import_nothing_and_hide_the_build():
     """)
     assert done.returncode == 0, done.stderr
     assert versions()['torch'] == torch.__version__.split('+')[0]
+
+
+MEND = 'from balanceddpo.core.devices import mend_torchvision; print(mend_torchvision())'
+
+
+def plain_python(code, *path):
+    "As `python`, in processes started from there too, and without any repair."
+    paths = [*map(str, path), str(Path(balanceddpo.__file__).parents[1])]
+    env = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
+    words = [sys.executable, '-W', 'ignore', '-c', code]
+    return subprocess.run(words, capture_output=True, text=True, env=env)
+
+
+def torchvision_of_another_build(folder):
+    "A torchvision that fails as the one on PyPI does beside a CPU build of torch."
+    pretend_torchvision(
+        folder, 'import torchvision.extension\nfrom torchvision import _meta_registrations'
+    )
+    (folder / 'torchvision/extension.py').write_text('def _has_ops():\n    return False\n')
+    (folder / 'torchvision/_meta_registrations.py').write_text(
+        'import torch\nimport torch.library\n\nimport torchvision.extension  # noqa: F401\n\n\n'
+        '@torch.library.register_fake("torchvision::nms")\n'
+        'def meta_nms(dets, scores, iou_threshold):\n    return dets\n'
+    )
+    return folder
+
+
+def test_installing_mends_torchvision_for_programs_that_know_nothing_of_it(tmp_path):
+    folder = torchvision_of_another_build(tmp_path)
+    assert 'nms does not exist' in plain_python('import torchvision', folder).stderr
+    done = plain_python(MEND, folder)
+    assert 'its two operators are declared in' in done.stdout, done.stderr
+    assert plain_python('import torchvision', folder).returncode == 0
+    mended = (folder / 'torchvision/_meta_registrations.py').read_text()
+    assert 'nothing to mend' in plain_python(MEND, folder).stdout
+    assert (folder / 'torchvision/_meta_registrations.py').read_text() == mended
+    # a torch that fits comes later: nothing is declared twice
+    (folder / 'torchvision/extension.py').write_text(
+        'import torch\n_library = torch.library.Library("torchvision", "DEF")\n'
+        '_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+        'def _has_ops():\n    return True\n'
+    )
+    assert plain_python('import torchvision', folder).returncode == 0
+
+
+def test_another_failure_of_torchvision_is_not_mended(tmp_path):
+    pretend_torchvision(tmp_path, "raise RuntimeError('no disk')")
+    assert 'torchvision cannot be imported (RuntimeError: no disk)' in (
+        plain_python(MEND, tmp_path).stderr
+    )
+
+
+@pytest.mark.skipif(
+    not Path(sys.prefix, '.installed').exists(), reason='the environment was not made by make'
+)
+def test_accelerate_and_diffusers_start_in_this_environment():
+    "`make install` ends with the mend."
+    for code in (
+        'from diffusers import StableDiffusionPipeline',
+        'import accelerate.commands.accelerate_cli',
+    ):
+        done = plain_python(code)
+        assert done.returncode == 0, done.stderr

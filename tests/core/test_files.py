@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from balanceddpo.core import files as store
 from balanceddpo.core.errors import InputError
@@ -292,6 +293,25 @@ def test_a_full_disk_is_told_with_path_and_bytes(tmp_path):
     assert str(tmp_path / 'f') in last
     assert '4096 bytes' in last
     assert 'bytes are free' in last
+
+
+@pytest.mark.parametrize(
+    'error, number',
+    [
+        (SafetensorError('I/O error: No space left on device (os error 28)'), errno.ENOSPC),
+        (RuntimeError('PytorchStreamWriter failed: file write failed'), errno.ENOSPC),
+        (SafetensorError('Error while deserializing header'), None),
+        (SafetensorError('I/O error: No such file (os error 2)'), None),
+    ],
+)
+def test_a_full_disk_that_a_library_tells_is_told_with_its_place(tmp_path, error, number):
+    with pytest.raises(OSError if number else type(error)) as found, staged(tmp_path / 'f') as t:
+        t.write_text('part')
+        raise error
+    if number:
+        assert found.value.errno == number
+        assert f'4 bytes of {tmp_path}/f were written' in found.value.strerror
+    assert not strays(tmp_path)
 
 
 def test_write_json_is_whole_or_old(tmp_path):

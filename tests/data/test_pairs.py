@@ -20,6 +20,7 @@ from balanceddpo.data.pairs import (
     draw_view,
     make_pair,
     pairs_of_rows,
+    told_sizes,
     transform_pair,
     write_pairs,
 )
@@ -255,19 +256,16 @@ def test_both_images_get_the_same_view_whatever_their_size():
         Image.fromarray(np.tile(np.linspace(0, 255, w).astype('uint8')[None, :, None], (h, 1, 3)))
         for w, h in ((96, 32), (192, 64))
     )
-    firsts, mirrored = set(), set()
+    firsts = set()
     for i in range(40):
-        a, b = transform_pair((small, large), 16, f'pair {i}', crop='random', flip=True)
-        # one picture at two sizes: one place, one direction
+        a, b = transform_pair((small, large), 16, f'pair {i}', crop='random')
+        # one picture at two sizes: one place
         assert (a.float() - b.float()).abs().max() < 6
         assert (
-            a.float()
-            - transform_pair((small, large), 16, f'pair {i}', crop='random', flip=True)[0].float()
+            a.float() - transform_pair((small, large), 16, f'pair {i}', crop='random')[0].float()
         ).abs().max() == 0
         firsts.add(int(a[0, 0].min()))
-        mirrored.add(bool(a[0, 0, 0] > a[0, 0, -1]))
     assert len(firsts) > 20
-    assert mirrored == {True, False}
     tall = small.transpose(Image.Transpose.ROTATE_90)
     places = [draw_view(f'pair {i}', 0, 'random')[1] for i in range(40)]
     means = [
@@ -278,16 +276,36 @@ def test_both_images_get_the_same_view_whatever_their_size():
     assert np.corrcoef(places, means)[0, 1] < -0.99
 
 
-def test_view_depends_on_pair_and_seed_alone_and_flip_does_not_move_the_crop():
-    views = [draw_view(f'{i}', seed, 'random', True) for i in range(50) for seed in (0, 1)]
+def test_view_depends_on_pair_and_seed_alone():
+    views = [draw_view(f'{i}', seed, 'random') for i in range(50) for seed in (0, 1)]
     assert len(set(views)) == 100
-    assert [draw_view(f'{i}', 0, 'random', False)[:2] for i in range(50)] == [
-        v[:2] for v in views[::2]
-    ]
-    assert all(0 <= u < 1 and 0 <= v < 1 for u, v, _ in views)
-    assert draw_view('x', 0, 'center', True)[:2] == (0.5, 0.5)
-    assert draw_view('x') == (0.5, 0.5, False)
+    assert [draw_view(f'{i}', 0, 'random') for i in range(50)] == views[::2]
+    assert all(0 <= u < 1 and 0 <= v < 1 for u, v in views)
+    assert draw_view('x', 0, 'center') == draw_view('x') == (0.5, 0.5)
     assert 'diagonal' in refused(draw_view, 'x', 0, 'diagonal')
+
+
+def test_the_view_is_the_one_that_was_drawn_before_mirroring_moved_to_training():
+    assert draw_view('pair 1', 0, 'random') == (0.9689566713370282, 0.7977873639900539)
+
+
+@pytest.mark.parametrize('size', [(96, 64), (64, 92), (101, 64), (64, 64), (333, 500)])
+def test_the_size_and_the_cut_that_are_told_are_those_of_diffusers_sdxl_script(size):
+    """The picture's height and width; the corner of the centre crop after the short side was scaled
+    to the square's, by torchvision's rules."""
+    from torchvision.transforms import Resize
+
+    h, w, top, left, mirrored_left = told_sizes(size, 32)
+    assert (w, h) == size
+    scaled = Resize(32)(Image.new('RGB', size))
+    assert top == max(0, int(round((scaled.height - 32) / 2.0)))
+    assert left == mirrored_left == max(0, int(round((scaled.width - 32) / 2.0)))
+
+
+def test_a_cut_of_the_mirrored_picture_is_told_from_its_own_left():
+    for u in (0.0, 0.3, 0.5, 0.99):
+        *_, left, mirrored_left = told_sizes((96, 64), 32, (u, 0.5))
+        assert abs(left + mirrored_left - 16) <= 1
 
 
 # others differ by torchvision's rounding to whole pixels

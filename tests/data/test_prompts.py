@@ -113,6 +113,7 @@ def test_csv_txt_json_and_parquet(tmp_path):
         ('x.json', b'[{"text_en": "a"}]'),
         ('x.json', b'["\\ud83d"]'),
         ('x.json', b'["a"'),
+        ('x.json', b'[' * 100_000),
         ('x.json', b'[]'),
         ('x.txt', b'\xff\xfe\x00'),
         ('x.txt', b' \n\n'),

@@ -18,7 +18,7 @@ from PIL import Image
 import balanceddpo.data.pairs as pairs
 import balanceddpo.data.sources as sources
 from balanceddpo.data.pairs import PairReport, make_pair, write_pairs
-from balanceddpo.data.sources import PairSource, count_rows, pairs_key, read_pairs
+from balanceddpo.data.sources import PairSource, count_rows, pairs_key, pairs_state, read_pairs
 from made_pairs import noise, plain, refused, some_pairs, table
 
 # --- a share of the rows
@@ -330,11 +330,29 @@ def test_missing_files_and_strange_names_are_quarantined(folder):
         'caption',
     ]
     assert report.undecodable == 4
+    assert len(PairSource(str(folder)).key) == 16
+    assert pairs_state(folder)
+
+
+def test_a_share_or_limit_without_pairs_is_refused(tmp_path):
+    source = str(write_pairs(some_pairs(4), tmp_path / 'pairs.parquet'))
+    for limit in (0, -1):
+        assert 'at least 1 pair' in refused(PairSource, source, limit=limit)
+    assert 'no row is in the share 1e-09 of it' in refused(
+        list, PairSource(source, share=1e-9).read()
+    )
 
 
 @pytest.mark.parametrize(
     'line',
-    [b'{"caption": "a"', b'[1, 2]', b'\xff\xfe', b'{"caption": "a", "file_name": "images/0.png"}'],
+    [
+        b'{"caption": "a"',
+        b'[1, 2]',
+        b'\xff\xfe',
+        b'{"caption": "a", "file_name": "images/0.png"}',
+        b'[' * 100_000,
+        b'{"caption": "a", "jpg_0": "images/0.png", "jpg_1": "\\ud83d.png"}',
+    ],
 )
 def test_bad_line_is_named(folder, line):
     lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1='images/1.png'), line)

@@ -37,3 +37,24 @@ def test_what_would_draw_nothing_is_refused(name):
     SampleConfig(**{name: 1}).check()
     with pytest.raises(InputError, match='at least 1'):
         SampleConfig(**{name: 0}).check()
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('guidance', float('inf')),
+        ('guidance', float('nan')),
+        ('guidance', -1.0),
+        ('limit', -1),
+        ('limit', 0),
+        ('resolution', -64),
+    ],
+)
+def test_settings_without_sense_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f'^{name} must be .*, not {value}$'):
+        SampleConfig(**{name: value}).check()
+
+
+def test_settings_at_the_edge_are_kept():
+    "FLUX.1-schnell is drawn without guidance."
+    SampleConfig(guidance=0.0, limit=1, resolution=0).check()

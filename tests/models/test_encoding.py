@@ -2,6 +2,7 @@
 it refuses."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,18 @@ from PIL import Image
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import locked
-from balanceddpo.data.pairs import make_pair, transform_pair
+from balanceddpo.data.pairs import draw_view, make_pair, told_sizes, transform_pair
 from balanceddpo.data.sources import PairsKey
-from balanceddpo.models.config import EncodeConfig
-from balanceddpo.models.encoding import EncodedPairs, encode_pairs
+from balanceddpo.models.config import LATENT_SETTINGS, LATER_LATENT_SETTINGS, EncodeConfig
+from balanceddpo.models.encoding import (
+    EncodedPairs,
+    empty_text,
+    encode_pairs,
+    holds,
+    mirrored_moments,
+    picture_sizes,
+    with_autoencoder,
+)
 from balanceddpo.models.families import load_family
 from balanceddpo.models.saving import save_pipeline
 from tiny_models import tiny_folder
@@ -99,6 +108,36 @@ def test_every_pair_and_caption_is_what_the_family_says_of_it_alone(family, tmp_
     torch.testing.assert_close(
         encoded.empty_conditioning['prompt_embeds'], family.encode_prompts([''])['prompt_embeds']
     )
+
+
+def test_both_orientations_sizes_and_the_empty_text_are_kept_where_asked_for(family, tmp_path):
+    plain = encode(family, tmp_path / 'plain')
+    asked = replace(CONFIG, mirrored=True, sizes=True, empty_text=True, crop='random')
+    encoded = encode(family, tmp_path / 'e', config=asked)
+    order = [7, 0, 3]
+    other, sizes = mirrored_moments(encoded, order), picture_sizes(encoded, order)
+    for i, m, told in zip(order, other, sizes):
+        pictures = [PAIRS[i].picture(k) for k in (0, 1)]
+        pixels = transform_pair(pictures, 32, PAIRS[i].pair_id, crop='random').flip(-1)
+        torch.testing.assert_close(m, family.encode_images(pixels), rtol=1e-5, atol=1e-5)
+        view = draw_view(PAIRS[i].pair_id, 0, 'random')
+        assert told.tolist() == [list(told_sizes(p.size, 32, view)) for p in pictures]
+    assert encoded.captions == [*plain.captions, '']
+    for name, v in empty_text(encoded).items():
+        torch.testing.assert_close(v, plain.empty_conditioning[name])
+    assert [holds(e, 'mirrored') for e in (plain, encoded)] == [False, True]
+
+
+def test_the_other_orientation_changes_no_latents_and_what_was_encoded_before_it_is_found(
+    family, tmp_path
+):
+    plain = encode(family, tmp_path / 'plain')
+    both = encode(family, tmp_path / 'both', config=replace(CONFIG, mirrored=True))
+    assert torch.equal(plain.moments(range(8)), both.moments(range(8)))
+    assert {'flip'} | {*LATENT_SETTINGS} < {*plain.inputs}
+    assert plain.inputs['flip'] is False
+    assert not {*LATER_LATENT_SETTINGS} & {*plain.inputs}
+    assert both.key != plain.key
 
 
 def test_captions_never_name_files(family, tmp_path):
@@ -233,7 +272,9 @@ def test_a_damaged_table_of_pairs_is_refused_and_made_again(family, tmp_path):
     [
         dict(resolution=64),
         dict(crop='random'),
-        dict(flip=True),
+        dict(mirrored=True),
+        dict(sizes=True),
+        dict(empty_text=True),
         dict(seed=1),
         dict(storage='fp16'),
         dict(shard_size=4),
@@ -243,9 +284,9 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(family, tmp_path,
     ((field, value),) = change.items()
     encode(family, tmp_path / 'e')
     before = contents(tmp_path / 'e')
-    with pytest.raises(
-        InputError, match=f'made with {field} = {getattr(CONFIG, field)!r}, not {value!r}'
-    ):
+    before_it = '(absent)' if field in LATER_LATENT_SETTINGS else getattr(CONFIG, field)
+    told = re.escape(f'made with {field} = {before_it!r}, not {value!r}')
+    with pytest.raises(InputError, match=told):
         encode(family, tmp_path / 'e', config=replace(CONFIG, **change))
     assert contents(tmp_path / 'e') == before
 
@@ -332,3 +373,34 @@ def test_a_second_process_and_no_pairs_are_refused(family, tmp_path):
         encode(family, tmp_path / 'e')
     with pytest.raises(InputError, match='no pairs to encode'):
         encode(family, tmp_path / 'f', pairs=[])
+
+
+def test_another_autoencoder_encodes_and_names_the_latents(folder, tmp_path, monkeypatch):
+    "The launchers for SDXL encode with one that stands fp16; it makes the same kind of latents."
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    own = load_family(folder, device='cpu')
+    other = tiny_folder(tmp_path / 'other', seed=1)
+    changed = with_autoencoder(load_family(folder, device='cpu'), str(other / 'vae'), 'fp32')
+    a, b = encode(own, tmp_path / 'a'), encode(changed, tmp_path / 'b')
+    whole = encode(load_family(other, device='cpu'), tmp_path / 'c')
+    assert torch.equal(b.moments(range(8)), whole.moments(range(8)))
+    assert not torch.allclose(a.moments(range(8)), b.moments(range(8)), atol=1e-2)
+    assert {k for k in a.inputs if a.inputs[k] != b.inputs[k]} == {'model'}
+    assert {k for k, v in a.inputs['model'].items() if v != b.inputs['model'][k]} == {'vae'}
+    again = with_autoencoder(load_family(folder, device='cpu'), str(other / 'vae'), 'fp32')
+    assert again.autoencoder == changed.autoencoder
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(scaling_factor=0.5), 'scaling_factor 0.5, that of .* 0.18215'),
+        (dict(latent_channels=8), 'latent_channels 8, that of .* 4: its latents mean something'),
+    ],
+)
+def test_an_autoencoder_with_other_latents_is_refused(folder, tmp_path, change, words):
+    other = tiny_folder(tmp_path / 'other', **change)
+    with pytest.raises(InputError, match=words):
+        with_autoencoder(load_family(folder, device='cpu'), str(other / 'vae'), 'fp32')
+    with pytest.raises(InputError, match='holds no autoencoder of diffusers'):
+        with_autoencoder(load_family(folder, device='cpu'), str(tmp_path / 'none'), 'fp32')

@@ -16,15 +16,14 @@ from balanceddpo.models import sampling
 from balanceddpo.models.config import SampleConfig
 from balanceddpo.models.families import load_family
 from balanceddpo.models.sampling import (
-    SCHEDULERS,
     image_seed,
     initial_latents,
-    make_scheduler,
     open_images,
     plan_batches,
     sample,
 )
 from balanceddpo.models.saving import save_pipeline
+from balanceddpo.models.schedules import SCHEDULERS, make_scheduler
 
 PROMPTS = PromptSet('some', ('a red cat', 'a dog', '../../x', 'two\0dogs', 'y' * 300))
 
@@ -382,6 +381,97 @@ def test_a_safety_checker_runs_only_when_it_is_there_and_asked_for(config, with_
     assert not pixels(draw(replace(checked, safety_checker=True), tmp_path / 'b', prompts)).any()
     with pytest.raises(InputError, match='has no safety_checker'):
         draw(replace(config, safety_checker=True), tmp_path / 'c', prompts)
+
+
+def test_what_is_flagged_or_of_one_colour_is_counted(config, with_checker, tmp_path, monkeypatch):
+    "And what is flagged is known after an interruption, from the PNG itself."
+    store = draw(config, tmp_path / 'plain')
+    assert not store.index[['flagged', 'constant']].to_numpy().any()
+    checked = replace(config, model=str(with_checker), safety_checker=True)
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        counted(m, fail_at=3)
+        draw(checked, tmp_path / 'cut')
+    calls = counted(monkeypatch)
+    store = draw(checked, tmp_path / 'cut')
+    assert calls == [2]
+    assert len(store) == 10
+    assert store.index.flagged.all()
+    assert store.index.constant.all()
+    draw(checked, tmp_path / 'whole')
+    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+
+
+def test_a_store_of_an_older_version_is_looked_through_when_it_is_opened(config, tmp_path):
+    import pyarrow as pa
+
+    from balanceddpo.core.seals import write_sealed
+    from balanceddpo.core.stages import write_manifest
+
+    store, folder = draw(config, tmp_path / 'o'), tmp_path / 'o'
+    damage(folder / store.index.file[3], 'other picture')  # of one colour
+    old = store.index.drop(columns=['flagged', 'constant'])
+    write_sealed(folder / 'index.parquet', pa.Table.from_pandas(old, preserve_index=False))
+    write_manifest(folder)
+    index = open_images(folder).index
+    assert list(index.constant) == [i == 3 for i in range(10)]
+    assert not index.flagged.any()
+
+
+def damaged_model(source, target, part, value):
+    "A copy of an SD1.5 folder whose autoencoder or denoiser gives what is not finite."
+    from safetensors.torch import load_file, save_file
+
+    file = shutil.copytree(source, target) / part / 'diffusion_pytorch_model.safetensors'
+    tensors = load_file(file)
+    name = {'vae': 'decoder.conv_out.bias', 'unet': 'conv_out.bias'}[part]
+    tensors[name][-1] = value
+    save_file(tensors, file, metadata={'format': 'pt'})
+    return str(target)
+
+
+@pytest.mark.parametrize('part', ['vae', 'unet'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_pixels_that_are_not_finite_are_refused_with_prompt_and_seed(
+    folders, config, tmp_path, part, value, recwarn
+):
+    broken = damaged_model(folders['sd15'], tmp_path / 'broken', part, value)
+    seed = image_seed(PROMPTS.ids[0], 0)
+    with pytest.raises(InputError, match=f"'a red cat' with seed {seed} has pixels that are not"):
+        draw(replace(config, model=broken), tmp_path / 'o')
+    assert not list((tmp_path / 'o').rglob('*.png'))
+    with pytest.raises(InputError, match='no finished set of images'):
+        open_images(tmp_path / 'o')
+    assert not [w for w in recwarn if 'invalid value' in str(w.message)]
+
+
+def test_the_first_image_that_is_not_finite_is_the_one_that_is_named():
+    finite = [torch.tensor([True, True]), torch.tensor([False, True])]
+    with pytest.raises(InputError, match="'c' with seed 3 "):
+        sampling.refuse_infinite(finite, 'abcd', [1, 2, 3, 4])
+    sampling.refuse_infinite(finite[:1], 'ab', [1, 2])
+
+
+@pytest.mark.parametrize('kind', ['sd15', 'sdxl', 'sd3', 'flux'])
+def test_looking_at_the_pixels_does_not_change_a_bit(folders, config, kind, tmp_path):
+    "Against the same pipeline without us, and the library's own PNG of its picture."
+    config = replace(config, model=str(folders[kind]), scheduler='euler')
+    family, pipeline = sampling.load_generator(config)
+    with torch.inference_mode():
+        texts, empty = family.encode_prompts(['a red cat', 'a dog']), family.empty_conditioning()
+        noise = initial_latents([1, 2], family.latent_shape())
+        arguments = family.pipeline_arguments(
+            texts, {k: v.expand(2, *v.shape[1:]) for k, v in empty.items()}, noise, 4.0
+        )
+        size = dict(height=family.default_size, width=family.default_size)
+        theirs = pipeline(**arguments, **size, num_inference_steps=3, output_type='pil').images
+    with sampling.watched_pixels(pipeline) as finite:
+        ours = sampling.draw_images(family, pipeline, texts, empty, noise, config)
+    assert torch.cat(finite).tolist() == [True, True]
+    for a, b in zip(ours, theirs, strict=True):
+        sampling.write_image(tmp_path / 'ours.png', a)
+        b.save(tmp_path / 'theirs.png')
+        assert (tmp_path / 'ours.png').read_bytes() == (tmp_path / 'theirs.png').read_bytes()
+    assert not pipeline.vae.decoder._forward_hooks
 
 
 def test_a_second_process_and_empty_requests_are_refused(config, tmp_path):

@@ -1,7 +1,11 @@
 """Saved models in plain diffusers: whole folders and LoRAs."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +121,44 @@ def test_a_lora_loads_in_plain_diffusers_with_equal_output(folders, kind, tmp_pa
         names = list(f.keys())
         assert all(n.startswith('unet.') and 'reference' not in n for n in names)
         assert str(folders[kind]) not in str(f.metadata())
+
+
+SAVE = """
+import sys
+sys.path[:0] = {paths!r}
+from balanceddpo.core.devices import ensure_torchvision
+ensure_torchvision()
+from balanceddpo.models.saving import save_pipeline
+from tiny_models import with_adapters
+model = with_adapters(sys.argv[1])
+for name, p in model.named_parameters():
+    if 'lora_' in name:
+        p.data.fill_(0.5)
+save_pipeline(sys.argv[1], model, sys.argv[2], adapter='default')
+"""
+
+
+@pytest.mark.parametrize('kind', ['sd15', 'sd3'])
+def test_the_same_lora_has_the_same_bytes_in_every_process(folders, kind, tmp_path):
+    "Its layers' names are in a set, whose order is another in each process."
+    root = Path(__file__).parents[2]
+    script = SAVE.format(paths=[str(root / 'tests'), str(root)])
+    saved = []
+    for seed in '123':
+        out = tmp_path / seed
+        subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', script, str(folders[kind]), str(out)],
+            env=os.environ | {'PYTHONHASHSEED': seed},
+            check=True,
+        )
+        saved.append((out / 'pytorch_lora_weights.safetensors').read_bytes())
+    assert saved[0] == saved[1] == saved[2]
+    header = json.loads(saved[0][8 : 8 + int.from_bytes(saved[0][:8], 'little')])
+    assert header['__metadata__'].keys() == {'format', 'lora_adapter_metadata'}
+    part = 'unet' if kind == 'sd15' else 'transformer'
+    adapter = json.loads(header['__metadata__']['lora_adapter_metadata'])
+    assert adapter[f'{part}.lora_alpha'] == 16
+    assert adapter[f'{part}.target_modules'] == sorted(adapter[f'{part}.target_modules'])
 
 
 def test_an_adapter_that_is_not_there_is_an_error(folders, tmp_path):

@@ -12,6 +12,7 @@ from balanceddpo.data.prompts import read_prompts
 from balanceddpo.data.sources import PairSource
 from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.weights import merged_weights
+from balanceddpo.pipeline import alignment
 from balanceddpo.pipeline.alignment import label_for_visits
 from balanceddpo.recipes.config import AlignConfig
 from balanceddpo.recipes.settings import settings_of
@@ -19,6 +20,7 @@ from balanceddpo.scoring.registry import load_scorers
 from balanceddpo.training.run import LabelledPairs, is_decided
 from balanceddpo.voting.config import LabelConfig
 from few_pairs import KINDS, PAIRS, SHORT, made
+from tiny_models import tiny_folder
 
 
 def test_align_finds_what_the_stages_made_and_trains_the_same_model():
@@ -142,3 +144,30 @@ def test_rows_that_cannot_be_read_are_told(tmp_path):
 def test_pairs_and_prompts_are_not_both_taken(recipe, words):
     with pytest.raises(InputError, match=words):
         pipeline.align(recipe, 'icons', PAIRS, prompts='icons:hpd', **SHORT)
+
+
+@pytest.mark.parametrize(
+    'kind, values, seen',
+    [
+        ('sd15', 'sd15', {'mirrored'}),
+        ('sd15', 'sd15_lora', {'mirrored'}),
+        ('sdxl', 'sdxl', {'mirrored', 'empty_text'}),
+        ('sdxl', 'sdxl_lora', {'mirrored', 'sizes'}),
+        ('icons', 'icons', set()),
+    ],
+)
+def test_align_encodes_what_the_rows_settings_ask_for(tmp_path, monkeypatch, kind, values, seen):
+    asked, real = [], alignment.encode
+
+    def spy(source, config, **options):
+        asked.append(config)
+        return real(source, config, **options)
+
+    monkeypatch.setattr(alignment, 'encode', spy)
+    model = kind if kind == 'icons' else str(tiny_folder(tmp_path / kind, kind))
+    small = dict(resolution=64, precision='fp32', tracker='none', warmup_steps=0)
+    config = AlignConfig(all_pairs=True)
+    changes = SHORT | small
+    pipeline.align('DiffusionDPO', model, PAIRS, config=config, values=values, **changes)
+    (used,) = asked
+    assert {n for n in ('mirrored', 'sizes', 'empty_text') if getattr(used, n)} == seen

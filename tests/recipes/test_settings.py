@@ -37,7 +37,7 @@ def test_every_row_gives_a_run_that_is_what_the_row_says(name, kind):
     assert c.method == row.loss
     assert reference_of(c) == row.reference
     assert (c.noise != 'random') == (row.noise == 'inversion')
-    assert (c.mode == 'lora') == (kind == 'sd15_lora')
+    assert (c.mode == 'lora') == kind.endswith('_lora')
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -110,6 +110,7 @@ def test_the_kind_of_a_folder_is_that_of_its_family(tmp_path):
     assert kind_of(str(tiny_folder(tmp_path / 'sd21', 'sd21'))) == 'sd15'
     assert kind_of(str(tiny_folder(tmp_path / 'sd15', 'sd15')), 'lora') == 'sd15_lora'
     assert kind_of(str(tiny_folder(tmp_path / 'sdxl', 'sdxl'))) == 'sdxl'
+    assert kind_of(str(tmp_path / 'sdxl'), 'lora') == 'sdxl_lora'
     flow = str(tiny_folder(tmp_path / 'sd3', 'sd3'))
     with pytest.raises(InputError, match='family sd3: say whose are to be used, values sd15 or'):
         kind_of(flow)

@@ -10,7 +10,7 @@ import pytest
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.losses.methods import LOSSES
-from balanceddpo.recipes.recipe import KINDS, Recipe, add_recipe, values_of
+from balanceddpo.recipes.recipe import KINDS, Recipe, add_recipe, differences_of, values_of
 from balanceddpo.recipes.table import RECIPES, recipe_named
 from balanceddpo.training.config import TrainConfig
 from balanceddpo.voting.config import LabelConfig
@@ -48,15 +48,56 @@ def test_the_values_of_the_public_diffusion_dpo():
 
 
 def test_the_values_of_the_lora_example_of_diffusers():
-    """Rank 8, rate 1e-5, 16 x 2 pairs, 10000 steps, no warm-up (README); beta 2500, no caption
-    dropped (train_diffusion_dpo.py). BalancedDPO's adds the paper's steps, batch and refreshes."""
+    """Rank 8, rate 1e-5, 16 x 2 pairs, 10000 steps, no warm-up (README); beta 2500 in a loss
+    without the 1/2, which is 5000 in ours, no caption dropped (train_diffusion_dpo.py).
+    BalancedDPO's adds the paper's steps, batch and refreshes."""
     plain, ours = values('DiffusionDPO', 'sd15_lora'), values('BalancedDPO', 'sd15_lora')
     assert (plain['mode'], plain['lora_rank'], plain['learning_rate']) == ('lora', 8, 1e-5)
     assert (plain['batch_size'], plain['max_steps'], plain['warmup_steps']) == (32, 10000, 0)
-    assert (plain['beta'], plain['empty_prompt_rate'], plain['refresh_every']) == (2500, 0, 0)
+    assert (plain['beta'], plain['empty_prompt_rate'], plain['refresh_every']) == (5000, 0, 0)
     assert (ours['mode'], ours['lora_rank'], ours['learning_rate']) == ('lora', 8, 1e-5)
-    assert (ours['beta'], ours['batch_size'], ours['max_steps']) == (2500, 128, 2000)
+    assert (ours['beta'], ours['batch_size'], ours['max_steps']) == (5000, 128, 2000)
     assert (ours['refresh_every'], ours['refresh_alpha']) == (100, 1)
+
+
+def test_the_values_of_the_sdxl_lora_example_of_diffusers():
+    """Rank 8, rate 1e-5, 8 x 2 pairs, 2000 steps, no warm-up (README); beta 5000 in a loss with the
+    1/2, no caption dropped (train_diffusion_dpo_sdxl.py)."""
+    plain, ours = values('DiffusionDPO', 'sdxl_lora'), values('BalancedDPO', 'sdxl_lora')
+    assert (plain['mode'], plain['lora_rank'], plain['learning_rate']) == ('lora', 8, 1e-5)
+    assert (plain['batch_size'], plain['max_steps'], plain['warmup_steps']) == (16, 2000, 0)
+    assert (plain['beta'], plain['empty_prompt_rate'], plain['resolution']) == (5000, 0, 1024)
+    assert plain['optimizer'] == 'adamw'
+    assert (ours['mode'], ours['learning_rate'], ours['beta']) == ('lora', 1e-5, 5000)
+    assert (ours['batch_size'], ours['refresh_every'], ours['empty_prompt_rate']) == (128, 100, 0.2)
+
+
+def test_what_the_public_scripts_do_at_each_visit():
+    """DiffusionDPO's script and diffusers' for SD1.5 mirror each image by itself, diffusers' for
+    SDXL and MaPO's the pair; these two tell SDXL the picture's own size, DiffusionDPO that of the
+    square; its dropped captions are the encoded empty text. The icon world does none of it."""
+    names = ('mirror', 'empty_prompt', 'time_ids')
+
+    def visits(name, kind):
+        found = values(name, kind)
+        return tuple(found.get(n) for n in names)
+
+    assert visits('DiffusionDPO', 'sd15') == ('each', None, None)
+    assert visits('DiffusionDPO', 'sd15_lora') == ('each', None, None)
+    assert visits('DiffusionDPO', 'sdxl') == ('each', 'encoded', 'square')
+    assert visits('DiffusionDPO', 'sdxl_lora') == ('pair', 'encoded', 'picture')
+    assert visits('MaPO', 'sdxl') == ('pair', 'encoded', 'picture')
+    for name in RECIPES:
+        assert visits(name, 'icons') == (None, None, None)
+
+
+def test_what_differs_is_told_for_each_kind_that_has_a_launcher_and_taken_over():
+    plain = RECIPES['DiffusionDPO']
+    assert {*plain.differs} == {*KINDS} - {'icons'}
+    assert 'fp16-fix' in differences_of(plain, 'sdxl', RECIPES)
+    ours = RECIPES['BalancedDPO']
+    assert differences_of(ours, 'sd15', RECIPES) == plain.differs['sd15']
+    assert differences_of(ours, 'icons', RECIPES) == ''
 
 
 @pytest.mark.parametrize(

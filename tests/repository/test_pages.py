@@ -68,7 +68,7 @@ def test_the_steps_in_python_run(world, tmp_path, monkeypatch, capsys):
         ),
         "'pairs.parquet'": f"'{world}/pairs.parquet'",
         'load_scorers()': f'load_scorers({scorer_texts(world)})',
-        "model=base, dtype='bf16'": 'model=base, resolution=32',
+        "mirrored=True, dtype='bf16'": 'mirrored=True, resolution=32',
         "mode='lora')": (
             "mode='lora', resolution=32, max_steps=1, batch_size=2, precision='fp32',"
             " tracker='none')"

@@ -25,7 +25,15 @@ from balanceddpo.scoring.registry import (
     load_scorer,
     load_scorers,
 )
-from balanceddpo.scoring.scorers import BaseScorer, aesthetic_head, check_spread, score_items
+from balanceddpo.scoring.scorers import (
+    BaseScorer,
+    FunctionScorer,
+    aesthetic_head,
+    check_spread,
+    cut_texts,
+    score_items,
+    tell_cut_texts,
+)
 from tiny_scorers import PROMPTS, SIZES, close, noise, random_head
 
 
@@ -294,6 +302,25 @@ def test_a_file_its_picture_and_its_pixels_have_one_score(models):
         close(scores[2], scores[0], 1e-6)
     with pytest.raises(InputError, match='image 0: floating-point pixels'):
         scorer.score([Image.new('F', (8, 8))], ['x'])
+
+
+@pytest.mark.parametrize('kind', ['hps', 'clip'])
+def test_texts_longer_than_an_encoder_reads_are_named(models, kind):
+    "What comes after has no influence, by open_clip and by transformers."
+    own = FunctionScorer('own', 'k', lambda images, prompts: [0] * len(prompts))
+    scorer = load_scorer(f'{kind}={models / kind}', device='cpu')
+    image = noise((32, 32), 0)
+    longest = scorer.encoder.longest_text
+    word = PROMPTS[1].split()[0]
+    one = scorer.encoder.count_tokens([word])[0] - 2  # without the beginning and the end
+    fits = ' '.join([word] * ((longest - 2) // one))
+    beyond = [f'{fits} {word} {word} {PROMPTS[2]}', f'{fits} {word} {word}']
+    assert scorer.cut_texts([word, fits, *beyond]) == beyond
+    scores = scorer.score([image] * 2, beyond)
+    assert scores[0] == scores[1]  # what is cut makes no difference
+    assert cut_texts([scorer, own], [word, *beyond, beyond[0]]) == {kind: [3, beyond[0]]}
+    with pytest.warns(UserWarning, match=f'{kind} does not read 3 prompts to the end'):
+        tell_cut_texts(cut_texts([scorer], [*beyond, beyond[0]]), 'prompts')
 
 
 # --- weights that are refused

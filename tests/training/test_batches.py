@@ -1,16 +1,27 @@
 """Batches: every epoch visits every pair once, and what a pair gets depends on seed, step and pair
 alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from balanceddpo.training.batches import micro_batch, plan, weights_of
+from balanceddpo.core.errors import InputError
+from balanceddpo.data.pairs import draw_view, make_pair
+from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.encoding import encode_pairs, mirrored_moments
+from balanceddpo.models.families import load_family
+from balanceddpo.training.batches import draw_mirrors, micro_batch, plan, weights_of
+from balanceddpo.training.config import LATER
 from balanceddpo.training.loop import start
+from balanceddpo.training.resume import run_inputs
 from balanceddpo.training.run import LabelledPairs
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.labels import label_pairs
-from short_runs import N, begin, score_rows, settings
+from made_pairs import encoded as encoded_picture
+from short_runs import SIZE, N, assert_equal_runs, begin, go, labelled, score_rows, settings
 
 
 def test_both_images_of_a_pair_share_noise_timestep_and_caption(made, tmp_path):
@@ -102,3 +113,132 @@ def test_noise_by_inversion_belongs_to_the_image_and_the_pair_alone(made, tmp_pa
     torch.testing.assert_close(
         torch.cat([b.noisy for b in alone]), whole.noisy, rtol=1e-4, atol=1e-4
     )
+
+
+# --- what a visit sees: orientation, the text of a dropped caption, sizes
+
+
+def again_with(inputs, root, **options):
+    "The pairs of `inputs` encoded once more, with more asked for; wide pictures, cut at random."
+    wide = [
+        make_pair(f'{p} {i}', [wide_picture(2 * i), wide_picture(2 * i + 1)], 1.0)
+        for i, p in enumerate(inputs.encoded.pair_ids)
+    ]
+    config = EncodeConfig(model='x', resolution=SIZE, storage='fp32', crop='random', **options)
+    encoded = encode_pairs(
+        wide, load_family(inputs.base, device='cpu'), config, root, progress=False
+    )
+    labels = inputs.labels.assign(pair_id=encoded.pair_ids)
+    return SimpleNamespace(**vars(inputs) | dict(encoded=encoded, labels=labels))
+
+
+def wide_picture(i):
+    noise = np.random.default_rng(i).integers(0, 256, (SIZE, 2 * SIZE, 3), 'uint8')
+    return encoded_picture(Image.fromarray(noise))
+
+
+def clean_of(run, places):
+    "x_0 [n, 2, c, h, w] of a micro-batch: what is left when the noise is taken off again."
+    batch = micro_batch(run, places)
+    a = run.family.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    return ((batch.noisy - (1 - a).sqrt() * batch.target) / a.sqrt()).unflatten(0, (-1, 2))
+
+
+@pytest.mark.parametrize('mirror', ['each', 'pair'])
+def test_half_of_the_visits_see_the_mirrored_image(made, tmp_path, mirror):
+    inputs = again_with(made(), tmp_path / 'e', mirrored=True)
+    options = dict(mirror=mirror, sample_latents=False, batch_size=8)
+    run, places = begin(inputs, tmp_path / 'run', **options), np.arange(8)
+    scale = run.family.vae_config['scaling_factor']
+    straight = inputs.encoded.moments(run.rows[:8])[:, :, :4] * scale
+    other = mirrored_moments(inputs.encoded, run.rows[:8])[:, :, :4] * scale
+    names = [inputs.encoded.pair_ids[r] for r in run.rows[:8]]
+    kinds = set()
+    for run.step in range(6):
+        drawn = draw_mirrors(run.config.seed, run.step, names, mirror)
+        expected = torch.where(drawn[..., None, None, None], other, straight)
+        torch.testing.assert_close(clean_of(run, places), expected, rtol=1e-3, atol=1e-3)
+        kinds |= {tuple(row) for row in drawn.tolist()}
+        # the batch around a pair changes nothing
+        assert torch.equal(draw_mirrors(run.config.seed, run.step, names[3:4], mirror), drawn[3:4])
+    assert len(kinds) == (4 if mirror == 'each' else 2)
+
+
+def test_mirroring_draws_no_other_noise_timesteps_or_captions(made, tmp_path):
+    inputs = again_with(made('sdxl'), tmp_path / 'e', mirrored=True)
+    plain, mirrored = (
+        micro_batch(begin(inputs, tmp_path / m, mirror=m, empty_prompt_rate=0.5), np.arange(8))
+        for m in ('no', 'each')
+    )
+    assert torch.equal(plain.target, mirrored.target)
+    assert torch.equal(plain.timesteps, mirrored.timesteps)
+    for name, v in plain.conditioning.items():
+        assert torch.equal(v, mirrored.conditioning[name])
+    assert not torch.equal(plain.noisy, mirrored.noisy)
+
+
+def test_a_dropped_caption_is_the_encoded_empty_text_where_the_run_says_so(made, tmp_path):
+    inputs = again_with(made('sdxl'), tmp_path / 'e', empty_text=True)
+    run = begin(inputs, tmp_path / 'run', empty_prompt='encoded', empty_prompt_rate=1.0)
+    text = run.family.__class__.encode_prompts(load_family(inputs.base, device='cpu'), [''])
+    for name, v in micro_batch(run, np.arange(4)).conditioning.items():
+        torch.testing.assert_close(v, text[name].expand_as(v))
+        assert v.any()
+    own = begin(inputs, tmp_path / 'own', empty_prompt_rate=1.0)
+    assert not any(v.any() for v in micro_batch(own, np.arange(4)).conditioning.values())
+
+
+def test_sdxl_is_told_the_pictures_size_and_the_random_cut(made, tmp_path):
+    inputs = again_with(made('sdxl'), tmp_path / 'e', sizes=True, mirrored=True)
+    run = begin(inputs, tmp_path / 'run', time_ids='picture', mirror='each')
+    told = micro_batch(run, np.arange(8)).conditioning['time_ids'].unflatten(0, (-1, 2))
+    names = [inputs.encoded.pair_ids[r] for r in run.rows[:8]]
+    mirrors = draw_mirrors(run.config.seed, run.step, names, 'each')
+    assert (told[..., :2] == torch.tensor([SIZE, 2 * SIZE])).all()
+    assert (told[..., 4:] == SIZE).all()
+    assert (told[..., 2] == 0).all()
+    for name, pair, row in zip(names, told, mirrors):
+        u = draw_view(name, 0, 'random')[0]
+        left = [round((1 - u if m else u) * SIZE) for m in row.tolist()]
+        assert pair[:, 3].tolist() == left
+    square = micro_batch(begin(inputs, tmp_path / 'square'), np.arange(8)).conditioning
+    assert 'time_ids' not in square
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(mirror='each'), "mirror is 'each', .* encode --mirrored.* set mirror to 'no'"),
+        (dict(empty_prompt='encoded'), "--empty-text.* set empty_prompt to 'own'"),
+        (dict(time_ids='picture'), "--sizes.* set time_ids to 'square'"),
+    ],
+)
+def test_pairs_encoded_without_what_a_run_needs_are_refused(made, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        begin(made('sdxl'), tmp_path, **changes)
+
+
+def test_a_model_that_is_told_no_sizes_is_refused(made, tmp_path):
+    inputs = again_with(made(), tmp_path / 'e', sizes=True)
+    with pytest.raises(InputError, match="sd15 is told no sizes .* set time_ids to 'square'"):
+        begin(inputs, tmp_path / 'run', time_ids='picture')
+
+
+def test_a_run_that_mirrors_goes_on_to_the_same_bits(made, tmp_path):
+    inputs = again_with(made('sdxl'), tmp_path / 'e', mirrored=True, sizes=True, empty_text=True)
+    seen = dict(mirror='each', empty_prompt='encoded', time_ids='picture')
+    go(inputs, tmp_path / 'a', max_steps=3, **seen)
+    go(inputs, tmp_path / 'b', max_steps=1, **seen)
+    torch.manual_seed(99)
+    go(inputs, tmp_path / 'b', max_steps=3, **seen)
+    assert_equal_runs(tmp_path / 'a', tmp_path / 'b')
+    with pytest.raises(InputError, match=r'training\.mirror'):
+        go(inputs, tmp_path / 'b', max_steps=4, **seen | dict(mirror='pair'))
+
+
+def test_settings_that_came_later_stand_in_no_key_unless_they_are_used(made, tmp_path):
+    inputs = made()
+    plain = run_inputs(settings(inputs), labelled(inputs), inputs.base)['training']
+    assert not {*LATER} & {*plain}
+    used = run_inputs(settings(inputs, mirror='pair'), labelled(inputs), inputs.base)['training']
+    assert used == plain | {'mirror': 'pair'}

@@ -10,7 +10,7 @@ import torch
 from balanceddpo.core.errors import InputError
 from balanceddpo.training import loop as training
 from balanceddpo.training.checkpoints import checkpoints, newest_checkpoint
-from balanceddpo.training.resume import match_weight_layout
+from balanceddpo.training.resume import match_weight_layout, restore
 from short_runs import N, assert_equal_runs, begin, go, metrics, spawn
 
 
@@ -221,3 +221,17 @@ def test_the_state_of_an_optimizer_is_laid_out_as_its_weights():
     )
     for k, v in before.items():
         assert torch.equal(v, optimizer.state[weight][k])
+
+
+def test_checkpoints_that_a_killed_process_did_not_remove_go(made, tmp_path):
+    "It was killed between writing one and removing the oldest."
+    go(made(), tmp_path, max_steps=3, checkpoint_every=1, keep_checkpoints=9)
+    places = tmp_path / 'checkpoints'
+    assert [c.step for c in checkpoints(places)] == [1, 2, 3]
+    damaged = next((places / 'step-00000003').glob('*.safetensors'))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    run = begin(made(), tmp_path, max_steps=4, keep_checkpoints=1)
+    with pytest.warns(UserWarning, match='step 3 not used'):
+        restore(run)
+    assert run.step == 2
+    assert [c.step for c in checkpoints(places)] == [2]

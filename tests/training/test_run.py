@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.training import run as training_run
 from balanceddpo.training.checkpoints import checkpoints
 from balanceddpo.training.config import TrainConfig
-from balanceddpo.training.run import compile_models, keep_rows, open_accelerator
-from short_runs import begin, go
+from balanceddpo.training.loop import train
+from balanceddpo.training.run import check_made, compile_models, keep_rows, open_accelerator
+from short_runs import assert_equal_runs, begin, go
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path):
@@ -67,6 +69,62 @@ def test_another_gpu_than_the_first_is_not_silently_the_first(monkeypatch, tmp_p
     config = TrainConfig(model='none', device='cuda:1', tracker='none')
     with pytest.raises(InputError, match='CUDA_VISIBLE_DEVICES=1'):
         open_accelerator(config, tmp_path)
+
+
+def test_a_launchers_settings_change_no_number(made, tmp_path, monkeypatch):
+    "With accumulation over four, accelerate would divide each gradient by four."
+    go(made(), tmp_path / 'plain', max_steps=2)
+    launched = {
+        'ACCELERATE_GRADIENT_ACCUMULATION_STEPS': '4',
+        'ACCELERATE_MIXED_PRECISION': 'bf16',
+        'ACCELERATE_DYNAMO_BACKEND': 'eager',
+        'ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION': 'true',
+        'ACCELERATE_GRADIENT_CLIPPING': '0.001',
+        'ACCELERATE_USE_CPU': 'true',
+        'ACCELERATE_DEBUG_MODE': 'true',
+    }
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    go(made(), tmp_path / 'launched', max_steps=2)
+    assert_equal_runs(tmp_path / 'plain', tmp_path / 'launched')
+
+
+def test_a_way_to_cut_the_model_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    config = TrainConfig(model='none', device='cpu', tracker='none')
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    with pytest.raises(InputError, match='ACCELERATE_USE_FSDP'):
+        train(config, None, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_run_is_not_moved_to_another_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, 'pick_device', lambda _: torch.device('cuda'))
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    config = TrainConfig(model='none', device='cuda', tracker='none')
+    with pytest.raises(InputError, match='put the run on cpu, its device is cuda: set device'):
+        open_accelerator(config, tmp_path)
+
+
+def test_what_accelerate_made_is_looked_at(tmp_path, monkeypatch):
+    config = TrainConfig(model='none', device='cpu', tracker='none')
+    made = open_accelerator(config, tmp_path)
+    made.gradient_state.plugin_kwargs = {'num_steps': 4}
+    with pytest.raises(InputError, match="'accumulates': 4"):
+        check_made(made, config, torch.device('cpu'))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_training(tmp_path, monkeypatch):
+    trackers = [LoggerType.TENSORBOARD]
+    monkeypatch.setattr(training_run, 'get_available_trackers', lambda: trackers)
+    config = TrainConfig(model='none', device='cpu', tracker='wandb')
+    with pytest.raises(InputError, match='wandb is not installed: pip install wandb, or set'):
+        train(config, None, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+    config = replace(config, tracker='tensorboard')
+    assert open_accelerator(config, tmp_path / 'out').log_with == trackers
+    trackers.clear()
+    with pytest.raises(InputError, match='tensorboard is not installed'):
+        open_accelerator(config, tmp_path / 'out')
 
 
 def test_blocks_can_be_compiled_only_where_there_are_some():

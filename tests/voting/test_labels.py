@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -472,6 +473,27 @@ def test_soft_labels_of_a_table_are_the_functions_of_its_scores(tmp_path):
         assert np.array_equal(labels.s, np.sign(labels.w0 - labels.w1))
         write_labels(tmp_path / 'labels.parquet', labels, config)
         assert read_labels(tmp_path / 'labels.parquet')[1] == config
+
+
+@pytest.mark.parametrize('missing', [30, 100])
+def test_a_scorer_that_often_does_not_vote_is_told(missing):
+    x = make_scores(100, missing=0)
+    x[:missing, 0, 1] = np.nan  # no such pair has both of its scores
+    with pytest.warns(UserWarning, match=f"'b' does not vote on {missing}.0 % of the pairs"):
+        label_pairs(make_table(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        label_pairs(make_table(x), LabelConfig('single', scorer='a'))
+
+
+def test_coins_are_as_many_as_voted():
+    "Two voters of three tie in half of all pairs if they toss coins, three in none."
+    x = make_scores(100, 3, missing=0)
+    assert tie_report(label_pairs(make_table(x)))['independent_tie_rate'] == 0
+    x[:, 0, 2] = np.where(np.arange(100) < 60, np.nan, x[:, 0, 2])
+    with pytest.warns(UserWarning, match='60.0 %'):
+        labels = label_pairs(make_table(x))
+    assert tie_report(labels)['independent_tie_rate'] == pytest.approx(0.6 * 0.5)
 
 
 # files
