@@ -4,8 +4,10 @@ whoever runs the notebooks again is told here which sentence to change."""
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_ind
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ' '.join((ROOT / 'docs/results.md').read_text(encoding='utf-8').split())
@@ -74,11 +76,33 @@ def test_gains_and_their_intervals(name, row, column, says):
             'mean of the scorers',
             'BalancedDPO wins {} over base',
         ),
+        ('rivals/rivals', 'BalancedDPO', 'base closeness', 'BalancedDPO wins {} over base,'),
+        ('rivals/rivals', 'DiffusionDPO', 'base closeness', 'DiffusionDPO {}, and'),
+        ('rivals/rivals', 'Majority, no refresh', 'base closeness', 'of all 23 methods, {}'),
     ],
 )
 def test_win_rates_and_their_intervals(name, row, column, says):
     v, low, high = value(name, row, column)
     assert says.format(f'{v:.0f} % [{low:.0f}, {high:.0f}]') in RESULTS
+
+
+def test_the_truth_and_the_refresh_over_seeds_that_chose_nothing():
+    closeness = table('rivals/rivals')['base closeness']
+    assert closeness.idxmax() == 'Majority, no refresh'
+    lost, low, high = value('rivals/rivals', 'DiffusionDPO', 'BalancedDPO closeness')
+    won = f'{100 - lost:.0f} % [{100 - high:.0f}, {100 - low:.0f}]'
+    assert f'BalancedDPO wins {won} over DiffusionDPO' in RESULTS
+    apart = pd.read_csv(ROOT / 'paper_figures/icons/rivals/differences.csv').query(
+        'of == "mean" and budget == "equal pairs" and model_a == "Majority, no refresh"'
+    )
+    (row,) = apart.itertuples()
+    gain = f'{-row.mean:.2f} [{-row.high:.2f}, {-row.low:.2f}]'
+    assert f'A reference that follows gains {gain} more than' in RESULTS
+
+
+def test_the_sum_of_raw_scores_is_the_label_of_pickscore():
+    same = 100 - table('table3/labels').loc['Vanilla (scores)', 'PickScore']
+    assert f"label is PickScore's in {same:.0f} % of the pairs" in RESULTS
 
 
 def test_gains_without_intervals():
@@ -165,6 +189,32 @@ def test_how_many_rivals_are_behind():
     pairs, compute = len(behind['equal pairs']), len(behind['equal compute'])
     assert f'none is ahead of it beyond the seeds, {pairs} are behind' in RESULTS
     assert f'instead of as many pairs, {compute} are behind too' in RESULTS
+
+
+def gains_by_seed():
+    "Method -> its mean gain over base by the four scorers, a column a training seed."
+    rows = pd.read_csv(ROOT / 'paper_figures/icons/rivals/gains.csv')
+    rows = rows.query('budget == "equal pairs" and model_b == "base"')
+    return rows.groupby(['model_a', 'seed']).difference.mean().unstack()
+
+
+def test_how_many_are_behind_if_each_has_its_own_spread():
+    "Welch's test and Holm's correction by SciPy and by hand."
+    gains = gains_by_seed()
+    ours = gains.loc['BalancedDPO']
+    others = gains.drop(index='BalancedDPO')
+    p = others.apply(lambda g: ttest_ind(ours, g, equal_var=False).pvalue, axis=1).sort_values()
+    holm = (p * np.arange(len(p), 0, -1)).cummax()
+    behind = {m for m in p.index if holm[m] < 0.05 and others.loc[m].mean() < ours.mean()}
+    assert f"Welch's test, Holm) {len(behind)} are behind" in RESULTS
+    assert 'MaPO' not in behind
+    assert not ((holm < 0.05) & (others.mean(axis=1) > ours.mean())).any()
+
+
+def test_dspo_is_supervised_fine_tuning():
+    gains = gains_by_seed()
+    apart = abs(gains.loc['DSPO'] - gains.loc['Supervised fine-tuning']).max()
+    assert apart < 1e-4
 
 
 def test_the_gains_by_single_scorers():
