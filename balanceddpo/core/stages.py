@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 from balanceddpo.core.files import (
@@ -157,6 +158,10 @@ class Stage:
         """Whether the stage is intact and was finished with this `state` (of what it was made of)
         in its manifest."""
         return self.intact and read_manifest(self.folder).get('state') == state
+
+    def note(self, name: str) -> Any:
+        "What the manifest of a finished stage says under a name; an empty dict if nothing."
+        return read_manifest(self.folder).get(name, {})
 
     def finish(self, **extra: object) -> Path:
         "Mark the stage as done: write the manifest, with `extra` in it. Returns the folder."

@@ -29,6 +29,7 @@ from ..data.sources import PairsKey
 from .config import LATENT_SETTINGS, LATER_LATENT_SETTINGS, EncodeConfig
 from .families import part_digests
 from .family import Family
+from ..scoring.scorers import tell_cut_texts
 
 # %% auto #0
 __all__ = ['EncodedPairs', 'encode_pairs']
@@ -382,6 +383,7 @@ def encode_pairs(
     stage = open_stage('encode', encode_inputs(family, config, key.key if key else ''), folder=out)
     with locked(stage.folder):
         if key and stage.made_from(key.state):
+            tell_cut_texts(stage.note('cut_texts'), 'captions')
             return EncodedPairs.open(stage.folder)
         rows, numbers = write_moments(stage.folder, pairs, family, config, progress)
         if config.empty_text:
@@ -393,6 +395,8 @@ def encode_pairs(
             'captions': list(numbers),
         }
         write_json(stage.folder / 'pairs.json', table)
-        state = key.state if key else ''
-        stage.finish(pairs=len(rows), captions=len(numbers), state=state)
+        cut = family.cut_texts(list(numbers))
+        tell_cut_texts(cut, 'captions')
+        facts = dict(pairs=len(rows), captions=len(numbers), cut_texts=cut)
+        stage.finish(state=key.state if key else '', **facts)
     return EncodedPairs.open(stage.folder)

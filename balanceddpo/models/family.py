@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -222,6 +222,21 @@ class Family(ScaledLatents, ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Tensor]:
         "The conditioning of n prompts, name -> [n, ...]."
+
+    @property
+    @abstractmethod
+    def longest_texts(self) -> dict[str, int]:
+        "Each tokenizer that was loaded -> the tokens that its encoder takes."
+
+    def cut_texts(self, prompts: Sequence[str]) -> dict[str, list]:
+        """Tokenizer -> [how many of the prompts are longer than its encoder takes, the first of
+        them], for the tokenizers that there are any for."""
+        found = {}
+        for name, longest in self.longest_texts.items():
+            tokens = self.part(name)(list(prompts), verbose=False).input_ids
+            if cut := [p for p, ids in zip(prompts, tokens) if len(ids) > longest]:
+                found[name] = [len(cut), cut[0]]
+        return found
 
     def empty_conditioning(self) -> dict[str, Tensor]:
         """The unconditional conditioning of guidance and of prompt dropout, leading dimension 1:

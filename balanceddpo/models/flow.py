@@ -16,7 +16,12 @@ from ..core.errors import InputError
 from ..losses.diffusion_dpo import add_noise, log_snr, training_target
 from .family import ATTENTION, TEXT_ATTENTION, Family
 from .folders import parts_of
-from .stable_diffusion import clip_output, clip_pair_output, token_ids
+from balanceddpo.models.stable_diffusion import (
+    clip_lengths,
+    clip_output,
+    clip_pair_output,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -117,6 +122,12 @@ class StableDiffusion3(FlowNoise):
         "Latents along a side of what the denoiser takes as one."
         return self.model_config['patch_size']
 
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        "Each tokenizer that was loaded -> the tokens that its encoder takes."
+        t5 = {'tokenizer_3': self.t5_length} if 'tokenizer_3' in self.parts else {}
+        return clip_lengths(self, '', '_2') | t5
+
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Tensor]:
         """n prompts -> {'prompt_embeds': [n, length of CLIP + 256, width of T5], 'pooled': [n, both
         CLIP widths]}."""
@@ -186,6 +197,12 @@ class FluxConditioning(Family):
 
     t5_length = 512  # tokens of T5, the pipeline's default
     training_guidance = 3.5  # guidance scale that the denoiser is told while it is trained
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        "Each tokenizer that was loaded -> the tokens that its encoder takes."
+        t5 = {'tokenizer_2': self.t5_length} if 'tokenizer_2' in self.parts else {}
+        return clip_lengths(self, '') | t5
 
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Tensor]:
         "n prompts -> {'prompt_embeds': [n, 512, width of T5], 'pooled': [n, width of CLIP]}."

@@ -5,6 +5,7 @@
 # %% ../../nbs/models/10_lora.ipynb #f7526abd
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -130,3 +131,6 @@ def check_placed(path: Path, held: dict[str, Tensor], placed: dict[str, Tensor])
         )
     if unfilled:
         raise InputError(f'{path} does not fit this model: it has nothing for {unfilled[0]}')
+    upper = [t for name, t in placed.items() if '.lora_B.' in name]
+    if upper and not any(t.any() for t in upper):
+        warnings.warn(f'{path} changes nothing: it has not been trained', stacklevel=3)

@@ -39,6 +39,7 @@ from .family import Family
 from .folders import load_part, local_folder
 from .lora import load_lora
 from .schedules import make_scheduler
+from ..scoring.scorers import tell_cut_texts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -328,6 +329,7 @@ def write_images(
     """Draw and write the missing images; PNGs are compressed in threads while the next batch is
     drawn."""
     family, pipeline = load_generator(config)
+    tell_cut_texts(family.cut_texts(prompt_set.prompts), 'prompts')
     with (
         ThreadPoolExecutor(8) as pool,
         tqdm(total=len(missing), desc='images', unit='image', disable=not progress) as bar,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import InputError
 from ..losses.diffusion_dpo import add_noise, log_snr, training_target
 from .family import Family
 
@@ -30,10 +31,17 @@ class DiscreteNoise(Family):
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        "alpha_bar, fp32 [n_train_timesteps], on the family's device."
+        """alpha_bar, fp32 [n_train_timesteps], on the family's device. Raises InputError if the
+        betas leave no signal to a model that predicts the noise."""
         from diffusers import DDPMScheduler
 
-        return DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod.to(self.device)
+        levels = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
+        if self.prediction == 'epsilon' and levels[-1] <= 0:
+            raise InputError(
+                f'{self.folder}: its betas end in a signal-to-noise ratio of zero, from which a'
+                ' model that predicts the noise can learn nothing'
+            )
+        return levels.to(self.device)
 
     @property
     def n_train_timesteps(self) -> int:
@@ -61,14 +69,24 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], length
     ).input_ids
 
 
+def clip_lengths(family: Family, *suffixes: str) -> dict[str, int]:
+    "Tokenizer -> the tokens that its CLIP text encoder takes, for those that were loaded."
+    lengths = {}
+    for suffix in suffixes:
+        if 'tokenizer' + suffix in family.parts:
+            taken = family.part('text_encoder' + suffix).config.max_position_embeddings
+            tokenizer = family.part('tokenizer' + suffix)
+            lengths['tokenizer' + suffix] = min(tokenizer.model_max_length, taken)
+    return lengths
+
+
 def clip_output(family: Family, prompts: Iterable[str], suffix: str = '', **options: Any) -> Any:
     """What a CLIP text encoder of the family says of n prompts, padded and cut to what it takes;
     without gradients."""
     tokenizer = family.part('tokenizer' + suffix)
-    encoder = family.part('text_encoder' + suffix)
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    ids = token_ids(tokenizer, prompts, clip_lengths(family, suffix)['tokenizer' + suffix])
     with torch.no_grad():
-        return encoder(token_ids(tokenizer, prompts, length).to(family.device), **options)
+        return family.part('text_encoder' + suffix)(ids.to(family.device), **options)
 
 # %% ../../nbs/models/05_stable_diffusion.ipynb #019890ea
 class StableDiffusion(DiscreteNoise):
@@ -82,6 +100,11 @@ class StableDiffusion(DiscreteNoise):
         """n prompts -> {'prompt_embeds': [n, length, width]} on the family's device, in the text
         encoder's dtype."""
         return {'prompt_embeds': clip_output(self, prompts)[0]}
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        "Each tokenizer that was loaded -> the tokens that its encoder takes."
+        return clip_lengths(self, '', '_2')
 
     def predict(
         self,

@@ -165,3 +165,14 @@ def test_what_is_loaded_changes_the_denoiser(folders, loras):
         load_lora(pipeline, loras['sd15'])
         after = pipeline.unet(*inputs)[0]
     assert np.abs(before - after).max() > 1e-3
+
+
+def test_a_lora_that_was_never_trained_is_told(folders, loras, tmp_path):
+    "Every key has its place, and the pictures are the base model's."
+
+    def untrained(tensors):
+        return {n: t * ('lora.up' not in n) for n, t in tensors.items()}
+
+    file = changed(loras['sd15'], tmp_path / LORA, untrained)
+    with pytest.warns(UserWarning, match='changes nothing'):
+        load_lora(diffusers_pipeline(folders['sd15']), file)

@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
+from balanceddpo.core.errors import InputError
 from balanceddpo.models.families import load_family
 from balanceddpo.models.folders import pipeline_index
-from tiny_models import KINDS, diffusers_pipeline, some_latents
+from tiny_models import KINDS, diffusers_pipeline, rewritten_copy, some_latents
 
 PROMPTS = [
     'a red cat',
@@ -108,3 +109,18 @@ def test_a_schedule_with_zero_terminal_snr_is_honoured(folders, tmp_path):
         < 0.004
         < load_family(folders['sd21'], device='cpu', components=()).alphas_cumprod[999]
     )
+
+
+def test_betas_that_leave_no_signal_are_refused_for_noise_and_not_for_v(folders, tmp_path):
+    "The setting rescale_betas_zero_snr is refused by name; betas can do the same without it."
+    betas = [0.1] * 9 + [1.0]
+    for kind in ('sd15', 'sd21'):
+        changes = dict(num_train_timesteps=10, trained_betas=betas)
+        file = 'scheduler/scheduler_config.json'
+        folder = rewritten_copy(folders[kind], tmp_path / kind, file, **changes)
+        family = load_family(folder, device='cpu', components=('text',))
+        if kind == 'sd21':
+            assert family.alphas_cumprod[-1] == 0
+        else:
+            with pytest.raises(InputError, match='signal-to-noise ratio of zero'):
+                _ = family.alphas_cumprod
