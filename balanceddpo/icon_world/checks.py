@@ -88,11 +88,49 @@ def closeness_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> 
 
 CHECKS = 1  # part of their keys: to be raised when the same pictures are checked otherwise
 
+# %% ../../nbs/icon_world/03_checks.ipynb #3b1e4c5f
+def _grey_with_truth(images: Tensor | list[Image.Image], prompts: list[str]) -> zip:
+    "Of each picture and of the true render of its caption the luminance, float [64, 64] in 0..1."
+    from skimage.color import rgb2gray
+
+    seen = as_pictures(images).permute(0, 2, 3, 1).numpy()
+    true = truths([truth_of(p) for p in prompts]).permute(0, 2, 3, 1).numpy()
+    return zip(rgb2gray(seen), rgb2gray(true))
+
+
+def structure_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
+    """Structural similarity of the luminance to that of the true render: 1 for the same picture.
+    Source: Wang et al., IEEE Trans. Image Process. 13 (2004) 600, with its Gaussian window."""
+    from skimage.metrics import structural_similarity
+
+    window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)
+    pairs = _grey_with_truth(images, prompts)
+    return np.array([structural_similarity(a, b, **window) for a, b in pairs], dtype='float32')
+
+
+def edge_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
+    """Correlation of the strength of the edges (Sobel, of the luminance) with that in the true
+    render: 1 for the same edges, 0 for a picture without any."""
+    from skimage.filters import sobel
+
+    found = []
+    for seen, true in _grey_with_truth(images, prompts):
+        edges = sobel(seen)
+        alike = np.corrcoef(edges.ravel(), sobel(true).ravel())[0, 1] if edges.any() else 0.0
+        found.append(alike)
+    return np.array(found, dtype='float32')
+
 # %% ../../nbs/icon_world/03_checks.ipynb #c182a91a
-def register_checks() -> tuple[str, str]:
-    "Registers 'recognised' and 'closeness' as scorers and returns their names."
+def register_checks() -> tuple[str, ...]:
+    "Registers 'recognised', 'closeness', 'structure' and 'edges' as scorers; returns their names."
     files = asset('recogniser'), asset('icons.png')
     version = digest(CHECKS, *map(content_digest, files))
-    register_scorer('recognised', version)(recognised_scores)
-    register_scorer('closeness', version)(closeness_scores)
-    return 'recognised', 'closeness'
+    checks = {
+        'recognised': recognised_scores,
+        'closeness': closeness_scores,
+        'structure': structure_scores,
+        'edges': edge_scores,
+    }
+    for name, check in checks.items():
+        register_scorer(name, version)(check)
+    return tuple(checks)

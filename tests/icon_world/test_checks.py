@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2gray
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import asset
-from balanceddpo.icon_world.checks import as_pictures, closeness_scores, recognised_scores, verify
+from balanceddpo.icon_world.checks import (
+    as_pictures,
+    closeness_scores,
+    edge_scores,
+    recognised_scores,
+    structure_scores,
+    verify,
+)
 from balanceddpo.icon_world.world import Icon, caption, split_icons, true_render, truths
 
 
@@ -50,3 +59,40 @@ def test_scores_of_a_true_and_of_a_changed_picture():
     assert torch.equal(as_pictures(images), truths([icon, other]))
     with pytest.raises(InputError, match='no caption'):
         recognised_scores(images[:1], ['a fox in the snow'])
+
+
+FOX = Icon(44, 1, 2)
+
+
+def test_two_truths_that_blur_does_not_please():
+    "The true render has 1; what is blurred until it is closer than noise keeps fewer of its edges."
+    true = true_render(FOX)
+    picture = Image.fromarray(true.permute(1, 2, 0).numpy())
+    rng = np.random.default_rng(0)
+    noisy = np.asarray(picture, float) + rng.normal(0, 12, (64, 64, 3))
+    noisy = Image.fromarray(noisy.clip(0, 255).astype('uint8'))
+    blurred = picture.filter(ImageFilter.GaussianBlur(2.5))
+    images, prompts = [picture, noisy, blurred], [caption(FOX)] * 3
+    for scores in (structure_scores(images, prompts), edge_scores(images, prompts)):
+        assert scores[0] == pytest.approx(1, abs=1e-6)
+        assert scores[2] < 0.9
+    assert edge_scores(images, prompts)[1] > edge_scores(images, prompts)[2]
+    flat = [Image.new('RGB', (64, 64), 'grey')]
+    assert edge_scores(flat, prompts[:1])[0] == 0
+
+
+def test_structure_by_its_formula_with_scipy():
+    "Of the two luminances, with Gaussian means over 1.5 pixels, a window of 11, and C1, C2 of 1."
+    other = Icon(45, 1, 2)
+    a, b = (rgb2gray(truths([icon])[0].permute(1, 2, 0).numpy()) for icon in (FOX, other))
+
+    def mean(x):
+        return gaussian_filter(x, 1.5, truncate=3.5, mode='reflect')
+
+    ma, mb = mean(a), mean(b)
+    va, vb, both = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    s = (2 * ma * mb + c1) * (2 * both + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    expected = s[5:-5, 5:-5].mean()
+    image = [Image.fromarray(true_render(FOX).permute(1, 2, 0).numpy())]
+    assert structure_scores(image, [caption(other)])[0] == pytest.approx(expected, abs=1e-5)
