@@ -29,7 +29,7 @@ def run(*args, cwd, **env):
 def wheel(tmp_path_factory):
     "The wheel, built from a copy of the repository's files."
     copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
-    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
+    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'NOTICE'):
         shutil.copy(ROOT / name, copy / name)
     shutil.copytree(PACKAGE, copy / 'balanceddpo', ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copytree(
@@ -57,16 +57,26 @@ def content(root):
     }
 
 
+def notebooks_in(folder):
+    "Name -> notebook of a folder."
+    return {p.name: json.loads(p.read_text(encoding='utf-8')) for p in folder.glob('*.ipynb')}
+
+
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel, installed):
-    notebooks = {
-        f'repro/{name}': sha
-        for name, sha in content(ROOT / 'nbs/repro').items()
-        if name.endswith('.ipynb') and '.ipynb_checkpoints' not in name
-    }
-    assert notebooks
-    assert content(installed / 'balanceddpo') == content(PACKAGE) | notebooks
+    there = content(installed / 'balanceddpo')
+    assert {k: v for k, v in there.items() if not k.startswith('repro/')} == content(PACKAGE)
     top = {name.split('/')[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert top == {'balanceddpo', f'{wheel.name.split("-py3")[0]}.dist-info'}
+
+
+def test_the_wheel_has_the_notebooks_without_their_outputs(installed):
+    ours, theirs = notebooks_in(ROOT / 'nbs/repro'), notebooks_in(installed / 'balanceddpo/repro')
+    assert any(c.get('outputs') for notebook in ours.values() for c in notebook['cells'])
+    for notebook in ours.values():
+        for cell in notebook['cells']:
+            if cell['cell_type'] == 'code':
+                cell.update(outputs=[], execution_count=None)
+    assert theirs == ours
 
 
 def test_the_wheel_carries_the_licences(wheel):
