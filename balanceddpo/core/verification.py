@@ -84,7 +84,7 @@ def verify_folder(folder: str | Path) -> list[Finding]:
         elif path.name == 'manifest.json':
             found += _check_folder(path.parent)
             covered.add(path.parent)
-        elif path.name == 'inputs.json' and not (path.parent / 'manifest.json').exists():
+        elif path.name == 'inputs.json' and not any(path.parent.rglob('manifest.json')):
             found.append(Finding(path.parent, 'unfinished'))
             covered.add(path.parent)
         elif path.suffix == '.parquet' and not (path.parent / 'manifest.json').exists():

@@ -8,7 +8,7 @@ import pytest
 from balanceddpo.cli import main
 from balanceddpo.core.files import staged
 from balanceddpo.core.seals import write_sealed
-from balanceddpo.core.stages import open_stage
+from balanceddpo.core.stages import open_stage, write_manifest
 from balanceddpo.core.verification import verify_folder
 
 
@@ -51,6 +51,20 @@ def test_what_is_unfinished_older_or_left_over(runs):
     with staged(runs / 'model') as temporary:
         temporary.mkdir()
         assert states(runs)[temporary.name] == 'surplus'
+
+
+def test_checkpoints_are_whole_one_by_one(runs):
+    "Their folder has inputs and no manifest of its own, and is no stage."
+    (runs / 'checkpoints').mkdir()
+    (runs / 'checkpoints' / 'inputs.json').write_text('{}')
+    for step in ('1', '2'):
+        (runs / 'checkpoints' / step).mkdir()
+        (runs / 'checkpoints' / step / 'policy').write_bytes(b'weights')
+        write_manifest(runs / 'checkpoints' / step, step=int(step))
+    (runs / 'checkpoints/1/policy').write_bytes(b'weighty')
+    found = states(runs)
+    assert 'checkpoints' not in found
+    assert (found['checkpoints/1'], found['checkpoints/2']) == ('damaged', 'whole')
 
 
 def test_the_command_says_what_is_damaged(runs, capsys):
