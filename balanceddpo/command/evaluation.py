@@ -324,20 +324,22 @@ def write_results(out: Path, measured: Evaluation, options: EvaluateOptions, dra
         paths.append(out / 'unsound.csv')
         with staged(out / 'unsound.csv') as t:
             measured.unsound.to_csv(t, index=False)
-    _write_note(out, options, drawn, paths)
+    cut = measured.scores.attrs.get('cut_texts', {})
+    _write_note(out, options, {'images': drawn, 'cut_texts': cut}, paths)
     cells = tables.table_cells(table, 1, interval)
     printed = tables.markdown_table(cells, tables.bold_cells(table, bold))
     print(f'{caption}\n\n{printed}', *told, f'tables: {out}', sep='\n')
 
 # %% ../../nbs/command/06_evaluation.ipynb #96a3ee49
-def _write_note(out: Path, options: EvaluateOptions, drawn: dict, paths: Sequence[Path]) -> None:
-    "Write how the files of an evaluation were made: provenance.json."
+def _write_note(out: Path, options: EvaluateOptions, facts: dict, paths: Sequence[Path]) -> None:
+    """Write how the files of an evaluation were made: provenance.json. `facts`: what each store of
+    images came from, and the prompts that a scorer does not read to the end."""
     from balanceddpo.paper.provenance import Making, write_provenance
 
     making = Making(
         command=shlex.join(['balanceddpo', *sys.argv[1:]]),
-        parameters={'options': canonical(options), 'images': drawn},
-        seeds=sorted({inputs['seed'] for inputs in drawn.values()}),
+        parameters={'options': canonical(options), **facts},
+        seeds=sorted({inputs['seed'] for inputs in facts['images'].values()}),
     )
     write_provenance(out, making, outputs=paths)
 

@@ -197,7 +197,8 @@ Drawn = tuple[str, str, ImageStore]  # name of the model, name of the prompt set
 def image_scores(
     drawn: Sequence[Drawn], scorers: Sequence[Scorer], progress: bool = False
 ) -> DataFrame:
-    "The scores of all images of several stores: DataFrame, one row per image; kept per store."
+    """The scores of all images of several stores: DataFrame, one row per image; kept per store.
+    `attrs['cut_texts']` has what `cut_texts` says of their prompts."""
     tables = []
     for model, prompt_set, store in drawn:
         with made_once('scores', store.inputs):
@@ -206,8 +207,11 @@ def image_scores(
             )
         tables.append(table)
     prompts = [text for _, _, store in drawn for text in store.index.prompt]
-    tell_cut_texts(cut_texts(scorers, list(dict.fromkeys(prompts))), 'prompts')
-    return pd.concat(tables, ignore_index=True)
+    cut = cut_texts(scorers, list(dict.fromkeys(prompts)))
+    tell_cut_texts(cut, 'prompts')
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs['cut_texts'] = cut
+    return table
 
 # %% ../../nbs/pipeline/01_stages.ipynb #c56cd88c
 def draw(

@@ -87,6 +87,17 @@ def test_where_all_can_be_judged_nothing_is_said(world, tmp_path, run):
     assert not (tmp_path / 'out/unsound.csv').exists()
 
 
+def test_prompts_that_are_not_read_to_the_end_are_in_the_note(world, tmp_path, run):
+    long = 'fox ' * 100
+    (tmp_path / 'prompts.txt').write_text(f'a fox\n{long}\n')
+    models = [f'{name}={world}/model' for name in 'ab']
+    words = [*models, '--prompts', tmp_path / 'prompts.txt', *DRAW]
+    with pytest.warns(UserWarning, match='clip does not read 1 prompts to the end'):
+        run('evaluate', *words, '--scorers', f'clip={world}/clip', '--out', tmp_path / 'out')
+    noted = json.loads((tmp_path / 'out/provenance.json').read_text())
+    assert noted['parameters']['cut_texts'] == {'clip': [1, long.strip()]}
+
+
 def test_a_lora_needs_its_base(world, tmp_path, run):
     (tmp_path / 'pytorch_lora_weights.safetensors').touch()
     assert f'b=BASE+{tmp_path}' in run(
