@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'balanceddpo'},
   'syms': { 'balanceddpo.cli': { 'balanceddpo.cli.check_place': ('cli.html#check_place', 'balanceddpo/cli.py'),
                                  'balanceddpo.cli.dispatch': ('cli.html#dispatch', 'balanceddpo/cli.py'),
+                                 'balanceddpo.cli.in_one_line': ('cli.html#in_one_line', 'balanceddpo/cli.py'),
                                  'balanceddpo.cli.main': ('cli.html#main', 'balanceddpo/cli.py'),
                                  'balanceddpo.cli.overview': ('cli.html#overview', 'balanceddpo/cli.py'),
                                  'balanceddpo.cli.refusal_of_the_machine': ('cli.html#refusal_of_the_machine', 'balanceddpo/cli.py'),

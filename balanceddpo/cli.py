@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def report_error(text: object, code: int) -> int:
     print('balanceddpo:', ' '.join(str(text).split()), file=sys.stderr)
     return code
 
+
+FORMAT = warnings.formatwarning
+
+
+def in_one_line(message, category, filename, *args, **options) -> str:
+    "A warning of this package as a line of the command; those of libraries as they are."
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        return f'balanceddpo: warning: {" ".join(str(message).split())}\n'
+    return FORMAT(message, category, filename, *args, **options)
+
 # %% ../nbs/cli.ipynb #334cb316
 GOES_ON = 'what is finished is kept: then the same command goes on from there'
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -150,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
     if not shows_progress():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+    warnings.formatwarning = in_one_line
     try:
         dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
     except InputError as e:

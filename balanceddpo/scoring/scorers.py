@@ -268,7 +268,7 @@ def tell_cut_texts(cut: Mapping[str, Sequence], what: str) -> None:
     "Warn of the texts in a result of `cut_texts`; `what` they are in the plural."
     for name, (count, first) in cut.items():
         warnings.warn(
-            f'{name} does not read {count} {what} to the end, they are longer than its text encoder'
-            f' takes: the first is {first[:60]!r} ...',
+            f'{name} does not read {count} of the {what} to the end, they are longer than its text'
+            f' encoder takes: the first is {first[:60]!r} ...',
             stacklevel=3,
         )

@@ -286,3 +286,22 @@ for verb in {ORDER!r}:
 """
     said, _ = run_python(code)
     assert [f'usage: balanceddpo {verb} ' in said for verb in ORDER] == [True] * len(ORDER)
+
+
+def test_a_warning_of_ours_is_one_line_and_no_place_in_the_code(capfd):
+    code = """
+import sys, warnings
+from balanceddpo import cli
+from balanceddpo.scoring.scorers import tell_cut_texts
+sys.argv = ['balanceddpo', '--version']
+cli.main()
+def stage(): tell_cut_texts({'clip': [2, 'fox ' * 99]}, 'prompts')
+inside = compile('def verb(): stage()', cli.__file__, 'exec')
+exec(inside)
+verb()
+warnings.warn('of somebody else')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    ours, *others = done.stderr.splitlines()
+    assert ours.startswith('balanceddpo: warning: clip does not read 2 of the prompts to the end')
+    assert 'UserWarning: of somebody else' in others[0]

@@ -92,7 +92,7 @@ def test_prompts_that_are_not_read_to_the_end_are_in_the_note(world, tmp_path, r
     (tmp_path / 'prompts.txt').write_text(f'a fox\n{long}\n')
     models = [f'{name}={world}/model' for name in 'ab']
     words = [*models, '--prompts', tmp_path / 'prompts.txt', *DRAW]
-    with pytest.warns(UserWarning, match='clip does not read 1 prompts to the end'):
+    with pytest.warns(UserWarning, match='clip does not read 1 of the prompts to the end'):
         run('evaluate', *words, '--scorers', f'clip={world}/clip', '--out', tmp_path / 'out')
     noted = json.loads((tmp_path / 'out/provenance.json').read_text())
     assert noted['parameters']['cut_texts'] == {'clip': [1, long.strip()]}

@@ -48,7 +48,7 @@ def test_encoding_tells_and_keeps_it(tmp_path):
     family = load_family(tiny_folder(tmp_path / 'sd15'), 'fp32', 'cpu', components=('text', 'vae'))
     pairs = [make_pair(text, [plain(1), plain(2)]) for text in ('a fox', LONG)]
     config = EncodeConfig(str(tmp_path / 'sd15'), 32)
-    with pytest.warns(UserWarning, match='tokenizer does not read 1 captions to the end'):
+    with pytest.warns(UserWarning, match='tokenizer does not read 1 of the captions to the end'):
         encoded = encode_pairs(pairs, family, config, tmp_path / 'encoded', progress=False)
     assert read_manifest(encoded.folder)['cut_texts'] == {'tokenizer': [1, LONG]}
     with warnings.catch_warnings():
@@ -65,5 +65,5 @@ def test_drawing_tells_it(tmp_path):
         steps=1,
         device='cpu',
     )
-    with pytest.warns(UserWarning, match='tokenizer does not read 1 prompts to the end'):
+    with pytest.warns(UserWarning, match='tokenizer does not read 1 of the prompts to the end'):
         sample(config, out=tmp_path / 'images', progress=False)

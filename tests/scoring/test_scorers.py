@@ -319,7 +319,7 @@ def test_texts_longer_than_an_encoder_reads_are_named(models, kind):
     scores = scorer.score([image] * 2, beyond)
     assert scores[0] == scores[1]  # what is cut makes no difference
     assert cut_texts([scorer, own], [word, *beyond, beyond[0]]) == {kind: [3, beyond[0]]}
-    with pytest.warns(UserWarning, match=f'{kind} does not read 3 prompts to the end'):
+    with pytest.warns(UserWarning, match=f'{kind} does not read 3 of the prompts to the end'):
         tell_cut_texts(cut_texts([scorer], [*beyond, beyond[0]]), 'prompts')
 
 
