@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lazy_loader
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -567,7 +568,7 @@ def build(hook, tmp_path):
     of the repository."""
     copy, out, target = (tmp_path / n for n in ('copy', 'dist', 'target'))
     out.mkdir()
-    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'NOTICE'):
+    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'NOTICE'):
         copy.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     shutil.copytree(
@@ -589,9 +590,12 @@ def build(hook, tmp_path):
 @pytest.mark.parametrize('hook', ['build_wheel', 'build_editable'])
 def test_the_notebooks_are_found_in_a_wheel_and_in_an_editable_installation(hook, tmp_path):
     copy, target = build(hook, tmp_path)
+    # what it needs lies behind it, and no installation there is looked at (-S)
+    others = str(Path(lazy_loader.__file__).parents[1])
     code = (
-        f'import site; site.addsitedir({str(target)!r}); from balanceddpo.paper.repro_notebooks'
-        ' import notebooks; print(*notebooks().values(), sep="\\n")'
+        f'import site, sys; site.addsitedir({str(target)!r}); sys.path.append({others!r});'
+        ' from balanceddpo.paper.repro_notebooks import notebooks;'
+        ' print(*notebooks().values(), sep="\\n")'
     )
     found = subprocess.run(
         [sys.executable, '-I', '-S', '-c', code],
