@@ -176,8 +176,27 @@ class ScaledLatents(AutoencoderLatents):
 # our name of a conditioning -> the pipelines' argument
 PIPELINE_NAMES = {'prompt_embeds': 'prompt_embeds', 'pooled': 'pooled_prompt_embeds'}
 
+# %% ../../nbs/models/04_family.ipynb #b8e18fb2
+class TextLengths(ScaledLatents, ABC):
+    "What is longer than the text encoders take."
+
+    @property
+    @abstractmethod
+    def longest_texts(self) -> dict[str, int]:
+        "Each tokenizer that was loaded -> the tokens that its encoder takes."
+
+    def cut_texts(self, prompts: Sequence[str]) -> dict[str, list]:
+        """Tokenizer -> [how many of the prompts are longer than its encoder takes, the first of
+        them], for the tokenizers that there are any for."""
+        found = {}
+        for name, longest in self.longest_texts.items():
+            tokens = self.part(name)(list(prompts), verbose=False).input_ids
+            if cut := [p for p, ids in zip(prompts, tokens) if len(ids) > longest]:
+                found[name] = [len(cut), cut[0]]
+        return found
+
 # %% ../../nbs/models/04_family.ipynb #b832e976
-class Family(ScaledLatents, ABC):
+class Family(TextLengths):
     """A text-to-image model as training and sampling see it. Made by `load_family`; what it lacks
     (`components`) is absent from `parts`."""
 
@@ -222,21 +241,6 @@ class Family(ScaledLatents, ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Iterable[str]) -> dict[str, Tensor]:
         "The conditioning of n prompts, name -> [n, ...]."
-
-    @property
-    @abstractmethod
-    def longest_texts(self) -> dict[str, int]:
-        "Each tokenizer that was loaded -> the tokens that its encoder takes."
-
-    def cut_texts(self, prompts: Sequence[str]) -> dict[str, list]:
-        """Tokenizer -> [how many of the prompts are longer than its encoder takes, the first of
-        them], for the tokenizers that there are any for."""
-        found = {}
-        for name, longest in self.longest_texts.items():
-            tokens = self.part(name)(list(prompts), verbose=False).input_ids
-            if cut := [p for p, ids in zip(prompts, tokens) if len(ids) > longest]:
-                found[name] = [len(cut), cut[0]]
-        return found
 
     def empty_conditioning(self) -> dict[str, Tensor]:
         """The unconditional conditioning of guidance and of prompt dropout, leading dimension 1:
