@@ -1,6 +1,8 @@
 """What is told of a folder of results, by states that are made by hand."""
 
 import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -77,3 +79,11 @@ def test_the_command_says_what_is_damaged(runs, capsys):
     told = capsys.readouterr()
     assert f'damaged: {runs / "labels.parquet"}' in told.out
     assert '1 of 2 results are damaged' in told.err
+
+
+def test_a_process_that_ends_after_a_reading_ends_well(runs):
+    "Two of three such processes were aborted at their end, after all was said, by Arrow's threads."
+    code = 'import sys; from balanceddpo.cli import main; sys.exit(main(["verify", sys.argv[1]]))'
+    for _ in range(6):
+        done = subprocess.run([sys.executable, '-c', code, str(runs)], capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b'')
