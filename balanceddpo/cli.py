@@ -24,6 +24,7 @@ from balanceddpo.command import (  # noqa: F401
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
 from .core.errors import InputError, first_line, reason_of
+from .core.files import no_room_in
 from .paper import reproduction
 
 # %% auto #0
@@ -129,14 +130,13 @@ def in_one_line(message, category, filename, *args, **options) -> str:
 
 # %% ../nbs/cli.ipynb #334cb316
 GOES_ON = 'what is finished is kept: then the same command goes on from there'
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def report_os_error(error: OSError) -> int:
     "Report what the system refused, with its place; returns the exit code."
     place = f'{error.filename}: ' if error.filename else ''
     says = f'{place}{error.strerror or reason_of(error)}'
-    if error.errno in NO_ROOM:
+    if no_room_in(error) or error.errno == errno.EIO:
         return report_error(f'{says}; make room, or choose another place; {GOES_ON}', 1)
     return report_error(says, 2)
 
@@ -147,8 +147,7 @@ def refusal_of_the_machine(error: Exception) -> str | None:
     # torch's; importing it to compare would slow down every start
     if type(error).__name__ in ('MemoryError', 'OutOfMemoryError') or 'allocate memory' in said:
         return f'{said}; {LESS_MEMORY}'
-    # safetensors and torch tell a full disk in their own errors
-    if '(os error ' in str(error) or 'file write failed' in str(error):
+    if no_room_in(error):
         return f'{said}; make room, or choose another place; {GOES_ON}'
     return None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .options import verb
 from .plans import amount, show_plan, shows_progress, times
-from ..core.errors import InputError
+from ..core.errors import InputError, reason_of
 from ..core.files import canonical, digest
 from ..core.stages import runs_root
 
@@ -86,8 +86,7 @@ def run_register(path: Path) -> None:
     except (Exception, SystemExit) as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         where = f'{path}, line {lines[-1]}' if lines else str(path)
-        reason = f'{type(e).__name__}: {" ".join(str(e).split()) or "no reason given":.200}'
-        raise InputError(f'the file of scorers failed ({where}): {reason}') from e
+        raise InputError(f'the file of scorers failed ({where}): {reason_of(e)}') from e
 
 
 def scorer_specs(texts: Iterable[str], register: Path | None = None) -> list[ScorerSpec]:
@@ -131,7 +130,7 @@ def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
     out = options.out or runs_root() / 'labels' / f'{digest(asked, canonical(config))}.parquet'
     if out.is_dir():
         raise InputError(f'{out} is a folder: --out names the labels file to write')
-    if out.exists():
+    if options.out and out.exists():
         try:
             read_labels(out)
         except Damaged:

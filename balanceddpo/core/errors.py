@@ -21,7 +21,7 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     "An error of a library in one short line: its class and what it says."
     return f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given":.200}'
 

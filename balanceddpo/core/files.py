@@ -221,7 +221,7 @@ def _publish(temporary: Path, path: Path) -> None:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
-def _no_room_in(error: Exception) -> int | None:
+def no_room_in(error: Exception) -> int | None:
     """The number of the system's error if a full or read-only disk is at the root of `error`, else
     None: safetensors and torch tell it in words of their own."""
     if isinstance(error, OSError):
@@ -254,7 +254,7 @@ def staged(path: str | Path) -> Generator[Path, None, None]:
         yield temporary
         _publish(temporary, path)
     except Exception as e:
-        if (number := _no_room_in(e)) is None:
+        if (number := no_room_in(e)) is None:
             raise
         raise OSError(
             number,

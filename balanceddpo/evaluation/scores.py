@@ -44,16 +44,19 @@ __all__ = ['score_images', 'compare_scores', 'score_summary', 'mean_gains', 'spr
 _IMAGE = ['prompt_id', 'image_index', 'image_id']
 
 
-def _kept_scores(store: ImageStore, path: Path) -> pd.DataFrame:
+def _kept_scores(store: ImageStore, path: Path, ours: bool) -> pd.DataFrame:
     """One row for each image of `store`, with the scores already at `path` in columns `name@key`;
-    none for an image that has changed since."""
+    none for an image that has changed since, nor where the file is damaged or, if the place is
+    `ours` alone, is of an older version."""
     rows = store.index.assign(image_id=store.index['sha256'].str[:16])[_IMAGE]
     rows = rows.reset_index(drop=True)  # from here on a row is known by its place
     if not path.exists():
         return rows
     try:
         kept = read_sealed(path, 'delete it, or name another file of scores')
-    except Damaged as e:
+    except InputError as e:
+        if not ours and not isinstance(e, Damaged):
+            raise
         warnings.warn(f'{e}; these images are scored again', stacklevel=3)
         return rows
     if b'inputs' not in (kept.schema.metadata or {}):
@@ -154,7 +157,8 @@ def score_images(
     `model` and `prompt_set` are the names to show. Written every `portions.shard_size` images.
     Raises InputError for scores that are not finite, and if `out` holds scores of other images."""
     path = Path(out) if out else runs_root() / 'scores' / f'{digest(store.inputs)}.parquet'
-    table, columns = _kept_scores(store, path), {s: f'{s.name}@{s.key}' for s in scorers}
+    table = _kept_scores(store, path, ours=out is None)
+    columns = {s: f'{s.name}@{s.key}' for s in scorers}
     for column in columns.values():
         table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
     title = f'scores of {model or store.model}'

@@ -40,10 +40,16 @@ class EncodeConfig:
 
 # %% ../../nbs/models/01_config.ipynb #545e64cb
 # the settings that latents and embeddings depend on, beside the model and its precision
-LATENT_SETTINGS = ('resolution', 'crop', 'seed', 'storage', 'shard_size')
-# and those that came later: they stand in a key only where they are asked for, so that what was
-# encoded before them is still found
-LATER_LATENT_SETTINGS = ('mirrored', 'sizes', 'empty_text')
+LATENT_SETTINGS = (
+    'resolution',
+    'crop',
+    'mirrored',
+    'sizes',
+    'empty_text',
+    'seed',
+    'storage',
+    'shard_size',
+)
 
 # %% ../../nbs/models/01_config.ipynb #093a2a88
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@
 # %% ../../nbs/models/09_encoding.ipynb #8ce14df6
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from ..core.numerics import at_full_speed, numeric_path
 from ..core.stages import check_hashes, locked, open_stage, read_manifest
 from ..data.pairs import Pair, draw_view, told_sizes, transform_pair
 from ..data.sources import PairsKey
-from .config import LATENT_SETTINGS, LATER_LATENT_SETTINGS, EncodeConfig
+from .config import LATENT_SETTINGS, EncodeConfig
 from .families import part_digests
 from .family import Family
-from ..scoring.scorers import tell_cut_texts
+from ..scoring.scorers import batches, tell_cut_texts
 
 # %% auto #0
 __all__ = ['EncodedPairs', 'encode_pairs']
@@ -55,9 +55,7 @@ def encode_inputs(family: Family, config: EncodeConfig, pairs_key: str = '') -> 
         'family': family.name,
         'compute': compute,
         'pairs': pairs_key,
-        'flip': False,  # a setting that is gone; it stays so that older latents are found
         **{name: getattr(config, name) for name in LATENT_SETTINGS},
-        **{name: True for name in LATER_LATENT_SETTINGS if getattr(config, name)},
     }
 
 # %% ../../nbs/models/09_encoding.ipynb #f463935c
@@ -89,14 +87,18 @@ def with_autoencoder(family: Family, source: str, dtype: str) -> Family:
     return replace(family, parts=family.parts | {'vae': vae}, autoencoder=named)
 
 # %% ../../nbs/models/09_encoding.ipynb #d993785f
-def shard_ready(path: Path, holds: str) -> bool:
-    """Whether the shard at `path` is complete and undamaged. Raises InputError if its note says
-    that it holds other things than `holds` (a digest)."""
+def shard_ready(path: Path, holds: str, keyed: bool = False) -> bool:
+    """Whether the shard at `path` is complete and undamaged. If its note says that it holds other
+    things than `holds` (a digest), it is not where the folder is `keyed`, for then they have
+    changed under their key; otherwise InputError is raised."""
     try:
         note = read_json(path.with_suffix('.json'))
     except InputError:
         return False
     if note.get('holds') != holds:
+        if keyed:
+            warnings.warn(f'{path}: these pairs have changed since; encoded again', stacklevel=2)
+            return False
         raise InputError(f'{path} was made from other pairs: choose another folder, or delete it')
     return (
         path.is_file()
@@ -311,33 +313,27 @@ def empty_text(encoded: EncodedPairs) -> dict[str, Tensor]:
     "The conditioning of the empty text as it is encoded, name -> [1, ...]."
     return encoded.shards.take('prompts', [encoded.captions.index('')])
 
-
-def holds(encoded: EncodedPairs, what: str) -> bool:
-    "Whether the pairs were encoded with a setting of `LATER_LATENT_SETTINGS`."
-    return bool(encoded.inputs.get(what))
-
 # %% ../../nbs/models/09_encoding.ipynb #ce290360
-def chunks(items: Iterable, size: int) -> Iterator[list]:
-    "Lists of `size` items, the last one shorter; takes any iterable and holds one list at a time."
-    items = iter(items)
-    while chunk := list(islice(items, size)):
-        yield chunk
-
-
 def write_moments(
-    folder: Path, pairs: Iterable[Pair], family: Family, config: EncodeConfig, progress: bool
+    folder: Path,
+    pairs: Iterable[Pair],
+    family: Family,
+    config: EncodeConfig,
+    keyed: bool,
+    progress: bool,
 ) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """Write the shards of images that are missing or damaged; returns the rows (pair id, caption's
+    """Write the shards of images that are missing or damaged, or where the folder is `keyed` have
+    changed; returns the rows (pair id, caption's
     number) and caption -> number."""
     rows, numbers = [], {}
     with (
         ThreadPoolExecutor(config.workers) as pool,
         tqdm(desc='pairs', unit='pair', disable=not progress) as bar,
     ):
-        for i, chunk in enumerate(chunks(pairs, config.shard_size)):
+        for i, chunk in enumerate(batches(pairs, config.shard_size)):
             path = folder / f'moments-{i:05d}.safetensors'
-            holds = digest([[p.pair_id, p.caption, p.image_ids] for p in chunk])
-            if not shard_ready(path, holds):
+            holds = digest([[p.pair_id, p.caption, p.image_ids, p.background] for p in chunk])
+            if not shard_ready(path, holds, keyed):
                 write_shard(path, holds, encode_images_of(chunk, family, config, pool))
             rows += [(p.pair_id, numbers.setdefault(p.caption, len(numbers))) for p in chunk]
             bar.update(len(chunk))
@@ -353,11 +349,14 @@ def write_moments(
     return rows, numbers
 
 # %% ../../nbs/models/09_encoding.ipynb #6da27476
-def write_prompts(folder: Path, captions: list[str], family: Family, config: EncodeConfig) -> None:
-    "Write the shards of captions that are missing or damaged, and the unconditional conditioning."
-    for i, chunk in enumerate(chunks(captions, config.shard_size)):
+def write_prompts(
+    folder: Path, captions: list[str], family: Family, config: EncodeConfig, keyed: bool
+) -> None:
+    """Write the shards of captions that are missing or damaged, or where the folder is `keyed` have
+    changed, and the unconditional conditioning."""
+    for i, chunk in enumerate(batches(captions, config.shard_size)):
         path, holds = folder / f'prompts-{i:05d}.safetensors', digest(chunk)
-        if not shard_ready(path, holds):
+        if not shard_ready(path, holds, keyed):
             write_shard(path, holds, encode_captions(chunk, family, config))
     path, holds = folder / 'empty.safetensors', digest('empty')
     if not shard_ready(path, holds):
@@ -378,17 +377,17 @@ def encode_pairs(
     Goes on where it was stopped and makes again only the shards that are damaged. `key` names the
     pairs, as a `PairSource` does: with it a folder that was finished from files of the same state
     is returned at once. Raises InputError, naming the field, if `out` was made with other settings
-    or other pairs."""
+    or other pairs; pairs that have changed under their key are encoded again."""
     config = replace(config, resolution=config.resolution or family.default_size)
     stage = open_stage('encode', encode_inputs(family, config, key.key if key else ''), folder=out)
     with locked(stage.folder):
         if key and stage.made_from(key.state):
             tell_cut_texts(stage.note('cut_texts'), 'captions')
             return EncodedPairs.open(stage.folder)
-        rows, numbers = write_moments(stage.folder, pairs, family, config, progress)
+        rows, numbers = write_moments(stage.folder, pairs, family, config, bool(key), progress)
         if config.empty_text:
             numbers.setdefault('', len(numbers))
-        write_prompts(stage.folder, list(numbers), family, config)
+        write_prompts(stage.folder, list(numbers), family, config, bool(key))
         table = {
             'pair_ids': [pair_id for pair_id, _ in rows],
             'rows': [number for _, number in rows],

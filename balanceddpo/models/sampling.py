@@ -382,6 +382,4 @@ def open_images(folder: str | Path, verify: bool = True) -> ImageStore:
     manifest = verify_manifest(folder) if verify else read_manifest(folder)
     check_hashes(folder, manifest, 'inputs.json')
     index = read_sealed(folder / 'index.parquet', 'run the sampling again').to_pandas()
-    if 'constant' not in index:  # drawn by an older version
-        index = with_checks(folder, index)
     return ImageStore(folder, read_json(folder / 'inputs.json'), index)

@@ -166,11 +166,9 @@ def transformers_encoder(
     else:
         look = cropped_view(settings['size'], settings['crop'])
     look = normalised(look, settings['mean'], settings['std'])
-    encoder = Encoder(key, encode_images, encode_texts, look, scale, device, dtype)
-    encoder.width, encoder.source = model.config.projection_dim, str(source)
-    encoder.longest_text = length
-    encoder.count_tokens = partial(_token_counts, tokenizer)
-    return encoder
+    reads = dict(longest_text=length, count_tokens=partial(_token_counts, tokenizer))
+    about = dict(width=model.config.projection_dim, source=str(source), **reads)
+    return Encoder(key, encode_images, encode_texts, look, scale, device, dtype, **about)
 
 # %% ../../nbs/scoring/03_encoders.ipynb #d9cd85ed
 @contextmanager
@@ -251,11 +249,10 @@ def open_clip_encoder(
         return model.encode_text(tokenizer(prompts).to(device))
 
     look = _open_clip_view(settings, view)
-    encoder = Encoder(key, model.encode_image, encode_texts, look, scale, device, dtype)
-    encoder.width, encoder.source = getattr(model.visual, 'output_dim', None), str(source)
-    encoder.longest_text = tokenizer.context_length
-    encoder.count_tokens = partial(open_clip_token_counts, tokenizer)
-    return encoder
+    count = partial(open_clip_token_counts, tokenizer)
+    reads = dict(longest_text=tokenizer.context_length, count_tokens=count)
+    about = dict(width=getattr(model.visual, 'output_dim', None), source=str(source), **reads)
+    return Encoder(key, model.encode_image, encode_texts, look, scale, device, dtype, **about)
 
 # %% ../../nbs/scoring/03_encoders.ipynb #28de51b3
 PREPROCESSING = 1  # part of every key: to be raised when a pixel that reaches an encoder changes

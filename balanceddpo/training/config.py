@@ -38,11 +38,6 @@ class VisitConfig:
     # what SDXL is told of sizes: those of the square that it sees, or the picture's own and its cut
     time_ids: Literal['square', 'picture'] = 'square'
 
-
-# these settings came later than the others -> the value that changes nothing; with it they stand in
-# no key, so that older runs are found
-LATER = {f.name: f.default for f in fields(VisitConfig)}
-
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
 class TrainConfig(VisitConfig):

@@ -39,7 +39,7 @@ from balanceddpo.training.checkpoints import (
     retain,
     write_checkpoint,
 )
-from .config import LATER, TrainConfig
+from .config import TrainConfig
 from .run import LabelledPairs, Run, keep_rows, trained_state, with_targets
 
 # %% ../../nbs/training/05_resume.ipynb #d5decb29
@@ -78,12 +78,11 @@ def label_inputs(pairs: LabelledPairs) -> dict:
 # %% ../../nbs/training/05_resume.ipynb #745bceb6
 def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
-    settings = asdict(with_targets(config, folder)).items()
-    named = {k: v for k, v in settings if k not in MAY_CHANGE and (k, v) not in LATER.items()}
+    settings = asdict(with_targets(config, folder))
     return {
         'revision': TRAINING,
         'numerics': numeric_path(config.device, config.precision),
-        'training': named,
+        'training': {k: v for k, v in settings.items() if k not in MAY_CHANGE},
         'base': part_digests(folder, ('denoiser', 'scheduler')),
         'pairs': pairs.encoded.key,
         **label_inputs(pairs),

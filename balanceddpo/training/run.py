@@ -34,12 +34,17 @@ if TYPE_CHECKING:
 __all__ = ['LabelledPairs', 'is_decided', 'decided_pairs']
 
 # %% ../../nbs/training/04_run.ipynb #019a985b
-from ..models.encoding import EncodedPairs, holds
+from ..models.encoding import EncodedPairs
 from ..models.families import load_family, lora_targets
 from ..models.family import Family
 from ..models.folders import local_folder
 from ..models.saving import check_parts
-from .config import LATER, TrainConfig, compares_pairs, encoding_needs
+from balanceddpo.training.config import (
+    TrainConfig,
+    VisitConfig,
+    compares_pairs,
+    encoding_needs,
+)
 from .reference import Reference
 from ..voting.config import LabelConfig
 
@@ -67,12 +72,12 @@ def check_views(config: TrainConfig, pairs: LabelledPairs) -> None:
     orientation, their sizes, the empty text."""
     settings = {'mirrored': 'mirror', 'sizes': 'time_ids', 'empty_text': 'empty_prompt'}
     for what, needed in encoding_needs(config).items():
-        if needed and not holds(pairs.encoded, what):
+        if needed and not pairs.encoded.inputs[what]:
             name = settings[what]
             raise InputError(
                 f'{name} is {getattr(config, name)!r}, for which the pairs must be encoded with'
                 f' {what}: encode them again so (balanceddpo encode --{what.replace("_", "-")}), or'
-                f' set {name} to {LATER[name]!r}'
+                f' set {name} to {getattr(VisitConfig(), name)!r}'
             )
 
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.seals import write_sealed
+from balanceddpo.core.seals import read_sealed, write_sealed
+from balanceddpo.core.stages import runs_root
 from balanceddpo.data.prompts import PromptSet
 from balanceddpo.evaluation.scores import (
     Portions,
@@ -232,6 +234,19 @@ def test_damaged_scores_are_made_again(store, tmp_path):
         found = score_images(store, [again], out)
     assert (again.seen, found['grey'].tolist()) == (len(GREYS), GREYS)
     assert out.read_bytes() == whole
+
+
+def test_scores_of_an_older_version_are_made_again_where_the_place_is_ours(store):
+    "They have no seal; a file that the user has named is not overwritten."
+    score_images(store, [Grey()])
+    (path,) = (runs_root() / 'scores').glob('*.parquet')
+    whole = path.read_bytes()
+    pq.write_table(read_sealed(path, ''), path)
+    again = Grey()
+    with pytest.warns(UserWarning, match='has no seal.*scored again'):
+        score_images(store, [again])
+    assert again.seen == len(GREYS)
+    assert path.read_bytes() == whole
 
 
 def test_a_score_that_is_no_number_is_refused_and_not_kept(store, tmp_path):

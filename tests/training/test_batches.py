@@ -14,14 +14,12 @@ from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.encoding import encode_pairs, mirrored_moments
 from balanceddpo.models.families import load_family
 from balanceddpo.training.batches import draw_mirrors, micro_batch, plan, weights_of
-from balanceddpo.training.config import LATER
 from balanceddpo.training.loop import start
-from balanceddpo.training.resume import run_inputs
 from balanceddpo.training.run import LabelledPairs
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.labels import label_pairs
 from made_pairs import encoded as encoded_picture
-from short_runs import SIZE, N, assert_equal_runs, begin, go, labelled, score_rows, settings
+from short_runs import SIZE, N, assert_equal_runs, begin, go, score_rows, settings
 
 
 def test_both_images_of_a_pair_share_noise_timestep_and_caption(made, tmp_path):
@@ -234,11 +232,3 @@ def test_a_run_that_mirrors_goes_on_to_the_same_bits(made, tmp_path):
     assert_equal_runs(tmp_path / 'a', tmp_path / 'b')
     with pytest.raises(InputError, match=r'training\.mirror'):
         go(inputs, tmp_path / 'b', max_steps=4, **seen | dict(mirror='pair'))
-
-
-def test_settings_that_came_later_stand_in_no_key_unless_they_are_used(made, tmp_path):
-    inputs = made()
-    plain = run_inputs(settings(inputs), labelled(inputs), inputs.base)['training']
-    assert not {*LATER} & {*plain}
-    used = run_inputs(settings(inputs, mirror='pair'), labelled(inputs), inputs.base)['training']
-    assert used == plain | {'mirror': 'pair'}
