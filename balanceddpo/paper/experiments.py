@@ -40,7 +40,7 @@ from ..training.config import TrainConfig, encoding_needs
 from ..training.reference import relative_distance
 from ..training.run import LabelledPairs
 from ..voting.config import LabelConfig
-from ..voting.labels import label_pairs
+from ..voting.labels import label_pairs, with_units
 
 # %% auto #0
 __all__ = ['TABLE3_MODELS', 'pair_scores', 'labels_of', 'table3_labels', 'model_of', 'table1_models']
@@ -81,7 +81,8 @@ def _pair_scores(scale: Scale, key: str, root: Path) -> DataFrame:
 
 def labels_of(scale: Scale, config: LabelConfig) -> DataFrame:
     "DataFrame: the labels of all pairs by a method."
-    return label_pairs(pair_scores(scale), config)
+    scores = pair_scores(scale)
+    return label_pairs(scores, with_units(config, scores.attrs['units']))
 
 # %% ../../nbs/paper/10_experiments.ipynb #8da0ca30
 def base_model(scale: Scale, name: str = 'base') -> Model:
@@ -246,8 +247,8 @@ def draw_groups(scale: Scale, n_prompts: int = 200, n_images: int = 8) -> Groups
     return pipeline.draw_groups(config, voters(scale), progress=True)
 
 # %% ../../nbs/paper/10_experiments.ipynb #ad29d4a0
-# Name in the paper's Table III -> row of the table of methods. Where a name can be read in two
-# ways, both are there. All but DiffusionDPO are trained as BalancedDPO and differ in the labels.
+# Name in the paper's Table III -> row of the table of methods. Where a name can be read in several
+# ways, they are all there. All but DiffusionDPO are trained as BalancedDPO with other labels.
 TABLE3_MODELS = {
     'DiffusionDPO': 'DiffusionDPO',
     'HPS': 'HPS',
@@ -256,6 +257,7 @@ TABLE3_MODELS = {
     'Aesthetic': 'Aesthetic',
     'Random': 'Random',
     'Vanilla (scores)': 'Vanilla (scores)',
+    'Vanilla (logits)': 'Vanilla (logits)',
     'Vanilla (losses)': 'Soft majority',
     'Normalized (z-score)': 'Normalized (z-score)',
     'Normalized (min-max)': 'Normalized (min-max)',

@@ -52,12 +52,12 @@ from ..recipes.recipe import Recipe
 from ..recipes.settings import check_labels, check_settings, settings_of
 from ..recipes.table import recipe_named
 from ..scoring.registry import ScorerSpec, scorers_to_load
-from ..scoring.scorers import Scorer
+from ..scoring.scorers import Scorer, published_units
 from ..training.config import TrainConfig, encoding_needs
 from ..training.run import LabelledPairs, check_start, is_decided
 from ..voting.config import LabelConfig
 from ..voting.group_rules import GROUP_RULES, Rule, visit_tables
-from ..voting.labels import check_voters, label_pairs, write_labels
+from ..voting.labels import check_voters, label_pairs, with_units, write_labels
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #4bf19b3d
 def label_for_visits(
@@ -123,6 +123,7 @@ def labelled_pairs(
     names = tuple(s.name for s in voters)
     check_voters(recipe.labels, names)
     voting = replace(recipe.labels, scorers=names or None)
+    voting = with_units(voting, published_units(voters))
     encoding = encoding_for(settings, config)
     options = dict(progress=config.progress, report=(report := PairReport()))
     source, only = pairs, None

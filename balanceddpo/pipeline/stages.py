@@ -30,7 +30,7 @@ from ..models.families import check_drawing, load_family
 from ..models.folders import PACKAGED, local_folder
 from ..models.sampling import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
-from ..scoring.scorers import Scorer, cut_texts, tell_cut_texts
+from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
 from ..scoring.tables import read_scores, score_pairs
 from ..training import loop
 from ..training.checkpoints import retain
@@ -38,7 +38,7 @@ from ..training.config import TrainConfig
 from ..training.resume import run_inputs
 from ..training.run import LabelledPairs
 from ..voting.config import LabelConfig
-from ..voting.labels import label_pairs, write_labels
+from ..voting.labels import label_pairs, with_units, write_labels
 
 # %% auto #0
 __all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Evaluation', 'evaluate_images', 'evaluate']
@@ -99,6 +99,7 @@ def label(
 
     `options` as of `pair_scores`. Raises InputError for a bad source, or settings that do not
     fit."""
+    config = with_units(config, published_units(scorers))
     table = label_pairs(pair_scores(pairs, scorers, **options), config)
     refuse_no_pairs(pairs, table)
     if out:

@@ -81,7 +81,8 @@ for _name, _scorer in dict(
     )
 for _name, _does, _labels in (
     ('Random', 'one scorer, drawn anew at each step, labels a pair', 'random'),
-    ('Vanilla (scores)', 'the larger sum of the raw scores wins', 'sum_scores'),
+    ('Vanilla (scores)', 'the larger sum of scores in published units wins', 'sum_scores'),
+    ('Vanilla (logits)', "the same, with PickScore's logit for its cosine", 'sum_logits'),
     ('Soft majority', 'the share of the votes as a soft label: a sum of losses', 'sum_losses'),
     ('Normalized (z-score)', 'the larger sum of standardised scores wins', 'zscore'),
     ('Normalized (min-max)', 'the larger sum of scores from 0 to 1 wins', 'minmax'),

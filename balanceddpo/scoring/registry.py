@@ -147,7 +147,9 @@ def _class_scorer(cls, spec: ScorerSpec, version: str, device, dtype, batch_size
         raise InputError(f'{cls.__name__} is no scorer: it has no method score(images, prompts)')
     weights = source_digest(path) if spec.source and path.exists() else spec.source
     key = getattr(made, 'key', None) or digest('class', _function_key(cls, version), weights)
-    return FunctionScorer(spec.name, key, made.score)
+    scorer = FunctionScorer(spec.name, key, made.score)
+    scorer.unit = getattr(made, 'unit', 1.0)
+    return scorer
 
 
 def register_scorer(name: str, version: str = '') -> Callable:

@@ -23,12 +23,14 @@ from .encoders import Encoder
 from .pictures import ImageBatch, as_batch
 
 # %% auto #0
-__all__ = ['USUAL_SPREAD', 'Scorer', 'score_items']
+__all__ = ['USUAL_SPREAD', 'Scorer', 'published_units', 'score_items']
 
 # %% ../../nbs/scoring/04_scorers.ipynb #cb40e215
 class Scorer(Protocol):
     """What rates images. `name` is its column in tables; `key` changes when its scores would;
-    higher scores are better.
+    higher scores are better. One that has a `unit` says how many of its numbers make one of those
+    that are published for it (1 if it has none): about 100 for PickScore's logit, as its cosine is
+    what tables show.
 
     `score` takes n images (PIL, or a tensor `[n, 3, h, w]`, uint8 or float in [0, 1]) and n
     prompts and returns float32 `[n]` on the CPU."""
@@ -65,6 +67,7 @@ class BaseScorer(ABC):
     of PIL images) and returns n numbers."""
 
     usual = 0.0  # the standard deviation to be expected over images
+    unit = 1.0  # so many of its numbers make one of the published unit
 
     def __init__(self, name: str, key: str):
         self.name, self.key = name, key
@@ -110,6 +113,7 @@ class PromptScorer(BaseScorer):
     ):
         super().__init__(name, key)
         self.encoder, self.scale, self.batch_size = encoder, scale, batch_size
+        self.unit = scale  # a cosine is published
 
     def measure(self, batch: ImageBatch, prompts: list[str]) -> torch.Tensor:
         images = self.encoder.images(batch, self.batch_size)
@@ -226,6 +230,11 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while some := list(islice(items, size)):
         yield some
+
+# %% ../../nbs/scoring/04_scorers.ipynb #bcc8d374
+def published_units(scorers: Iterable[Scorer]) -> dict[str, float]:
+    "Scorer name -> how many of its numbers make one of the unit that is published for it."
+    return {s.name: float(getattr(s, 'unit', 1.0)) for s in scorers}
 
 # %% ../../nbs/scoring/04_scorers.ipynb #f199c04e
 def score_items(

@@ -25,7 +25,7 @@ from ..data.pairs import Pair
 from ..data.prompts import prompt_id
 from ..data.sources import PairsKey
 from .encoders import Encoder
-from .scorers import Scorer, batches, cut_texts, score_items
+from .scorers import Scorer, batches, cut_texts, published_units, score_items
 
 # %% auto #0
 __all__ = ['score_pairs', 'read_scores']
@@ -37,7 +37,8 @@ def encoders_of(scorers: Sequence[Scorer]) -> dict[str, Encoder]:
     return {name: e for name, e in found.items() if isinstance(e, Encoder)}
 
 
-_CUT = b'balanceddpo.cut_texts'  # in the Parquet schema: of `cut_texts` for the shard's captions
+# in the Parquet schema: what `cut_texts` says of the shard's captions, and the scorers' units
+_CUT, _UNITS = b'balanceddpo.cut_texts', b'balanceddpo.units'
 
 
 def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 64) -> pa.Table:
@@ -52,6 +53,7 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
         batch_size,
     )
     cut = cut_texts(scorers, [p.caption for p in pairs])
+    about = {_CUT: json.dumps(cut), _UNITS: json.dumps(published_units(scorers))}
     return pa.table(
         {
             'pair_id': pa.array([p.pair_id for p, _ in rows], pa.string()),
@@ -61,7 +63,7 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
             'label_0': pa.array([p.label_0 for p, _ in rows], pa.float32()),
             **{name: pa.array(v, pa.float32()) for name, v in scores.items()},
         }
-    ).replace_schema_metadata({_CUT: json.dumps(cut)})
+    ).replace_schema_metadata(about)
 
 # %% ../../nbs/scoring/06_tables.ipynb #54d61d01
 def _kept_ids(path: Path) -> list[str]:
@@ -137,6 +139,7 @@ def score_pairs(
     inputs = {
         'scorers': {s.name: s.key for s in scorers},
         'columns': [s.name for s in scorers],
+        'units': published_units(scorers),
         'shard_size': shards.size,
         'pairs': key and key.key,
     }
@@ -194,7 +197,8 @@ def _sum_of_cuts(shards: Sequence[pa.Table]) -> dict[str, list]:
 
 def read_scores(path: str | Path) -> pd.DataFrame:
     """The DataFrame of a folder of `score_pairs`, checked against its manifest, or of one Parquet
-    file. `attrs['cut_texts']` has what `cut_texts` says of its captions, a pair each.
+    file. `attrs['cut_texts']` has what `cut_texts` says of its captions, a pair each, and
+    `attrs['units']` the published unit of each scorer.
 
     Raises InputError if the folder is unfinished or damaged."""
     path = Path(path)
@@ -206,4 +210,5 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     shards = [read_sealed(path / n, 'score the pairs again') for n in files]
     table = pd.concat([shard.to_pandas() for shard in shards], ignore_index=True)
     table.attrs['cut_texts'] = _sum_of_cuts(shards)
+    table.attrs['units'] = json.loads(shards[0].schema.metadata[_UNITS])
     return table

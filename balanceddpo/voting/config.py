@@ -24,6 +24,7 @@ class LabelConfig:
         'single',
         'random',
         'sum_scores',
+        'sum_logits',
         'sum_losses',
         'zscore',
         'minmax',
@@ -42,6 +43,9 @@ class LabelConfig:
     scorers: tuple[str, ...] | None = None  # the scorers that vote; all columns if not given
     # smallest and largest score by which method smoothed normalises; those of the data if not given
     limits: tuple[float, float] | None = None
+    # the published unit of each scorer, in their order, for method sum_scores; that which the
+    # scorers name if not given
+    units: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         single = self.method in ('single', 'smoothed')
@@ -51,6 +55,8 @@ class LabelConfig:
             raise InputError(f'method {self.method} takes no scorer: only single and smoothed do')
         if self.limits is not None and self.method != 'smoothed':
             raise InputError('only method smoothed takes limits')
+        if self.units is not None and self.method != 'sum_scores':
+            raise InputError('only method sum_scores takes units')
 
 # %% ../../nbs/voting/01_config.ipynb #19c0263c
 MAJORITY = LabelConfig()  # BalancedDPO's labels: the majority of the scorers, ties left out

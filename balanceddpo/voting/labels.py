@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from balanceddpo.voting.votes import (
 
 # %% auto #0
 __all__ = ['LABELLERS', 'MANY_ABSTENTIONS', 'hard_weights', 'shared_weights', 'labeller', 'tell_abstentions', 'label_pairs',
-           'label_weights', 'write_labels', 'read_labels']
+           'with_units', 'label_weights', 'write_labels', 'read_labels']
 
 # %% ../../nbs/voting/03_labels.ipynb #1082a649
 def hard_weights(s: ArrayLike) -> ndarray:
@@ -105,11 +106,29 @@ def single_labels(ballot: Ballot, config: LabelConfig) -> ndarray:
     return hard_weights(votes(ballot.scores)[:, _scorer_index(ballot, config)])
 
 
-@labeller('sum_scores', 'zscore', 'minmax')
+def _check_units(units: tuple[float, ...] | None, n_scorers: int) -> None:
+    "Raises InputError unless `units` are n finite numbers above 0."
+    if units is None:
+        raise InputError(
+            'method sum_scores adds scores in their published units: give units, one a scorer, or'
+            ' use with_units'
+        )
+    if len(units) != n_scorers or not (np.isfinite(units).all() and min(units) > 0):
+        raise InputError(
+            f'units must be one finite number above 0 for each of {n_scorers} scorers, not'
+            f' {list(units)}'
+        )
+
+
+@labeller('sum_scores', 'sum_logits', 'zscore', 'minmax')
 def score_sum_labels(ballot: Ballot, config: LabelConfig) -> ndarray:
     """The image with the larger sum of scores in the method's units; an equal sum is image 0, as in
-    Eq. 6."""
-    units = score_units(ballot.scores, config.method)
+    Eq. 6. Raises InputError for sum_scores without units."""
+    if config.method == 'sum_scores':
+        _check_units(config.units, len(ballot.scorers))
+        units = np.asarray(config.units)
+    else:
+        units = score_units(ballot.scores, config.method)
     margin = score_margin(ballot.scores, units, config.weights)
     return hard_weights(np.where(margin >= 0, 1, -1) * np.isfinite(margin))
 
@@ -267,6 +286,8 @@ def check_voters(config: LabelConfig, names: Sequence[str]) -> None:
         raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
     if names:
         scorer_weights(config.weights, len(names))
+    if config.units:
+        _check_units(config.units, len(names))
 
 # %% ../../nbs/voting/03_labels.ipynb #5e598027
 MANY_ABSTENTIONS = 0.1  # share of pairs without a scorer's vote that is told
@@ -307,6 +328,18 @@ def label_pairs(table: DataFrame, config: LabelConfig = MAJORITY) -> DataFrame:
     columns['w1'] = w[:, 1]
     columns['margin'] = standard_margin(ballot, config.weights).astype(np.float32)
     return pd.DataFrame(columns)
+
+# %% ../../nbs/voting/03_labels.ipynb #c650627f
+def with_units(config: LabelConfig, units: Mapping[str, float]) -> LabelConfig:
+    """The settings with the published units of the scorers that vote, where their method adds
+    scores in units and has none; otherwise as they are. `units`: name -> unit, of
+    `scoring.scorers.published_units` or a score table's `attrs`."""
+    if config.method != 'sum_scores' or config.units is not None:
+        return config
+    names = config.scorers or tuple(units)
+    if unknown := [n for n in names if n not in units]:
+        raise InputError(f'the unit of scorer {unknown[0]!r} is not known: give units')
+    return replace(config, units=tuple(float(units[n]) for n in names))
 
 # %% ../../nbs/voting/03_labels.ipynb #0379e725
 def drawn_scorer(config: LabelConfig, n_scorers: int, step: int) -> int:

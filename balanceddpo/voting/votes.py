@@ -91,21 +91,22 @@ def break_ties(
 
 # %% ../../nbs/voting/02_votes.ipynb #8723c175
 def score_units(scores: ArrayLike, method: str) -> ndarray:
-    """The unit `[K]` in which each scorer's differences are added up: 'sum_scores' 1, 'zscore' the
-    standard deviation, 'minmax' the range of its finite scores.
+    """The unit `[K]` in which each scorer's differences are added up: 'sum_logits' 1, 'zscore' the
+    standard deviation, 'minmax' the range of its finite scores. (Those of 'sum_scores' are no
+    property of the scores: `with_units` has them from the scorers.)
 
     `scores` is `[n, 2, K]`; both images of every pair count. A scorer whose scores are all equal
     has the unit 1. Raises InputError for another method."""
     scores = np.asarray(scores, dtype=float)
     flat = np.ma.masked_invalid(scores.reshape(-1, scores.shape[-1]))
-    if method == 'sum_scores':
+    if method == 'sum_logits':
         units = np.ones(flat.shape[1])
     elif method == 'zscore':
         units = flat.std(axis=0)
     elif method == 'minmax':
         units = flat.max(axis=0) - flat.min(axis=0)
     else:
-        raise InputError(f'unknown way to add scores {method!r}: use sum_scores, zscore, minmax')
+        raise InputError(f'unknown way to add scores {method!r}: use sum_logits, zscore, minmax')
     units = np.ma.filled(units, 1.0)
     return np.where(units > 0, units, 1.0)
 

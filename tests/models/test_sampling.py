@@ -401,22 +401,6 @@ def test_what_is_flagged_or_of_one_colour_is_counted(config, with_checker, tmp_p
     assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
 
 
-def test_a_store_of_an_older_version_is_looked_through_when_it_is_opened(config, tmp_path):
-    import pyarrow as pa
-
-    from balanceddpo.core.seals import write_sealed
-    from balanceddpo.core.stages import write_manifest
-
-    store, folder = draw(config, tmp_path / 'o'), tmp_path / 'o'
-    damage(folder / store.index.file[3], 'other picture')  # of one colour
-    old = store.index.drop(columns=['flagged', 'constant'])
-    write_sealed(folder / 'index.parquet', pa.Table.from_pandas(old, preserve_index=False))
-    write_manifest(folder)
-    index = open_images(folder).index
-    assert list(index.constant) == [i == 3 for i in range(10)]
-    assert not index.flagged.any()
-
-
 def damaged_model(source, target, part, value):
     "A copy of an SD1.5 folder whose autoencoder or denoiser gives what is not finite."
     from safetensors.torch import load_file, save_file

@@ -1,5 +1,6 @@
 """One pipeline: what the command line makes, Python finds, and the other way round."""
 
+import pandas as pd
 import pytest
 
 from balanceddpo import pipeline
@@ -12,6 +13,7 @@ from balanceddpo.recipes.settings import settings_of
 from balanceddpo.scoring.registry import load_scorers
 from balanceddpo.training.run import LabelledPairs
 from balanceddpo.voting.config import LabelConfig
+from balanceddpo.voting.labels import label_pairs, read_labels
 from few_pairs import KINDS, PAIRS, TRAINING, made
 
 VOTING = LabelConfig('majority')
@@ -93,3 +95,19 @@ def test_win_rates_need_two_models(tmp_path):
     config = SampleConfig(**DRAWING)
     with pytest.raises(InputError, match='two models'):
         pipeline.evaluate('icons:hpd', [], config, base='icons')
+
+
+def test_a_sum_of_scores_counts_pickscore_as_a_cosine(tmp_path):
+    "Vanilla (scores): the unit goes from the scorer into the labels, and into their file."
+    scorers = load_scorers([f'icons:{kind}' for kind in KINDS], device='cpu')
+    asked = LabelConfig('sum_scores', scorers=KINDS)
+    labels = pipeline.label(PAIRS, scorers, asked, out=tmp_path / 'labels.parquet')
+    _, told = read_labels(tmp_path / 'labels.parquet')
+    units = dict(zip(KINDS, told.units))
+    assert units.pop('pickscore') == scorers[KINDS.index('pickscore')].encoder.scale > 10
+    assert {*units.values()} == {1.0}
+    scores = pipeline.pair_scores(PAIRS, scorers)
+    cosines = scores.assign(pickscore=scores.pickscore / told.units[KINDS.index('pickscore')])
+    pd.testing.assert_series_equal(
+        labels.s, label_pairs(cosines, LabelConfig('sum_logits', scorers=KINDS)).s
+    )

@@ -67,8 +67,10 @@ def transformers_logits(folder, images, prompts):
 def test_clip_and_pickscore_equal_transformers(models, cases):
     for kind, scaled in (('clip', False), ('pickscore', True)):
         logits, scale = transformers_logits(models / kind, *cases)
-        ours = load_scorer(f'{kind}={models / kind}', device='cpu').score(*cases)
+        scorer = load_scorer(f'{kind}={models / kind}', device='cpu')
+        ours = scorer.score(*cases)
         close(ours, logits if scaled else logits / scale, 2e-6 * (scale if scaled else 1))
+        close(ours / scorer.unit, logits / scale, 2e-6)  # the published unit is the cosine
         assert scale > 10
         assert (logits / scale).std() > 0.02  # the cases can tell a mistake
     close(

@@ -257,3 +257,13 @@ def test_a_table_of_ones_own(tmp_path):
     frame = score_shard(PAIRS[:3], RED).to_pandas()
     frame.to_parquet(tmp_path / 'own.parquet')
     pd.testing.assert_frame_equal(read_scores(tmp_path / 'own.parquet'), frame)
+
+
+def test_a_table_says_in_which_unit_its_scores_are(tmp_path):
+    pick = FunctionScorer('pick', 'key of pick', red)
+    pick.unit = 98.5
+    table = read_scores(score_pairs(PAIRS[:3], [*RED, pick], tmp_path / 's', progress=False))
+    assert table.attrs['units'] == {'red': 1.0, 'pick': 98.5}
+    pick.unit = 100.0  # the same numbers in another unit are another table
+    with pytest.raises(InputError, match='units'):
+        score_pairs(PAIRS[:3], [*RED, pick], tmp_path / 's', progress=False)

@@ -86,7 +86,7 @@ def test_a_turned_pair_by_hand():
     pd.testing.assert_frame_equal(flip_labels(one, 0.0), one)
 
 
-@pytest.mark.parametrize('method', ['majority', 'human', 'sum_losses', 'zscore', 'sum_scores'])
+@pytest.mark.parametrize('method', ['majority', 'human', 'sum_losses', 'zscore', 'sum_logits'])
 def test_turning_is_exchanging_the_images_before_labelling(method):
     table, config = scores(), LabelConfig(method)
     hit = set(
@@ -159,7 +159,7 @@ def test_a_negative_scorer_is_the_same_as_one_exchanged_everywhere():
         replace_scorer(table, 'hps', 'negative'),
         exchange_scores(table, 'hps', 1.0),
     )
-    for method in ('majority', 'sum_losses', 'zscore', 'sum_scores'):
+    for method in ('majority', 'sum_losses', 'zscore', 'sum_logits'):
         a, b = (label_pairs(t, LabelConfig(method)) for t in (negative, exchanged))
         assert (a.s == b.s).all()
         assert (a.w0 == b.w0).all()

@@ -27,6 +27,7 @@ from balanceddpo.voting.labels import (
     read_labels,
     shared_weights,
     smoothed_weights,
+    with_units,
     write_labels,
 )
 from balanceddpo.voting.votes import majority, score_margin, score_units, votes
@@ -34,7 +35,7 @@ from made_scores import loop_votes, make_labels_0, make_scores, make_table
 
 METHODS = [
     LabelConfig(m)
-    for m in ('majority', 'human', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax')
+    for m in ('majority', 'human', 'random', 'sum_logits', 'sum_losses', 'zscore', 'minmax')
 ] + [LabelConfig('single', scorer='b')]
 
 # ties
@@ -109,7 +110,7 @@ def test_labels_do_not_depend_on_the_order_of_rows(config):
 
 
 @pytest.mark.parametrize(
-    'method,unit', [('sum_scores', lambda c: 1.0), ('zscore', np.std), ('minmax', np.ptp)]
+    'method,unit', [('sum_logits', lambda c: 1.0), ('zscore', np.std), ('minmax', np.ptp)]
 )
 def test_sums_of_scores_against_normalising_each_score(method, unit):
     "Normalise every score, add, compare: shifts must cancel."
@@ -129,16 +130,47 @@ def test_a_shift_or_a_new_scale_moves_the_plain_sum_but_not_the_normalised_ones(
     for m in ('zscore', 'minmax', 'majority'):
         assert np.array_equal(*(label_pairs(make_table(t), LabelConfig(m)).s for t in (x, y)))
     assert np.array_equal(
-        label_pairs(make_table(y), LabelConfig('sum_scores')).s,
+        label_pairs(make_table(y), LabelConfig('sum_logits')).s,
         label_pairs(make_table(y), LabelConfig('single', scorer='c')).s,
     )
+
+
+def test_a_sum_of_scores_is_in_published_units():
+    "A cosine that is given as a logit of scale 100 is the same cosine to the sum."
+    x = make_scores(missing=0).astype(float)
+    scales = np.array([1.0, 1.0, 100.0, 1.0])
+    units = dict(zip('abcd', scales))
+    logits = make_table((x * scales).astype(np.float32))
+    told = with_units(LabelConfig('sum_scores'), units)
+    assert told.units == (1.0, 1.0, 100.0, 1.0)
+    plain = label_pairs(make_table(x.astype(np.float32)), LabelConfig('sum_logits'))
+    assert np.array_equal(label_pairs(logits, told).s, plain.s)
+    dominated = label_pairs(logits, LabelConfig('sum_logits')).s
+    assert (dominated != plain.s).mean() > 0.02  # the cases can tell
+    # a part of the scorers, in another order
+    some = with_units(LabelConfig('sum_scores', scorers=('c', 'a')), units)
+    assert some.units == (100.0, 1.0)
+
+
+def test_units_that_are_not_known_are_not_guessed():
+    table = make_table(make_scores(6, missing=0))
+    with pytest.raises(InputError, match='published units'):
+        label_pairs(table, LabelConfig('sum_scores'))
+    with pytest.raises(InputError, match="unit of scorer 'd' is not known"):
+        with_units(LabelConfig('sum_scores', scorers=('a', 'd')), {'a': 1.0})
+    for units in ((1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, np.nan, 1.0)):
+        with pytest.raises(InputError, match='above 0 for each of 4 scorers'):
+            label_pairs(table, LabelConfig('sum_scores', units=units))
+    given = LabelConfig('sum_scores', units=(1.0, 2.0, 3.0, 4.0))
+    assert with_units(given, dict.fromkeys('abcd', 1.0)) == given
+    assert with_units(LabelConfig('zscore'), {}) == LabelConfig('zscore')
 
 
 def test_missing_scores_are_left_out_of_sums():
     x = np.array([[[1.0, np.nan], [0.0, 5.0]], [[np.nan, 1.0], [2.0, 3.0]], [[np.nan] * 2] * 2])
     assert score_margin(x, np.ones(2))[:2].tolist() == [1.0, -2.0]
     assert np.isnan(score_margin(x, np.ones(2))[2])
-    assert label_pairs(make_table(x), LabelConfig('sum_scores')).s.tolist() == [1, -1, 0]
+    assert label_pairs(make_table(x), LabelConfig('sum_logits')).s.tolist() == [1, -1, 0]
     assert score_units(x, 'minmax').tolist() == [2.0, 4.0]
     assert (
         score_units(np.full((3, 2, 2), np.nan), 'zscore').tolist()
@@ -193,7 +225,7 @@ def test_one_scorer_makes_all_methods_one():
     x = make_scores(K=1, missing=0)
     x[:5, 1] = x[:5, 0]
     expected = votes(x)[:, 0].tolist()
-    for m in ('majority', 'random', 'sum_scores', 'sum_losses', 'zscore', 'minmax'):
+    for m in ('majority', 'random', 'sum_logits', 'sum_losses', 'zscore', 'minmax'):
         assert label_pairs(make_table(x), LabelConfig(m)).s.tolist() == expected
     assert label_pairs(make_table(x), LabelConfig('single', scorer='a')).s.tolist() == expected
 
@@ -222,6 +254,7 @@ def test_the_label_table_has_the_documented_columns_and_types():
         'single',
         'random',
         'sum_scores',
+        'sum_logits',
         'sum_losses',
         'zscore',
         'minmax',
