@@ -19,6 +19,7 @@ from ..core.errors import InputError
 from ..core.files import digest, staged
 from ..core.stages import runs_root
 from ..data.pairs import Pair
+from ..data.prompts import read_prompts
 from ..data.sources import PairSource
 from ..figures.tables import adherence_caption, score_caption
 from ..icon_world.checks import as_pictures, recognise, register_checks
@@ -35,7 +36,7 @@ from ..recipes.recipe import Recipe, values_of
 from ..recipes.settings import settings_of, variant
 from ..recipes.table import RECIPES, recipe_named
 from ..scoring.registry import load_scorers, parse_scorer
-from ..scoring.scorers import Scorer
+from ..scoring.scorers import Scorer, score_items
 from ..training.config import TrainConfig, encoding_needs
 from ..training.reference import relative_distance
 from ..training.run import LabelledPairs
@@ -292,6 +293,23 @@ def true_pictures(scale: Scale, prompts: Iterable[str]) -> list[Image.Image] | N
     if not scale.checks:
         return None
     return [Image.fromarray(true_render(truth_of(p)).permute(1, 2, 0).numpy()) for p in prompts]
+
+
+def score_true_pictures(scale: Scale, name: str = 'true picture') -> DataFrame:
+    """DataFrame: the scores of the true render of each prompt, by voters and checks, in the columns
+    of `score_models` that tell which image it is; `name` in the column model. Raises InputError for
+    a scale whose world has none."""
+    found = judges(scale)
+    tables = []
+    for prompt_set, source in scale.prompts:
+        prompts = read_prompts(source, limit=scale.n_prompts)
+        pictures = true_pictures(scale, prompts.prompts)
+        if pictures is None:
+            raise InputError(f'scale {scale.name} has no true pictures: only the icon world has')
+        items = zip(prompts.ids, pictures, prompts.prompts)
+        place = dict(model=name, prompt_set=prompt_set, prompt_id=prompts.ids, image_index=0)
+        tables.append(DataFrame(place | score_items(found, items)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def gallery(

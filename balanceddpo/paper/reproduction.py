@@ -105,7 +105,7 @@ class Job:
         )
 
 # %% ../../nbs/paper/25_reproduction.ipynb #992d71f8
-BY_NAME = ('icon_world', 'rivals', 'rivals_tuning', 'votes')  # run only when named
+BY_NAME = ('claims', 'icon_world', 'rivals', 'rivals_tuning', 'votes')  # run only when named
 
 # %% ../../nbs/paper/25_reproduction.ipynb #1887000a
 def names_to_run(name: str, scale: str, names: Iterable[str]) -> list[str]:

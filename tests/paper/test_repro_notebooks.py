@@ -34,6 +34,7 @@ BEYOND = {
     'rivals',
     'rivals_tuning',
     'votes',
+    'claims',
     'benchmarks',
 }
 TABLE, NUMBERS, FIGURE = ('csv', 'md', 'tex'), ('csv',), ('png',)
@@ -164,6 +165,12 @@ WRITES = {  # beside finding.txt and provenance.json
     'votes': {
         'votes': TABLE + FIGURE,
         'rules': TABLE,
+    },
+    'claims': {
+        'claims': TABLE + FIGURE,
+        'over_base': NUMBERS,
+        'arms': TABLE,
+        'ceiling': NUMBERS + FIGURE,
     },
     'agreement': {
         'agreement': TABLE,

@@ -528,7 +528,7 @@ def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp
 
 def test_every_repro_notebook_can_be_planned_at_every_scale():
     # what the package brings along, and what takes hours, is made only when asked by name
-    named = ['icon_world', 'rivals', 'rivals_tuning', 'votes']
+    named = ['claims', 'icon_world', 'rivals', 'rivals_tuning', 'votes']
     for scale in ('smoke', 'icons'):
         assert [j.name for j in plan('all', scale)] == [
             n for n in notebooks() if scale == 'smoke' or n not in named
