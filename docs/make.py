@@ -85,6 +85,8 @@ KIND_NAMES = {
     'sd15_lora': 'SD1.5, LoRA',
     'sdxl': 'SDXL',
     'sdxl_lora': 'SDXL, LoRA',
+    'sdxl_turbo': 'SDXL-Turbo',
+    'sdxl_turbo_lora': 'SDXL-Turbo, LoRA',
     'icons': 'icon world',
 }
 
@@ -101,7 +103,11 @@ def own_values(recipe) -> list[str]:
     rows = []
     for kind in ('any', *KIND_NAMES):
         for name, value in recipe.values.get(kind, {}).items():
-            told = value.value if not isinstance(value.value, tuple) else ' '.join(value.value)
+            told = (
+                value.value
+                if not isinstance(value.value, tuple)
+                else ' '.join(map(str, value.value))
+            )
             model = KIND_NAMES.get(kind, 'all')
             rows.append(f'| {model} | `{name}` | {told} | {value.source} |')
     if rows:

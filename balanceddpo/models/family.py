@@ -214,6 +214,11 @@ class Family(TextLengths):
         "alpha_bar, fp32 [n_train_timesteps]. Raises InputError for a flow model, which has none."
 
     @abstractmethod
+    def with_zero_terminal_snr(self) -> Family:
+        """The same model, with pure noise at the last timestep. Raises InputError for a flow model,
+        which has it there."""
+
+    @abstractmethod
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         "x_t [n, c, h, w] from x0 and noise [n, c, h, w] and timesteps t, int64 [n]."
 

@@ -86,6 +86,13 @@ class FlowNoise(FlowSchedule):
             ' v-prediction only'
         )
 
+    def with_zero_terminal_snr(self) -> Family:
+        "It ends in pure noise as it is: raises InputError."
+        raise InputError(
+            f'{self.folder} is a flow model, whose last timestep is pure noise as it is: set'
+            ' zero_terminal_snr to false'
+        )
+
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         "x_t [n, c, h, w] from x0 and noise [n, c, h, w] and timesteps t, int64 [n]."
         return add_noise('flow', x0, eps, self.sigmas(x0)[t])

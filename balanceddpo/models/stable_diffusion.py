@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class DiscreteNoise(Family):
     at integer timesteps."""
 
     timestep_density = 'uniform'  # how training draws timesteps
+    zero_terminal_snr = False  # whether the schedule is rescaled to end in pure noise
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
@@ -35,13 +37,25 @@ class DiscreteNoise(Family):
         betas leave no signal to a model that predicts the noise."""
         from diffusers import DDPMScheduler
 
-        levels = DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
-        if self.prediction == 'epsilon' and levels[-1] <= 0:
+        config = self.scheduler_config
+        if self.zero_terminal_snr:
+            config = config | {'rescale_betas_zero_snr': True}
+        levels = DDPMScheduler.from_config(config).alphas_cumprod
+        asked = self.zero_terminal_snr
+        if self.prediction == 'epsilon' and levels[-1] <= 0 and not asked:
             raise InputError(
                 f'{self.folder}: its betas end in a signal-to-noise ratio of zero, from which a'
                 ' model that predicts the noise can learn nothing'
             )
         return levels.to(self.device)
+
+    def with_zero_terminal_snr(self) -> DiscreteNoise:
+        """The same model with pure noise at the last timestep, as SDXL-Turbo is trained. Source:
+        Lin et al., arXiv:2305.08891, Algorithm 1."""
+        other = copy(self)
+        other.__dict__.pop('alphas_cumprod', None)
+        other.zero_terminal_snr = True
+        return other
 
     @property
     def n_train_timesteps(self) -> int:

@@ -76,6 +76,13 @@ _DPO_SDXL_LORA = (
 )
 
 # %% ../../nbs/recipes/02_published.ipynb #265877de
+_TURBO = (
+    said('the script, for SDXL-Turbo: the four that it draws at', timesteps=(249, 499, 749, 999))
+    | said('the script, for SDXL-Turbo: enforce_zero_terminal_snr', zero_terminal_snr=True)
+    | said('the command for SDXL-Turbo', model='stabilityai/sdxl-turbo', resolution=512)
+)
+_DPO_TURBO = _TURBO | said('launchers/turbo.sh', empty_prompt_rate=0.0)
+
 _PICTURES = (
     'Transparency is laid over white unless `background` is ignore, there it is dropped. A picture'
     ' that is not square is cut to a fraction of a pixel and scaled, there it is scaled and cut to'
@@ -87,15 +94,17 @@ _VAE = (
     "The autoencoder is the model's own unless `vae` names another, there"
     ' madebyollin/sdxl-vae-fp16-fix. '
 )
+_OWN_SIZE = (
+    'Each picture is scaled from its own size and told its own; there the second of a pair is first'
+    " scaled to the first one's size, and told that."
+)
 _DIFFERS = {
     'sd15': _FULL.strip(),
     'sd15_lora': _LORA.strip(),
-    'sdxl': f'{_FULL}{_VAE}SDXL-Turbo (launchers/turbo.sh) has no row.',
-    'sdxl_lora': (
-        f'{_LORA}{_VAE}Each picture is scaled from its own size and told its own; there the second'
-        " of a pair is first scaled to the first one's size, and told that. SDXL-Turbo (--is_turbo)"
-        ' has no row.'
-    ),
+    'sdxl': f'{_FULL}{_VAE}'.strip(),
+    'sdxl_turbo': f'{_FULL}{_VAE}'.strip(),
+    'sdxl_lora': f'{_LORA}{_VAE}{_OWN_SIZE}',
+    'sdxl_turbo_lora': f'{_LORA}{_VAE}{_OWN_SIZE}',
 }
 
 # %% ../../nbs/recipes/02_published.ipynb #045a859b
@@ -127,6 +136,8 @@ add_recipe(
             'sd15_lora': _DPO_LORA,
             'sdxl': _DPO_SDXL,
             'sdxl_lora': _DPO_SDXL_LORA,
+            'sdxl_turbo': _DPO_TURBO,
+            'sdxl_turbo_lora': _TURBO,
             'icons': _DPO_ICONS,
         },
         differs=_DIFFERS,
@@ -149,6 +160,7 @@ _AS_SD15 = {
     for name, v in (_BALANCED | _BALANCED_RATE).items()
     if name != 'optimizer'
 }
+_AS_SD15_LORA = {name: v for name, v in _AS_SD15.items() if name != 'learning_rate'}
 add_recipe(
     Recipe(
         'BalancedDPO',
@@ -162,8 +174,10 @@ add_recipe(
             'sd15_lora': {k: v for k, v in _BALANCED.items() if k != 'optimizer'}
             | said('ours: as for the whole model', empty_prompt_rate=0.2),
             'sdxl': _AS_SD15,
-            'sdxl_lora': {k: v for k, v in _AS_SD15.items() if k != 'learning_rate'}
+            'sdxl_lora': _AS_SD15_LORA
             | said('ours: as for the whole model', empty_prompt_rate=0.2),
+            'sdxl_turbo': _AS_SD15,
+            'sdxl_turbo_lora': _AS_SD15_LORA,
             'icons': said(
                 'ours: chosen on the tuning prompts (nbs/repro/tuning.ipynb)',
                 beta=10000,

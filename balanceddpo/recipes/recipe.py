@@ -41,6 +41,8 @@ KINDS = {
     'sd15_lora': 'sd15',
     'sdxl': 'sd15',
     'sdxl_lora': 'sdxl',
+    'sdxl_turbo': 'sdxl',
+    'sdxl_turbo_lora': 'sdxl_lora',
     'icons': '',
 }
 

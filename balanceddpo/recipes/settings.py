@@ -26,7 +26,8 @@ KIND_OF_FAMILY = {'sd15': 'sd15', 'sd21': 'sd15', 'sdxl': 'sdxl'}
 
 def published_models() -> dict[str, str]:
     "Hub id -> kind of the base models that the table names."
-    values = {kind: values_of(RECIPES['DiffusionDPO'], kind, RECIPES) for kind in ('sd15', 'sdxl')}
+    kinds = ('sd15', 'sdxl', 'sdxl_turbo')
+    values = {kind: values_of(RECIPES['DiffusionDPO'], kind, RECIPES) for kind in kinds}
     return {found['model'].value: kind for kind, found in values.items()}
 
 # %% ../../nbs/recipes/04_settings.ipynb #b38361e5

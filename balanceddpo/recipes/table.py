@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from .published import GIVEN, PUBLISHED
-from .recipe import Recipe, add_recipe, said
+from .recipe import KINDS, Recipe, add_recipe, said
 from ..voting.config import MAJORITY, LabelConfig
 
 # %% auto #0
@@ -54,7 +54,7 @@ add_recipe(
                 refresh_every=1,
                 refresh_alpha=2 / T,
             )
-            for kind, T in dict(sd15=100, sd15_lora=100, sdxl=100, sdxl_lora=100, icons=25).items()
+            for kind, T in {**dict.fromkeys(KINDS, 100), 'icons': 25}.items()
         },
     ),
     RECIPES,

@@ -145,6 +145,18 @@ def told_time_ids(run: Run, rows: np.ndarray, mirrors: Tensor) -> dict[str, Tens
     return {'time_ids': to_device(told.flatten(0, 1).float(), run)}
 
 # %% ../../nbs/training/07_batches.ipynb #c55d4a1a
+def timesteps_of(run: Run, visits: list[str]) -> Tensor:
+    "The timestep of each visited pair, int64 [n]: of those in the settings, or of all."
+    config, family = run.config, run.family
+    if not config.timesteps:
+        density = family.timestep_density
+        return draw_timesteps(
+            config.seed, run.step, visits, family.n_train_timesteps, density=density
+        )
+    places = draw_timesteps(config.seed, run.step, visits, len(config.timesteps))
+    return torch.tensor(config.timesteps)[places]
+
+
 def micro_batch(run: Run, places: np.ndarray, before: Iterable[int] | None = None) -> MicroBatch:
     """The pairs at `places` of the plan, with the noise, timesteps and captions of this step;
     `before`: how often the step has visited each already (0 by default)."""
@@ -154,10 +166,7 @@ def micro_batch(run: Run, places: np.ndarray, before: Iterable[int] | None = Non
     moments, conditioning = run.encoded.batch(rows)
     mirrors = draw_mirrors(config.seed, run.step, visits, config.mirror)
     x0 = clean_latents(run, seen_moments(run, rows, moments, mirrors), visits)
-    t = draw_timesteps(
-        config.seed, run.step, visits, family.n_train_timesteps, density=family.timestep_density
-    )
-    t = for_both_images(t, run)
+    t = for_both_images(timesteps_of(run, visits), run)
     captions = captions_of(run, conditioning, visits)
     conditioning = {k: for_both_images(v, run) for k, v in captions.items()}
     conditioning |= told_time_ids(run, rows, mirrors)

@@ -50,6 +50,10 @@ class TrainConfig(VisitConfig):
     options: tuple[str, ...] = ()
     # how latents get their noise: auto (as the method was published), random, or an inversion
     noise: str = 'auto'
+    # the timesteps that are drawn, each as often; empty: all, as the model's family draws them
+    timesteps: tuple[int, ...] = ()
+    # the last timestep is pure noise: the schedule is rescaled, as public code does for SDXL-Turbo
+    zero_terminal_snr: bool = False
     # train all weights of the denoiser, or a low-rank adapter
     mode: Literal['full', 'lora'] = 'full'
     resolution: int = 512  # pixels a side; the encoded pairs must have it
@@ -154,6 +158,8 @@ def check_values(config: TrainConfig) -> None:
         require(name, 0 < getattr(config, name) < math.inf, 'above 0')
     for name in NOT_NEGATIVE:
         require(name, 0 <= getattr(config, name) < math.inf, '0 or more')
+    distinct = {t for t in config.timesteps if t >= 0}
+    require('timesteps', len(distinct) == len(config.timesteps), 'distinct and 0 or more')
     require('empty_prompt_rate', 0 <= config.empty_prompt_rate <= 1, 'from 0 to 1')
     require('refresh_alpha', 0 < config.refresh_alpha <= 1, 'above 0 and at most 1')
     for name, choices in choices_of(config).items():

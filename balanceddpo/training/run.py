@@ -227,15 +227,16 @@ def check_shares(config: TrainConfig, processes: int) -> None:
 
 # %% ../../nbs/training/04_run.ipynb #c4313a83
 def family_to_train(config: TrainConfig, family: Family | None, device: torch.device) -> Family:
-    """`family`, or that of `config.model` with its denoiser alone. Raises InputError if the result
-    of a full fine-tune could not be saved: a part of its pipeline is missing."""
+    """`family`, or that of `config.model` with its denoiser alone, with the noise levels of
+    `config`. Raises InputError if the result of a full fine-tune could not be saved: a part of its
+    pipeline is missing."""
     # the result is a whole pipeline: a missing part is told now
     if config.mode == 'full':
         check_parts(family.folder if family else local_folder(config.model))
-    if family:
-        return family
-    dtype = config.precision if config.mode == 'lora' else 'fp32'
-    return load_family(config.model, dtype, device, components=('denoiser',))
+    if not family:
+        dtype = config.precision if config.mode == 'lora' else 'fp32'
+        family = load_family(config.model, dtype, device, components=('denoiser',))
+    return family.with_zero_terminal_snr() if config.zero_terminal_snr else family
 
 
 def with_targets(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -280,7 +281,19 @@ def prepare_policy(model: ModelMixin, config: TrainConfig, device: torch.device)
 
 
 def check_noise(config: TrainConfig, family: Family) -> None:
-    "Raises InputError for noise by DDIM inversion in a flow model."
+    """Raises InputError for noise by DDIM inversion in a flow model or from pure noise, and for a
+    timestep that the model does not have."""
+    beyond = [t for t in config.timesteps if t >= family.n_train_timesteps]
+    if beyond:
+        raise InputError(
+            f'timesteps has {beyond[0]}, and the last of {family.name} is'
+            f' {family.n_train_timesteps - 1}'
+        )
+    if config.noise != 'random' and config.zero_terminal_snr:
+        raise InputError(
+            f'{config.method} gets its noise by DDIM inversion ({config.noise}), which cannot start'
+            ' from pure noise: set zero_terminal_snr to false'
+        )
     if config.noise != 'random' and family.prediction == 'flow':
         raise InputError(
             f'{config.method} gets its noise by DDIM inversion ({config.noise}), which flow models'

@@ -217,6 +217,8 @@ def test_every_method_that_needs_no_inversion_has_a_loss_and_the_others_are_refu
             match=f'{method} gets its noise by DDIM inversion .*, which flow models have not',
         ):
             begin(inputs, tmp_path / method, method=method)
+    with pytest.raises(InputError, match='is a flow model, whose last timestep is pure noise'):
+        begin(inputs, tmp_path / 'zero', zero_terminal_snr=True)
 
 
 # --- short runs

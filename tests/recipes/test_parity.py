@@ -23,14 +23,14 @@ from torchvision import transforms
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from balanceddpo.data.pairs import make_pair
-from balanceddpo.losses.diffusion_dpo import draw_noise, draw_timesteps, draw_uniform
+from balanceddpo.losses.diffusion_dpo import draw_noise, draw_uniform
 from balanceddpo.models.config import EncodeConfig
 from balanceddpo.models.encoding import encode_pairs
 from balanceddpo.models.families import load_family
 from balanceddpo.pipeline.alignment import encoding_for
 from balanceddpo.recipes.config import AlignConfig
 from balanceddpo.recipes.settings import settings_of
-from balanceddpo.training.batches import draw_mirrors, plan
+from balanceddpo.training.batches import draw_mirrors, plan, timesteps_of
 from balanceddpo.training.loop import gradient_of_step, start
 from balanceddpo.training.run import LabelledPairs
 from balanceddpo.voting.config import LabelConfig
@@ -54,6 +54,7 @@ class Launcher:
     rank: int = 0  # of its adapter; 0 trains all weights
     loss: str = 'sigmoid'  # its --loss_type
     told: tuple = ()  # SDXL: the time ids that it gives pictures of SIZE x SIZE + 32
+    turbo: bool = False  # four timesteps, the last of them pure noise
 
 
 SQUARE, OWN = (SIZE, SIZE, 0, 0, SIZE, SIZE), (SIZE, SIZE + 32, 0, 16, SIZE, SIZE)
@@ -63,6 +64,10 @@ CASES = {
     ('SLiC (hinge)', 'sd15_lora'): Launcher('sd15', 2500, half=False, rank=8, loss='hinge'),
     ('DiffusionDPO', 'sdxl'): Launcher('sdxl', 5000, half=True, told=SQUARE),
     ('DiffusionDPO', 'sdxl_lora'): Launcher('sdxl', 5000, half=True, rank=8, told=OWN),
+    ('DiffusionDPO', 'sdxl_turbo'): Launcher('sdxl', 5000, half=True, told=SQUARE, turbo=True),
+    ('DiffusionDPO', 'sdxl_turbo_lora'): Launcher(
+        'sdxl', 5000, half=True, rank=8, told=OWN, turbo=True
+    ),
 }
 
 
@@ -121,7 +126,7 @@ def draws_of(run):
         pairs=[PAIRS[i] for i in places],
         noise=draw_noise(seed, STEP, names, shape),
         z=draw_noise(seed, STEP, names, (2, *shape), 'latents'),
-        t=draw_timesteps(seed, STEP, names, 1000),
+        t=timesteps_of(run, names),
         mirrors=draw_mirrors(seed, STEP, names, config.mirror),
         dropped=draw_uniform(seed, STEP, names, 'empty prompt') < config.empty_prompt_rate,
     )
@@ -208,13 +213,24 @@ def launcher_unets(launcher, folder, run):
     return reference, policy
 
 
+def launcher_scheduler(launcher, folder):
+    "The script's noise levels; for SDXL-Turbo moved and stretched so that the last has no signal."
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder='scheduler')
+    if launcher.turbo:
+        root = (1 - scheduler.betas).cumprod(0).sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        levels = root**2
+        steps = torch.cat([levels[:1], levels[1:] / levels[:-1]])
+        scheduler.alphas_cumprod = steps.cumprod(0)
+    return scheduler
+
+
 def launcher_loss(launcher, folder, run, draws):
     "The script's loss for this batch, and its policy, which has the gradient."
     reference, policy = launcher_unets(launcher, folder, run)
     latents = launcher_latents(folder, draws)
     noise, t = draws.noise.repeat(2, 1, 1, 1), draws.t.repeat(2)
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder='scheduler')
-    noisy = scheduler.add_noise(latents, noise, t)
+    noisy = launcher_scheduler(launcher, folder).add_noise(latents, noise, t)
     text = launcher_text(folder, draws, launcher.told)
 
     def difference(unet):
@@ -254,9 +270,11 @@ def test_a_row_has_the_loss_and_the_gradient_of_its_launcher(row, kind, folders,
     assert draws.mirrors.any()
     assert not draws.mirrors.all()
     assert draws.dropped.any() == (kind in ('sd15', 'sdxl'))
-    assert (draws.mirrors[:, 0] == draws.mirrors[:, 1]).all() == (kind == 'sdxl_lora')
+    of_the_pair = kind in ('sdxl_lora', 'sdxl_turbo_lora')
+    assert (draws.mirrors[:, 0] == draws.mirrors[:, 1]).all() == of_the_pair
+    assert {*draws.t.tolist()} == {249, 499, 749, 999} or not launcher.turbo
     at_rest = 1.0 if launcher.loss == 'hinge' else math.log(2)
-    assert abs(theirs - at_rest) > 0.01
+    assert abs(theirs - at_rest) > 0.005
     assert ours == pytest.approx(theirs, rel=1e-5)
     a, b = gradient(run.policy), gradient(policy)
     assert a.keys() == b.keys()

@@ -72,6 +72,20 @@ def test_the_values_of_the_sdxl_lora_example_of_diffusers():
     assert (ours['batch_size'], ours['refresh_every'], ours['empty_prompt_rate']) == (128, 100, 0.2)
 
 
+def test_the_values_of_sdxl_turbo():
+    """launchers/turbo.sh: rate 1e-8 x pairs, 2000 steps, warm-up 200, beta 5000, no caption
+    dropped; diffusers' README: as for SDXL; both 512 pixels, at four timesteps that end in pure
+    noise."""
+    full, adapted = values('DiffusionDPO', 'sdxl_turbo'), values('DiffusionDPO', 'sdxl_turbo_lora')
+    for found in (full, adapted, values('BalancedDPO', 'sdxl_turbo')):
+        assert found['timesteps'] == (249, 499, 749, 999)
+        assert found['zero_terminal_snr']
+        assert (found['resolution'], found['empty_prompt_rate'], found['beta']) == (512, 0, 5000)
+    assert (full['max_steps'], full['warmup_steps'], full['optimizer']) == (2000, 200, 'adafactor')
+    assert full['learning_rate'] == pytest.approx(1e-8 * full['batch_size'])
+    assert (adapted['batch_size'], adapted['learning_rate'], adapted['lora_rank']) == (16, 1e-5, 8)
+
+
 def test_what_the_public_scripts_do_at_each_visit():
     """DiffusionDPO's script and diffusers' for SD1.5 mirror each image by itself, diffusers' for
     SDXL and MaPO's the pair; these two tell SDXL the picture's own size, DiffusionDPO that of the

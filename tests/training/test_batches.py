@@ -222,6 +222,26 @@ def test_a_model_that_is_told_no_sizes_is_refused(made, tmp_path):
         begin(inputs, tmp_path / 'run', time_ids='picture')
 
 
+def test_a_run_is_trained_at_the_timesteps_that_it_names_and_the_last_is_pure_noise(made, tmp_path):
+    inputs, four = made(), (249, 499, 749, 999)
+    run = begin(inputs, tmp_path / 'run', timesteps=four, zero_terminal_snr=True, batch_size=8)
+    seen = set()
+    for run.step in range(6):
+        batch = micro_batch(run, np.arange(8))
+        seen |= {*batch.timesteps.tolist()}
+        last = batch.timesteps == 999
+        assert torch.equal(batch.noisy[last], batch.target[last])
+        assert not torch.equal(batch.noisy[~last], batch.target[~last])
+    assert seen == {*four}
+    plain = micro_batch(begin(inputs, tmp_path / 'plain', timesteps=(999,)), np.arange(8))
+    assert not torch.equal(plain.noisy, plain.target)
+    go(inputs, tmp_path / 'trained', max_steps=2, timesteps=four, zero_terminal_snr=True)
+    with pytest.raises(InputError, match='timesteps has 1000, and the last of sd15 is 999'):
+        begin(inputs, tmp_path / 'beyond', timesteps=(499, 1000))
+    with pytest.raises(InputError, match='inpo gets its noise by DDIM inversion .* pure noise'):
+        begin(inputs, tmp_path / 'inpo', method='inpo', zero_terminal_snr=True)
+
+
 def test_a_run_that_mirrors_goes_on_to_the_same_bits(made, tmp_path):
     inputs = again_with(made('sdxl'), tmp_path / 'e', mirrored=True, sizes=True, empty_text=True)
     seen = dict(mirror='each', empty_prompt='encoded', time_ids='picture')

@@ -33,6 +33,8 @@ from short_runs import settings
         ('precision', 'fp8'),
         ('log_every', 0),
         ('warmup_steps', -3),
+        ('timesteps', (249, 249)),
+        ('timesteps', (-1, 499)),
     ],
 )
 def test_a_setting_without_sense_is_named(field, value):
