@@ -95,6 +95,8 @@ class TrainConfig(VisitConfig):
     keep_checkpoints: int = 2  # checkpoints that stay
     # stop after so many steps in a row with a loss or gradient that is not finite
     max_bad_steps: int = 5
+    # minutes that the processes of a run wait for each other, as while one writes a checkpoint
+    process_timeout: int = 60
     # where metrics go beside metrics.jsonl
     tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
@@ -143,6 +145,7 @@ POSITIVE = (
     'checkpoint_every',
     'keep_checkpoints',
     'max_bad_steps',
+    'process_timeout',
 )
 NOT_NEGATIVE = ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift')
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
+from ..core.ranks import told_by_first
 from ..losses.diffusion_dpo import loss_report, merge_reports
 from ..losses.methods import LOSSES
 from ..losses.outputs import Outputs
@@ -47,6 +48,7 @@ from .card import is_published, publish
 from .config import TrainConfig, loss_of
 from .reference import NoReference, make_reference, refresh_due
 from balanceddpo.training.resume import (
+    check_same_weights,
     hold_folder,
     open_run_folder,
     restore,
@@ -383,9 +385,11 @@ def train(
     accelerator, out = open_accelerator(config, out), Path(out)
     with hold_folder(accelerator, out):
         open_run_folder(config, pairs, out, family, accelerator, resume)
-        if is_published(out, config.max_steps):
+        first = accelerator.is_main_process
+        if told_by_first(accelerator, first and is_published(out, config.max_steps)):
             return out / 'model'
         run = start(config, pairs, out, family, accelerator)  # 8: p_ref <- p_theta
         restore(run)
         take_steps(run, progress)
+        check_same_weights(run)
         return publish(run)

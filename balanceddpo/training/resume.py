@@ -10,17 +10,23 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from pandas.util import hash_pandas_object
+from torch import Tensor
 
 from ..core.devices import versions
 from ..core.errors import InputError
 from ..core.files import digest
 from ..core.numerics import numeric_path
+from ..core.ranks import check_same_inputs, told_by_first
 from ..core.stages import locked, open_stage
 from ..models.families import part_digests
 from ..models.family import Family
@@ -34,9 +40,11 @@ from balanceddpo.training.checkpoints import (
     Checkpoint,
     checkpoints,
     newest_checkpoint,
+    pack,
     random_state,
     restore_random_state,
     retain,
+    unpack,
     write_checkpoint,
 )
 from .config import TrainConfig
@@ -56,6 +64,7 @@ MAY_CHANGE = (
     'checkpoint_every',
     'keep_checkpoints',
     'max_bad_steps',
+    'process_timeout',
     'tracker',
 )
 
@@ -111,15 +120,18 @@ def open_run_folder(
     accelerator: Accelerator,
     resume: bool,
 ) -> None:
-    """Check that `out` is new, or holds a run of the same inputs that may go on. Raises InputError
-    if not."""
+    """Check that `out` is new, or holds a run of the same inputs that may go on, and that all
+    processes have the same inputs. Raises InputError if not."""
     base = family.folder if family else local_folder(config.model)
     places = out / 'checkpoints'
+    inputs = run_inputs(config, pairs, base)
+    check_same_inputs(accelerator, inputs)
     with accelerator.main_process_first():
-        open_stage('train', run_inputs(config, pairs, base), folder=places)
-    if not resume and (found := checkpoints(places)):
+        open_stage('train', inputs, folder=places)
+    found = told_by_first(accelerator, [c.step for c in checkpoints(places)])
+    if found and not resume:
         raise InputError(
-            f'{out} holds a run at step {found[-1].step}: resume it, or choose another folder'
+            f'{out} holds a run at step {found[-1]}: resume it, or choose another folder'
         )
 
 # %% ../../nbs/training/05_resume.ipynb #c2c149a4
@@ -158,44 +170,77 @@ def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(p, dtype=v.dtype).copy_(v)
 
 
-def load_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
-    """Put all parts of a checkpoint into the run. Raises InputError if the run trains other
-    parameters."""
-    kept, mine = checkpoint.load('policy'), trained_state(run)
+def part_of_first(accelerator: Accelerator, checkpoint: Checkpoint | None, part: str) -> Any:
+    """The state of a part of the first process's checkpoint, on the CPU of all processes; the
+    others need none of their own, and read no disk."""
+    state = checkpoint.load(part) if checkpoint else None
+    if accelerator.num_processes == 1:
+        return state
+    tensors: dict[str, Tensor] = {}
+    shape = pack(state, tensors)
+    forms = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    shape, forms = told_by_first(accelerator, (shape, forms))
+    for name, (size, dtype) in forms.items():
+        mine = tensors.get(name, torch.empty(size, dtype=dtype)).to(accelerator.device)
+        torch.distributed.broadcast(mine, 0)
+        tensors[name] = mine.cpu()
+    return unpack(shape, tensors)
+
+
+def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Put all parts of the first process's checkpoint into the run of each. Raises InputError if
+    the run trains other parameters."""
+    load = partial(part_of_first, run.accelerator, checkpoint)
+    kept, mine = load('policy'), trained_state(run)
     if kept.keys() != mine.keys():
-        raise InputError(f'{checkpoint.folder} holds other parameters than this model trains')
+        raise InputError(f'the checkpoint in {run.out} is of other parameters than this run trains')
     with torch.no_grad():
         for name, p in mine.items():
             p.copy_(kept[name])
-    run.reference.load_state_dict(checkpoint.load('reference'))
-    run.optimizer.load_state_dict(checkpoint.load('optimizer'))
+    run.reference.load_state_dict(load('reference'))
+    run.optimizer.load_state_dict(load('optimizer'))
     match_weight_layout(run.optimizer)
-    progress = checkpoint.load('progress')
+    progress = load('progress')
     run.step, run.bad_steps = progress['step'], progress['bad_steps']
     run.window = progress['window']
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(progress['scaler'])
-    restore_random_state(checkpoint.load('random'))
+    restore_random_state(load('random'))
 
 # %% ../../nbs/training/05_resume.ipynb #304b5a54
 def restore(run: Run) -> None:
     """Take up the newest whole checkpoint, if there is one; rows of metrics from after it are
     removed, they will come again. Raises InputError if the run is past its last step already."""
-    with run.accelerator.main_process_first():
-        found = newest_checkpoint(run.out / 'checkpoints')
-    if found:
+    first = run.accelerator.is_main_process
+    found = newest_checkpoint(run.out / 'checkpoints') if first else None
+    if told_by_first(run.accelerator, found is not None):
         load_checkpoint(run, found)
     if run.step > run.config.max_steps:
         raise InputError(
             f'{run.out} is already at step {run.step}: max_steps {run.config.max_steps} is'
             ' behind it'
         )
-    if run.accelerator.is_main_process:
+    if first:
         # what a process that was killed between writing one and removing the oldest left
         if found:
             retain(run.out / 'checkpoints', run.config.keep_checkpoints)
         for name in ('metrics.jsonl', 'skipped.jsonl'):
             keep_rows(run.out / name, run.step)
+
+
+def check_same_weights(run: Run) -> None:
+    """Raises InputError, on all processes, if the processes of a run have not trained the same
+    weights, bit for bit: then none of them is the result."""
+    if run.accelerator.num_processes == 1:
+        return
+    weights = trained_state(run).items()
+    mine = digest({n: sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for n, p in weights})
+    told = gather_object([mine])
+    if other := [k for k, theirs in enumerate(told) if theirs != told[0]]:
+        raise InputError(
+            f'process {other[0]} has trained other weights than process 0: nothing is published;'
+            f' look for a machine that computes otherwise, and train again from {run.out}'
+        )
 
 # %% ../../nbs/training/05_resume.ipynb #4b8647ca
 @contextmanager

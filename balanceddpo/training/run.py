@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from ..core.devices import ensure_torchvision, pick_device
@@ -200,6 +201,7 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
         )
     if config.precision == 'fp16' and device.type == 'cpu':
         raise InputError('precision fp16 needs a GPU: use bf16 or fp32 on the CPU')
+    waiting = timedelta(minutes=config.process_timeout)
     accelerator = Accelerator(
         cpu=device.type == 'cpu',
         mixed_precision=config.precision.replace('fp32', 'no'),
@@ -207,6 +209,7 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
         dynamo_backend='no',
         project_dir=str(out),
         log_with=None if config.tracker == 'none' else config.tracker,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=waiting)],
     )
     check_made(accelerator, config, device)
     check_shares(config, accelerator.num_processes)

@@ -1,0 +1,123 @@
+"""Two processes of one run, as torchrun starts them, on two machines that may share no disk: what
+they train is what one process trains, and what does not fit is refused instead of mixed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import balanceddpo
+from balanceddpo.training.checkpoints import newest_checkpoint, pack
+from balanceddpo.voting.labels import write_labels
+from short_runs import go, metrics, same, settings
+
+CHILD = """
+import hashlib, json, sys
+sys.path[:0] = {paths!r}
+import torch; torch.set_num_threads(1)
+from balanceddpo.models.encoding import EncodedPairs
+from balanceddpo.training import loop
+from balanceddpo.training.checkpoints import pack
+from balanceddpo.training.config import TrainConfig
+from balanceddpo.training.run import LabelledPairs, trained_state
+from balanceddpo.voting.labels import read_labels
+job = json.loads(sys.argv[1])
+real = loop.refresh
+def refresh(run):
+    done = real(run)
+    tensors = {{}}
+    pack([trained_state(run), run.reference.state_dict()], tensors)
+    weights = b''.join(v.detach().numpy().tobytes() for v in tensors.values())
+    print('after step', run.step, hashlib.sha256(weights).hexdigest())
+    return done
+loop.refresh = refresh
+labels, label_config = read_labels(job['labels'])
+pairs = LabelledPairs(EncodedPairs.open(job['encoded']), labels, label_config)
+loop.train(TrainConfig(**job['config']), pairs, job['out'], progress=False)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def two_processes(inputs, outs, files=None, **changes):
+    "Train in two processes, each with its own folder (and labels file): (code, out, err) of each."
+    paths = [str(Path(__file__).parents[1]), str(Path(balanceddpo.__file__).parents[1])]
+    meeting = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE='2')
+    running = []
+    for rank, out in enumerate(outs):
+        job = dict(
+            config=asdict(settings(inputs, **changes)),
+            encoded=str(inputs.folder),
+            labels=str(files[rank] if files else inputs.file),
+            out=str(out),
+        )
+        place = meeting | dict(RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS='1')
+        words = [sys.executable, '-W', 'ignore', '-c', CHILD.format(paths=paths), json.dumps(job)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(subprocess.Popen(words, env=os.environ | place, **pipes))
+    ended = []
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        ended.append((process.returncode, out, err))
+    return ended
+
+
+RUN = dict(mode='lora', batch_size=5, refresh_every=2)
+
+
+def test_two_processes_train_what_one_trains(made, tmp_path):
+    "Batches of 5 are shared 3 to 2; after each step, and each refresh, both have the same bits."
+    inputs = made()
+    both = two_processes(inputs, [tmp_path / 'two'] * 2, max_steps=3, **RUN)
+    assert [code for code, _, _ in both] == [0, 0], both[0][2][-2000:]
+    first, second = (
+        [line for line in out.splitlines() if line.startswith('after step')] for _, out, _ in both
+    )
+    assert first == second
+    assert len({*first}) == 3
+    go(inputs, tmp_path / 'one', max_steps=3, **RUN)
+    two, one = (newest_checkpoint(tmp_path / n / 'checkpoints') for n in ('two', 'one'))
+    for part in ('policy', 'reference'):
+        ours, alone = {}, {}
+        assert pack(two.load(part), ours) == pack(one.load(part), alone)
+        for name, v in alone.items():
+            torch.testing.assert_close(ours[name], v, rtol=1e-4, atol=1e-6)
+    for ours, alone in zip(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), strict=True):
+        assert ours['loss'] == pytest.approx(alone['loss'], rel=1e-5)
+
+
+def test_a_machine_without_the_checkpoint_goes_on_from_the_others(made, tmp_path):
+    "Two machines without a shared disk: only the first one has checkpoints."
+    inputs = made()
+    for steps in (2, 4):
+        nodes = [tmp_path / 'node 0' / 'run', tmp_path / 'node 1' / 'run']
+        both = two_processes(inputs, nodes, max_steps=steps, **RUN)
+        assert [code for code, _, _ in both] == [0, 0], both[1][2][-2000:]
+    assert newest_checkpoint(nodes[1] / 'checkpoints') is None
+    whole = [tmp_path / 'shared'] * 2
+    assert [code for code, _, _ in two_processes(inputs, whole, max_steps=4, **RUN)] == [0, 0]
+    resumed, straight = (newest_checkpoint(p / 'checkpoints') for p in (nodes[0], whole[0]))
+    assert resumed.step == straight.step == 4
+    for part in ('policy', 'reference', 'optimizer'):
+        assert same(resumed.load(part), straight.load(part)), part
+
+
+def test_processes_with_other_labels_are_refused(made, tmp_path):
+    inputs = made()
+    other = inputs.labels.assign(w0=inputs.labels.w1, w1=inputs.labels.w0)
+    files = [inputs.file, tmp_path / 'other.parquet']
+    write_labels(files[1], other, inputs.label_config)
+    both = two_processes(inputs, [tmp_path / 'a', tmp_path / 'b'], files, max_steps=1, **RUN)
+    assert all(code for code, _, _ in both)
+    assert all('process 1 would train with labels.w0' in err for _, _, err in both)
+    assert not (tmp_path / 'a' / 'checkpoints').exists()
