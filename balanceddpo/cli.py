@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from balanceddpo.command import (  # noqa: F401
@@ -25,6 +26,7 @@ from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
 from .core.errors import InputError, first_line, reason_of
 from .core.files import no_room_in
+from .core.shares import is_first_process
 from .paper import reproduction
 
 # %% auto #0
@@ -151,6 +153,16 @@ def refusal_of_the_machine(error: Exception) -> str | None:
         return f'{said}; make room, or choose another place; {GOES_ON}'
     return None
 
+# %% ../nbs/cli.ipynb #a0dce919
+@contextmanager
+def only_first_prints() -> Generator[None, None, None]:
+    "Of processes that a launcher started, only the first one prints; errors are told by all."
+    if is_first_process():
+        yield
+        return
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+        yield
+
 # %% ../nbs/cli.ipynb #b31ae55c
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: returns the exit code, 0, 2 for bad input, 1 for a failed notebook, a full
@@ -162,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     warnings.formatwarning = in_one_line
     try:
-        dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
+        with only_first_prints():
+            dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
     except InputError as e:
         return report_error(e, 2)
     except reproduction.NotebookError as e:

@@ -25,6 +25,7 @@ from balanceddpo.command.plans import (
 )
 from ..core.errors import InputError
 from ..core.files import canonical, digest, read_json, staged
+from ..core.shares import is_first_process
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -378,4 +379,5 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
         options.ties,
     )
     drawn = {f'{model}, {prompt_set}': store.inputs for model, prompt_set, store in stores}
-    write_results(out, measured, options, drawn)
+    if is_first_process():
+        write_results(out, measured, options, drawn)

@@ -16,6 +16,7 @@ from .options import verb
 from .plans import amount, show_plan, shows_progress, times
 from ..core.errors import InputError, reason_of
 from ..core.files import canonical, digest
+from ..core.shares import is_first_process
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     )
     if report.rows:
         print(report)
-    if report.reasons:
+    if report.reasons and is_first_process():
         quarantine = out.with_name(out.name + '.quarantine.jsonl')
         print('what could not be decoded:', report.save(quarantine))
     show_labels(labels, config, out)

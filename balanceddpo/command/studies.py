@@ -14,6 +14,7 @@ from .options import verb
 from .plans import amount, show_plan
 from ..core.errors import InputError
 from ..core.files import asset, staged
+from ..core.shares import launched_share
 from ..paper import repro_notebooks, reproduction
 
 # %% auto #0
@@ -60,7 +61,8 @@ def reproduce_plan(request: reproduction.Request) -> list[str]:
     positional=('name',),
 )
 def reproduce(options: ReproduceOptions, _=None) -> None:
-    "Run repro notebooks, or render them from what they have kept."
+    """Run repro notebooks, or render them from what they have kept. Raises InputError if a launcher
+    has started several processes."""
     request = reproduction.Request(
         name=options.name,
         scale=options.scale,
@@ -71,6 +73,10 @@ def reproduce(options: ReproduceOptions, _=None) -> None:
     )
     if options.dry_run:
         return show_plan(reproduce_plan(request))
+    if launched_share().processes > 1:
+        raise InputError(
+            'reproduce starts processes of its own (--workers): run it without a launcher'
+        )
     reproduction.reproduce(request, force=options.force, workers=options.workers)
 
 # %% ../../nbs/command/07_studies.ipynb #5410c0a8

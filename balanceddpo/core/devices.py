@@ -5,6 +5,7 @@
 # %% ../../nbs/core/03_devices.ipynb #06f6ef1c
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -105,8 +106,9 @@ def mend_torchvision() -> str:
 
 # %% ../../nbs/core/03_devices.ipynb #3d807fe4
 def pick_device(name: str | torch.device = 'auto') -> torch.device:
-    """The torch device called `name`; 'auto' is CUDA, or MPS, or the CPU, in that order. Raises
-    InputError if it is unknown or not there."""
+    """The torch device called `name`; 'auto' is CUDA, or MPS, or the CPU, in that order. Where a
+    launcher has started several processes, 'auto' and 'cuda' are the GPU of this one (LOCAL_RANK).
+    Raises InputError if it is unknown or not there."""
     import torch
 
     if name == 'auto':
@@ -117,6 +119,8 @@ def pick_device(name: str | torch.device = 'auto') -> torch.device:
             if torch.backends.mps.is_available()
             else 'cpu'
         )
+    if name == 'cuda' and (local := os.environ.get('LOCAL_RANK')):
+        name = f'cuda:{local}'
     try:
         device = torch.device(name)
     except RuntimeError:

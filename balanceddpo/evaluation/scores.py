@@ -34,7 +34,7 @@ from balanceddpo.evaluation.win_rates import (
     tables_of_pairs,
 )
 from ..models.sampling import ImageStore
-from ..scoring.scorers import score_items
+from ..scoring.scorers import Scorer, score_items
 
 # %% auto #0
 __all__ = ['score_images', 'compare_scores', 'score_summary', 'mean_gains', 'spread_prompts']
@@ -140,6 +140,24 @@ def _image_columns(
     )
     return images[list(COLUMNS)]
 
+# %% ../../nbs/evaluation/03_scores.ipynb #663b876d
+def scores_file(store: ImageStore) -> Path:
+    "Where the scores of a store are kept, under `runs_root()`."
+    return runs_root() / 'scores' / f'{digest(store.inputs)}.parquet'
+
+
+def column_of(scorer: Scorer) -> str:
+    "The column of a scorer in a table of kept scores."
+    return f'{scorer.name}@{scorer.key}'
+
+
+def are_scored(store: ImageStore, scorers: Sequence[Scorer]) -> bool:
+    "Whether the scores of all images of a store, by all of these scorers, are kept."
+    if not scores_file(store).is_file():
+        return False
+    kept, columns = _kept_scores(store, scores_file(store), ours=True), map(column_of, scorers)
+    return all(c in kept and kept[c].notna().all() for c in columns)
+
 # %% ../../nbs/evaluation/03_scores.ipynb #bd7b4039
 def score_images(
     store: ImageStore,
@@ -156,9 +174,9 @@ def score_images(
     `out` is a Parquet file, by default under `runs_root()`, named by what the images depend on.
     `model` and `prompt_set` are the names to show. Written every `portions.shard_size` images.
     Raises InputError for scores that are not finite, and if `out` holds scores of other images."""
-    path = Path(out) if out else runs_root() / 'scores' / f'{digest(store.inputs)}.parquet'
+    path = Path(out) if out else scores_file(store)
     table = _kept_scores(store, path, ours=out is None)
-    columns = {s: f'{s.name}@{s.key}' for s in scorers}
+    columns = {s: column_of(s) for s in scorers}
     for column in columns.values():
         table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
     title = f'scores of {model or store.model}'

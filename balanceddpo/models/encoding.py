@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
 from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.numerics import at_full_speed, numeric_path
-from ..core.stages import check_hashes, locked, open_stage, read_manifest
+from ..core.shares import Share, launched_share, make_together
+from ..core.stages import Stage, check_hashes, locked, open_stage, read_manifest
 from ..data.pairs import Pair, draw_view, told_sizes, transform_pair
 from ..data.sources import PairsKey
 from .config import LATENT_SETTINGS, EncodeConfig
@@ -104,6 +106,17 @@ def shard_ready(path: Path, holds: str, keyed: bool = False) -> bool:
         path.is_file()
         and path.stat().st_size == note.get('bytes')
         and file_digest(path) == note.get('sha256')
+    )
+
+
+def shard_written(path: Path, holds: str) -> bool:
+    "Whether somebody has written the shard at `path` with what it should hold, by its note."
+    try:
+        note = read_json(path.with_suffix('.json'))
+    except InputError:
+        return False
+    return (
+        note.get('holds') == holds and path.is_file() and path.stat().st_size == note.get('bytes')
     )
 
 
@@ -314,6 +327,10 @@ def empty_text(encoded: EncodedPairs) -> dict[str, Tensor]:
     return encoded.shards.take('prompts', [encoded.captions.index('')])
 
 # %% ../../nbs/models/09_encoding.ipynb #ce290360
+WHOLE = Share()
+Shared = list[tuple[Path, str]]  # shards of other processes, and the digest of what each holds
+
+
 def write_moments(
     folder: Path,
     pairs: Iterable[Pair],
@@ -321,11 +338,12 @@ def write_moments(
     config: EncodeConfig,
     keyed: bool,
     progress: bool,
-) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """Write the shards of images that are missing or damaged, or where the folder is `keyed` have
-    changed; returns the rows (pair id, caption's
-    number) and caption -> number."""
-    rows, numbers = [], {}
+    share: Share = WHOLE,
+) -> tuple[list[tuple[str, int]], dict[str, int], Shared]:
+    """Write the shards of images of this process's share that are missing or damaged, or where the
+    folder is `keyed` have changed; returns the rows (pair id, caption's number), caption -> number,
+    and the shards of the others."""
+    rows, numbers, theirs = [], {}, []
     with (
         ThreadPoolExecutor(config.workers) as pool,
         tqdm(desc='pairs', unit='pair', disable=not progress) as bar,
@@ -333,7 +351,9 @@ def write_moments(
         for i, chunk in enumerate(batches(pairs, config.shard_size)):
             path = folder / f'moments-{i:05d}.safetensors'
             holds = digest([[p.pair_id, p.caption, p.image_ids, p.background] for p in chunk])
-            if not shard_ready(path, holds, keyed):
+            if not share.has(i):
+                theirs.append((path, holds))
+            elif not shard_ready(path, holds, keyed):
                 write_shard(path, holds, encode_images_of(chunk, family, config, pool))
             rows += [(p.pair_id, numbers.setdefault(p.caption, len(numbers))) for p in chunk]
             bar.update(len(chunk))
@@ -346,21 +366,65 @@ def write_moments(
             f'{folder} was made from more pairs than these {len(rows)}: choose another folder, or'
             ' delete it'
         )
-    return rows, numbers
+    return rows, numbers, theirs
 
 # %% ../../nbs/models/09_encoding.ipynb #6da27476
 def write_prompts(
-    folder: Path, captions: list[str], family: Family, config: EncodeConfig, keyed: bool
-) -> None:
-    """Write the shards of captions that are missing or damaged, or where the folder is `keyed` have
-    changed, and the unconditional conditioning."""
+    folder: Path,
+    captions: list[str],
+    family: Family,
+    config: EncodeConfig,
+    keyed: bool,
+    share: Share = WHOLE,
+) -> Shared:
+    """Write the shards of captions of this process's share that are missing or damaged, or where
+    the folder is `keyed` have changed, and the unconditional conditioning; returns the shards of
+    the others."""
+    theirs = []
     for i, chunk in enumerate(batches(captions, config.shard_size)):
         path, holds = folder / f'prompts-{i:05d}.safetensors', digest(chunk)
-        if not shard_ready(path, holds, keyed):
+        if not share.has(i):
+            theirs.append((path, holds))
+        elif not shard_ready(path, holds, keyed):
             write_shard(path, holds, encode_captions(chunk, family, config))
     path, holds = folder / 'empty.safetensors', digest('empty')
     if not shard_ready(path, holds):
         write_shard(path, holds, in_storage_precision(family.empty_conditioning(), config))
+    return theirs
+
+# %% ../../nbs/models/09_encoding.ipynb #e8258881
+def is_encoded(stage: Stage, state: str) -> bool:
+    "Whether a folder is finished, from pairs in this state."
+    return stage.done and read_manifest(stage.folder).get('state') == state
+
+
+def encode_share(
+    stage: Stage,
+    pairs: Iterable[Pair],
+    family: Family,
+    config: EncodeConfig,
+    state: str | None,
+    progress: bool,
+    share: Share,
+) -> None:
+    """Write what is missing of this process's share of the shards; and where none of the others' is
+    missing then, the table of pairs and the manifest. `state`: of the pairs that a key names."""
+    keyed, folder = state is not None, stage.folder
+    rows, numbers, theirs = write_moments(folder, pairs, family, config, keyed, progress, share)
+    if config.empty_text:
+        numbers.setdefault('', len(numbers))
+    theirs += write_prompts(folder, list(numbers), family, config, keyed, share)
+    if not all(shard_written(path, holds) for path, holds in theirs):
+        return  # somebody else is the last
+    table = {
+        'pair_ids': [pair_id for pair_id, _ in rows],
+        'rows': [number for _, number in rows],
+        'captions': list(numbers),
+    }
+    write_json(folder / 'pairs.json', table)
+    cut = family.cut_texts(list(numbers))
+    tell_cut_texts(cut, 'captions')
+    stage.finish(state=state or '', pairs=len(rows), captions=len(numbers), cut_texts=cut)
 
 # %% ../../nbs/models/09_encoding.ipynb #fe776154
 def encode_pairs(
@@ -372,7 +436,8 @@ def encode_pairs(
     progress: bool = True,
 ) -> EncodedPairs:
     """Encode `pairs` (an iterable of `Pair`) into `out`, or into a folder under `runs_root()` named
-    by everything that goes into it.
+    by everything that goes into it. Processes of one launcher share the work; for them `pairs` must
+    be iterable again.
 
     Goes on where it was stopped and makes again only the shards that are damaged. `key` names the
     pairs, as a `PairSource` does: with it a folder that was finished from files of the same state
@@ -380,22 +445,22 @@ def encode_pairs(
     or other pairs; pairs that have changed under their key are encoded again."""
     config = replace(config, resolution=config.resolution or family.default_size)
     stage = open_stage('encode', encode_inputs(family, config, key.key if key else ''), folder=out)
-    with locked(stage.folder):
+    share, state = launched_share(), key.state if key else ''
+
+    def make(number: int = 0, processes: int = 1) -> None:
+        part = Share(number, processes)
+        encode_share(stage, pairs, family, config, state if key else None, progress, part)
+
+    if share.processes > 1 and not is_encoded(stage, state):
+        make_together(
+            stage.folder,
+            share,
+            partial(make, processes=share.processes),
+            partial(is_encoded, stage, state),
+        )
+    with locked(stage.folder, wait=share.processes > 1):
         if key and stage.made_from(key.state):
             tell_cut_texts(stage.note('cut_texts'), 'captions')
-            return EncodedPairs.open(stage.folder)
-        rows, numbers = write_moments(stage.folder, pairs, family, config, bool(key), progress)
-        if config.empty_text:
-            numbers.setdefault('', len(numbers))
-        write_prompts(stage.folder, list(numbers), family, config, bool(key))
-        table = {
-            'pair_ids': [pair_id for pair_id, _ in rows],
-            'rows': [number for _, number in rows],
-            'captions': list(numbers),
-        }
-        write_json(stage.folder / 'pairs.json', table)
-        cut = family.cut_texts(list(numbers))
-        tell_cut_texts(cut, 'captions')
-        facts = dict(pairs=len(rows), captions=len(numbers), cut_texts=cut)
-        stage.finish(state=key.state if key else '', **facts)
+        else:
+            make()
     return EncodedPairs.open(stage.folder)

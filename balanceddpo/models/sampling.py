@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from ..core.files import content_digest, digest, file_digest, read_json, staged
 from ..core.numerics import numeric_path
 from ..core.parallel import in_threads
 from ..core.seals import read_sealed, write_sealed
+from ..core.shares import Share, launched_share, make_together
 from balanceddpo.core.stages import (
+    Stage,
     check_hashes,
     locked,
     open_stage,
@@ -345,6 +348,30 @@ def write_images(
         for future in writing:
             future.result()
 
+# %% ../../nbs/models/11_sampling.ipynb #aded518e
+def images_in_share(
+    prompt_set: PromptSet, config: SampleConfig, share: Share
+) -> set[tuple[int, int]]:
+    "(prompt number, image index) of the images of this process's share: whole batches."
+    planned = plan_batches(len(prompt_set), config.images_per_prompt, config.batch_size)
+    batches = [batch for _, some in planned for batch in some]
+    return {image for k, batch in enumerate(batches) if share.has(k) for image in batch}
+
+
+def sample_share(
+    stage: Stage, prompt_set: PromptSet, config: SampleConfig, progress: bool, share: Share
+) -> None:
+    """Draw what is missing of this process's share of the images; and where none of the others' is
+    missing then, write the index and the manifest."""
+    missing = missing_images(stage.folder, prompt_set, config)
+    mine = missing & images_in_share(prompt_set, config, share)
+    if mine:
+        write_images(stage.folder, prompt_set, config, mine, progress)
+    if missing - mine and missing_images(stage.folder, prompt_set, config):
+        return  # somebody else is the last
+    write_index(stage.folder, prompt_set, config)
+    stage.finish(images=len(prompt_set) * config.images_per_prompt)
+
 # %% ../../nbs/models/11_sampling.ipynb #ba819303
 def sample(
     config: SampleConfig,
@@ -353,7 +380,7 @@ def sample(
     progress: bool = True,
 ) -> ImageStore:
     """Draw `config.images_per_prompt` images for each prompt into `out`, or into a folder under
-    `runs_root()` named by everything they depend on.
+    `runs_root()` named by everything they depend on. Processes of one launcher share the work.
 
     `prompt_set` is read from `config.prompts` if it is not given. A finished store is returned at
     once; otherwise only what is missing or damaged is drawn. Raises InputError, naming the field,
@@ -363,13 +390,17 @@ def sample(
     prompt_set = prompt_set or read_prompts(config.prompts, limit=config.limit)
     check_drawing(config.model, config.scheduler, config.steps)
     stage = open_stage('sample', sample_inputs(config, prompt_set), folder=out)
-    with locked(stage.folder):
+    share = launched_share()
+
+    def make(number: int = 0, processes: int = 1) -> None:
+        sample_share(stage, prompt_set, config, progress, Share(number, processes))
+
+    if share.processes > 1 and not stage.done:
+        make_all = partial(make, processes=share.processes)
+        make_together(stage.folder, share, make_all, lambda: stage.done)
+    with locked(stage.folder, wait=share.processes > 1):
         if not stage.intact:
-            missing = missing_images(stage.folder, prompt_set, config)
-            if missing:
-                write_images(stage.folder, prompt_set, config, missing, progress)
-            write_index(stage.folder, prompt_set, config)
-            stage.finish(images=len(prompt_set) * config.images_per_prompt)
+            make()
     return open_images(stage.folder, verify=False)
 
 

@@ -294,7 +294,7 @@ def true_pictures(scale: Scale, prompts: Iterable[str]) -> list[Image.Image] | N
         return None
     return [Image.fromarray(true_render(truth_of(p)).permute(1, 2, 0).numpy()) for p in prompts]
 
-
+# %% ../../nbs/paper/10_experiments.ipynb #14dbe03b
 def score_true_pictures(scale: Scale, name: str = 'true picture') -> DataFrame:
     """DataFrame: the scores of the true render of each prompt, by voters and checks, in the columns
     of `score_models` that tell which image it is; `name` in the column model. Raises InputError for
@@ -311,7 +311,7 @@ def score_true_pictures(scale: Scale, name: str = 'true picture') -> DataFrame:
         tables.append(DataFrame(place | score_items(found, items)))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/paper/10_experiments.ipynb #84af18ba
 def gallery(
     scale: Scale,
     models: Sequence[Model],

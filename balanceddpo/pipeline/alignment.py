@@ -16,6 +16,7 @@ from pandas import DataFrame
 
 from ..core.errors import InputError
 from ..core.files import digest
+from ..core.shares import is_first_process
 from ..core.stages import runs_root
 from ..data.pairs import PairReport, write_pairs
 from ..data.prompts import PromptSet, read_prompts
@@ -136,7 +137,7 @@ def labelled_pairs(
         only = {*labels.pair_id[is_decided(labels)]}
     if report.reasons:
         warnings.warn(f'{pairs.source}: {report}', stacklevel=2)
-    if out:
+    if out and is_first_process():
         write_labels(Path(out) / 'labels.parquet', labels, voting)
     encoded = encode(source, encoding, device=settings.device, progress=config.progress, only=only)
     return LabelledPairs(encoded, labels, voting)

@@ -5,9 +5,10 @@
 # %% ../../nbs/pipeline/01_stages.ipynb #ccb441c1
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -16,11 +17,17 @@ from pandas import DataFrame
 
 from ..core.errors import InputError
 from ..core.files import digest
+from balanceddpo.core.shares import (
+    Share,
+    is_first_process,
+    launched_share,
+    make_together,
+)
 from ..core.stages import locked, runs_root
-from ..data.pairs import PairReport
+from ..data.pairs import Pair, PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
-from ..evaluation.scores import score_images
+from ..evaluation.scores import are_scored, score_images
 from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..evaluation.win_rates import compare
 from ..models import sampling
@@ -31,7 +38,7 @@ from ..models.folders import PACKAGED, local_folder
 from ..models.sampling import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
 from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
-from ..scoring.tables import read_scores, score_pairs
+from ..scoring.tables import Shards, is_scored, read_scores, score_pairs
 from ..training import loop
 from ..training.checkpoints import retain
 from ..training.config import TrainConfig
@@ -46,7 +53,9 @@ __all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Eval
 # %% ../../nbs/pipeline/01_stages.ipynb #c7f4d24c
 def made_once(*key) -> AbstractContextManager:
     """Context for making what `key` names: another process that wants the same waits, and then
-    finds it made."""
+    finds it made. Processes of one launcher do not wait: they make it together."""
+    if launched_share().processes > 1:
+        return nullcontext()
     return locked(runs_root() / '.making' / digest(*key), wait=True)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #f10f3c67
@@ -56,6 +65,30 @@ def _unless_named(out: str | Path | None, *key) -> AbstractContextManager:
     return nullcontext() if out else made_once(*key)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #ae0a46b7
+class ReadAgain:
+    "The pairs of a source, read anew by each who asks; a report counts the first reading alone."
+
+    def __init__(
+        self,
+        pairs: PairSource,
+        report: PairReport | None,
+        only: Collection[str] | None = None,
+    ):
+        self.pairs, self.report, self.only = pairs, report, only
+
+    def __iter__(self) -> Iterator[Pair]:
+        report, self.report = self.report, None
+        rows = self.pairs.read(report)
+        return iter(rows) if self.only is None else (p for p in rows if p.pair_id in self.only)
+
+
+def one_by_one(*key) -> AbstractContextManager:
+    "Context for one process after the other, of those that share the work of what `key` names."
+    if launched_share().processes == 1:
+        return nullcontext()
+    return locked(runs_root() / '.making' / digest('one by one', *key), wait=True)
+
+# %% ../../nbs/pipeline/01_stages.ipynb #99f2358a
 def pair_scores(
     pairs: PairSource,
     scorers: Sequence[Scorer],
@@ -68,16 +101,24 @@ def pair_scores(
     `report` counts the pairs that are read; none are if their scores are kept. Raises InputError
     for a bad source."""
     place = runs_root() / 'pair_scores' / digest([[s.name, s.key] for s in scorers], pairs.key)
+    share, key = launched_share(), pairs.named
+    rows = ReadAgain(pairs, report)
+    options = dict(progress=progress, batch_size=batch_size, key=key)
+
+    def make(number: int) -> None:
+        part = Shards(share=Share(number, share.processes))
+        score_pairs(rows, scorers, place, part, **options)
+
     with made_once(place.name):
-        rows = pairs.read(report)
-        done = score_pairs(
-            rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.named
-        )
-        table = read_scores(done)
+        if share.processes > 1 and not is_scored(place, key):
+            make_together(place, share, make, partial(is_scored, place, key))
+        # what is finished is looked through, and made again where it is damaged
+        with one_by_one(place.name):
+            table = read_scores(score_pairs(rows, scorers, place, **options))
         tell_cut_texts(table.attrs['cut_texts'], 'captions of pairs')
         return table
 
-
+# %% ../../nbs/pipeline/01_stages.ipynb #4e845e13
 def refuse_no_pairs(pairs: PairSource, table: DataFrame) -> None:
     "Raises InputError if the table of labels of these pairs has no row."
     if not len(table):
@@ -102,7 +143,7 @@ def label(
     config = with_units(config, published_units(scorers))
     table = label_pairs(pair_scores(pairs, scorers, **options), config)
     refuse_no_pairs(pairs, table)
-    if out:
+    if out and is_first_process():
         write_labels(out, table, config)
     return table
 
@@ -121,10 +162,9 @@ def encode(
     encode, by default all.
 
     Raises InputError for a bad source, or if `out` was made with other settings or pairs."""
-    key, read = pairs.named, pairs.read(report)
+    key, read = pairs.named, ReadAgain(pairs, report, only)
     if only is not None:
         key = key._replace(key=digest(key.key, sorted(only)))
-        read = (p for p in read if p.pair_id in only)
     with _unless_named(out, 'encode', config, key.key):
         parts = ('text',) if config.vae else ('text', 'vae')
         family = load_family(config.model, config.dtype, device, components=parts)
@@ -195,11 +235,28 @@ def sample(
 Drawn = tuple[str, str, ImageStore]  # name of the model, name of the prompt set, the images
 
 # %% ../../nbs/pipeline/01_stages.ipynb #643e136c
+def share_scoring(stores: Sequence[ImageStore], scorers: Sequence[Scorer], progress: bool) -> None:
+    "Score the images of several stores with the other processes of a launcher, a store each."
+    share = launched_share()
+    if share.processes == 1:
+        return
+    place = runs_root() / 'scores' / digest([s.inputs for s in stores], [s.key for s in scorers])
+
+    def make(number: int) -> None:
+        part = Share(number, share.processes)
+        for k, store in enumerate(stores):
+            if part.has(k):
+                score_images(store, scorers, progress=progress)
+
+    make_together(place, share, make, lambda: all(are_scored(s, scorers) for s in stores))
+
+
 def image_scores(
     drawn: Sequence[Drawn], scorers: Sequence[Scorer], progress: bool = False
 ) -> DataFrame:
     """The scores of all images of several stores: DataFrame, one row per image; kept per store.
     `attrs['cut_texts']` has what `cut_texts` says of their prompts."""
+    share_scoring([store for _, _, store in drawn], scorers, progress)
     tables = []
     for model, prompt_set, store in drawn:
         with made_once('scores', store.inputs):

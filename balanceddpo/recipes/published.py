@@ -161,6 +161,8 @@ _AS_SD15 = {
     if name != 'optimizer'
 }
 _AS_SD15_LORA = {name: v for name, v in _AS_SD15.items() if name != 'learning_rate'}
+
+# %% ../../nbs/recipes/02_published.ipynb #09abc309
 add_recipe(
     Recipe(
         'BalancedDPO',

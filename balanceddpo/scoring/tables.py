@@ -20,7 +20,8 @@ from ..core.errors import InputError
 from ..core.numerics import numeric_path
 from ..core.parallel import ahead_in_threads
 from ..core.seals import read_sealed, write_sealed
-from ..core.stages import locked, open_stage, verify_manifest
+from ..core.shares import Share
+from ..core.stages import locked, open_stage, read_manifest, verify_manifest
 from ..data.pairs import Pair
 from ..data.prompts import prompt_id
 from ..data.sources import PairsKey
@@ -101,15 +102,7 @@ class Shards:
     "How a stream of pairs is cut into shards, and which of them this process makes."
 
     size: int = 1000  # pairs in a shard; one shard at a time is in memory
-    worker: int = 0  # makes every `workers`-th shard, from this one on
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.worker < self.workers:
-            raise InputError(
-                f'worker must be 0 to {self.workers - 1} for {self.workers} workers, not'
-                f' {self.worker}'
-            )
+    share: Share = Share()  # which shards are made
 
 
 def numerics_of(scorers: Sequence[Scorer]) -> dict[str, str]:
@@ -143,18 +136,18 @@ def score_pairs(
         'shard_size': shards.size,
         'pairs': key and key.key,
     }
-    with locked(out) if shards.workers == 1 else nullcontext():
+    with locked(out) if shards.share.processes == 1 else nullcontext():
         stage = open_stage('scores', inputs, folder=out)
         if key and stage.made_from(key.state):
             return stage.folder
         options = dict(keyed=key is not None, progress=progress, batch_size=batch_size)
-        count, total = _score_shards(pairs, scorers, stage.folder, shards, **options)
+        count, total, whole = _score_shards(pairs, scorers, stage.folder, shards, **options)
         if shard_path(out, count).exists():
             raise InputError(
                 f'{out} holds the scores of more than these {total} pairs: choose another folder,'
                 ' or delete it'
             )
-        if all(shard_path(out, n).exists() for n in range(count)):
+        if whole:  # by whoever sees them all
             facts = dict(scorers=inputs['scorers'], numerics=numerics_of(scorers))
             stage.finish(pairs=total, state=key.state if key else '', **facts)
     return stage.folder
@@ -168,22 +161,32 @@ def _score_shards(
     keyed: bool,
     progress: bool,
     batch_size: int,
-) -> tuple[int, int]:
-    """Make the shards that are this worker's; returns the number of shards and of pairs of all
-    workers."""
-    count = total = 0
+) -> tuple[int, int, bool]:
+    """Make the shards that are in this process's share; returns the number of shards and of pairs
+    of all processes, and whether all shards are there now."""
+    count, total, theirs = 0, 0, []
     with tqdm(desc='scoring', unit=' pairs', disable=not progress) as bar:
         for n, some in enumerate(batches(pairs, shards.size)):
             path = shard_path(folder, n)
-            is_mine = n % shards.workers == shards.worker
-            if is_mine and _needs_work(path, [p.pair_id for p in some], keyed):
+            ids = [p.pair_id for p in some]
+            if not shards.share.has(n):
+                theirs.append((path, ids))
+            elif _needs_work(path, ids, keyed):
                 write_sealed(path, score_shard(some, scorers, batch_size))
             count += 1
             total += len(some)
             bar.update(len(some))
     if not count:  # an empty table has its columns too
         write_sealed(shard_path(folder, 0), score_shard([], scorers))
-    return count or 1, total
+    return count or 1, total, all(_kept_ids(path) == ids for path, ids in theirs)
+
+
+def is_scored(folder: str | Path, key: PairsKey) -> bool:
+    "Whether the table in `folder` is finished, from pairs in the state of `key`."
+    try:
+        return read_manifest(folder).get('state') == key.state
+    except InputError:
+        return False
 
 # %% ../../nbs/scoring/06_tables.ipynb #ecdeb3fc
 def _sum_of_cuts(shards: Sequence[pa.Table]) -> dict[str, list]:

@@ -28,7 +28,7 @@ NOISES = ('inpo', 'inpo_code', 'smpo_paper', 'smpo_code', 'smpo_code_sdxl')
 # %% ../../nbs/training/01_config.ipynb #d83c2356
 @dataclass(frozen=True, kw_only=True)
 class VisitConfig:
-    "How training sees a pair when it visits it, beside the noise."
+    "How training sees a pair when it visits it: the pictures, the caption, and how noisy."
 
     # mirror images by chance at each visit: no, each image by itself, or both images of a pair
     mirror: Literal['no', 'each', 'pair'] = 'no'
@@ -37,6 +37,10 @@ class VisitConfig:
     empty_prompt: Literal['own', 'encoded'] = 'own'
     # what SDXL is told of sizes: those of the square that it sees, or the picture's own and its cut
     time_ids: Literal['square', 'picture'] = 'square'
+    # the timesteps that are drawn, each as often; empty: all, as the model's family draws them
+    timesteps: tuple[int, ...] = ()
+    # the last timestep is pure noise: the schedule is rescaled, as public code does for SDXL-Turbo
+    zero_terminal_snr: bool = False
 
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
@@ -50,10 +54,6 @@ class TrainConfig(VisitConfig):
     options: tuple[str, ...] = ()
     # how latents get their noise: auto (as the method was published), random, or an inversion
     noise: str = 'auto'
-    # the timesteps that are drawn, each as often; empty: all, as the model's family draws them
-    timesteps: tuple[int, ...] = ()
-    # the last timestep is pure noise: the schedule is rescaled, as public code does for SDXL-Turbo
-    zero_terminal_snr: bool = False
     # train all weights of the denoiser, or a low-rank adapter
     mode: Literal['full', 'lora'] = 'full'
     resolution: int = 512  # pixels a side; the encoded pairs must have it
@@ -95,8 +95,7 @@ class TrainConfig(VisitConfig):
     keep_checkpoints: int = 2  # checkpoints that stay
     # stop after so many steps in a row with a loss or gradient that is not finite
     max_bad_steps: int = 5
-    # minutes that the processes of a run wait for each other, as while one writes a checkpoint
-    process_timeout: int = 60
+    process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
     # where metrics go beside metrics.jsonl
     tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world

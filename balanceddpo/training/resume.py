@@ -186,7 +186,7 @@ def part_of_first(accelerator: Accelerator, checkpoint: Checkpoint | None, part:
         tensors[name] = mine.cpu()
     return unpack(shape, tensors)
 
-
+# %% ../../nbs/training/05_resume.ipynb #8c35e770
 def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
     """Put all parts of the first process's checkpoint into the run of each. Raises InputError if
     the run trains other parameters."""
@@ -227,7 +227,7 @@ def restore(run: Run) -> None:
         for name in ('metrics.jsonl', 'skipped.jsonl'):
             keep_rows(run.out / name, run.step)
 
-
+# %% ../../nbs/training/05_resume.ipynb #7ff73e44
 def check_same_weights(run: Run) -> None:
     """Raises InputError, on all processes, if the processes of a run have not trained the same
     weights, bit for bit: then none of them is the result."""

@@ -194,7 +194,7 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         AcceleratorState._reset_state(True)
     device = pick_device(config.device)
-    if device.index:
+    if device.index and config.device != 'auto' and ':' in config.device:
         raise InputError(
             f'training takes the first GPU in sight, not {config.device}: set'
             f' CUDA_VISIBLE_DEVICES={device.index} and device cuda'
@@ -303,7 +303,7 @@ def check_noise(config: TrainConfig, family: Family) -> None:
             ' have not: set noise to random'
         )
 
-
+# %% ../../nbs/training/04_run.ipynb #ac13d50f
 def check_time_ids(config: TrainConfig, family: Family) -> None:
     "Raises InputError for a model that is to be told sizes and takes none."
     if config.time_ids != 'square' and not family.takes_sizes:

@@ -101,7 +101,7 @@ def test_the_truth_and_the_refresh_over_seeds_that_chose_nothing():
 
 
 def test_the_sum_of_raw_scores_is_the_label_of_pickscore():
-    same = 100 - table('table3/labels').loc['Vanilla (scores)', 'PickScore']
+    same = 100 - table('table3/labels').loc['Vanilla (logits)', 'PickScore']
     assert f"label is PickScore's in {same:.0f} % of the pairs" in RESULTS
 
 

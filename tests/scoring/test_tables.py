@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.core.shares import Share
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.data.sources import PairsKey
 from balanceddpo.scoring.registry import load_scorers
@@ -57,7 +58,7 @@ def test_any_number_of_workers_makes_the_same_table(tmp_path, n, workers):
     one, many = tmp_path / 'one', tmp_path / 'many'
     score_pairs(PAIRS[:n], RED, one, TEN, progress=False)
     for worker in reversed(range(workers)):
-        score_pairs(iter(PAIRS[:n]), RED, many, Shards(10, worker, workers), progress=False)
+        score_pairs(iter(PAIRS[:n]), RED, many, Shards(10, Share(worker, workers)), progress=False)
     assert files(one) == files(many)
     assert (one / 'manifest.json').read_bytes() == (many / 'manifest.json').read_bytes()
     table = read_scores(many)
@@ -180,8 +181,8 @@ def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
     for pairs in (PAIRS[1:26], PAIRS[:15], PAIRS[:20], PAIRS[:9], []):
         with pytest.raises(InputError, match='other pairs|more than these'):
             score_pairs(pairs, RED, out, TEN, progress=False)
-    with pytest.raises(InputError, match='worker must be'):
-        score_pairs(PAIRS, RED, tmp_path / 'w', Shards(worker=2, workers=2))
+    with pytest.raises(InputError, match='process must be'):
+        score_pairs(PAIRS, RED, tmp_path / 'w', Shards(share=Share(2, 2)))
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('not yours')
     with pytest.raises(InputError, match='not ours'):
