@@ -2231,6 +2231,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'balanceddpo/paper/study_of_claims.py'),
                                                    'balanceddpo.paper.study_of_claims.apart': ( 'paper/study_of_claims.html#apart',
                                                                                                 'balanceddpo/paper/study_of_claims.py'),
+                                                   'balanceddpo.paper.study_of_claims.arms_of': ( 'paper/study_of_claims.html#arms_of',
+                                                                                                  'balanceddpo/paper/study_of_claims.py'),
                                                    'balanceddpo.paper.study_of_claims.beyond_truth': ( 'paper/study_of_claims.html#beyond_truth',
                                                                                                        'balanceddpo/paper/study_of_claims.py'),
                                                    'balanceddpo.paper.study_of_claims.claim_grid': ( 'paper/study_of_claims.html#claim_grid',

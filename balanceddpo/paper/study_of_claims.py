@@ -20,7 +20,7 @@ from ..evaluation.two_way import two_way
 from ..figures.tables import display_name
 
 # %% auto #0
-__all__ = ['CLAIMS', 'ARMS', 'GAIN', 'TRUTHS', 'TRUE_PICTURE']
+__all__ = ['CLAIMS', 'GAIN', 'TRUTHS', 'TRUE_PICTURE', 'arms_of']
 
 # %% ../../nbs/paper/26_study_of_claims.ipynb #c8ce19ad
 # Claim -> (the row of the table of methods that should be ahead, the row it is compared with)
@@ -31,10 +31,14 @@ CLAIMS: dict[str, tuple[str, str]] = {
     'a refreshed reference, not a fixed one': ('BalancedDPO', 'Majority, no refresh'),
     'four scorers, not annotators': ('BalancedDPO', 'DiffusionDPO'),
 }
-ARMS = tuple(dict.fromkeys(name for pair in CLAIMS.values() for name in pair))
 GAIN = 'gain'  # mean of the scorers that vote, in s.d. of the base model
 TRUTHS = ('closeness', 'structure', 'edges')  # measures that teach nobody, in the same unit
 TRUE_PICTURE = 'true picture'  # its name in the column `model`
+
+
+def arms_of(claims: Mapping[str, tuple[str, str]]) -> list[str]:
+    "The rows of the table of methods that claims are about, each once."
+    return list(dict.fromkeys(name for pair in claims.values() for name in pair))
 
 # %% ../../nbs/paper/26_study_of_claims.ipynb #35c930da
 def prompt_values(scores: DataFrame, voters: Sequence[str], checks: Sequence[str]) -> DataFrame:

@@ -72,41 +72,43 @@ def two_processes(inputs, outs, files=None, **changes):
     return ended
 
 
-RUN = dict(mode='lora', batch_size=5, refresh_every=2)
+RUN = dict(mode='lora', batch_size=5, refresh_every=2, max_steps=4)
 
 
-def test_two_processes_train_what_one_trains(made, tmp_path):
+@pytest.fixture(scope='module')
+def together(made, tmp_path_factory):
+    "The folder that two processes have shared for four steps, and what each said after each step."
+    folder = tmp_path_factory.mktemp('together')
+    ended = two_processes(made(), [folder / 'run'] * 2, **RUN)
+    assert [code for code, _, _ in ended] == [0, 0], ended[0][2][-2000:]
+    said = [[line for line in out.splitlines() if 'after step' in line] for _, out, _ in ended]
+    return folder / 'run', said
+
+
+def test_two_processes_train_what_one_trains(made, together, tmp_path):
     "Batches of 5 are shared 3 to 2; after each step, and each refresh, both have the same bits."
-    inputs = made()
-    both = two_processes(inputs, [tmp_path / 'two'] * 2, max_steps=3, **RUN)
-    assert [code for code, _, _ in both] == [0, 0], both[0][2][-2000:]
-    first, second = (
-        [line for line in out.splitlines() if line.startswith('after step')] for _, out, _ in both
-    )
+    folder, (first, second) = together
     assert first == second
-    assert len({*first}) == 3
-    go(inputs, tmp_path / 'one', max_steps=3, **RUN)
-    two, one = (newest_checkpoint(tmp_path / n / 'checkpoints') for n in ('two', 'one'))
+    assert len({*first}) == 4
+    go(made(), tmp_path / 'one', **RUN)
+    two, one = (newest_checkpoint(p / 'checkpoints') for p in (folder, tmp_path / 'one'))
     for part in ('policy', 'reference'):
         ours, alone = {}, {}
         assert pack(two.load(part), ours) == pack(one.load(part), alone)
         for name, v in alone.items():
             torch.testing.assert_close(ours[name], v, rtol=1e-4, atol=1e-6)
-    for ours, alone in zip(metrics(tmp_path / 'two'), metrics(tmp_path / 'one'), strict=True):
+    for ours, alone in zip(metrics(folder), metrics(tmp_path / 'one'), strict=True):
         assert ours['loss'] == pytest.approx(alone['loss'], rel=1e-5)
 
 
-def test_a_machine_without_the_checkpoint_goes_on_from_the_others(made, tmp_path):
+def test_a_machine_without_the_checkpoint_goes_on_from_the_others(made, together, tmp_path):
     "Two machines without a shared disk: only the first one has checkpoints."
-    inputs = made()
+    nodes = [tmp_path / 'node 0' / 'run', tmp_path / 'node 1' / 'run']
     for steps in (2, 4):
-        nodes = [tmp_path / 'node 0' / 'run', tmp_path / 'node 1' / 'run']
-        both = two_processes(inputs, nodes, max_steps=steps, **RUN)
+        both = two_processes(made(), nodes, **RUN | dict(max_steps=steps))
         assert [code for code, _, _ in both] == [0, 0], both[1][2][-2000:]
     assert newest_checkpoint(nodes[1] / 'checkpoints') is None
-    whole = [tmp_path / 'shared'] * 2
-    assert [code for code, _, _ in two_processes(inputs, whole, max_steps=4, **RUN)] == [0, 0]
-    resumed, straight = (newest_checkpoint(p / 'checkpoints') for p in (nodes[0], whole[0]))
+    resumed, straight = (newest_checkpoint(p / 'checkpoints') for p in (nodes[0], together[0]))
     assert resumed.step == straight.step == 4
     for part in ('policy', 'reference', 'optimizer'):
         assert same(resumed.load(part), straight.load(part)), part
@@ -117,7 +119,7 @@ def test_processes_with_other_labels_are_refused(made, tmp_path):
     other = inputs.labels.assign(w0=inputs.labels.w1, w1=inputs.labels.w0)
     files = [inputs.file, tmp_path / 'other.parquet']
     write_labels(files[1], other, inputs.label_config)
-    both = two_processes(inputs, [tmp_path / 'a', tmp_path / 'b'], files, max_steps=1, **RUN)
+    both = two_processes(inputs, [tmp_path / 'a', tmp_path / 'b'], files, **RUN)
     assert all(code for code, _, _ in both)
     assert all('process 1 would train with labels.w0' in err for _, _, err in both)
     assert not (tmp_path / 'a' / 'checkpoints').exists()
