@@ -51,7 +51,7 @@ def prompt_values(scores: DataFrame, voters: Sequence[str], checks: Sequence[str
     names = [*voters, *checks]
     units = score_units(scores, names).unstack()
     keys = ['model', 'training_seed', 'prompt_set', 'prompt_id']
-    means = scores.astype(dict.fromkeys(names, 'float64')).groupby(keys, sort=False)[names].mean()
+    means = scores.astype(dict.fromkeys(names, 'float64')).groupby(keys)[names].mean()
     sets = means.index.get_level_values('prompt_set')
     values = means / units.loc[sets, names].to_numpy()
     values.insert(0, GAIN, values[list(voters)].mean(axis=1))
@@ -146,8 +146,9 @@ def hacked_grid(gains: DataFrame) -> tuple[DataFrame, DataFrame]:
 
 # %% ../../nbs/paper/26_study_of_claims.ipynb #fce71395
 def _said(row: Series) -> str:
-    "A difference with its interval."
-    return f'{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]'
+    "A difference with its interval; nothing has no sign."
+    value, low, high = (round(row[c], 2) + 0.0 for c in ('difference', 'low', 'high'))
+    return f'{value:+.2f} [{low:+.2f}, {high:+.2f}]'
 
 
 def tell_claims(table: DataFrame, gains: DataFrame, voters: Sequence[str]) -> str:

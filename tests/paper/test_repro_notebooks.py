@@ -168,6 +168,7 @@ WRITES = {  # beside finding.txt and provenance.json
     },
     'claims': {
         'claims': TABLE + FIGURE,
+        'differences': NUMBERS,
         'over_base': NUMBERS,
         'arms': TABLE,
         'ceiling': NUMBERS + FIGURE,

@@ -100,6 +100,23 @@ def test_the_truth_and_the_refresh_over_seeds_that_chose_nothing():
     assert f'A reference that follows gains {gain} more than' in RESULTS
 
 
+def test_the_claims_are_told_as_they_were_measured():
+    found = pd.read_csv(ROOT / 'paper_figures/icons/claims/differences.csv')
+    told = found[found.measure.isin(('gain', 'closeness'))]
+    for row in told.itertuples():
+        value, low, high = (round(v, 2) + 0.0 for v in (row.difference, row.low, row.high))
+        assert f'{value:+.2f} [{low:+.2f}, {high:+.2f}]' in RESULTS, (row.claim, row.measure)
+    holds = found[(found.measure == 'gain') & (found.p_holm < 0.05) & (found.difference > 0)]
+    assert holds.claim.tolist() == ['a vote, not a sum of scores']
+    assert f'from the same {WORDS[found.seeds[0]]} seeds' in RESULTS
+    assert f'judged on {found.prompts[0]} prompts' in RESULTS
+    truths = found[found.measure.isin(('closeness', 'structure', 'edges'))]
+    vote = truths[truths.claim == 'a vote, not a sum of scores']
+    assert (vote.low > 0).all()
+    ceiling = table('claims/ceiling').aesthetic
+    assert ceiling['BalancedDPO'] > ceiling['true picture']
+
+
 def test_the_sum_of_raw_scores_is_the_label_of_pickscore():
     same = 100 - table('table3/labels').loc['Vanilla (logits)', 'PickScore']
     assert f"label is PickScore's in {same:.0f} % of the pairs" in RESULTS
