@@ -13,12 +13,13 @@ from .files import canonical, first_difference
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Told = TypeVar('Told')
-
 # %% auto #0
-__all__ = ['Told']
+__all__ = []
 
 # %% ../../nbs/core/11_ranks.ipynb #0c38c0db
+Told = TypeVar('Told')
+
+
 def told_by_first(accelerator: Accelerator, value: Told) -> Told:
     "`value` as the first process has it, on all processes of a run; it must be picklable."
     if accelerator.num_processes == 1:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from .errors import InputError
+from .stages import Stage, held, locked
 
 # %% auto #0
 __all__ = ['Share', 'launched_share', 'is_first_process']
@@ -49,31 +49,10 @@ def is_first_process() -> bool:
     "Whether this process is the one that writes and prints what all have made together."
     return launched_share().process == 0
 
-# %% ../../nbs/core/12_shares.ipynb #10736e30
-def _opened(place: Path) -> TextIO:
-    "The file `place`, opened to read and append, made if needed."
-    while True:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder
-            return open(place, 'a+')
-
-
-@contextmanager
-def held(place: Path, wait: bool = False) -> Generator[TextIO | None, None, None]:
-    """Yield the file `place`, made if needed, while this process alone holds it; `wait` until it
-    does, or yield None."""
-    import fcntl
-
-    with _opened(place) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        f.seek(0)
-        yield f
-
 # %% ../../nbs/core/12_shares.ipynb #6b95fd68
+Make = Callable[[Share], object]  # makes what is missing of a share
+
+
 def claims_of(folder: Path) -> Path:
     "The folder, beside the one that is being made, of the files that stand for its shares."
     folder = folder.absolute()
@@ -81,13 +60,13 @@ def claims_of(folder: Path) -> Path:
 
 
 def _make_one(
-    claim: Path, make: Callable[[int], object], is_finished: Callable[[], bool], wait: bool
+    claim: Path, processes: int, make: Make, is_finished: Callable[[], bool], wait: bool
 ) -> None:
     "Make the share that the file `claim` stands for, unless it is held by another, or made."
-    with held(claim, wait) as mine:
-        if mine and not mine.read() and not is_finished():
-            make(int(claim.name))
-            mine.write('made')
+    with held(claim, wait) as (file, mine):
+        if mine and not file.read() and not is_finished():
+            make(Share(int(claim.name), processes))
+            file.write('made')
 
 
 def _is_made(claim: Path) -> bool:
@@ -101,11 +80,11 @@ def _is_made(claim: Path) -> bool:
 def make_together(
     folder: str | Path,
     share: Share,
-    make: Callable[[int], object],
+    make: Make,
     is_finished: Callable[[], bool],
     pause: float = 0.5,
 ) -> None:
-    """Make this process's share by `make(number)`, then wait until the others have made theirs;
+    """Make this process's share by `make(share)`, then wait until the others have made theirs;
     a share that nobody is at is made here.
 
     `make` writes what is missing of a share and, if nothing of any share is missing then, finishes
@@ -113,13 +92,29 @@ def make_together(
     Raises InputError if all is made and nobody could finish it."""
     folder = Path(folder)
     claims = [claims_of(folder) / str(k) for k in range(share.processes)]
-    _make_one(claims[share.process], make, is_finished, wait=True)
+    _make_one(claims[share.process], share.processes, make, is_finished, wait=True)
     while not is_finished():
         for claim in claims:
-            _make_one(claim, make, is_finished, wait=False)
+            _make_one(claim, share.processes, make, is_finished, wait=False)
         if is_finished() or all(map(_is_made, claims)):
             break
         time.sleep(pause)
     shutil.rmtree(claims_of(folder), ignore_errors=True)
     if not is_finished():
         raise InputError(f'{folder}: all shares are made, and it is not whole: run this again')
+
+# %% ../../nbs/core/12_shares.ipynb #2f8c14ec
+def make_stage(
+    stage: Stage, make: Make, state: str | None = None, look_again: bool = False
+) -> None:
+    """Make what is missing of a stage, alone or with the other processes of a launcher, by `make`
+    as of `make_together`. Nothing is done if it was finished from this `state` and is intact, but
+    for one that has to `look_again`, as nothing says what it was made of.
+
+    Raises InputError if another run works in its folder."""
+    share = launched_share()
+    if share.processes > 1 and not stage.finished_from(state):
+        make_together(stage.folder, share, make, partial(stage.finished_from, state))
+    with locked(stage.folder, wait=share.processes > 1):
+        if look_again or not stage.made_from(state):
+            make(Share())

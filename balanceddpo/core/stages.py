@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import InputError
 from balanceddpo.core.files import (
@@ -97,22 +97,40 @@ def verify_manifest(folder: str | Path) -> dict:
 
 # %% ../../nbs/core/07_stages.ipynb #612e33b3
 @contextmanager
+def held(place: Path, wait: bool = False) -> Generator[tuple[TextIO, bool], None, None]:
+    """Yield the file `place`, made if needed and open to read and append, and whether this process
+    alone holds it now; `wait` until it does."""
+    import fcntl
+
+    with _opened(place) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        f.seek(0)
+        yield f, mine
+
+
+def _opened(place: Path) -> TextIO:
+    "The file `place`, opened to read and append, made if needed."
+    while True:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder
+            return open(place, 'a+')
+
+
+@contextmanager
 def locked(folder: str | Path, wait: bool = False) -> Generator[Path, None, None]:
     """Hold `folder` for this process; make it if needed. If another process holds it: `wait` for
     it, or raise InputError naming it."""
-    import fcntl
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'a+') as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as e:
-            f.seek(0)
+    with held(folder / '.lock', wait) as (f, mine):
+        if not mine:
             raise InputError(
                 f'{folder} is in use by process {f.read().strip() or "unknown"}: wait for it, or'
                 ' choose another folder'
-            ) from e
+            )
         f.truncate(0)
         f.write(f'{os.getpid()} on {socket.gethostname()}')
         f.flush()
@@ -154,10 +172,14 @@ class Stage:
             return False
         return True
 
-    def made_from(self, state: str) -> bool:
-        """Whether the stage is intact and was finished with this `state` (of what it was made of)
-        in its manifest."""
-        return self.intact and read_manifest(self.folder).get('state') == state
+    def finished_from(self, state: str | None) -> bool:
+        """Whether the stage is done, and was finished with this `state` (of what it was made of) in
+        its manifest, or with none."""
+        return self.done and read_manifest(self.folder).get('state') == state
+
+    def made_from(self, state: str | None) -> bool:
+        "Whether the stage was finished from this state, and every file is as it was then."
+        return self.finished_from(state) and self.intact
 
     def note(self, name: str) -> Any:
         "What the manifest of a finished stage says under a name; an empty dict if nothing."

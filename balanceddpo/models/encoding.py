@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
 from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.numerics import at_full_speed, numeric_path
-from ..core.shares import Share, launched_share, make_together
-from ..core.stages import Stage, check_hashes, locked, open_stage, read_manifest
+from ..core.shares import Share, make_stage
+from ..core.stages import Stage, check_hashes, open_stage, read_manifest
 from ..data.pairs import Pair, draw_view, told_sizes, transform_pair
 from ..data.sources import PairsKey
 from .config import LATENT_SETTINGS, EncodeConfig
@@ -393,11 +392,6 @@ def write_prompts(
     return theirs
 
 # %% ../../nbs/models/09_encoding.ipynb #e8258881
-def is_encoded(stage: Stage, state: str) -> bool:
-    "Whether a folder is finished, from pairs in this state."
-    return stage.done and read_manifest(stage.folder).get('state') == state
-
-
 def encode_share(
     stage: Stage,
     pairs: Iterable[Pair],
@@ -423,7 +417,6 @@ def encode_share(
     }
     write_json(folder / 'pairs.json', table)
     cut = family.cut_texts(list(numbers))
-    tell_cut_texts(cut, 'captions')
     stage.finish(state=state or '', pairs=len(rows), captions=len(numbers), cut_texts=cut)
 
 # %% ../../nbs/models/09_encoding.ipynb #fe776154
@@ -445,22 +438,11 @@ def encode_pairs(
     or other pairs; pairs that have changed under their key are encoded again."""
     config = replace(config, resolution=config.resolution or family.default_size)
     stage = open_stage('encode', encode_inputs(family, config, key.key if key else ''), folder=out)
-    share, state = launched_share(), key.state if key else ''
+    state = key.state if key else ''
 
-    def make(number: int = 0, processes: int = 1) -> None:
-        part = Share(number, processes)
-        encode_share(stage, pairs, family, config, state if key else None, progress, part)
+    def make(share: Share) -> None:
+        encode_share(stage, pairs, family, config, state if key else None, progress, share)
 
-    if share.processes > 1 and not is_encoded(stage, state):
-        make_together(
-            stage.folder,
-            share,
-            partial(make, processes=share.processes),
-            partial(is_encoded, stage, state),
-        )
-    with locked(stage.folder, wait=share.processes > 1):
-        if key and stage.made_from(key.state):
-            tell_cut_texts(stage.note('cut_texts'), 'captions')
-        else:
-            make()
+    make_stage(stage, make, state, look_again=key is None)
+    tell_cut_texts(stage.note('cut_texts'), 'captions')
     return EncodedPairs.open(stage.folder)

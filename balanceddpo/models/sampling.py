@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,10 @@ from ..core.files import content_digest, digest, file_digest, read_json, staged
 from ..core.numerics import numeric_path
 from ..core.parallel import in_threads
 from ..core.seals import read_sealed, write_sealed
-from ..core.shares import Share, launched_share, make_together
+from ..core.shares import Share, make_stage
 from balanceddpo.core.stages import (
     Stage,
     check_hashes,
-    locked,
     open_stage,
     read_manifest,
     verify_manifest,
@@ -390,17 +388,11 @@ def sample(
     prompt_set = prompt_set or read_prompts(config.prompts, limit=config.limit)
     check_drawing(config.model, config.scheduler, config.steps)
     stage = open_stage('sample', sample_inputs(config, prompt_set), folder=out)
-    share = launched_share()
 
-    def make(number: int = 0, processes: int = 1) -> None:
-        sample_share(stage, prompt_set, config, progress, Share(number, processes))
+    def make(share: Share) -> None:
+        sample_share(stage, prompt_set, config, progress, share)
 
-    if share.processes > 1 and not stage.done:
-        make_all = partial(make, processes=share.processes)
-        make_together(stage.folder, share, make_all, lambda: stage.done)
-    with locked(stage.folder, wait=share.processes > 1):
-        if not stage.intact:
-            make()
+    make_stage(stage, make)
     return open_images(stage.folder, verify=False)
 
 

@@ -41,8 +41,7 @@ class DiscreteNoise(Family):
         if self.zero_terminal_snr:
             config = config | {'rescale_betas_zero_snr': True}
         levels = DDPMScheduler.from_config(config).alphas_cumprod
-        asked = self.zero_terminal_snr
-        if self.prediction == 'epsilon' and levels[-1] <= 0 and not asked:
+        if self.prediction == 'epsilon' and levels[-1] <= 0 and not self.zero_terminal_snr:
             raise InputError(
                 f'{self.folder}: its betas end in a signal-to-noise ratio of zero, from which a'
                 ' model that predicts the noise can learn nothing'

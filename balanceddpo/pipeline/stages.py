@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from ..models.folders import PACKAGED, local_folder
 from ..models.sampling import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
 from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
-from ..scoring.tables import Shards, is_scored, read_scores, score_pairs
+from ..scoring.tables import read_scores, score_pairs
 from ..training import loop
 from ..training.checkpoints import retain
 from ..training.config import TrainConfig
@@ -81,13 +80,6 @@ class ReadAgain:
         rows = self.pairs.read(report)
         return iter(rows) if self.only is None else (p for p in rows if p.pair_id in self.only)
 
-
-def one_by_one(*key) -> AbstractContextManager:
-    "Context for one process after the other, of those that share the work of what `key` names."
-    if launched_share().processes == 1:
-        return nullcontext()
-    return locked(runs_root() / '.making' / digest('one by one', *key), wait=True)
-
 # %% ../../nbs/pipeline/01_stages.ipynb #99f2358a
 def pair_scores(
     pairs: PairSource,
@@ -101,20 +93,12 @@ def pair_scores(
     `report` counts the pairs that are read; none are if their scores are kept. Raises InputError
     for a bad source."""
     place = runs_root() / 'pair_scores' / digest([[s.name, s.key] for s in scorers], pairs.key)
-    share, key = launched_share(), pairs.named
-    rows = ReadAgain(pairs, report)
-    options = dict(progress=progress, batch_size=batch_size, key=key)
-
-    def make(number: int) -> None:
-        part = Shards(share=Share(number, share.processes))
-        score_pairs(rows, scorers, place, part, **options)
-
     with made_once(place.name):
-        if share.processes > 1 and not is_scored(place, key):
-            make_together(place, share, make, partial(is_scored, place, key))
-        # what is finished is looked through, and made again where it is damaged
-        with one_by_one(place.name):
-            table = read_scores(score_pairs(rows, scorers, place, **options))
+        rows = ReadAgain(pairs, report)
+        done = score_pairs(
+            rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.named
+        )
+        table = read_scores(done)
         tell_cut_texts(table.attrs['cut_texts'], 'captions of pairs')
         return table
 
@@ -242,8 +226,7 @@ def share_scoring(stores: Sequence[ImageStore], scorers: Sequence[Scorer], progr
         return
     place = runs_root() / 'scores' / digest([s.inputs for s in stores], [s.key for s in scorers])
 
-    def make(number: int) -> None:
-        part = Share(number, share.processes)
+    def make(part: Share) -> None:
         for k, store in enumerate(stores):
             if part.has(k):
                 score_images(store, scorers, progress=progress)

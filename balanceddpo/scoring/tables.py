@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +19,8 @@ from ..core.errors import InputError
 from ..core.numerics import numeric_path
 from ..core.parallel import ahead_in_threads
 from ..core.seals import read_sealed, write_sealed
-from ..core.shares import Share
-from ..core.stages import locked, open_stage, read_manifest, verify_manifest
+from ..core.shares import Share, make_stage
+from ..core.stages import Stage, open_stage, verify_manifest
 from ..data.pairs import Pair
 from ..data.prompts import prompt_id
 from ..data.sources import PairsKey
@@ -124,6 +123,7 @@ def score_pairs(
     """Score a stream of pairs into the folder `out`, one Parquet file for each of its `shards`.
     Returns the folder.
 
+    Processes of one launcher share the work; for them `pairs` must be iterable again.
     Run again after an interruption, it makes what is missing. `key` names the pairs, as a
     `PairSource` does: a finished table under the same key, from files of the same state, is
     returned without reading any; if the pairs have changed under their key, those shards are made
@@ -136,20 +136,16 @@ def score_pairs(
         'shard_size': shards.size,
         'pairs': key and key.key,
     }
-    with locked(out) if shards.share.processes == 1 else nullcontext():
-        stage = open_stage('scores', inputs, folder=out)
-        if key and stage.made_from(key.state):
-            return stage.folder
-        options = dict(keyed=key is not None, progress=progress, batch_size=batch_size)
-        count, total, whole = _score_shards(pairs, scorers, stage.folder, shards, **options)
-        if shard_path(out, count).exists():
-            raise InputError(
-                f'{out} holds the scores of more than these {total} pairs: choose another folder,'
-                ' or delete it'
-            )
-        if whole:  # by whoever sees them all
-            facts = dict(scorers=inputs['scorers'], numerics=numerics_of(scorers))
-            stage.finish(pairs=total, state=key.state if key else '', **facts)
+    stage, state = open_stage('scores', inputs, folder=out), key.state if key else ''
+
+    def make(share: Share) -> None:
+        part = replace(shards, share=share)
+        score_share(stage, pairs, scorers, part, state if key else None, progress, batch_size)
+
+    if shards.share == Share():
+        make_stage(stage, make, state, look_again=key is None)
+    elif key is None or not stage.made_from(state):
+        make(shards.share)
     return stage.folder
 
 # %% ../../nbs/scoring/06_tables.ipynb #48dbf40f
@@ -180,13 +176,28 @@ def _score_shards(
         write_sealed(shard_path(folder, 0), score_shard([], scorers))
     return count or 1, total, all(_kept_ids(path) == ids for path, ids in theirs)
 
-
-def is_scored(folder: str | Path, key: PairsKey) -> bool:
-    "Whether the table in `folder` is finished, from pairs in the state of `key`."
-    try:
-        return read_manifest(folder).get('state') == key.state
-    except InputError:
-        return False
+# %% ../../nbs/scoring/06_tables.ipynb #ffaea2c1
+def score_share(
+    stage: Stage,
+    pairs: Iterable[Pair],
+    scorers: Sequence[Scorer],
+    shards: Shards,
+    state: str | None,
+    progress: bool,
+    batch_size: int,
+) -> None:
+    """Write what is missing of a share of the shards; and where none of the others' is missing
+    then, the manifest. `state`: of the pairs that a key names."""
+    options = dict(keyed=state is not None, progress=progress, batch_size=batch_size)
+    count, total, whole = _score_shards(pairs, scorers, stage.folder, shards, **options)
+    if shard_path(stage.folder, count).exists():
+        raise InputError(
+            f'{stage.folder} holds the scores of more than these {total} pairs: choose another'
+            ' folder, or delete it'
+        )
+    if whole:  # by whoever sees them all
+        facts = dict(scorers=stage.inputs['scorers'], numerics=numerics_of(scorers))
+        stage.finish(pairs=total, state=state or '', **facts)
 
 # %% ../../nbs/scoring/06_tables.ipynb #ecdeb3fc
 def _sum_of_cuts(shards: Sequence[pa.Table]) -> dict[str, list]:

@@ -194,7 +194,7 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         AcceleratorState._reset_state(True)
     device = pick_device(config.device)
-    if device.index and config.device != 'auto' and ':' in config.device:
+    if device.index and ':' in config.device:  # not the one that a launcher gives this process
         raise InputError(
             f'training takes the first GPU in sight, not {config.device}: set'
             f' CUDA_VISIBLE_DEVICES={device.index} and device cuda'

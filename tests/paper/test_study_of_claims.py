@@ -1,6 +1,8 @@
 """The study of claims: an independent calculation of a difference, what must not change it, and
 true pictures, which no measure of truth can be above."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,7 +135,7 @@ def test_each_claim_compares_two_rows_that_differ_in_one_thing():
 
 def test_no_measure_of_truth_is_above_the_true_picture():
     few = scales.few_prompts(scales.scale_of('smoke'), 3, 1, 1)
-    world = scales.replace(few, checks=('recognised', *TRUTHS))
+    world = replace(few, checks=('recognised', *TRUTHS))
     found = experiments.score_true_pictures(world)
     assert found.model.unique().tolist() == [TRUE_PICTURE]
     assert len(found) == 3
@@ -142,4 +144,4 @@ def test_no_measure_of_truth_is_above_the_true_picture():
     assert found.edges.tolist() == pytest.approx([1] * 3)
     assert found.recognised.tolist() == [1] * 3
     with pytest.raises(InputError, match='has no true pictures'):
-        experiments.score_true_pictures(scales.replace(world, checks=()))
+        experiments.score_true_pictures(replace(world, checks=()))
