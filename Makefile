@@ -64,15 +64,15 @@ notebooks: $(VENV)/.installed
 	$(RUN) -m pytest tests/repository/test_repository.py -k export_and_clean
 	$(NBTEST)
 
-# All parts run even if one fails.
+# All parts run even if one fails; the last lines say which did.
 test: $(VENV)/.installed $(VENV)/.hpsv2
-	@status=0; \
-	$(RUFF) format --check $(CODE) || { status=1; echo 'Not formatted: make format'; }; \
-	$(RUFF) check $(CODE) || status=1; \
-	$(TYPES) || { status=1; echo 'Types do not agree: see above.'; }; \
-	$(NBTEST) || { status=1; echo 'A source notebook failed: see above.'; }; \
-	$(RUN) -m pytest -n 2 --dist loadgroup || status=1; \
-	exit $$status
+	@failed=; \
+	$(RUFF) format --check $(CODE) || failed="$$failed format"; \
+	$(RUFF) check $(CODE) || failed="$$failed lint"; \
+	$(TYPES) || failed="$$failed types"; \
+	$(NBTEST) || failed="$$failed source-notebooks"; \
+	$(RUN) -m pytest -n 2 --dist loadgroup || failed="$$failed pytest"; \
+	[ -z "$$failed" ] || { echo "Failed, see above:$$failed"; exit 1; }
 
 # The rooms in which something differs from the last commit.
 ROOMS = $(shell git status --porcelain -- nbs tests | sed -nE 's,^.* (nbs|tests)/([a-z_]+)/.*,tests/\2,p' | sort -u)

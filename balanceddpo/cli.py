@@ -25,7 +25,7 @@ from balanceddpo.command import (  # noqa: F401
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
 from .core.errors import InputError, first_line, reason_of
-from .core.files import no_room_in
+from .core.files import no_room_in, package_folder
 from .core.shares import is_first_process
 from .paper import reproduction
 
@@ -121,14 +121,21 @@ def report_error(text: object, code: int) -> int:
     return code
 
 
-FORMAT = warnings.formatwarning
+@contextmanager
+def warnings_in_one_line() -> Generator[None, None, None]:
+    "Warnings of this package are lines of the command; those of libraries stay as they are."
+    as_ever = warnings.formatwarning
 
+    def in_one_line(message, category, filename, *args, **options) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(package_folder()):
+            return f'balanceddpo: warning: {" ".join(str(message).split())}\n'
+        return as_ever(message, category, filename, *args, **options)
 
-def in_one_line(message, category, filename, *args, **options) -> str:
-    "A warning of this package as a line of the command; those of libraries as they are."
-    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
-        return f'balanceddpo: warning: {" ".join(str(message).split())}\n'
-    return FORMAT(message, category, filename, *args, **options)
+    warnings.formatwarning = in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = as_ever
 
 # %% ../nbs/cli.ipynb #334cb316
 GOES_ON = 'what is finished is kept: then the same command goes on from there'
@@ -172,9 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
     if not shows_progress():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-    warnings.formatwarning = in_one_line
     try:
-        with only_first_prints():
+        with only_first_prints(), warnings_in_one_line():
             dispatch(without_numerics(sys.argv[1:] if argv is None else argv))
     except InputError as e:
         return report_error(e, 2)

@@ -286,13 +286,18 @@ def read_json(path: str | Path) -> Any:
     except ValueError as e:
         raise InputError(f'{path} is not JSON ({e}): delete it, or restore it') from e
 
+# %% ../../nbs/core/02_files.ipynb #23af17c2
+def package_folder() -> Path:
+    "Where the package is installed."
+    from importlib.resources import files
+
+    return Path(str(files('balanceddpo')))
+
 # %% ../../nbs/core/02_files.ipynb #233aef6b
 def asset(*parts: str | Path) -> Path:
     """The path of a file or folder in `balanceddpo/icon_world/assets`. Raises InputError if it is
     not there or not inside."""
-    from importlib.resources import files
-
-    root = Path(str(files('balanceddpo'))) / 'icon_world' / 'assets'
+    root = package_folder() / 'icon_world' / 'assets'
     path = root.joinpath(*parts)
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f'asset {"/".join(map(str, parts))!r} lies outside the package')
@@ -308,7 +313,7 @@ def package_key() -> str:
     "16 hex characters of the installed package: its version, sources and assets."
     import balanceddpo
 
-    root = Path(balanceddpo.__file__).parent
+    root = package_folder()
     files = sorted(
         p
         for p in root.rglob('*')

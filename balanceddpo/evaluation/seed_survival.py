@@ -64,17 +64,35 @@ def count_survivors(apart: DataFrame, level: float = 0.05) -> DataFrame:
     return DataFrame(rows, index=['own sd', 'pooled sd'], columns=['uncorrected', 'Holm'])
 
 # %% ../../nbs/evaluation/15_seed_survival.ipynb #ffc424e0
+def grid_of_kinds(
+    table: DataFrame,
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+    value: str,
+    suffix: str = '',
+    digits: int = 1,
+    level: float = 0.05,
+) -> tuple[DataFrame, DataFrame]:
+    """The column `value` of a table, rounded, and of which kind each is by the columns p_holm and
+    p, with the `suffix`: it 'holds' below `level` after the correction, would 'alone', or 'no'.
+    Two DataFrames; `rows` and `columns` are each a column and its values in order."""
+    holds, alone = table[f'p_holm{suffix}'] < level, table[f'p{suffix}'] < level
+    shown = table[value].round(digits).replace(-0.0, 0.0)  # no difference has no sign
+    cells = table.assign(shown=shown, kind=np.select([holds, alone], ['holds', 'alone'], 'no'))
+    (row, names), (column, heads) = rows, columns
+    values, kinds = (
+        cells.pivot(index=row, columns=column, values=v).loc[list(names), list(heads)]
+        for v in ('shown', 'kind')
+    )
+    return values, kinds
+
+
 def difference_grid(
     apart: DataFrame, models: Sequence[str], scorers: Sequence[str], level: float = 0.05
 ) -> tuple[DataFrame, DataFrame]:
     """The differences of `differences_both_ways` with one decimal, and of which kind each is, by
     its pooled s.d.: 'holds' after the correction, would 'alone', or 'no'. Two DataFrames, models
     by scorers."""
-    holds, alone = apart.p_holm_pooled < level, apart.p_pooled < level
-    mean = apart['mean'].round(1).replace(-0.0, 0.0)  # no difference has no sign
-    cells = apart.assign(mean=mean, kind=np.select([holds, alone], ['holds', 'alone'], 'no'))
-    values, kinds = (
-        cells.pivot(index='model_a', columns='scorer', values=v).loc[list(models), list(scorers)]
-        for v in ('mean', 'kind')
+    return grid_of_kinds(
+        apart, ('model_a', models), ('scorer', scorers), 'mean', '_pooled', level=level
     )
-    return values, kinds

@@ -10,12 +10,12 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
+from ..core.files import package_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -32,7 +32,7 @@ PATHS = ('model', 'pairs', 'prompts')  # parameters for what the others need
 def notebooks_folder() -> Path:
     """The folder of the repro notebooks: `balanceddpo/repro` of an installed wheel, or `nbs/repro`
     of a checkout. Raises InputError if there is neither."""
-    package = Path(str(files('balanceddpo')))
+    package = package_folder()
     for place in (package / 'repro', package.parent / 'nbs' / 'repro'):
         if any(place.glob('*.ipynb')):
             return place

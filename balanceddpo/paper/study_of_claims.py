@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from numpy import ndarray
-from pandas import DataFrame, Series
+from pandas import DataFrame
 
 from ..core.errors import InputError
 from ..evaluation.intervals import DEFAULT_BOOTSTRAP, Bootstrap
 from ..evaluation.scores import score_units
+from ..evaluation.seed_survival import grid_of_kinds
 from ..evaluation.significance import holm
 from ..evaluation.two_way import two_way
 from ..figures.tables import display_name
+from .study_of_votes import signed_span
 
 # %% auto #0
 __all__ = ['CLAIMS', 'GAIN', 'TRUTHS', 'TRUE_PICTURE', 'arms_of']
@@ -116,14 +118,9 @@ def differences(
 def claim_grid(table: DataFrame, level: float = 0.05) -> tuple[DataFrame, DataFrame]:
     """The differences, and of which kind each is: 'holds' after Holm's correction, holds 'alone',
     or 'no'. Two DataFrames, claims by measures."""
-    kinds = np.select([table.p_holm < level, table.p < level], ['holds', 'alone'], 'no')
-    cells = table.assign(kind=kinds, difference=table.difference.round(2).replace(-0.0, 0.0))
-    order = [list(dict.fromkeys(table[c])) for c in ('claim', 'measure')]
-    values, kinds = (
-        cells.pivot(index='claim', columns='measure', values=v).loc[order[0], order[1]]
-        for v in ('difference', 'kind')
-    )
-    return values, kinds
+    names, measures = (list(dict.fromkeys(table[c])) for c in ('claim', 'measure'))
+    rows, columns = ('claim', names), ('measure', measures)
+    return grid_of_kinds(table, rows, columns, 'difference', digits=2, level=level)
 
 # %% ../../nbs/paper/26_study_of_claims.ipynb #85981de0
 def beyond_truth(values: DataFrame, arms: Sequence[str], measures: Sequence[str]) -> DataFrame:
@@ -145,12 +142,6 @@ def hacked_grid(gains: DataFrame) -> tuple[DataFrame, DataFrame]:
     return shown, DataFrame(kinds, index=gains.index, columns=gains.columns)
 
 # %% ../../nbs/paper/26_study_of_claims.ipynb #fce71395
-def _said(row: Series) -> str:
-    "A difference with its interval; nothing has no sign."
-    value, low, high = (round(row[c], 2) + 0.0 for c in ('difference', 'low', 'high'))
-    return f'{value:+.2f} [{low:+.2f}, {high:+.2f}]'
-
-
 def tell_claims(table: DataFrame, gains: DataFrame, voters: Sequence[str]) -> str:
     """What is left of the claims, in a sentence.
 
@@ -161,7 +152,7 @@ def tell_claims(table: DataFrame, gains: DataFrame, voters: Sequence[str]) -> st
         gained = rows[rows.measure == GAIN].iloc[0]
         truths = rows[rows.measure.isin(TRUTHS)]
         ahead, behind = (truths.low > 0).sum(), (truths.high < 0).sum()
-        words = f'{claim}: {_said(gained)}'
+        words = f'{claim}: {signed_span(gained, "difference")}'
         words += f', by {ahead} of {len(truths)} measures of truth'
         told.append(words + (f' (behind by {behind})' if behind else ''))
     above = gains[list(voters)].gt(gains.loc[TRUE_PICTURE, list(voters)]).stack()

@@ -71,9 +71,9 @@ def gain_table(
     return table.rename_axis(index='label', columns=[None, None])
 
 # %% ../../nbs/paper/21_study_of_votes.ipynb #1cfa212c
-def _span(row: Series) -> str:
-    "A mean gain with its interval."
-    return f'{row["mean"]:+.2f} [{row.low:+.2f}, {row.high:+.2f}]'
+def signed_span(row: Series, value: str = 'mean') -> str:
+    "A gain, in the column `value`, with its interval; nothing has no sign."
+    return f'{row[value]:+z.2f} [{row.low:+z.2f}, {row.high:+z.2f}]'
 
 
 def _bracketed(models: Sequence[str]) -> str:
@@ -90,11 +90,11 @@ def tell_votes(plain: Series, order: DataFrame, scores: ArrayLike) -> str:
     better, worse = beyond_seeds(order)
     ends = condorcet_report(scores)
     return (
-        f'The majority of pairs gains {_span(plain)} s.d. over base; '
+        f'The majority of pairs gains {signed_span(plain)} s.d. over base; '
         f'of {len(order)} other labels '
         f'{len(better)} are better beyond the seeds (Holm){_bracketed(better)} '
         f'and {len(worse)} worse{_bracketed(worse)}; '
-        f'the best, {best.model_a}, is {_span(best)} s.d. from it; '
+        f'the best, {best.model_a}, is {signed_span(best)} s.d. from it; '
         f'{ends["winner"]} of {ends["groups"]} groups have a Condorcet winner, '
         f'{ends["cycle"]} a circle.'
     )

@@ -181,7 +181,8 @@ def part_of_first(accelerator: Accelerator, checkpoint: Checkpoint | None, part:
     forms = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     shape, forms = told_by_first(accelerator, (shape, forms))
     for name, (size, dtype) in forms.items():
-        mine = tensors.get(name, torch.empty(size, dtype=dtype)).to(accelerator.device)
+        mine = tensors[name] if name in tensors else torch.empty(size, dtype=dtype)
+        mine = mine.to(accelerator.device)
         torch.distributed.broadcast(mine, 0)
         tensors[name] = mine.cpu()
     return unpack(shape, tensors)

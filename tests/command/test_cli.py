@@ -290,16 +290,19 @@ for verb in {ORDER!r}:
 
 def test_a_warning_of_ours_is_one_line_and_no_place_in_the_code(capfd):
     code = """
-import sys, warnings
+import warnings
 from balanceddpo import cli
 from balanceddpo.scoring.scorers import tell_cut_texts
-sys.argv = ['balanceddpo', '--version']
-cli.main()
 def stage(): tell_cut_texts({'clip': [2, 'fox ' * 99]}, 'prompts')
 inside = compile('def verb(): stage()', cli.__file__, 'exec')
 exec(inside)
-verb()
-warnings.warn('of somebody else')
+def dispatch(words):
+    verb()
+    warnings.warn('of somebody else')
+cli.dispatch = dispatch
+before = warnings.formatwarning
+cli.main([])
+assert warnings.formatwarning is before
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     ours, *others = done.stderr.splitlines()

@@ -104,8 +104,8 @@ def test_the_claims_are_told_as_they_were_measured():
     found = pd.read_csv(ROOT / 'paper_figures/icons/claims/differences.csv')
     told = found[found.measure.isin(('gain', 'closeness'))]
     for row in told.itertuples():
-        value, low, high = (round(v, 2) + 0.0 for v in (row.difference, row.low, row.high))
-        assert f'{value:+.2f} [{low:+.2f}, {high:+.2f}]' in RESULTS, (row.claim, row.measure)
+        said = f'{row.difference:+z.2f} [{row.low:+z.2f}, {row.high:+z.2f}]'
+        assert said in RESULTS, (row.claim, row.measure)
     holds = found[(found.measure == 'gain') & (found.p_holm < 0.05) & (found.difference > 0)]
     assert holds.claim.tolist() == ['a vote, not a sum of scores']
     assert f'from the same {WORDS[found.seeds[0]]} seeds' in RESULTS

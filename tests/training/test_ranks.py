@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import balanceddpo
+from balanceddpo.core.errors import InputError
+from balanceddpo.training import loop, resume
 from balanceddpo.training.checkpoints import newest_checkpoint, pack
 from balanceddpo.voting.labels import write_labels
 from short_runs import go, metrics, same, settings
@@ -112,6 +115,18 @@ def test_a_machine_without_the_checkpoint_goes_on_from_the_others(made, together
     assert resumed.step == straight.step == 4
     for part in ('policy', 'reference', 'optimizer'):
         assert same(resumed.load(part), straight.load(part)), part
+
+
+def test_weights_that_processes_disagree_on_are_not_published(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'take_steps', lambda run, progress: None)
+    monkeypatch.setattr(Accelerator, 'num_processes', property(lambda self: 2))
+    monkeypatch.setattr(resume, 'gather_object', lambda mine: [*mine, 'another digest'])
+    for module in (loop, resume):
+        monkeypatch.setattr(module, 'told_by_first', lambda accelerator, value: value)
+    monkeypatch.setattr(resume, 'check_same_inputs', lambda accelerator, inputs: None)
+    with pytest.raises(InputError, match='process 1 has trained other weights than process 0'):
+        go(made(), tmp_path / 'run', **RUN)
+    assert not (tmp_path / 'run' / 'model').exists()
 
 
 def test_processes_with_other_labels_are_refused(made, tmp_path):
