@@ -10,11 +10,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 
 from .errors import InputError
 
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/core/06_parallel.ipynb #639e5bc5
+def batches(items: Iterable, size: int) -> Iterator[list]:
+    "Lists of up to `size` of a stream."
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
 
 # %% ../../nbs/core/06_parallel.ipynb #21c4f453
 def in_threads(f: Callable, items: Sequence) -> list:
@@ -27,10 +35,12 @@ def in_threads(f: Callable, items: Sequence) -> list:
         return list(pool.map(f, items))
 
 
-def ahead_in_threads(f: Callable, items: Iterable, ahead: int = 64) -> Iterator:
-    """Yield `f(i)` for i in `items`, in their order; threads work up to `ahead` of them before they
-    are asked for. What `f` raises comes in its place."""
-    pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) - 1)))
+def ahead_in_threads(
+    f: Callable, items: Iterable, ahead: int = 64, threads: int | None = None
+) -> Iterator:
+    """Yield `f(i)` for i in `items`, in their order; threads, as many as there are cores but one,
+    work up to `ahead` of them before they are asked for. What `f` raises comes in its place."""
+    pool = ThreadPoolExecutor(threads or max(1, min(8, (os.cpu_count() or 1) - 1)))
     waiting = deque()
     try:
         for i in items:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -74,6 +75,24 @@ def as_rgb(image: Image.Image, background: Background = 'white') -> Image.Image:
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return image.convert('RGB')
 
+# %% ../../nbs/data/01_pairs.ipynb #55035ea0
+def rating_id(pair_id: str, rating: int) -> str:
+    "The id of a further rating of a pair, by its number; 0 is the pair itself."
+    return f'{pair_id}.{rating}' if rating else pair_id
+
+
+def first_id(pair_id: str) -> str:
+    "The id of the first rating of the pair of which this is one."
+    return pair_id.partition('.')[0]
+
+
+def number_ratings(pair_ids: Iterable[str]) -> Iterator[str]:
+    "The ids of pairs in their order, in which a pair that comes again has the id of a rating."
+    seen = Counter()
+    for pair_id in pair_ids:
+        yield rating_id(pair_id, seen[pair_id])
+        seen[pair_id] += 1
+
 # %% ../../nbs/data/01_pairs.ipynb #c5a82b78
 @dataclass(frozen=True)
 class Pair:
@@ -104,7 +123,7 @@ def make_pair(
     image_0, image_1 = images
     model_0, model_1 = models
     ids = (image_id(image_0), image_id(image_1))
-    pair_id = digest(caption, ids, rating) if rating else digest(caption, ids)
+    pair_id = rating_id(digest(caption, ids), rating)
     return Pair(pair_id, caption, (image_0, image_1), label_0, ids, (model_0, model_1))
 
 # %% ../../nbs/data/01_pairs.ipynb #e5b607f1
@@ -181,6 +200,23 @@ class PairReport:
             f' {self.undecodable} undecodable, {self.identical} identical'
         )
 
+    def count(self, row: Row) -> None:
+        "Count a row that was looked at; whether its pair is kept is for the caller to say."
+        self.rows += 1
+        if row.fault:
+            setattr(self, row.fault, getattr(self, row.fault) + 1)
+        elif row.pair:
+            self.ties += row.pair.label_0 == 0.5
+            self.unlabelled += row.pair.label_0 is None
+        if row.fault == 'undecodable':
+            reason = {'where': row.where, 'column': row.column, 'reason': row.reason}
+            self.reasons.append(reason)
+
+    def add(self, other: PairReport) -> None:
+        "Add the counts of other rows."
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
     def save(self, path: str | Path) -> Path:
         "Write the quarantine list as JSON lines, whole or not at all."
         with staged(path) as t:
@@ -219,14 +255,36 @@ def valid_text(text: str) -> str:
     return text
 
 # %% ../../nbs/data/01_pairs.ipynb #f0cde5ad
-def _quarantine(report: PairReport, where: str, column: str, reason: str) -> None:
-    report.undecodable += 1
-    report.reasons.append({'where': where, 'column': column, 'reason': reason})
+@dataclass(frozen=True)
+class Row:
+    "A row of a source: its pair, what is wrong with it, and its pictures once it was looked at."
+
+    where: str
+    pair: Pair | None = None
+    fault: str = ''  # 'one_sided', 'undecodable' or 'identical'
+    column: str = ''  # which column is undecodable
+    reason: str = ''  # and why
+    pictures: tuple[Image.Image, ...] = field(default=(), repr=False)
+
+    @property
+    def content(self) -> list:
+        "What the row holds, in terms of JSON; the same before and after it was looked at."
+        if self.pair is None:
+            return [self.fault, self.column, self.reason]
+        return [self.pair.pair_id, self.pair.label_0, self.pair.background]
+
+# %% ../../nbs/data/01_pairs.ipynb #37ff5672
+def _caption_of(row: dict, where: str) -> str:
+    "The caption of a row. Raises InputError about the text, TypeError about the column."
+    if not isinstance(row['caption'], str):
+        found = type(row['caption']).__name__
+        raise TypeError(f"{where}: column 'caption' must hold text, found {found}")
+    return valid_text(row['caption'])
 
 
-def _image_and_bytes(cell, where: str, column: str) -> tuple[Image.Image, bytes]:
-    """An image cell, decoded, and its bytes. Raises InputError (about the image), TypeError (about
-    the column)."""
+def _bytes_of(row: dict, column: str, where: str) -> bytes:
+    "The bytes of an image cell. Raises InputError about the file, TypeError about the column."
+    cell = row[column]
     try:
         data = cell() if callable(cell) else cell
     except OSError as e:
@@ -235,81 +293,80 @@ def _image_and_bytes(cell, where: str, column: str) -> tuple[Image.Image, bytes]
         raise TypeError(
             f'{where}: column {column!r} must hold encoded image bytes, found {type(data).__name__}'
         )
-    return decode(data), data
+    return data
 
-# %% ../../nbs/data/01_pairs.ipynb #37ff5672
+
+def name_row(where: str, row: dict, background: Background = 'white') -> Row:
+    """The `Row` of a table's row, its pair named by the bytes of the images, which are not decoded.
+    Raises InputError for a label or a column of another kind."""
+    if row['caption'] is None or None in (row['jpg_0'], row['jpg_1']):
+        return Row(where, fault='one_sided')
+    column, images = 'caption', []
+    try:
+        caption = _caption_of(row, where)
+        for column in ('jpg_0', 'jpg_1'):
+            images.append(_bytes_of(row, column, where))
+    except TypeError as e:
+        raise InputError(str(e)) from e
+    except InputError as e:
+        return Row(where, None, 'undecodable', column, str(e))
+    models = tuple(str(row.get(f'model_{i}') or '') for i in (0, 1))
+    pair = make_pair(caption, images, human_label(row, where), models)
+    return Row(where, replace(pair, background=background))
+
+# %% ../../nbs/data/01_pairs.ipynb #036882ca
 def _same_pixels(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and a.tobytes() == b.tobytes()
 
 
-def _judge_row(where: str, row: dict, report: PairReport, seen: set[str]) -> Pair | None:
-    "The pair of a row by the rule above, or None, with the report brought up to date."
-    report.rows += 1
-    caption, cells = row['caption'], (row['jpg_0'], row['jpg_1'])
-    if caption is None or None in cells:
-        report.one_sided += 1
-        return None
-    column = 'caption'
-    try:
-        if not isinstance(caption, str):
-            raise TypeError(
-                f'{where}: column {column!r} must hold text, found {type(caption).__name__}'
-            )
-        valid_text(caption)
-        pictures, images = [], []
-        for column, cell in zip(('jpg_0', 'jpg_1'), cells):
-            picture, data = _image_and_bytes(cell, where, column)
-            pictures.append(picture)
-            images.append(data)
-    except TypeError as e:
-        raise InputError(str(e)) from e
-    except InputError as e:
-        _quarantine(report, where, column, str(e))
-        return None
+def look_at(row: Row) -> Row:
+    "The row with its images decoded, each once, and what is found to be wrong with them."
+    if row.pair is None:
+        return row
+    pictures = []
+    for slot, column in enumerate(('jpg_0', 'jpg_1')):
+        try:
+            pictures.append(row.pair.picture(slot))
+        except InputError as e:
+            return replace(row, fault='undecodable', column=column, reason=str(e))
     if _same_pixels(*pictures):
-        report.identical += 1
-        return None
-    label, models = human_label(row, where), tuple(str(row.get(f'model_{i}') or '') for i in (0, 1))
-    return _count_and_name(make_pair(caption, images, label, models), report, seen)
-
-# %% ../../nbs/data/01_pairs.ipynb #55035ea0
-def _count_and_name(pair: Pair, report: PairReport, seen: set[str]) -> Pair:
-    "The pair under an id that was not seen before, counted."
-    rating, again = 0, pair
-    while again.pair_id in seen:
-        rating += 1
-        again = make_pair(pair.caption, pair.images, pair.label_0, pair.models, rating)
-    seen.add(again.pair_id)
-    report.repeated += rating > 0
-    report.ties += again.label_0 == 0.5
-    report.unlabelled += again.label_0 is None
-    return again
+        return replace(row, fault='identical')
+    return replace(row, pictures=tuple(pictures))
 
 # %% ../../nbs/data/01_pairs.ipynb #f4e281bb
+MAX_BAD = 0.01  # the largest share of the rows that may be undecodable
+
+
 def pairs_of_rows(
     rows: Iterator[tuple[str, dict]],
     limit: int | None = None,
     report: PairReport | None = None,
     keep_ties: bool = True,
-    max_bad: float = 0.01,
+    max_bad: float = MAX_BAD,
+    background: Background = 'white',
 ) -> Iterator[Pair]:
     """The pairs of `(where, row)` that pass, at most `limit`, with the report brought up to date.
     Raises InputError for a label or a column of another kind, and if more than the fraction
     `max_bad` of the rows is undecodable."""
     report = PairReport() if report is None else report
-    seen, given = set(), 0
-    while (limit is None or given < limit) and (row := next(rows, None)):
-        pair = _judge_row(*row, report, seen)
-        if pair is None:
-            _refuse_too_many_bad(report, max_bad, max(report.rows, 1000))
-        elif keep_ties or pair.label_0 != 0.5:
+    seen, given = Counter(), 0
+    while (limit is None or given < limit) and (found := next(rows, None)):
+        row = look_at(name_row(*found, background))
+        report.count(row)
+        if row.fault or not row.pair:
+            refuse_too_many_bad(report, max(report.rows, 1000), max_bad)
+            continue
+        rating = seen[row.pair.pair_id]
+        seen[row.pair.pair_id] += 1
+        report.repeated += rating > 0
+        if keep_ties or row.pair.label_0 != 0.5:
             given += 1
             report.kept += 1
-            yield pair
-    _refuse_too_many_bad(report, max_bad, report.rows)
+            yield replace(row.pair, pair_id=rating_id(row.pair.pair_id, rating))
+    refuse_too_many_bad(report, report.rows, max_bad)
 
 
-def _refuse_too_many_bad(report: PairReport, max_bad: float, rows: int) -> None:
+def refuse_too_many_bad(report: PairReport, rows: int, max_bad: float = MAX_BAD) -> None:
     "Raises InputError if more than the fraction `max_bad` of `rows` is undecodable."
     if report.undecodable <= max_bad * rows:
         return

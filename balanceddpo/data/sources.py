@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,36 +77,76 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as e:
         raise InputError(f'{path} is not a readable Parquet file ({first_line(e)})') from e
 
+# %% ../../nbs/data/02_sources.ipynb #25ce159a
+def between(numbers: Sequence[int], first: int, end: int) -> Sequence[int]:
+    "Those of ascending `numbers` that are at least `first` and below `end`."
+    return numbers[bisect_left(numbers, first) : bisect_left(numbers, end)]
 
-def _parquet_batches(path: Path, size: int = 64) -> Iterator[list[dict]]:
+
+def _rows_of_group(
+    file: pq.ParquetFile, group: int, numbers: Sequence[int], columns: list[str]
+) -> Iterator[dict]:
+    "The rows with these numbers of a row group, read some at a time and no further than needed."
+    first = 0
+    for batch in file.iter_batches(64, row_groups=[group], columns=columns):
+        here = between(numbers, first, first + len(batch))
+        yield from batch.take([n - first for n in here]).to_pylist()
+        first += len(batch)
+        if not len(numbers) or first > numbers[-1]:
+            return
+
+
+def _rows_of_file(path: Path, numbers: Sequence[int]) -> Iterator[dict]:
+    "The rows with these numbers of a Parquet file; row groups without any are not read."
     with open_parquet(path) as file:
-        wanted = [n for n in file.schema_arrow.names if n in REQUIRED + OPTIONAL]
+        columns = [n for n in file.schema_arrow.names if n in REQUIRED + OPTIONAL]
+        first = 0
         try:
-            for batch in file.iter_batches(size, columns=wanted):
-                yield batch.to_pylist()
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if len(here := between(numbers, first, end)):
+                    yield from _rows_of_group(file, group, [n - first for n in here], columns)
+                first = end
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise InputError(f'{path} is damaged ({first_line(e)})') from e
 
+# %% ../../nbs/data/02_sources.ipynb #512e5261
+def _plain_cells(row: dict) -> dict:
+    "The row with the bytes of `datasets`' structs; a path in there is not followed."
+    for c in ('jpg_0', 'jpg_1'):
+        if isinstance(row[c], dict):
+            row[c] = row[c].get('bytes')
+    return row
 
-def parquet_rows(files: list[Path]) -> Iterator[tuple[str, dict]]:
-    """Rows of Parquet files, columns checked in all of them first. An image is bytes, or
-    `datasets`' struct with bytes in it."""
-    for f in files:
-        with open_parquet(f) as file:
-            check_columns(file.schema_arrow.names, f)
 
-    def rows():
+@dataclass(frozen=True)
+class ParquetRows:
+    "The rows of Parquet files, by their number. An image is bytes, or `datasets`' struct of them."
+
+    files: list[Path]
+    counts: list[int]  # rows of each file
+
+    @classmethod
+    def open(cls, files: list[Path]) -> ParquetRows:
+        "Raises InputError naming the first file that is no Parquet, or that lacks a column."
+        counts = []
         for f in files:
-            n = 0
-            for batch in _parquet_batches(f):
-                for row in batch:
-                    for c in ('jpg_0', 'jpg_1'):
-                        if isinstance(row[c], dict):  # a path in there is not followed
-                            row[c] = row[c].get('bytes')
-                    yield f'{f}: row {n}', row
-                    n += 1
+            with open_parquet(f) as file:
+                check_columns(file.schema_arrow.names, f)
+                counts.append(file.metadata.num_rows)
+        return cls(files, counts)
 
-    return rows()
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def take(self, numbers: Sequence[int]) -> Iterator[tuple[str, dict]]:
+        "`(where, row)` of the rows with these ascending numbers."
+        first = 0
+        for path, count in zip(self.files, self.counts):
+            here = [n - first for n in between(numbers, first, first + count)]
+            for n, row in zip(here, _rows_of_file(path, here) if here else ()):
+                yield f'{path}: row {n}', _plain_cells(row)
+            first += count
 
 # %% ../../nbs/data/02_sources.ipynb #f1936e70
 def _is_file(path: Path) -> bool:
@@ -140,25 +182,54 @@ def inside(root: Path, name: object, where: str) -> Path:
     return path
 
 # %% ../../nbs/data/02_sources.ipynb #f551729e
-def folder_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
-    "Rows of a `metadata.jsonl`, with functions that read the image files in place of their names."
-    with open(metadata, 'rb') as f:
-        for n, line in enumerate(f, 1):
-            where = f'{metadata}: line {n}'
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise InputError(f'{where} is not JSON in UTF-8 ({first_line(e)})') from e
-            if not isinstance(row, dict):
-                raise InputError(f'{where}: a JSON object is wanted, found {type(row).__name__}')
-            row = {k.removesuffix('_file_name'): v for k, v in row.items()}
-            check_columns(row, where)
-            for c in ('jpg_0', 'jpg_1'):
-                if row[c] is not None:
-                    row[c] = partial(_read_file, inside(metadata.parent, row[c], where))
-            yield where, row
+def _folder_row(metadata: Path, line: bytes, where: str) -> dict:
+    "A line of `metadata.jsonl`, with functions that read the image files in place of their names."
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise InputError(f'{where} is not JSON in UTF-8 ({first_line(e)})') from e
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: a JSON object is wanted, found {type(row).__name__}')
+    row = {k.removesuffix('_file_name'): v for k, v in row.items()}
+    check_columns(row, where)
+    for c in ('jpg_0', 'jpg_1'):
+        if row[c] is not None:
+            row[c] = partial(_read_file, inside(metadata.parent, row[c], where))
+    return row
+
+# %% ../../nbs/data/02_sources.ipynb #13fe45be
+@dataclass(frozen=True)
+class FolderRows:
+    "The rows of a `metadata.jsonl`, by their number; blank lines are none."
+
+    metadata: Path
+
+    def lines(self) -> Iterator[tuple[str, bytes]]:
+        "`(where, line)` of each row."
+        with open(self.metadata, 'rb') as f:
+            for n, line in enumerate(f, 1):
+                if not line.isspace():
+                    yield f'{self.metadata}: line {n}', line
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.lines())
+
+    def take(self, numbers: Sequence[int]) -> Iterator[tuple[str, dict]]:
+        "`(where, row)` of the rows with these ascending numbers."
+        wanted = iter(numbers)
+        number = next(wanted, None)
+        for n, (where, line) in enumerate(self.lines()):
+            if number is None:
+                return
+            if n == number:
+                yield where, _folder_row(self.metadata, line, where)
+                number = next(wanted, None)
+
+    def image_files(self) -> list[Path | None]:
+        "The files that the rows name as images, in their order; None where a row names none."
+        rows = (row for _, row in self.take(range(len(self))))
+        cells = (row[c] for row in rows for c in ('jpg_0', 'jpg_1'))
+        return [None if c is None else c.args[0] for c in cells]
 
 # %% ../../nbs/data/02_sources.ipynb #86f1b3e3
 def _ask_datasets(name: str, split: str, load: Callable) -> tuple:
@@ -214,6 +285,10 @@ def hub_rows(name: str, split: str = 'train') -> Iterator[tuple[str, dict]]:
     return rows()
 
 # %% ../../nbs/data/02_sources.ipynb #8d076e79
+def is_hub(source: str | Path) -> bool:
+    return str(source).startswith('hub:')
+
+
 def _local_path(source: str | Path) -> Path:
     path = asset('pairs') if str(source) == 'icons' else Path(source).expanduser()
     if not path.exists():
@@ -232,14 +307,20 @@ def _metadata_file(path: Path, split: str) -> Path | None:
     return None
 
 
-def pair_rows(source: str | Path, split: str = 'train') -> Iterator[tuple[str, dict]]:
-    """`(where, row)` of every row of a source. Raises InputError if it is not there or has the
-    wrong columns."""
-    if str(source).startswith('hub:'):
-        return hub_rows(str(source)[4:], split)
+def numbered_rows(source: str | Path, split: str = 'train') -> ParquetRows | FolderRows | None:
+    """The rows of a source on this disk, by their number; None for the Hub, which only streams.
+    Raises InputError if it is not there or has the wrong columns."""
+    if is_hub(source):
+        return None
     path = _local_path(source)
     metadata = _metadata_file(path, split)
-    return folder_rows(metadata) if metadata else parquet_rows(parquet_files(path, split))
+    return FolderRows(metadata) if metadata else ParquetRows.open(parquet_files(path, split))
+
+
+def pair_rows(source: str | Path, split: str = 'train') -> Iterator[tuple[str, dict]]:
+    "`(where, row)` of every row of a source. Errors as of `numbered_rows`."
+    rows = numbered_rows(source, split)
+    return hub_rows(str(source)[4:], split) if rows is None else rows.take(range(len(rows)))
 
 # %% ../../nbs/data/02_sources.ipynb #0486f703
 def check_share(share: float, beyond: float = 0.0) -> None:
@@ -254,31 +335,21 @@ def check_share(share: float, beyond: float = 0.0) -> None:
         )
 
 
-def _some_rows(rows: Iterator[tuple], source: str, share: float) -> Iterator[tuple]:
-    "The rows. Raises InputError, when the first is asked for, if the share has none."
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f'{source}: no row is in the share {share:g} of it: take a larger one')
-    yield first
-    yield from rows
-
-
 def _in_share(row: int, share: float) -> bool:
     "Whether a row, by its number, belongs to a random share of all."
     return share == 1 or int(digest('share of the rows', row), 16) < share * 2**64
 
 
-def _rows_of_share(
-    source: str | Path, split: str, share: float, beyond: float = 0.0
+def in_band(row: int, share: float, beyond: float = 0.0) -> bool:
+    "Whether a row, by its number, is in the random `share` and not in the share `beyond`."
+    return _in_share(row, share) and not (beyond and _in_share(row, beyond))
+
+
+def rows_in_band(
+    rows: Iterable[tuple[str, dict]], share: float, beyond: float = 0.0
 ) -> Iterator[tuple[str, dict]]:
-    """`(where, row)` of the rows of a source that are in the random `share` and not in the share
-    `beyond`. Raises InputError for shares that make no sense, and as `pair_rows` does."""
-    check_share(share, beyond)
-    return (
-        row
-        for n, row in enumerate(pair_rows(source, split))
-        if _in_share(n, share) and not (beyond and _in_share(n, beyond))
-    )
+    "Those of the rows of a source, from the first, that are in the band."
+    return (row for n, row in enumerate(rows) if in_band(n, share, beyond))
 
 # %% ../../nbs/data/02_sources.ipynb #78a68333
 def read_pairs(
@@ -298,7 +369,8 @@ def read_pairs(
     metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'. `report` is filled as the pairs go
     by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of
     the rows is undecodable."""
-    rows = _rows_of_share(source, split, share)
+    check_share(share)
+    rows = rows_in_band(pair_rows(source, split), share)
     return pairs_of_rows(rows, limit, report, keep_ties, max_bad)
 
 # %% ../../nbs/data/02_sources.ipynb #14b47970
@@ -308,17 +380,11 @@ def count_rows(
     """Rows of a source of pairs, at most `limit` of a `share` (to a few rows), without reading an
     image. A dataset on the Hub does not tell: `limit`, or None. Raises InputError for a source that
     is not there."""
-    if str(source).startswith('hub:'):
+    rows = numbered_rows(source, split)
+    if rows is None:
         return limit
-    path = _local_path(source)
-    next(iter(pair_rows(source, split)), None)  # raises what reading would raise
-    metadata = _metadata_file(path, split)
-    if metadata:
-        with metadata.open('rb') as lines:
-            n = sum(1 for line in lines if line.strip())
-    else:
-        n = sum(pq.read_metadata(f).num_rows for f in parquet_files(path, split))
-    n = round(n * share)
+    next(rows.take([0]), None)  # raises what reading would raise
+    n = round(len(rows) * share)
     return n if limit is None else min(n, limit)
 
 # %% ../../nbs/data/02_sources.ipynb #7c9544e9
@@ -334,16 +400,13 @@ def _footer(path: Path) -> bytes:
 
 def _image_sizes(metadata: Path) -> list[int | None]:
     "Bytes of each image file that a `metadata.jsonl` names, None for one that is not there."
-    cells = (row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1'))
-    return [
-        None if c is None or not _is_file(c.args[0]) else c.args[0].stat().st_size for c in cells
-    ]
+    files = FolderRows(metadata).image_files()
+    return [f.stat().st_size if f and _is_file(f) else None for f in files]
 
 
 def _image_files(metadata: Path) -> list[Path]:
     "The image files that a `metadata.jsonl` names and that are there, each once."
-    cells = [row[c] for _, row in folder_rows(metadata) for c in ('jpg_0', 'jpg_1')]
-    return sorted({c.args[0] for c in cells if c is not None and _is_file(c.args[0])})
+    return sorted({f for f in FolderRows(metadata).image_files() if f and _is_file(f)})
 
 
 def _hub_origin(name: str, split: str) -> list:
@@ -360,7 +423,7 @@ def _hub_origin(name: str, split: str) -> list:
 def pairs_key(source: str | Path, split: str = 'train') -> str:
     """16 hex characters that change when the pairs of `source` do, by the rule above, without
     reading the images. Raises InputError as `read_pairs` does."""
-    if str(source).startswith('hub:'):
+    if is_hub(source):
         name = str(source)[4:]
         return digest('hub', name, split, _hub_origin(name, split))
     path = _local_path(source)
@@ -385,7 +448,7 @@ def _state_of_file(path: Path) -> list:
 def pairs_state(source: str | Path, split: str = 'train') -> str:
     """16 hex characters that change when a file of `source` is moved or written to, whatever its
     new content; none for a dataset on the Hub, whose key has its commit."""
-    if str(source).startswith('hub:'):
+    if is_hub(source):
         return ''
     path = _local_path(source)
     metadata = _metadata_file(path, split)
@@ -408,14 +471,14 @@ class PairSource:
     source: str  # as `read_pairs` takes it
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows
-    limit: int | None = None  # only the first pairs, of that share
+    limit: int | None = None  # only the first rows, of that share
     beyond: float = 0.0  # leave out the rows of this smaller share
     background: Background = 'white'  # what transparency is laid over, as of `as_rgb`
 
     def __post_init__(self) -> None:
         check_share(self.share, self.beyond)
         if self.limit is not None and self.limit < 1:
-            raise InputError(f'the limit must be at least 1 pair, not {self.limit}')
+            raise InputError(f'the limit must be at least 1 row, not {self.limit}')
 
     @property
     def key(self) -> str:
@@ -438,8 +501,23 @@ class PairSource:
 
     def read(self, report: PairReport | None = None) -> Iterator[Pair]:
         "The pairs, one at a time; `report` counts them. Errors as of `read_pairs`."
-        rows = _rows_of_share(self.source, self.split, self.share, self.beyond)
-        if self.share < 1 and not self.beyond:
-            rows = _some_rows(rows, self.source, self.share)
-        pairs = pairs_of_rows(rows, self.limit, report)
-        return (replace(pair, background=self.background) for pair in pairs)
+        return pairs_of_rows(self.rows(), report=report, background=self.background)
+
+    def chosen(self, count: int) -> Sequence[int]:
+        "The numbers of the rows that are meant, of `count`. Raises InputError if a share has none."
+        numbers = range(count)
+        if self.share < 1 or self.beyond:
+            numbers = [n for n in numbers if in_band(n, self.share, self.beyond)]
+        if self.share < 1 and not self.beyond and not numbers:
+            raise InputError(
+                f'{self.source}: no row is in the share {self.share:g} of it: take a larger one'
+            )
+        return numbers[: self.limit]
+
+    def rows(self) -> Iterator[tuple[str, dict]]:
+        "`(where, row)` of the rows that are meant. Errors as of `read_pairs`."
+        rows = numbered_rows(self.source, self.split)
+        if rows is not None:
+            return rows.take(self.chosen(len(rows)))
+        stream = hub_rows(self.source[4:], self.split)
+        return islice(rows_in_band(stream, self.share, self.beyond), self.limit)

@@ -5,7 +5,7 @@
 # %% ../../nbs/pipeline/01_stages.ipynb #ccb441c1
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -22,8 +22,8 @@ from balanceddpo.core.shares import (
     launched_share,
     make_together,
 )
-from ..core.stages import locked, runs_root
-from ..data.pairs import Pair, PairReport
+from ..core.stages import locked, read_manifest, runs_root
+from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
 from ..evaluation.scores import are_scored, score_images
@@ -37,7 +37,7 @@ from ..models.folders import PACKAGED, local_folder
 from ..models.sampling import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
 from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
-from ..scoring.tables import read_scores, score_pairs
+from ..scoring.tables import TABLE, read_scores, score_pairs
 from ..training import loop
 from ..training.checkpoints import retain
 from ..training.config import TrainConfig
@@ -64,21 +64,10 @@ def _unless_named(out: str | Path | None, *key) -> AbstractContextManager:
     return nullcontext() if out else made_once(*key)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #ae0a46b7
-class ReadAgain:
-    "The pairs of a source, read anew by each who asks; a report counts the first reading alone."
-
-    def __init__(
-        self,
-        pairs: PairSource,
-        report: PairReport | None,
-        only: Collection[str] | None = None,
-    ):
-        self.pairs, self.report, self.only = pairs, report, only
-
-    def __iter__(self) -> Iterator[Pair]:
-        report, self.report = self.report, None
-        rows = self.pairs.read(report)
-        return iter(rows) if self.only is None else (p for p in rows if p.pair_id in self.only)
+def add_report(report: PairReport | None, folder: Path) -> None:
+    "Add to a report, if there is one, what a finished folder says of the rows it was made from."
+    if report is not None:
+        report.add(PairReport(**read_manifest(folder)['report']))
 
 # %% ../../nbs/pipeline/01_stages.ipynb #99f2358a
 def pair_scores(
@@ -90,14 +79,13 @@ def pair_scores(
 ) -> DataFrame:
     """The scores of all images of `pairs`: DataFrame, one row per image, a column for each scorer.
 
-    `report` counts the pairs that are read; none are if their scores are kept. Raises InputError
-    for a bad source."""
-    place = runs_root() / 'pair_scores' / digest([[s.name, s.key] for s in scorers], pairs.key)
+    `report` gets the counts of their rows, also if their scores are kept. Raises InputError for a
+    bad source."""
+    key = digest(TABLE, [[s.name, s.key] for s in scorers], pairs.key)
+    place = runs_root() / 'pair_scores' / key
     with made_once(place.name):
-        rows = ReadAgain(pairs, report)
-        done = score_pairs(
-            rows, scorers, place, progress=progress, batch_size=batch_size, key=pairs.named
-        )
+        done = score_pairs(pairs, scorers, place, progress=progress, batch_size=batch_size)
+        add_report(report, done)
         table = read_scores(done)
         tell_cut_texts(table.attrs['cut_texts'], 'captions of pairs')
         return table
@@ -143,18 +131,17 @@ def encode(
 ) -> EncodedPairs:
     """The images of `pairs` as latents and their captions as embeddings, by the autoencoder and the
     text encoders of `config.model`; in `out`, or under runs/encode. `only`: ids of the pairs to
-    encode, by default all.
+    encode, by default all. `report` gets the counts of their rows.
 
     Raises InputError for a bad source, or if `out` was made with other settings or pairs."""
-    key, read = pairs.named, ReadAgain(pairs, report, only)
-    if only is not None:
-        key = key._replace(key=digest(key.key, sorted(only)))
-    with _unless_named(out, 'encode', config, key.key):
+    with _unless_named(out, 'encode', config, pairs.key, sorted(only or ())):
         parts = ('text',) if config.vae else ('text', 'vae')
         family = load_family(config.model, config.dtype, device, components=parts)
         if config.vae:
             family = with_autoencoder(family, config.vae, config.dtype)
-        return encode_pairs(read, family, config, out, key, progress)
+        encoded = encode_pairs(pairs, family, config, out, progress, only)
+        add_report(report, encoded.folder)
+        return encoded
 
 # %% ../../nbs/pipeline/01_stages.ipynb #cec63a26
 def run_folder_of(config: TrainConfig, pairs: LabelledPairs, *apart) -> Path:

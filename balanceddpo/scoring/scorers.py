@@ -9,9 +9,8 @@ import re
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch.nn.functional import linear
 
 from ..core.errors import InputError
+from ..core.parallel import batches
 from .encoders import Encoder
 from .pictures import ImageBatch, as_batch
 
@@ -223,13 +223,6 @@ class FunctionScorer(BaseScorer):
 
     def measure(self, batch: ImageBatch, prompts: list[str]) -> Any:
         return self.function(batch, prompts)
-
-# %% ../../nbs/scoring/04_scorers.ipynb #8b60b3c7
-def batches(items: Iterable, size: int) -> Iterator[list]:
-    "Lists of up to `size` of a stream."
-    items = iter(items)
-    while some := list(islice(items, size)):
-        yield some
 
 # %% ../../nbs/scoring/04_scorers.ipynb #bcc8d374
 def published_units(scorers: Iterable[Scorer]) -> dict[str, float]:

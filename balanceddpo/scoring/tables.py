@@ -6,26 +6,36 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.numerics import numeric_path
-from ..core.parallel import ahead_in_threads
 from ..core.seals import read_sealed, write_sealed
 from ..core.shares import Share, make_stage
 from ..core.stages import Stage, open_stage, verify_manifest
-from ..data.pairs import Pair
+from ..data.pairs import Pair, PairReport, Row, number_ratings
 from ..data.prompts import prompt_id
-from ..data.sources import PairsKey
+from ..data.sources import PairSource
+from balanceddpo.data.units import (
+    Others,
+    Unit,
+    Work,
+    all_made,
+    make_units,
+    report_of_units,
+    units_of,
+    with_pictures,
+)
 from .encoders import Encoder
-from .scorers import Scorer, batches, cut_texts, published_units, score_items
+from .scorers import Scorer, cut_texts, published_units, score_items
 
 # %% auto #0
 __all__ = ['score_pairs', 'read_scores']
@@ -41,17 +51,41 @@ def encoders_of(scorers: Sequence[Scorer]) -> dict[str, Encoder]:
 _CUT, _UNITS = b'balanceddpo.cut_texts', b'balanceddpo.units'
 
 
-def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 64) -> pa.Table:
-    "The scores of a list of pairs as an Arrow table, two rows for each pair."
+def score_unit(
+    unit: Unit, scorers: Sequence[Scorer], batch_size: int = 64
+) -> tuple[pa.Table, list, PairReport]:
+    """The scores of the pairs of a unit as an Arrow table, two rows for each pair; what its rows
+    hold, and their report."""
     for encoder in encoders_of(scorers).values():
         encoder.forget()
+    pairs, contents, report = [], [], PairReport()
+
+    def pictures() -> Iterator[tuple]:
+        for row in unit.rows():
+            contents.append(row.content)
+            report.count(row)
+            if row.pair is None or row.fault:
+                continue
+            report.kept += 1
+            pairs.append(row.pair)
+            for slot in (0, 1):
+                yield row.pair.image_ids[slot], row.pictures[slot], row.pair.caption
+
+    scores = score_items(scorers, pictures(), batch_size)
+    return _table_of(pairs, scores, scorers), contents, report
+
+
+def score_shard(pairs: Iterable[Pair], scorers: Sequence[Scorer], batch_size: int = 64) -> pa.Table:
+    "The scores of a list of pairs as an Arrow table, two rows for each pair."
+    rows = [Row('', pair) for pair in pairs]
+    return score_unit(Unit(0, len(rows), lambda: rows, with_pictures), scorers, batch_size)[0]
+
+# %% ../../nbs/scoring/06_tables.ipynb #852db5d2
+def _table_of(
+    pairs: list[Pair], scores: Mapping[str, np.ndarray], scorers: Sequence[Scorer]
+) -> pa.Table:
+    "The table of a shard: two rows for each pair, and in its schema what is to be known of it."
     rows = [(p, slot) for p in pairs for slot in (0, 1)]
-    images = ahead_in_threads(lambda row: row[0].picture(row[1]), rows)
-    scores = score_items(
-        scorers,
-        ((p.image_ids[slot], image, p.caption) for (p, slot), image in zip(rows, images)),
-        batch_size,
-    )
     cut = cut_texts(scorers, [p.caption for p in pairs])
     about = {_CUT: json.dumps(cut), _UNITS: json.dumps(published_units(scorers))}
     return pa.table(
@@ -66,41 +100,19 @@ def score_shard(pairs: list[Pair], scorers: Sequence[Scorer], batch_size: int = 
     ).replace_schema_metadata(about)
 
 # %% ../../nbs/scoring/06_tables.ipynb #54d61d01
-def _kept_ids(path: Path) -> list[str]:
-    "The pair ids of a shard; none if it is missing or damaged."
-    if not path.exists():
-        return []
-    try:
-        table = read_sealed(path, 'delete it')
-    except InputError:
-        return []
-    return table.column('pair_id').to_pylist()[::2]
-
-
-def _needs_work(path: Path, ids: list[str], keyed: bool) -> bool:
-    """Whether a shard lacks pairs. If it holds others than `ids`, it does where the table is
-    `keyed`, for then they have changed under their key; otherwise InputError is raised."""
-    kept = _kept_ids(path)
-    if kept != ids[: len(kept)]:
-        if keyed:
-            warnings.warn(f'{path}: these pairs have changed since; scored again', stacklevel=2)
-            return True
-        raise InputError(
-            f'{path} holds the scores of other pairs, or of more: choose another folder, or'
-            ' delete it'
-        )
-    return len(kept) < len(ids)
-
-
 def shard_path(folder: str | Path, n: int) -> Path:
     return Path(folder) / f'scores-{n:05d}.parquet'
 
 # %% ../../nbs/scoring/06_tables.ipynb #15d670bf
+# part of every key: to be raised when the same pairs and scorers give another table
+TABLE = 2
+
+
 @dataclass(frozen=True)
 class Shards:
-    "How a stream of pairs is cut into shards, and which of them this process makes."
+    "How pairs are cut into shards, and which of them this process makes."
 
-    size: int = 1000  # pairs in a shard; one shard at a time is in memory
+    size: int = 1000  # rows of the source in a shard
     share: Share = Share()  # which shards are made
 
 
@@ -112,92 +124,88 @@ def numerics_of(scorers: Sequence[Scorer]) -> dict[str, str]:
 
 # %% ../../nbs/scoring/06_tables.ipynb #5b07dd3c
 def score_pairs(
-    pairs: Iterable[Pair],
+    pairs: PairSource | Iterable[Pair],
     scorers: Sequence[Scorer],
     out: str | Path,
     shards: Shards | None = None,
     progress: bool = True,
     batch_size: int = 64,
-    key: PairsKey | None = None,
 ) -> Path:
-    """Score a stream of pairs into the folder `out`, one Parquet file for each of its `shards`.
-    Returns the folder.
+    """Score pairs into the folder `out`, one Parquet file for each of its `shards`. Returns the
+    folder.
 
-    Processes of one launcher share the work; for them `pairs` must be iterable again.
-    Run again after an interruption, it makes what is missing. `key` names the pairs, as a
-    `PairSource` does: a finished table under the same key, from files of the same state, is
-    returned without reading any; if the pairs have changed under their key, those shards are made
-    again. Raises InputError if `out` holds scores of other pairs, scorers or weights."""
+    Processes of one launcher share the work. Run again after an interruption, it makes what is
+    missing. A `PairSource` has a key and the state of its files: a finished table of the same is
+    returned without reading any; what has changed under the key is made again. For pairs that are
+    given, which several processes must be able to read again, nothing but their content tells.
+    Raises InputError if `out` holds scores of other pairs, scorers or weights, or if too many rows
+    are undecodable."""
     shards = shards or Shards()
+    named = pairs.named if isinstance(pairs, PairSource) else None
     inputs = {
+        'revision': TABLE,
         'scorers': {s.name: s.key for s in scorers},
         'columns': [s.name for s in scorers],
         'units': published_units(scorers),
         'shard_size': shards.size,
-        'pairs': key and key.key,
+        'pairs': named and named.key,
     }
-    stage, state = open_stage('scores', inputs, folder=out), key.state if key else ''
+    stage, state = open_stage('scores', inputs, folder=out), named.state if named else None
+    work = scoring_work(stage.folder, pairs, scorers, shards.size, batch_size, state)
 
     def make(share: Share) -> None:
-        part = replace(shards, share=share)
-        score_share(stage, pairs, scorers, part, state if key else None, progress, batch_size)
+        with tqdm(desc='scoring', unit=' pairs', disable=not progress) as bar:
+            finish_scores(stage, work, scorers, *make_units(work, share, bar.update))
 
     if shards.share == Share():
-        make_stage(stage, make, state, look_again=key is None)
-    elif key is None or not stage.made_from(state):
+        make_stage(stage, make, state or '', look_again=named is None)
+    elif named is None or not stage.made_from(state):
         make(shards.share)
     return stage.folder
 
 # %% ../../nbs/scoring/06_tables.ipynb #48dbf40f
-def _score_shards(
-    pairs: Iterable[Pair],
-    scorers: Sequence[Scorer],
+def scoring_work(
     folder: Path,
-    shards: Shards,
-    keyed: bool,
-    progress: bool,
+    pairs: PairSource | Iterable[Pair],
+    scorers: Sequence[Scorer],
+    size: int,
     batch_size: int,
-) -> tuple[int, int, bool]:
-    """Make the shards that are in this process's share; returns the number of shards and of pairs
-    of all processes, and whether all shards are there now."""
-    count, total, theirs = 0, 0, []
-    with tqdm(desc='scoring', unit=' pairs', disable=not progress) as bar:
-        for n, some in enumerate(batches(pairs, shards.size)):
-            path = shard_path(folder, n)
-            ids = [p.pair_id for p in some]
-            if not shards.share.has(n):
-                theirs.append((path, ids))
-            elif _needs_work(path, ids, keyed):
-                write_sealed(path, score_shard(some, scorers, batch_size))
-            count += 1
-            total += len(some)
-            bar.update(len(some))
-    if not count:  # an empty table has its columns too
-        write_sealed(shard_path(folder, 0), score_shard([], scorers))
-    return count or 1, total, all(_kept_ids(path) == ids for path, ids in theirs)
+    state: str | None,
+) -> Work:
+    "How a table of scores is made, a shard for each `size` rows."
+
+    def units() -> Iterator[Unit]:
+        empty = True
+        for unit in units_of(pairs, size):
+            empty = False
+            yield unit
+        if empty:  # an empty table has its columns too
+            yield Unit(0, 0, list)
+
+    def make(unit: Unit, path: Path) -> tuple[list, PairReport, dict]:
+        table, contents, report = score_unit(unit, scorers, batch_size)
+        write_sealed(path, table)
+        return contents, report, {}
+
+    return Work(units, partial(shard_path, folder), make, state)
 
 # %% ../../nbs/scoring/06_tables.ipynb #ffaea2c1
-def score_share(
-    stage: Stage,
-    pairs: Iterable[Pair],
-    scorers: Sequence[Scorer],
-    shards: Shards,
-    state: str | None,
-    progress: bool,
-    batch_size: int,
+def finish_scores(
+    stage: Stage, work: Work, scorers: Sequence[Scorer], count: int, theirs: Others
 ) -> None:
-    """Write what is missing of a share of the shards; and where none of the others' is missing
-    then, the manifest. `state`: of the pairs that a key names."""
-    options = dict(keyed=state is not None, progress=progress, batch_size=batch_size)
-    count, total, whole = _score_shards(pairs, scorers, stage.folder, shards, **options)
-    if shard_path(stage.folder, count).exists():
-        raise InputError(
-            f'{stage.folder} holds the scores of more than these {total} pairs: choose another'
-            ' folder, or delete it'
-        )
-    if whole:  # by whoever sees them all
-        facts = dict(scorers=stage.inputs['scorers'], numerics=numerics_of(scorers))
-        stage.finish(pairs=total, state=state or '', **facts)
+    "Write the manifest of `count` shards, unless one of `theirs` is still missing."
+    if not all_made(theirs, work):
+        return  # somebody else is the last
+    report = report_of_units(work, count)
+    ids = [i for k in range(count) for i in _ids_of_shard(work.shard(k))]
+    report.repeated = len(ids) - len({*ids})
+    facts = dict(scorers=stage.inputs['scorers'], numerics=numerics_of(scorers))
+    stage.finish(pairs=report.kept, state=work.state or '', report=asdict(report), **facts)
+
+
+def _ids_of_shard(path: Path) -> list[str]:
+    "The ids of the pairs of a shard, before their ratings are numbered."
+    return read_sealed(path, 'score the pairs again').column('pair_id').to_pylist()[::2]
 
 # %% ../../nbs/scoring/06_tables.ipynb #ecdeb3fc
 def _sum_of_cuts(shards: Sequence[pa.Table]) -> dict[str, list]:
@@ -223,6 +231,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     files = sorted(n for n in verify_manifest(path)['files'] if n.endswith('.parquet'))
     shards = [read_sealed(path / n, 'score the pairs again') for n in files]
     table = pd.concat([shard.to_pandas() for shard in shards], ignore_index=True)
+    table['pair_id'] = np.repeat([*number_ratings(table.pair_id[::2])], 2)
     table.attrs['cut_texts'] = _sum_of_cuts(shards)
     table.attrs['units'] = json.loads(shards[0].schema.metadata[_UNITS])
     return table

@@ -228,16 +228,35 @@ def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
                     schema,
                 )
             )
-    before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in sources.parquet_rows([path])]
+    rows, before = sources.ParquetRows.open([path]), pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in rows.take(range(24 * 64))]
     assert len(held) == 24 * 64
     assert max(held) < path.stat().st_size / 3
+
+
+def test_only_the_row_groups_of_wanted_rows_are_read(tmp_path, monkeypatch):
+    pairs = list(some_pairs(300))
+    path = write_pairs(pairs, tmp_path / 'pairs.parquet')  # row groups of 64
+    read, real = [], pq.ParquetFile.iter_batches
+
+    def counted(file, size, row_groups, columns):
+        read.extend(row_groups)
+        return real(file, size, row_groups=row_groups, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, 'iter_batches', counted)
+    numbers = [3, 63, 64, 299]
+    found = list(sources.numbered_rows(path).take(numbers))
+    assert [where.rsplit(' ', 1)[1] for where, _ in found] == ['3', '63', '64', '299']
+    assert [row['caption'] for _, row in found] == [pairs[n].caption for n in numbers]
+    assert read == [0, 1, 4]
 
 
 def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
     grey = partial(Image.new, 'L', (1, 1))
     path, calls = write_pairs(some_pairs(300), tmp_path / 'pairs.parquet'), []
-    monkeypatch.setattr(pairs, 'decode', lambda data: calls.append(data) or grey(len(calls)))
+    monkeypatch.setattr(
+        pairs, 'decode', lambda data, background: calls.append(data) or grey(len(calls))
+    )
     report = PairReport()
     stream = read_pairs(path, report=report)
     assert not calls
@@ -337,10 +356,8 @@ def test_missing_files_and_strange_names_are_quarantined(folder):
 def test_a_share_or_limit_without_pairs_is_refused(tmp_path):
     source = str(write_pairs(some_pairs(4), tmp_path / 'pairs.parquet'))
     for limit in (0, -1):
-        assert 'at least 1 pair' in refused(PairSource, source, limit=limit)
-    assert 'no row is in the share 1e-09 of it' in refused(
-        list, PairSource(source, share=1e-9).read()
-    )
+        assert 'at least 1 row' in refused(PairSource, source, limit=limit)
+    assert 'no row is in the share 1e-09 of it' in refused(PairSource(source, share=1e-9).read)
 
 
 @pytest.mark.parametrize(

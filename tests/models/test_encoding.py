@@ -12,8 +12,10 @@ from PIL import Image
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import locked
-from balanceddpo.data.pairs import draw_view, make_pair, told_sizes, transform_pair
-from balanceddpo.data.sources import PairsKey
+from balanceddpo.data import pairs as pairs_module
+from balanceddpo.data import sources
+from balanceddpo.data.pairs import draw_view, make_pair, told_sizes, transform_pair, write_pairs
+from balanceddpo.data.sources import PairSource
 from balanceddpo.models.config import LATENT_SETTINGS, EncodeConfig
 from balanceddpo.models.encoding import (
     EncodedPairs,
@@ -63,6 +65,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def family(folder):
     return load_family(folder, device='cpu')
+
+
+@pytest.fixture
+def source(tmp_path):
+    "The pairs as a file."
+    return PairSource(str(write_pairs(PAIRS, tmp_path / 'pairs.parquet')))
 
 
 def encode(family, out, pairs=PAIRS, config=CONFIG, **kwargs):
@@ -222,8 +230,8 @@ def test_each_image_and_each_distinct_caption_is_encoded_once(family, tmp_path):
     'name', ['moments-00001.safetensors', 'prompts-00000.safetensors', 'empty.safetensors']
 )
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'missing', 'note'])
-def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name, damage):
-    encode(family, tmp_path / 'e', key=PairsKey('k'))
+def test_a_damaged_shard_is_refused_and_made_again_alone(family, source, tmp_path, name, damage):
+    encode(family, tmp_path / 'e', source)
     before = contents(tmp_path / 'e')
     path = tmp_path / 'e' / name
     if damage == 'note':
@@ -246,7 +254,7 @@ def test_a_damaged_shard_is_refused_and_made_again_alone(family, tmp_path, name,
         for n in before
         if n.endswith('.safetensors') and n != name
     }
-    encode(family, tmp_path / 'e', key=PairsKey('k'))
+    encode(family, tmp_path / 'e', source)
     assert contents(tmp_path / 'e') == before
     assert all((tmp_path / 'e' / n).stat().st_mtime_ns == t for n, t in times.items())
 
@@ -314,26 +322,81 @@ def test_another_precision_is_refused_and_another_denoiser_is_not(folder, family
         PAIRS[::-1],
         PAIRS[:-1],
         PAIRS[:3],
-        PAIRS[:7] + [replace(PAIRS[7], caption='other')],
-        PAIRS + [make_pair('one more', (picture(98), picture(99)), 0.0)],
+        PAIRS[:7] + [make_pair('other', PAIRS[7].images, 1.0)],
     ],
 )
-def test_other_pairs_in_the_same_folder_are_refused(family, tmp_path, pairs):
+def test_other_pairs_in_the_same_folder_are_refused(family, source, tmp_path, pairs):
     encode(family, tmp_path / 'e')
     with pytest.raises(InputError, match='other pairs|more pairs'):
         encode(family, tmp_path / 'e', pairs=pairs)
-    with pytest.raises(InputError, match="made with pairs = '', not 'k'"):
-        encode(family, tmp_path / 'e', pairs=pairs, key=PairsKey('k'))
+    with pytest.raises(InputError, match="made with pairs = ''"):
+        encode(family, tmp_path / 'e', source)
 
 
-def test_a_finished_folder_is_returned_without_reading_the_pairs(family, tmp_path):
-    first = encode(family, tmp_path / 'e', key=PairsKey('k'))
+def test_more_pairs_are_encoded_beside_those_that_are_there(family, tmp_path):
+    more = PAIRS + [make_pair('one more', (picture(98), picture(99)), 0.0)]
+    encode(family, tmp_path / 'e')
+    counted = Counted(family)
+    grown = encode(counted, tmp_path / 'e', more)
+    assert counted.images == 2 * 3  # the last shard had two pairs of three
+    assert grown.key == encode(family, tmp_path / 'whole', more).key
 
-    def unread():
+
+def test_a_finished_folder_is_returned_without_reading_the_pairs(
+    family, source, tmp_path, monkeypatch
+):
+    first = encode(family, tmp_path / 'e', source)
+
+    def unread(*args):
         raise AssertionError('the pairs were read')
-        yield
 
-    assert encode(family, tmp_path / 'e', pairs=unread(), key=PairsKey('k')).key == first.key
+    monkeypatch.setattr(sources.ParquetRows, 'take', unread)
+    assert encode(family, tmp_path / 'e', source).key == first.key
+
+
+def test_after_a_touch_the_pairs_are_read_but_no_image_is_decoded(
+    family, source, tmp_path, monkeypatch
+):
+    first = encode(family, tmp_path / 'e', source)
+    write_pairs(PAIRS, source.source)  # the same bytes in another file
+    monkeypatch.setattr(pairs_module, 'decode', None)
+    counted = Counted(family)
+    assert encode(counted, tmp_path / 'e', source).key == first.key
+    assert (counted.images, counted.prompts) == (0, 0)
+
+
+def test_each_image_is_decoded_once(family, source, tmp_path, monkeypatch):
+    decoded, real = [], pairs_module.decode
+    monkeypatch.setattr(pairs_module, 'decode', lambda *a: decoded.append(a[0]) or real(*a))
+    encode(family, tmp_path / 'e', source)
+    assert sorted(decoded) == sorted(data for p in PAIRS for data in p.images)
+
+
+def test_odd_rows_are_left_out_of_their_shard_alone(family, tmp_path):
+    "Two rows of three have the same picture twice: the pairs behind them stay in their shards."
+    same = [make_pair('a twin', (picture(i), picture(i)), 1.0) for i in (70, 71)]
+    rows = [PAIRS[0], *same, *PAIRS[1:4], PAIRS[0]]
+    source = PairSource(str(write_pairs(rows, tmp_path / 'odd.parquet')))
+    encoded = encode(family, tmp_path / 'e', source)
+    kept = [PAIRS[0], *PAIRS[1:4], PAIRS[0]]
+    assert encoded.pair_ids == [p.pair_id for p in kept[:4]] + [f'{PAIRS[0].pair_id}.1']
+    assert [encoded.captions[r] for r in encoded.rows] == [p.caption for p in kept]
+    plain = encode(family, tmp_path / 'plain', PAIRS[:4])
+    torch.testing.assert_close(encoded.moments(range(4)), plain.moments(range(4)))
+    torch.testing.assert_close(encoded.moments([4]), plain.moments([0]))
+
+
+def test_only_some_pairs_are_encoded_with_all_their_ratings(family, tmp_path, monkeypatch):
+    rows = [*PAIRS[:5], PAIRS[4], *PAIRS[5:]]
+    source = PairSource(str(write_pairs(rows, tmp_path / 'rated.parquet')))
+    decoded, real = [], pairs_module.decode
+    monkeypatch.setattr(pairs_module, 'decode', lambda *a: decoded.append(a[0]) or real(*a))
+    again = f'{PAIRS[4].pair_id}.1'
+    encoded = encode(family, tmp_path / 'e', source, only={PAIRS[6].pair_id, again})
+    assert encoded.pair_ids == [PAIRS[4].pair_id, again, PAIRS[6].pair_id]
+    assert sorted(decoded) == sorted([*PAIRS[4].images * 2, *PAIRS[6].images])
+    plain = encode(family, tmp_path / 'plain')
+    torch.testing.assert_close(encoded.moments([1, 2]), plain.moments([4, 6]))
 
 
 def test_the_key_follows_the_content(family, tmp_path):
@@ -341,11 +404,11 @@ def test_the_key_follows_the_content(family, tmp_path):
     assert a.key == b.key != encode(family, tmp_path / 'c', pairs=PAIRS[:5]).key
 
 
-def test_without_a_folder_the_settings_name_it(family, tmp_path, monkeypatch):
+def test_without_a_folder_the_settings_name_it(family, source, tmp_path, monkeypatch):
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
     a, b = (
-        encode(family, None, key=PairsKey('k')),
-        encode(family, None, config=replace(CONFIG, seed=1), key=PairsKey('k')),
+        encode(family, None, source),
+        encode(family, None, source, config=replace(CONFIG, seed=1)),
     )
     assert a.folder != b.folder
     assert a.folder.parent == b.folder.parent == tmp_path / 'runs' / 'encode'

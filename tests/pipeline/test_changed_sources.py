@@ -61,7 +61,7 @@ def test_labels_follow_the_pictures(folder):
 
     assert labels() == [-1] * N
     exchange(folder)
-    with pytest.warns(UserWarning, match='have changed since; scored again'):
+    with pytest.warns(UserWarning, match='have changed since; made again'):
         assert labels() == [1] * N
     assert labels() == [1] * N  # kept, and not warned of again
 
@@ -74,7 +74,7 @@ def test_latents_follow_the_pictures(folder, tmp_path):
 
     before = moments()
     exchange(folder)
-    with pytest.warns(UserWarning, match='have changed since; encoded again'):
+    with pytest.warns(UserWarning, match='have changed since; made again'):
         after = moments()
     torch.testing.assert_close(after, before.flip(1))
     assert torch.equal(moments(), after)

@@ -21,15 +21,17 @@ VERBS = (
 CHILD = """
 import json, sys
 from balanceddpo.cli import main
+from balanceddpo.data import pairs
 from balanceddpo.models import encoding, sampling
-count = dict(shards=0, images=0)
+count = dict(shards=0, images=0, decoded=0)
 def counted(module, name, what):
     real = getattr(module, name)
     def call(*args, **options):
         count[what] += 1
         return real(*args, **options)
     setattr(module, name, call)
-counted(encoding, 'encode_images_of', 'shards')
+counted(encoding, 'encode_unit', 'shards')
+counted(pairs, 'decode', 'decoded')
 counted(sampling, 'write_image', 'images')
 for words in json.loads(sys.argv[1]):
     assert main(words) == 0
@@ -54,8 +56,10 @@ def contents(place):
 def alone(tmp_path_factory):
     "What one process makes."
     place = tmp_path_factory.mktemp('alone')
-    for words in commands(place):
-        assert main(words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BALANCEDDPO_RUNS', str(tmp_path_factory.mktemp('runs')))
+        for words in commands(place):
+            assert main(words) == 0
     return contents(place)
 
 
@@ -76,6 +80,7 @@ def test_two_processes_make_the_bytes_of_one_and_nothing_twice(alone, tmp_path):
     # 24 pairs in shards of 5, and 3 x 2 images in batches of 2: each made once, by either
     assert sum(c['shards'] for c in counts) == 5
     assert sum(c['images'] for c in counts) == 6
+    assert sum(c['decoded'] for c in counts) == 2 * 48  # to label, and to encode
     assert '24 pairs labelled' in ended[0][0]
     assert ended[1][0] == ''  # the first one prints
 

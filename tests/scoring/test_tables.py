@@ -2,11 +2,13 @@
 interruption; never mixed, never stale."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,9 @@ from PIL import Image
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.shares import Share
-from balanceddpo.data.pairs import make_pair
-from balanceddpo.data.sources import PairsKey
+from balanceddpo.data import pairs as pairs_module
+from balanceddpo.data.pairs import PairReport, make_pair, write_pairs
+from balanceddpo.data.sources import PairSource, ParquetRows
 from balanceddpo.scoring.registry import load_scorers
 from balanceddpo.scoring.scorers import FunctionScorer
 from balanceddpo.scoring.tables import Shards, read_scores, score_pairs, score_shard
@@ -46,6 +49,10 @@ def red(images, prompts):
 RED = [FunctionScorer('red', 'key of red', red)]
 TEN = Shards(10)
 PAIRS = make_pairs(101)
+
+
+def source_of(pairs, path):
+    return PairSource(str(write_pairs(pairs, path)))
 
 
 def files(folder):
@@ -156,16 +163,15 @@ def test_a_damaged_shard_is_made_again_and_only_that(tmp_path, damage):
 
 
 def test_a_flipped_bit_in_a_finished_table_under_a_key_is_mended(tmp_path):
-    out = score_pairs(PAIRS[:25], RED, tmp_path / 't', TEN, progress=False, key=PairsKey('k'))
+    source = source_of(PAIRS[:25], tmp_path / 'pairs.parquet')
+    out = score_pairs(source, RED, tmp_path / 't', TEN, progress=False)
     good = files(out)
     path = out / 'scores-00001.parquet'
     path.write_bytes(bytes(b ^ 1 if i == 60 else b for i, b in enumerate(path.read_bytes())))
     with pytest.raises(InputError):
         read_scores(out)
-    assert (
-        len(read_scores(score_pairs(PAIRS[:25], RED, out, TEN, progress=False, key=PairsKey('k'))))
-        == 50
-    )
+    # one of the 25 has the same picture twice
+    assert len(read_scores(score_pairs(source, RED, out, TEN, progress=False))) == 48
     assert files(out) == good
 
 
@@ -179,7 +185,7 @@ def test_other_scorers_weights_or_pairs_are_refused(tmp_path):
         with pytest.raises(InputError, match=says):
             score_pairs(PAIRS[:25], scorers, out, **{'shards': TEN, 'progress': False, **options})
     for pairs in (PAIRS[1:26], PAIRS[:15], PAIRS[:20], PAIRS[:9], []):
-        with pytest.raises(InputError, match='other pairs|more than these'):
+        with pytest.raises(InputError, match='other pairs|more pairs than these'):
             score_pairs(pairs, RED, out, TEN, progress=False)
     with pytest.raises(InputError, match='process must be'):
         score_pairs(PAIRS, RED, tmp_path / 'w', Shards(share=Share(2, 2)))
@@ -200,15 +206,67 @@ def test_a_grown_set_keeps_what_is_there(tmp_path):
     ]
 
 
-def test_a_finished_table_under_a_key_is_not_read_again(tmp_path):
-    def never():
+def test_a_finished_table_under_a_key_is_not_read_again(tmp_path, monkeypatch):
+    def never(*args):
         raise AssertionError('the pairs were read')
-        yield
 
-    out = score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key=PairsKey('five'))
-    assert score_pairs(never(), RED, tmp_path / 't', progress=False, key=PairsKey('five')) == out
+    five, six = (source_of(PAIRS[:n], tmp_path / f'{n}.parquet') for n in (5, 6))
+    out = score_pairs(five, RED, tmp_path / 't', progress=False)
     with pytest.raises(InputError, match='pairs'):
-        score_pairs(PAIRS[:5], RED, tmp_path / 't', progress=False, key=PairsKey('six'))
+        score_pairs(six, RED, tmp_path / 't', progress=False)
+    monkeypatch.setattr(ParquetRows, 'take', never)
+    assert score_pairs(five, RED, tmp_path / 't', progress=False) == out
+
+
+def test_a_finished_shard_is_not_read_again(tmp_path, monkeypatch):
+    source, wanted, real = source_of(PAIRS[:35], tmp_path / 'p.parquet'), [], ParquetRows.take
+    out = score_pairs(source, RED, tmp_path / 't', TEN, progress=False)
+    (out / 'manifest.json').unlink()  # it was stopped at the end
+    (out / 'scores-00002.parquet').unlink()
+    monkeypatch.setattr(
+        ParquetRows, 'take', lambda rows, numbers: wanted.extend(numbers) or real(rows, numbers)
+    )
+    score_pairs(source, RED, out, TEN, progress=False)
+    assert wanted == [*range(20, 30)]
+
+
+@pytest.mark.parametrize('worker', [0, 1])
+def test_a_process_reads_and_decodes_its_own_rows_alone(tmp_path, monkeypatch, worker):
+    source, wanted, decoded = source_of(PAIRS[:35], tmp_path / 'p.parquet'), [], []
+    take, decode = ParquetRows.take, pairs_module.decode
+    monkeypatch.setattr(
+        ParquetRows, 'take', lambda rows, numbers: wanted.extend(numbers) or take(rows, numbers)
+    )
+    monkeypatch.setattr(
+        pairs_module, 'decode', lambda data, *a: decoded.append(data) or decode(data, *a)
+    )
+    score_pairs(source, RED, tmp_path / 't', Shards(10, Share(worker, 2)), progress=False)
+    own = [n for n in range(35) if n // 10 % 2 == worker]
+    assert wanted == own
+    assert sorted(decoded) == sorted(data for n in own for data in PAIRS[n].images)
+
+
+def test_odd_rows_are_counted_and_a_second_rating_has_an_id_of_its_own(tmp_path):
+    damaged = make_pair('cut', (png(1, 2, 3)[:-30], png(3, 2, 1)), 1.0)
+    same = make_pair('same', (png(5, 5, 5), png(5, 5, 5)), 1.0)
+    rows = [*PAIRS[1:300][:8], damaged, same, PAIRS[1], *PAIRS[10:100], *PAIRS[50:60]]
+    rows = rows + make_pairs(256)[101:]
+    source = source_of(rows, tmp_path / 'p.parquet')
+    table = read_scores(out := score_pairs(source, RED, tmp_path / 't', TEN, progress=False))
+    report = json.loads((out / 'manifest.json').read_text())['report']
+    streamed = PairReport()
+    ids = [p.pair_id for p in source.read(streamed)]
+    assert table.pair_id[::2].tolist() == ids
+    assert f'{PAIRS[1].pair_id}.1' in ids
+    assert report == asdict(streamed)
+    assert (report['identical'], report['undecodable'], report['repeated']) == (1, 1, 11)
+
+
+def test_too_many_odd_rows_are_refused(tmp_path):
+    damaged = make_pair('cut', (png(1, 2, 3)[:-30], png(3, 2, 1)), 1.0)
+    source = source_of([*PAIRS[:50], damaged], tmp_path / 'p.parquet')
+    with pytest.raises(InputError, match='1 of 51 rows are undecodable'):
+        score_pairs(source, RED, tmp_path / 't', TEN, progress=False)
 
 
 def test_one_shard_at_a_time_is_in_memory(tmp_path):
