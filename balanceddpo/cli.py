@@ -25,7 +25,7 @@ from balanceddpo.command import (  # noqa: F401
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
 from .core.errors import InputError, first_line, reason_of
-from .core.files import no_room_in, package_folder
+from .core.files import no_room_in, package_folder, refuse_url
 from .core.shares import is_first_process
 from .paper import reproduction
 
@@ -102,6 +102,7 @@ def run_verb(name: str, options: object, settings: object) -> None:
 def check_place(out: Path) -> None:
     """Raises InputError if nothing can be written to `out`, before hours are spent on what should
     be written there."""
+    refuse_url(out)
     there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if there != out.absolute() and not there.is_dir():
         raise InputError(f'cannot write to {out}: {there} is a file')

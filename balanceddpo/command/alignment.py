@@ -39,7 +39,8 @@ class AlignOptions(AlignConfig):
     "What `balanceddpo align` takes beside `TrainConfig`."
 
     recipe: str  # row of `balanceddpo methods`
-    pairs: str | None = None  # Parquet file or folder, metadata.jsonl, hub:owner/name, or icons
+    # Parquet file or folder, folder with metadata.jsonl, a URL of either, hub:owner/name, or icons
+    pairs: str | None = None
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows
     limit: int | None = None  # only the first pairs, of that share

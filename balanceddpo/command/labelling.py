@@ -34,7 +34,8 @@ __all__ = []
 class PairOptions:
     "Which pairs. Raises InputError for a share that makes no sense, before any is read."
 
-    pairs: str  # Parquet file or folder, folder with metadata.jsonl, hub:owner/name, or icons
+    # Parquet file or folder, folder with metadata.jsonl, a URL of either, hub:owner/name, or icons
+    pairs: str
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows, the same ones for label and encode
     limit: int | None = None  # only the first pairs, of that share

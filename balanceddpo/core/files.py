@@ -238,6 +238,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def refuse_url(path: str | Path) -> None:
+    "Raises InputError for a URL: results are written whole or not at all, which a disk can do."
+    if re.match(r'[a-z][a-z0-9+.-]+:/', str(path)):  # a Path has one slash of a URL's two
+        raise InputError(f'{path} is a URL: write to a folder on a disk, and copy it from there')
+
+
 @contextmanager
 def staged(path: str | Path) -> Generator[Path, None, None]:
     """Yield a temporary sibling of `path` to create as a file or a folder; on success flush it and
@@ -245,6 +251,7 @@ def staged(path: str | Path) -> Generator[Path, None, None]:
 
     What was at `path` stays until the new one is complete. Raises OSError naming `path` and the
     bytes written if the disk is full."""
+    refuse_url(path)
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     tidy(path)

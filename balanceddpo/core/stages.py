@@ -22,6 +22,7 @@ from balanceddpo.core.files import (
     first_difference,
     flush,
     read_json,
+    refuse_url,
     tidy,
     write_json,
 )
@@ -203,6 +204,8 @@ def open_stage(
     `folder` names the place; otherwise it is `<root or runs_root()>/<kind>/<digest>`. Raises
     InputError if the folder holds the result of other inputs (it names the first field that
     differs) or files that are no stage's."""
+    if folder:
+        refuse_url(folder)
     wanted: dict = canonical(inputs)
     folder = Path(folder) if folder else Path(root or runs_root()) / kind / digest(wanted)
     tidy(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
@@ -72,8 +72,10 @@ def parquet_files(path: Path, split: str = 'train') -> list[Path]:
 # %% ../../nbs/data/02_sources.ipynb #8264b6d5
 def open_parquet(path: Path) -> pq.ParquetFile:
     "A Parquet file, open to be read in parts. Raises InputError if it is damaged or no Parquet."
+    remote = is_remote(path)  # there, few large readings are faster than many small ones
     try:  # without these options it keeps all that it has read
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        source: Any = path.open('rb') if remote else path
+        return pq.ParquetFile(source, pre_buffer=remote, buffer_size=0 if remote else 1 << 20)
     except (pa.ArrowException, OSError) as e:
         raise InputError(f'{path} is not a readable Parquet file ({first_line(e)})') from e
 
@@ -175,10 +177,15 @@ def inside(root: Path, name: object, where: str) -> Path:
     "The real path of `name` in the folder `root`. Raises InputError if it would lie anywhere else."
     if not isinstance(name, str) or not _is_name(name):
         raise InputError(f'{where}: {name!r} is not a file name')
+    leads_out = f'{where}: file name {name[:80]!r} leads out of {root}: refused'
+    if is_remote(root):
+        if PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts or '://' in name:
+            raise InputError(leads_out)
+        return root / name
     root = Path(os.path.realpath(root))
     path = Path(os.path.realpath(root / name))
     if not path.is_relative_to(root) or path == root:
-        raise InputError(f'{where}: file name {name[:80]!r} leads out of {root}: refused')
+        raise InputError(leads_out)
     return path
 
 # %% ../../nbs/data/02_sources.ipynb #f551729e
@@ -206,7 +213,7 @@ class FolderRows:
 
     def lines(self) -> Iterator[tuple[str, bytes]]:
         "`(where, line)` of each row."
-        with open(self.metadata, 'rb') as f:
+        with self.metadata.open('rb') as f:
             for n, line in enumerate(f, 1):
                 if not line.isspace():
                     yield f'{self.metadata}: line {n}', line
@@ -289,7 +296,28 @@ def is_hub(source: str | Path) -> bool:
     return str(source).startswith('hub:')
 
 
-def _local_path(source: str | Path) -> Path:
+def _remote(url: str) -> Any:
+    "The path of a URL. Raises InputError if nothing is there, or for want of a package."
+    from upath import UPath
+
+    try:
+        path = UPath(url)
+        found = path.exists()
+    except Exception as e:  # what stores and their packages raise has no common class
+        raise InputError(f'{url} cannot be read: {type(e).__name__}: {first_line(e)}') from e
+    if not found:
+        raise InputError(f'{url}: no such file or folder')
+    return path
+
+
+def is_remote(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+def _place(source: str | Path) -> Path:
+    "The file or folder of a source, on this disk or behind a URL."
+    if '://' in str(source):
+        return _remote(str(source))
     path = asset('pairs') if str(source) == 'icons' else Path(source).expanduser()
     if not path.exists():
         raise InputError(
@@ -312,7 +340,7 @@ def numbered_rows(source: str | Path, split: str = 'train') -> ParquetRows | Fol
     Raises InputError if it is not there or has the wrong columns."""
     if is_hub(source):
         return None
-    path = _local_path(source)
+    path = _place(source)
     metadata = _metadata_file(path, split)
     return FolderRows(metadata) if metadata else ParquetRows.open(parquet_files(path, split))
 
@@ -366,9 +394,9 @@ def read_pairs(
     ones each time and a part of those of any larger share.
 
     `source`: a Parquet file or folder with Pick-a-Pic v2's columns, a folder with
-    metadata.jsonl, 'hub:owner/name[@revision]', or 'icons'. `report` is filled as the pairs go
-    by. Raises InputError for a bad source or share, and if more than the fraction `max_bad` of
-    the rows is undecodable."""
+    metadata.jsonl, either also as a URL of fsspec, 'hub:owner/name[@revision]', or 'icons'.
+    `report` is filled as the pairs go by. Raises InputError for a bad source or share, and if
+    more than the fraction `max_bad` of the rows is undecodable."""
     check_share(share)
     rows = rows_in_band(pair_rows(source, split), share)
     return pairs_of_rows(rows, limit, report, keep_ties, max_bad)
@@ -391,7 +419,7 @@ def count_rows(
 def _footer(path: Path) -> bytes:
     "The last part of a Parquet file, which describes the others."
     open_parquet(path).close()  # refuses what is not Parquet
-    with open(path, 'rb') as f:
+    with path.open('rb') as f:
         f.seek(-8, os.SEEK_END)
         length = int.from_bytes(f.read(4), 'little')
         f.seek(-8 - length, os.SEEK_END)
@@ -426,7 +454,7 @@ def pairs_key(source: str | Path, split: str = 'train') -> str:
     if is_hub(source):
         name = str(source)[4:]
         return digest('hub', name, split, _hub_origin(name, split))
-    path = _local_path(source)
+    path = _place(source)
     metadata = _metadata_file(path, split)
     if metadata:
         return digest('folder', file_digest(metadata), _image_sizes(metadata))
@@ -440,7 +468,9 @@ def pairs_key(source: str | Path, split: str = 'train') -> str:
     )
 
 # %% ../../nbs/data/02_sources.ipynb #99fbb72e
-def _state_of_file(path: Path) -> list:
+def _state_of_file(path: Any) -> list:
+    if is_remote(path):
+        return [str(path), sorted([k, str(v)] for k, v in path.fs.info(path.path).items())]
     s = path.stat()
     return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
@@ -450,7 +480,7 @@ def pairs_state(source: str | Path, split: str = 'train') -> str:
     new content; none for a dataset on the Hub, whose key has its commit."""
     if is_hub(source):
         return ''
-    path = _local_path(source)
+    path = _place(source)
     metadata = _metadata_file(path, split)
     files = [metadata, *_image_files(metadata)] if metadata else parquet_files(path, split)
     return digest([_state_of_file(f) for f in files])

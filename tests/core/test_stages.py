@@ -12,7 +12,7 @@ import pytest
 
 from balanceddpo.core import stages
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.files import digest, file_digest
+from balanceddpo.core.files import digest, file_digest, write_json
 from balanceddpo.core.stages import locked, open_stage, runs_root, verify_manifest, write_manifest
 
 
@@ -229,3 +229,13 @@ def test_no_flipped_bit_of_a_manifest_is_believed(folder):
             assert str(folder) in str(e)
         else:
             assert found == {k: v for k, v in good.items() if k != 'seal'}
+
+
+def test_a_url_is_no_place_for_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ('s3://bucket/encoded', Path('memory://encoded')):
+        with pytest.raises(InputError, match='is a URL: write to a folder'):
+            open_stage('encode', {}, folder=place)
+        with pytest.raises(InputError, match='is a URL: write to a folder'):
+            write_json(place, {})
+    assert not [*tmp_path.iterdir()]

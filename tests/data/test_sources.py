@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from upath import UPath
 
 import balanceddpo.data.pairs as pairs
 import balanceddpo.data.sources as sources
@@ -374,6 +375,53 @@ def test_a_share_or_limit_without_pairs_is_refused(tmp_path):
 def test_bad_line_is_named(folder, line):
     lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1='images/1.png'), line)
     assert 'metadata.jsonl: line 2' in refused(list, read_pairs(folder))
+
+
+# --- URLs
+
+
+@pytest.fixture
+def bucket():
+    "A store in memory, behind fsspec."
+    place = UPath('memory://bucket')
+    place.mkdir(parents=True, exist_ok=True)
+    yield place
+    place.rmdir(recursive=True)
+
+
+def test_a_url_is_read_like_a_file(bucket, tmp_path):
+    path = write_pairs(some_pairs(150), tmp_path / 'train-00000-of-00001.parquet')
+    here, there = PairSource(str(tmp_path)), PairSource('memory://bucket/pairs')
+    (bucket / 'pairs').mkdir()
+    (bucket / 'pairs' / path.name).write_bytes(path.read_bytes())
+    assert list(there.read()) == list(here.read())
+    assert there.key == here.key  # the same pairs, wherever they are
+    assert count_rows('memory://bucket/pairs') == 150
+    state = there.named.state
+    (bucket / 'pairs' / path.name).write_bytes(path.read_bytes())
+    assert there.named.state != state
+
+
+def test_a_folder_behind_a_url_names_no_file_outside(bucket):
+    for n in (0, 1):
+        (bucket / f'{n}.png').write_bytes(plain(n))
+
+    def pairs(name):
+        row = {'caption': 'a', 'jpg_0': '0.png', 'jpg_1': name}
+        (bucket / 'metadata.jsonl').write_text(json.dumps(row))
+        return list(read_pairs('memory://bucket'))
+
+    assert [p.images for p in pairs('1.png')] == [(plain(0), plain(1))]
+    for name in ('../1.png', '/etc/passwd', 'memory://other/1.png', 'a/../../1.png'):
+        assert 'leads out of memory://bucket: refused' in refused(pairs, name)
+    assert 'undecodable' in refused(pairs, '2.png')
+
+
+def test_a_url_that_cannot_be_read_is_one_line():
+    assert 'memory://bucket/none: no such file' in refused(read_pairs, 'memory://bucket/none')
+    assert "no://bucket cannot be read: ValueError: Unsupported filesystem: 'no'" in refused(
+        read_pairs, 'no://bucket'
+    )
 
 
 # --- datasets
