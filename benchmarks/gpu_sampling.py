@@ -41,13 +41,14 @@ def our_sampler(family, n: int, steps: int) -> Callable[[], list]:
     "What draws n images, one a prompt, all at once, as `balanceddpo sample` does; the images."
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.families import plain_pipeline
-    from balanceddpo.models.sampling import generate, make_scheduler
+    from balanceddpo.models.sampling import generate, make_scheduler, plan_batches
 
     pipeline = plain_pipeline(family, make_scheduler('ddim', family.scheduler_config))
     prompts, wanted = PromptSet('made', prompts_of(n)), {(i, 0) for i in range(n)}
 
     def draw():
-        found = generate(family, pipeline, prompts, settings(n, steps), wanted)
+        planned = list(plan_batches(n, 1, n))
+        found = generate(family, pipeline, prompts, settings(n, steps), planned, wanted)
         return [image for _, _, image in found]
 
     return draw

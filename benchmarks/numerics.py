@@ -67,7 +67,7 @@ def sampling(folder) -> Callable:
     "Images of the icon world drawn with guidance in four steps."
     from balanceddpo.data.prompts import read_prompts
     from balanceddpo.models.config import SampleConfig
-    from balanceddpo.models.sampling import generate, load_generator
+    from balanceddpo.models.sampling import generate, load_generator, plan_batches
 
     prompts = read_prompts('icons:tuning', limit=IMAGES)
     config = SampleConfig(
@@ -79,8 +79,9 @@ def sampling(folder) -> Callable:
         device='cpu',
     )
     family, pipeline = load_generator(config)
+    planned = list(plan_batches(len(prompts), 1, IMAGES))
     wanted = {(n, 0) for n in range(len(prompts))}
-    return lambda: list(generate(family, pipeline, prompts, config, wanted))
+    return lambda: list(generate(family, pipeline, prompts, config, planned, wanted))
 
 
 def labelling(folder) -> Callable:

@@ -31,7 +31,7 @@ from ..core.stages import runs_root
 if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.config import SampleConfig
-    from balanceddpo.models.sampling import ImageStore
+    from balanceddpo.models.image_store import ImageStore
     from balanceddpo.pipeline.stages import Evaluation
     from balanceddpo.scoring.registry import ScorerSpec
 
@@ -252,7 +252,7 @@ def open_or_draw(
 ) -> list[tuple]:
     "(name of the model, name of the prompt set, images) of each contestant on each prompt set."
     from balanceddpo import pipeline
-    from balanceddpo.models.sampling import open_images
+    from balanceddpo.models.image_store import open_images
 
     models: dict[str, ImageStore | pipeline.Model] = {}
     for c in found:

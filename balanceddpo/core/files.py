@@ -243,7 +243,7 @@ def refuse_url(path: str | Path) -> None:
     if re.match(r'[a-z][a-z0-9+.-]+:/', str(path)):  # a Path has one slash of a URL's two
         raise InputError(f'{path} is a URL: write to a folder on a disk, and copy it from there')
 
-
+# %% ../../nbs/core/02_files.ipynb #b01e3ce2
 @contextmanager
 def staged(path: str | Path) -> Generator[Path, None, None]:
     """Yield a temporary sibling of `path` to create as a file or a folder; on success flush it and

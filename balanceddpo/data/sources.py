@@ -325,7 +325,7 @@ def _place(source: str | Path) -> Path:
         )
     return path
 
-
+# %% ../../nbs/data/02_sources.ipynb #bea3d5f6
 def _metadata_file(path: Path, split: str) -> Path | None:
     "The `metadata.jsonl` of a folder or of its split; None if there is none."
     if path.is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from math import copysign, hypot, isfinite
@@ -38,7 +37,7 @@ from balanceddpo.evaluation.tasks import (
     prompts_of,
     shortened,
 )
-from ..models.sampling import ImageStore, image_file
+from ..models.image_store import ImageStore
 
 # %% auto #0
 __all__ = ['published_geneval']
@@ -205,8 +204,7 @@ def export_geneval(store: ImageStore, prompts: Sequence[TaskPrompt], folder: str
             (here / 'samples').mkdir(parents=True)
             (here / 'metadata.jsonl').write_text(json.dumps(p.metadata), encoding='utf-8')
             for i in images[p.id]:
-                drawn = store.folder / image_file(p.id, i)
-                shutil.copyfile(drawn, here / 'samples' / f'{i:05}.png')
+                (here / 'samples' / f'{i:05}.png').write_bytes(store.png(p.id, i))
     return folder
 
 # %% ../../nbs/evaluation/11_geneval.ipynb #916f7614

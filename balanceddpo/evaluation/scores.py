@@ -33,7 +33,7 @@ from balanceddpo.evaluation.win_rates import (
     score_grid,
     tables_of_pairs,
 )
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 from ..scoring.scorers import Scorer, score_items
 
 # %% auto #0

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..core.errors import InputError
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 
 # %% auto #0
 __all__ = []

@@ -18,7 +18,7 @@ from ..core.stages import runs_root
 from .intervals import DEFAULT_BOOTSTRAP, Bootstrap, rate_interval, wilson
 from .scores import compare_scores
 from .win_rates import as_json, mean_score, refuse_mismatch, score_grid
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 
 # %% auto #0
 __all__ = ['check_tasks', 'task_scores', 'task_differences', 'spread_tasks']

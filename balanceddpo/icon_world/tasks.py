@@ -36,7 +36,7 @@ from balanceddpo.icon_world.world import (
     true_render,
     truth_of,
 )
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -71,6 +71,8 @@ class SampleConfig:
     lora: str | None = None  # LoRA file or folder, loaded into the model
     seed: int = 0  # of the whole set of images
     safety_checker: bool = False  # run the model's own safety checker; what it flags becomes black
+    # PNG files too, beside the folder, where there are so many images that they lie in tars
+    png: bool = False
 
     def check(self) -> None:
         "Raise InputError if there is nothing to draw, or no way to draw it."
@@ -83,7 +85,7 @@ class SampleConfig:
         if not 0 <= self.guidance < math.inf:  # which NaN is not either
             raise InputError(f'guidance must be a number of 0 or more, not {self.guidance}')
 
-
+# %% ../../nbs/models/01_config.ipynb #2b6d3192
 # the settings that images depend on, beside the model and the prompts
 IMAGE_SETTINGS = (
     'images_per_prompt',

@@ -26,7 +26,7 @@ from ..icon_world.checks import as_pictures, recognise, register_checks
 from ..icon_world.world import BACKGROUNDS, CONCEPTS, STYLES, true_render, truth_of
 from ..models.config import EncodeConfig, SampleConfig
 from ..models.encoding import EncodedPairs
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 from ..models.weights import merged_weights
 from .scales import Scale
 from ..pipeline import Model

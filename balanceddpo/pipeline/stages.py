@@ -34,7 +34,7 @@ from ..models.config import EncodeConfig, SampleConfig
 from ..models.encoding import EncodedPairs, encode_pairs, with_autoencoder
 from ..models.families import check_drawing, load_family
 from ..models.folders import PACKAGED, local_folder
-from ..models.sampling import ImageStore
+from ..models.image_store import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
 from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
 from ..scoring.tables import TABLE, read_scores, score_pairs

@@ -16,7 +16,7 @@ from pandas import DataFrame
 
 from ..core.errors import InputError
 from ..data.pairs import Pair, make_pair
-from ..models.sampling import ImageStore, image_file
+from ..models.image_store import ImageStore
 
 # %% auto #0
 __all__ = ['Groups', 'groups_of']
@@ -41,11 +41,6 @@ def groups_of(store: ImageStore, table: DataFrame, scorers: Sequence[str]) -> Gr
     return Groups(ids, scores, tuple(scorers), store)
 
 # %% ../../nbs/recipes/06_groups.ipynb #5b8b78c1
-def image_bytes_of(store: ImageStore, prompt_id: str, index: int) -> bytes:
-    "The file of one image of a store."
-    return (store.folder / image_file(prompt_id, index)).read_bytes()
-
-
 def chosen_rows(tables: Sequence[DataFrame]) -> DataFrame:
     """The rows of `tables` (of `groups.group_table`, one for each visit) that have a pair. Raises
     InputError if there is none."""
@@ -61,7 +56,7 @@ def pairs_of_group_rows(groups: Groups, rows: DataFrame) -> list[Pair]:
     seen = Counter()
     pairs = []
     for group, i, j in rows[['group_id', 'i', 'j']].itertuples(index=False):
-        images = [image_bytes_of(groups.store, group, k) for k in (i, j)]
+        images = [groups.store.png(group, k) for k in (i, j)]
         pairs.append(make_pair(texts[group], images, rating=seen[group, i, j]))
         seen[group, i, j] += 1
     return pairs

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from balanceddpo.cli import ORDER, VERBS, main
 from balanceddpo.models.encoding import EncodedPairs
-from balanceddpo.models.sampling import open_images
+from balanceddpo.models.image_store import open_images
 from balanceddpo.voting.labels import read_labels
 from short_commands import (
     DRAW,

@@ -103,9 +103,11 @@ def test_images_agree(monkeypatch):
 
     def draw():
         family, pipeline = sampling.load_generator(config)
+        planned = sampling.plan_shards(prompts, config)[0]
         wanted = {(n, i) for n in range(2) for i in range(4)}
         drawn = [
-            image for *_, image in sampling.generate(family, pipeline, prompts, config, wanted)
+            image
+            for *_, image in sampling.generate(family, pipeline, prompts, config, planned, wanted)
         ]
         return convolutions(family.model), torch.stack([as_bytes(image) for image in drawn])
 

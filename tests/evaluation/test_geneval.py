@@ -32,7 +32,8 @@ from balanceddpo.evaluation.geneval_prompts import (
     TaskPrompt,
 )
 from balanceddpo.evaluation.tasks import task_scores
-from balanceddpo.models.sampling import ImageStore, image_file, image_seed
+from balanceddpo.models.image_store import ImageStore, image_file
+from balanceddpo.models.sampling import image_seed
 
 # --- GenEval's rules
 

@@ -25,7 +25,8 @@ from balanceddpo.evaluation.scores import (
     score_summary,
 )
 from balanceddpo.evaluation.win_rates import score_table
-from balanceddpo.models.sampling import ImageStore, image_file, image_seed
+from balanceddpo.models.image_store import ImageStore, image_file
+from balanceddpo.models.sampling import image_seed
 
 # five prompts with three images each, by two models
 X = np.array([[9, 1, 1], [4, 4, 4], [2, 6, 2], [1, 1, 1], [5, 3, 1]], float)

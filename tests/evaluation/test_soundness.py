@@ -12,7 +12,7 @@ from balanceddpo.evaluation.soundness import (
     refuse_unsound,
     unsound_lines,
 )
-from balanceddpo.models.sampling import ImageStore
+from balanceddpo.models.image_store import ImageStore
 
 
 def store(flagged, constant):

@@ -30,7 +30,8 @@ from balanceddpo.icon_world.tasks import (
     task_prompts,
 )
 from balanceddpo.icon_world.world import Icon
-from balanceddpo.models.sampling import ImageStore, image_file, image_seed
+from balanceddpo.models.image_store import ImageStore, image_file
+from balanceddpo.models.sampling import image_seed
 
 
 def test_a_phrase_names_what_its_task_asks_for_and_nothing_else():

@@ -12,13 +12,13 @@ import torch
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import locked
 from balanceddpo.data.prompts import PromptSet
-from balanceddpo.models import sampling
+from balanceddpo.models import image_store, sampling
 from balanceddpo.models.config import SampleConfig
 from balanceddpo.models.families import load_family
+from balanceddpo.models.image_store import image_file, open_images
 from balanceddpo.models.sampling import (
     image_seed,
     initial_latents,
-    open_images,
     plan_batches,
     sample,
 )
@@ -254,6 +254,87 @@ def test_what_is_lost_or_damaged_is_drawn_again_and_nothing_else(config, tmp_pat
     assert all((tmp_path / 'o' / n).stat().st_mtime_ns == t for n, t in times.items())
 
 
+@pytest.fixture
+def packed(monkeypatch):
+    "From four images on they lie in tars, of four or more."
+    monkeypatch.setattr(sampling, 'PACKED_FROM', 4)
+    monkeypatch.setattr(sampling, 'SHARD_IMAGES', 4)
+
+
+def test_many_images_lie_in_tars_the_same_to_the_byte(config, tmp_path, monkeypatch):
+    loose = draw(config, tmp_path / 'loose')
+    monkeypatch.setattr(sampling, 'PACKED_FROM', 4)
+    monkeypatch.setattr(sampling, 'SHARD_IMAGES', 4)
+    store = draw(replace(config, png=True), tmp_path / 'o')
+    names = ['images-00000.tar', 'images-00001.tar', 'images-00002.tar']
+    assert sorted(p.name for p in (tmp_path / 'o').iterdir() if p.suffix == '.tar') == names
+    assert not (tmp_path / 'o' / 'images').exists() or not [*(tmp_path / 'o' / 'images').iterdir()]
+    columns = ['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'sha256', 'flagged']
+    assert store.index[columns].equals(loose.index[columns])
+    for row in store.index.itertuples():
+        png = (tmp_path / 'loose' / image_file(row.prompt_id, row.image_index)).read_bytes()
+        assert store.png(row.prompt_id, row.image_index) == png
+        asked = tmp_path / 'o-png' / image_file(row.prompt_id, row.image_index)
+        assert asked.read_bytes() == png
+    assert (pixels(store) == pixels(loose)).all()
+
+
+def test_tars_are_what_webdataset_is(config, tmp_path, packed, monkeypatch):
+    monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
+    import datasets
+
+    store = draw(config, tmp_path / 'o', PROMPTS.head(2))
+    files = sorted(map(str, (tmp_path / 'o').glob('*.tar')))
+    rows = datasets.load_dataset(
+        'webdataset', data_files=files, split='train', cache_dir=str(tmp_path / 'cache')
+    )
+    assert [r['txt'] for r in rows] == store.index.prompt.tolist()
+    assert (np.stack([np.asarray(r['png'], int) for r in rows]) == pixels(store)).all()
+
+
+@pytest.mark.parametrize('finished', [True, False])
+@pytest.mark.parametrize('how', ['missing', 'truncated', 'flipped', 'empty', 'note'])
+def test_a_damaged_tar_is_drawn_again_alone(config, tmp_path, packed, how, finished):
+    draw(config, tmp_path / 'o')
+    before = contents(tmp_path / 'o')
+    tar = tmp_path / 'o' / 'images-00001.tar'
+    if how == 'note':
+        tar.with_suffix('.json').write_text('{')
+    else:
+        damage(tar, how)
+    if finished:
+        with pytest.raises(InputError, match='images-00001'):
+            open_images(tmp_path / 'o')
+    else:
+        (tmp_path / 'o' / 'manifest.json').unlink()
+    others = [tmp_path / 'o' / f'images-0000{k}.tar' for k in (0, 2)]
+    times = [p.stat().st_mtime_ns for p in others]
+    draw(config, tmp_path / 'o')
+    assert contents(tmp_path / 'o') == before
+    assert [p.stat().st_mtime_ns for p in others] == times
+
+
+def test_what_was_drawn_before_a_stop_is_packed_and_not_drawn_again(
+    config, tmp_path, packed, monkeypatch
+):
+    drawn, real = [], image_store.write_image
+
+    def stops(path, image):
+        if len(drawn) == 6:
+            raise OSError(28, 'No space left on device')
+        drawn.append(path)
+        real(path, image)
+
+    monkeypatch.setattr(image_store, 'write_image', stops)
+    with pytest.raises(OSError):
+        draw(config, tmp_path / 'o')
+    monkeypatch.setattr(image_store, 'write_image', lambda *a: drawn.append(a[0]) or real(*a))
+    draw(config, tmp_path / 'o')
+    assert len(drawn) == len(set(drawn)) == 10
+    draw(config, tmp_path / 'whole')
+    assert contents(tmp_path / 'o') == contents(tmp_path / 'whole')
+
+
 @pytest.mark.parametrize(
     'change',
     [
@@ -452,7 +533,7 @@ def test_looking_at_the_pixels_does_not_change_a_bit(folders, config, kind, tmp_
         ours = sampling.draw_images(family, pipeline, texts, empty, noise, config)
     assert torch.cat(finite).tolist() == [True, True]
     for a, b in zip(ours, theirs, strict=True):
-        sampling.write_image(tmp_path / 'ours.png', a)
+        image_store.write_image(tmp_path / 'ours.png', a)
         b.save(tmp_path / 'theirs.png')
         assert (tmp_path / 'ours.png').read_bytes() == (tmp_path / 'theirs.png').read_bytes()
     assert not pipeline.vae.decoder._forward_hooks

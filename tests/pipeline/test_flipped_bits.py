@@ -16,7 +16,7 @@ from balanceddpo.core.stages import open_stage
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.evaluation.scores import score_images
 from balanceddpo.models.encoding import EncodedPairs
-from balanceddpo.models.sampling import ImageStore, image_file, open_images
+from balanceddpo.models.image_store import ImageStore, image_file, open_images
 from balanceddpo.scoring.scorers import FunctionScorer
 from balanceddpo.scoring.tables import read_scores, score_pairs
 from made_pairs import plain

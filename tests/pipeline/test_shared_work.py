@@ -22,7 +22,7 @@ CHILD = """
 import json, sys
 from balanceddpo.cli import main
 from balanceddpo.data import pairs
-from balanceddpo.models import encoding, sampling
+from balanceddpo.models import encoding, image_store
 count = dict(shards=0, images=0, decoded=0)
 def counted(module, name, what):
     real = getattr(module, name)
@@ -32,7 +32,7 @@ def counted(module, name, what):
     setattr(module, name, call)
 counted(encoding, 'encode_unit', 'shards')
 counted(pairs, 'decode', 'decoded')
-counted(sampling, 'write_image', 'images')
+counted(image_store, 'write_image', 'images')
 for words in json.loads(sys.argv[1]):
     assert main(words) == 0
 print(json.dumps(count), file=sys.stderr)
