@@ -88,6 +88,8 @@ class TrainConfig(VisitConfig):
     # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
     compiled: Literal['no', 'blocks', 'whole'] = 'no'
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
+    # fsdp: each process holds a part of policy, reference, gradient and optimizer, not all of them
+    sharding: Literal['no', 'fsdp'] = 'no'
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
     device: str = 'auto'  # auto, cpu, cuda: the first GPU in sight (CUDA_VISIBLE_DEVICES chooses)
     log_every: int = 1  # steps a row of metrics
@@ -104,6 +106,7 @@ class TrainConfig(VisitConfig):
         _bring_into_one_form(self)
         check_values(self)
         _fill_in_defaults(self)
+        check_sharding(self)
         loss_of(self)  # refuses what does not fit the method
 
 # %% ../../nbs/training/01_config.ipynb #29425e6b
@@ -181,6 +184,26 @@ def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     choices['method'] = tuple(LOSSES)
     choices['noise'] = ('auto', 'random', *INVERSIONS)
     return choices
+
+# %% ../../nbs/training/01_config.ipynb #ca28574a
+# what a model in parts can be trained with: field -> its values
+SHARDED = {
+    'optimizer': ('adamw',),  # Adafactor's sums run over whole rows and columns
+    'precision': ('fp32', 'bf16'),
+    'noise': ('random',),  # inversion takes other numbers of passes in each process
+    'compiled': ('no',),
+    'channels_last': (False,),  # cut along the first dimension, in the plain layout
+}
+
+
+def check_sharding(config: TrainConfig) -> None:
+    "Raises InputError for a setting that does not go with `sharding`."
+    for name, values in SHARDED.items() if config.sharding != 'no' else ():
+        if (value := getattr(config, name)) not in values:
+            raise InputError(
+                f'sharding {config.sharding} is not for {name} {value}: set {name} to'
+                f' {" or ".join(map(str, values))}, or sharding to no'
+            )
 
 # %% ../../nbs/training/01_config.ipynb #1e5806c2
 def options_of(config: TrainConfig) -> dict:
