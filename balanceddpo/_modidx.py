@@ -2862,6 +2862,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'balanceddpo/training/checkpoints.py')},
             'balanceddpo.training.config': { 'balanceddpo.training.config.EncodingNeeds': ( 'training/config.html#encodingneeds',
                                                                                             'balanceddpo/training/config.py'),
+                                             'balanceddpo.training.config.ProcessConfig': ( 'training/config.html#processconfig',
+                                                                                            'balanceddpo/training/config.py'),
                                              'balanceddpo.training.config.TrainConfig': ( 'training/config.html#trainconfig',
                                                                                           'balanceddpo/training/config.py'),
                                              'balanceddpo.training.config.TrainConfig.__post_init__': ( 'training/config.html#trainconfig.__post_init__',

@@ -160,7 +160,7 @@ def plan_of_memory(config: TrainConfig, n: int) -> list[str]:
         lines.append(f'with sharding fsdp {", ".join(parts)} processes (estimate)')
     return lines
 
-
+# %% ../../nbs/command/02_plans.ipynb #69c5230f
 def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
     "What a training of a denoiser of `n` parameters would keep in memory and on disk."
     from balanceddpo.losses.methods import LOSSES

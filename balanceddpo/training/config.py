@@ -42,9 +42,18 @@ class VisitConfig:
     # the last timestep is pure noise: the schedule is rescaled, as public code does for SDXL-Turbo
     zero_terminal_snr: bool = False
 
+# %% ../../nbs/training/01_config.ipynb #cee1661f
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig(VisitConfig):
+    "How several processes share a run."
+
+    # fsdp: each process holds a part of policy, reference, gradient and optimizer, not all of them
+    sharding: Literal['no', 'fsdp'] = 'no'
+    process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
+
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
-class TrainConfig(VisitConfig):
+class TrainConfig(ProcessConfig):
     """Settings of one training run. Raises InputError naming the field for a value that makes no
     sense."""
 
@@ -88,8 +97,6 @@ class TrainConfig(VisitConfig):
     # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
     compiled: Literal['no', 'blocks', 'whole'] = 'no'
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
-    # fsdp: each process holds a part of policy, reference, gradient and optimizer, not all of them
-    sharding: Literal['no', 'fsdp'] = 'no'
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
     device: str = 'auto'  # auto, cpu, cuda: the first GPU in sight (CUDA_VISIBLE_DEVICES chooses)
     log_every: int = 1  # steps a row of metrics
@@ -97,7 +104,6 @@ class TrainConfig(VisitConfig):
     keep_checkpoints: int = 2  # checkpoints that stay
     # stop after so many steps in a row with a loss or gradient that is not finite
     max_bad_steps: int = 5
-    process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
     # where metrics go beside metrics.jsonl
     tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
