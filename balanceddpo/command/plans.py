@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
+from ..core.shares import launched_share
 
 if TYPE_CHECKING:
     from balanceddpo.training.config import TrainConfig
@@ -124,26 +125,60 @@ def plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #82fcabfe
+def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool) -> int:
+    """What each of so many processes needs for weights, gradients and optimizer in a training of a
+    denoiser of `n` parameters; what a LoRA adds is small and left out."""
+    from balanceddpo.losses.methods import LOSSES
+
+    half = config.precision != 'fp32'
+    if config.mode == 'lora':
+        kept, on_top = 2 if half else 4, 0
+    else:
+        # policy, gradient, reference, and with AdamW two moments
+        kept = 8 + 4 * LOSSES[config.method].needs_reference + 8 * (config.optimizer == 'adamw')
+        # autocast's copies, and the room in which processes exchange gradients
+        on_top = 2 * half + 4 * (processes > 1 and not sharded)
+    return round(n * (kept / (processes if sharded else 1) + on_top))
+
+
+def plan_of_memory(config: TrainConfig, n: int) -> list[str]:
+    """What each process of a training of `n` parameters needs, and what it would if each held a
+    part of the weights."""
+    processes = launched_share().processes
+    mine = bytes_of_weights(config, n, processes, config.sharding == 'fsdp')
+    lines = [
+        f'at least {amount(mine, "bytes")} of memory for weights, gradients and optimizer'
+        f'{" in each process" if processes > 1 else ""}, and what {config.micro_batch_size} pairs'
+        ' need on top (estimate)'
+    ]
+    if config.optimizer != 'adafactor':
+        counts = (processes,) if processes > 1 else (2, 8)
+        parts = [
+            f'{amount(bytes_of_weights(config, n, count, True), "bytes")} in each of {count}'
+            for count in counts
+        ]
+        lines.append(f'with sharding fsdp {", ".join(parts)} processes (estimate)')
+    return lines
+
+# %% ../../nbs/command/02_plans.ipynb #69c5230f
 def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
     "What a training of a denoiser of `n` parameters would keep in memory and on disk."
     from balanceddpo.losses.methods import LOSSES
 
+    memory = plan_of_memory(config, n)
     if config.mode == 'lora':
         return [
+            *memory,
             f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is'
-            ' trained and kept'
+            ' trained and kept',
         ]
     # policy, reference, and with AdamW two moments
     copies = 1 + LOSSES[config.method].needs_reference + 2 * (config.optimizer == 'adamw')
-    kept = 4 * n * copies
     return [
-        (
-            f'at least {amount(kept + 4 * n, "bytes")} of memory for weights, gradients and'
-            f' optimizer, and what {config.micro_batch_size} pairs need on top (estimate)'
-        ),
+        *memory,
         (
             f'all {amount(n, "parameters")} are trained; {config.keep_checkpoints} checkpoints of'
-            f' about {amount(kept, "bytes")}, and one more while it is written (estimate)'
+            f' about {amount(4 * n * copies, "bytes")}, and one more while it is written (estimate)'
         ),
     ]
 

@@ -55,8 +55,9 @@ def check_launcher(environ: Mapping[str, str] | None = None) -> None:
             continue
         if name.startswith('ACCELERATE_USE_'):
             way = name.removeprefix('ACCELERATE_USE_')
+            instead = ', and train with --sharding fsdp' if way == 'FSDP' else ''
             raise InputError(
-                f'{name} is set, and {way} is not supported here: unset it, or launch without it'
-                ' (accelerate config writes it into a file)'
+                f'{name} is set, and {way} is not taken from a launcher: unset it, or launch'
+                f' without it (accelerate config writes it into a file){instead}'
             )
         raise InputError(f'{name} is set, which might change the result: unset it')

@@ -5,6 +5,8 @@
 # %% ../../nbs/core/11_ranks.ipynb #b7e202cb
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import InputError
@@ -47,3 +49,28 @@ def check_same_inputs(accelerator: Accelerator, inputs: dict) -> None:
         from accelerate.utils import gather_object
 
         refuse_other_inputs(gather_object([canonical(inputs)]))
+
+# %% ../../nbs/core/11_ranks.ipynb #65561c48
+def refuse_other_disks(seen: list[bool], folder: Path) -> None:
+    "Raises InputError naming the first process that does not see the disk of process 0."
+    if not all(seen):
+        raise InputError(
+            f'process {seen.index(False)} does not see {folder} of process 0, and what is sharded'
+            ' is written by all: choose a folder on a disk that all machines share, or set sharding'
+            ' to no'
+        )
+
+
+def check_same_disk(accelerator: Accelerator, folder: Path) -> None:
+    "Raises InputError, on all processes, if `folder` is not the same one for all of them."
+    from accelerate.utils import gather_object
+
+    mark = Path(folder) / '.seen-by-all'
+    if accelerator.is_main_process:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(uuid.uuid4().hex, encoding='utf-8')
+    word = told_by_first(accelerator, mark.read_text() if accelerator.is_main_process else '')
+    seen = gather_object([mark.is_file() and mark.read_text(encoding='utf-8') == word])
+    if accelerator.is_main_process:
+        mark.unlink()
+    refuse_other_disks(seen, folder)

@@ -9,11 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.devices import versions
 from ..core.errors import InputError
 from ..core.files import staged, write_json
 from ..core.numerics import numeric_path
+from ..core.sharding import gather_into
 from ..core.stages import verify_manifest, write_manifest
 from ..losses.methods import LOSSES
 from ..models.folders import PACKAGED
@@ -21,6 +23,9 @@ from ..models.saving import save_pipeline
 from .config import TrainConfig, refreshes
 from .run import Run
 from ..voting.config import LabelConfig
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 # %% auto #0
 __all__ = []
@@ -187,12 +192,21 @@ def training_facts(run: Run) -> dict:
     }
 
 
+def trained_model(run: Run) -> ModelMixin:
+    """The denoiser as it is saved: of a sharded run on the first process's CPU, and all processes
+    have to ask for it."""
+    model = run.accelerator.unwrap_model(run.policy, keep_fp32_wrapper=False)
+    if run.empty is None:
+        return model
+    return gather_into(run.empty, model, keep=run.accelerator.is_main_process)
+
+
 def publish(run: Run) -> Path:
     """Write the result to `out/model`: the pipeline or LoRA file, its card, `training.json` and a
     manifest; all of it or nothing."""
     place = run.out / 'model'
+    model = trained_model(run)
     if run.accelerator.is_main_process:
-        model = run.accelerator.unwrap_model(run.policy, keep_fp32_wrapper=False)
         adapter = 'default' if run.config.mode == 'lora' else None
         with staged(place) as folder:
             save_pipeline(run.family.folder, model, folder, adapter=adapter)

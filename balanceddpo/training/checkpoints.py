@@ -12,8 +12,11 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -21,8 +24,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.files import staged, tidy
+from ..core.files import read_json, staged, tidy, write_json
+from ..core.ranks import told_by_first
+from ..core.sharding import is_sharded
 from ..core.stages import verify_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # %% auto #0
 __all__ = []
@@ -139,7 +147,13 @@ class Checkpoint:
 
     def load(self, part: str):
         "The state of one part, on the CPU. Raises InputError if this checkpoint has no such part."
+        if self.is_sharded(part):
+            return load_shards(self.folder / part)
         return load_state(self.folder / f'{part}.safetensors')
+
+    def is_sharded(self, part: str) -> bool:
+        "Whether a part was written by all processes of a run."
+        return (self.folder / part).is_dir()
 
 # %% ../../nbs/training/03_checkpoints.ipynb #613c0d81
 def checkpoints(folder: str | Path) -> list[Checkpoint]:
@@ -180,6 +194,71 @@ def write_checkpoint(
         write_manifest(temporary, step=step, **facts)
     retain(folder, keep)
     return Checkpoint(place, step)
+
+# %% ../../nbs/training/03_checkpoints.ipynb #67265109
+def save_shards(accelerator: Accelerator, state, folder: str | Path) -> None:
+    """Write a nested state of sharded tensors into `folder`, each process its parts. Raises OSError
+    naming the folder and the first process that could not."""
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
+
+    tensors = {}
+    shape = pack(state, tensors)
+    try:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as e:
+        process, (reason, _) = min(e.failures.items())
+        raise OSError(
+            errno.EIO,
+            f'process {process} cannot write its part of {folder}: {reason}'
+            f' ({shutil.disk_usage(Path(folder).parent).free} bytes are free there)',
+        ) from e
+    if accelerator.is_main_process:
+        write_json(Path(folder) / 'structure.json', shape)
+
+
+def load_shards(folder: str | Path, like: Callable[[str], Tensor | None] | None = None):
+    """Read what `save_shards` wrote: all of it on the CPU of this process, or with `like` what each
+    process of a run holds, and then all have to read. `like`: a tensor's name in the state -> one
+    that is held as it should be, or None."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, TensorStorageMetadata, load
+
+    shape = read_json(Path(folder) / 'structure.json')
+    reader = HuggingFaceStorageReader(str(folder))
+    tensors = {}
+    for name, kept in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(kept, TensorStorageMetadata)  # nothing else was written
+        size, dtype = kept.size, kept.properties.dtype
+        tensors[name] = torch.empty(size, dtype=dtype)
+        if like and (t := like(name)) is not None and t.shape == size:
+            tensors[name] = torch.empty_like(t, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*intent is to load in a single process')
+        load(tensors, storage_reader=reader, no_dist=like is None)
+    return unpack(shape, tensors)
+
+# %% ../../nbs/training/03_checkpoints.ipynb #64e784e2
+def write_shared_checkpoint(
+    accelerator: Accelerator, folder: str | Path, step: int, parts: dict, keep: int = 2, **facts
+) -> None:
+    """As `write_checkpoint`, by all processes of a run, on a disk that all see: the parts with
+    sharded tensors together, the others, and the manifest, by the first."""
+    first = accelerator.is_main_process
+    place = Path(folder) / f'step-{step:08d}'
+    with staged(place) if first else nullcontext(place) as temporary:
+        if first:
+            temporary.mkdir()
+        mine = place.with_name(told_by_first(accelerator, temporary.name))
+        for name, state in parts.items():
+            pack(state, tensors := {})
+            if any(map(is_sharded, tensors.values())):
+                save_shards(accelerator, state, mine / name)
+            elif first:
+                save_state(state, mine / f'{name}.safetensors')
+        accelerator.wait_for_everyone()
+        if first:
+            write_manifest(temporary, step=step, **facts)
+    if first:
+        retain(folder, keep)
 
 # %% ../../nbs/training/03_checkpoints.ipynb #b8fab4cd
 def remove_leftovers(folder: str | Path) -> None:

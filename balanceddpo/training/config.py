@@ -42,9 +42,18 @@ class VisitConfig:
     # the last timestep is pure noise: the schedule is rescaled, as public code does for SDXL-Turbo
     zero_terminal_snr: bool = False
 
+# %% ../../nbs/training/01_config.ipynb #cee1661f
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig(VisitConfig):
+    "How several processes share a run."
+
+    # fsdp: each process holds a part of policy, reference, gradient and optimizer, not all of them
+    sharding: Literal['no', 'fsdp'] = 'no'
+    process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
+
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
-class TrainConfig(VisitConfig):
+class TrainConfig(ProcessConfig):
     """Settings of one training run. Raises InputError naming the field for a value that makes no
     sense."""
 
@@ -95,7 +104,6 @@ class TrainConfig(VisitConfig):
     keep_checkpoints: int = 2  # checkpoints that stay
     # stop after so many steps in a row with a loss or gradient that is not finite
     max_bad_steps: int = 5
-    process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
     # where metrics go beside metrics.jsonl
     tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
@@ -104,6 +112,7 @@ class TrainConfig(VisitConfig):
         _bring_into_one_form(self)
         check_values(self)
         _fill_in_defaults(self)
+        check_sharding(self)
         loss_of(self)  # refuses what does not fit the method
 
 # %% ../../nbs/training/01_config.ipynb #29425e6b
@@ -181,6 +190,26 @@ def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     choices['method'] = tuple(LOSSES)
     choices['noise'] = ('auto', 'random', *INVERSIONS)
     return choices
+
+# %% ../../nbs/training/01_config.ipynb #ca28574a
+# what a model in parts can be trained with: field -> its values
+SHARDED = {
+    'optimizer': ('adamw',),  # Adafactor's sums run over whole rows and columns
+    'precision': ('fp32', 'bf16'),
+    'noise': ('random',),  # inversion takes other numbers of passes in each process
+    'compiled': ('no',),
+    'channels_last': (False,),  # cut along the first dimension, in the plain layout
+}
+
+
+def check_sharding(config: TrainConfig) -> None:
+    "Raises InputError for a setting that does not go with `sharding`."
+    for name, values in SHARDED.items() if config.sharding != 'no' else ():
+        if (value := getattr(config, name)) not in values:
+            raise InputError(
+                f'sharding {config.sharding} is not for {name} {value}: set {name} to'
+                f' {" or ".join(map(str, values))}, or sharding to no'
+            )
 
 # %% ../../nbs/training/01_config.ipynb #1e5806c2
 def options_of(config: TrainConfig) -> dict:

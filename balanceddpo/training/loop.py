@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from tqdm.auto import tqdm
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
 from ..core.ranks import told_by_first
+from ..core.sharding import shard_model, whole, without_weights
 from ..losses.diffusion_dpo import loss_report, merge_reports
 from ..losses.methods import LOSSES
 from ..losses.outputs import Outputs
@@ -65,7 +68,9 @@ from balanceddpo.training.run import (
     compile_models,
     decided_pairs,
     family_to_train,
+    is_to_be_sharded,
     make_optimizer,
+    micro_steps,
     open_accelerator,
     prepare_policy,
     with_targets,
@@ -91,9 +96,12 @@ def start(
     out.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator or open_accelerator(config, out)
     set_seed(config.seed)  # for the adapter's first weights, and layers that draw
-    family = family_to_train(config, family, accelerator.device)
+    # what is sharded comes to the device block by block: the whole may have no room there
+    sharded = is_to_be_sharded(config, accelerator)
+    place = torch.device('cpu') if sharded else accelerator.device
+    family = family_to_train(config, family, place)
     config = with_targets(config, family.folder)
-    model = prepare_policy(family.model, config, accelerator.device)
+    model = prepare_policy(family.model, config, place)
     check_family(config, family)
     return Run(
         config=config,
@@ -111,13 +119,30 @@ def start(
 # %% ../../nbs/training/08_loop.ipynb #cd9a767f
 def policy_and_reference(config: TrainConfig, model: ModelMixin, accelerator: Accelerator) -> dict:
     """The fields of a `Run` that hold weights, from the prepared denoiser `model`: `policy`,
-    `reference`, `optimizer`, `parameters`."""
+    `reference`, `optimizer`, `parameters`, and where they are sharded `empty`."""
     has_reference = LOSSES[config.method].needs_reference
     reference = make_reference(model) if has_reference else NoReference()
+    models = {id(m): m for m in (model, getattr(reference, 'model', model))}.values()
+    compile_models(models, config.compiled)
+    sharded = is_to_be_sharded(config, accelerator)
+    empty = without_weights(model) if sharded else None
+    if sharded:
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        for m in models:
+            shard_model(m, mesh)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    compile_models([model, getattr(reference, 'model', model)], config.compiled)
-    policy, optimizer = accelerator.prepare(model, make_optimizer(config, parameters))
-    return dict(policy=policy, reference=reference, optimizer=optimizer, parameters=parameters)
+    optimizer = make_optimizer(config, parameters)
+    if sharded:  # the model has its processes already
+        policy, optimizer = model, accelerator.prepare(optimizer)
+    else:
+        policy, optimizer = accelerator.prepare(model, optimizer)
+    return dict(
+        policy=policy,
+        reference=reference,
+        optimizer=optimizer,
+        parameters=parameters,
+        empty=empty,
+    )
 
 # %% ../../nbs/training/08_loop.ipynb #c32bba6b
 def outputs_of(run: Run, batch: MicroBatch) -> Outputs:
@@ -164,23 +189,34 @@ def micro_step(run: Run, places: np.ndarray, before: Iterable[int] | None = None
     return MicroResult(losses.detach(), batch.pair_ids, report)
 
 # %% ../../nbs/training/08_loop.ipynb #071f7af7
+def micro_batch_ends(run: Run, n: int) -> list[int]:
+    """Where the micro-batches of this process's `n` pairs of a step begin, and the last ends. Those
+    of a sharded run are as many in each process, for they gather the weights together."""
+    config, processes = run.config, run.accelerator.num_processes
+    if not run.sharded:
+        return [*range(0, n, config.micro_batch_size), n]
+    count = micro_steps(config, math.ceil(config.batch_size / processes))
+    return [n * i // count for i in range(count + 1)]
+
+
 def micro_batches_of_step(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """This process's share of the step's pairs, a micro-batch at a time: their places, how often
     the step has visited each already, and whether this micro-batch is the last."""
     config, accelerator = run.config, run.accelerator
-    whole = plan(len(run.rows), config.batch_size, config.seed, run.step)
+    step = plan(len(run.rows), config.batch_size, config.seed, run.step)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    places, before = whole[share], visits_before(whole)[share]
-    for first in range(0, len(places), config.micro_batch_size):
-        end = first + config.micro_batch_size
-        yield places[first:end], before[first:end], end >= len(places)
+    places, before = step[share], visits_before(step)[share]
+    for first, end in pairwise(micro_batch_ends(run, len(places))):
+        yield places[first:end], before[first:end], end == len(places)
 
 
 def gradient_of_step(run: Run) -> list[MicroResult]:
     "Line 18: add up the gradient of this step's pairs, this process's share of them."
     results = []
     for places, before, is_last in micro_batches_of_step(run):
-        exchange = nullcontext() if is_last else run.accelerator.no_sync(run.policy)
+        # what is sharded is exchanged each time: the sum of all would need the room of a whole one
+        each_time = is_last or run.sharded
+        exchange = nullcontext() if each_time else run.accelerator.no_sync(run.policy)
         with exchange:
             results.append(micro_step(run, places, before))
     return results
@@ -205,7 +241,7 @@ def measures_of_step(run: Run, results: list[MicroResult], norm: Tensor) -> dict
     n = report.pop('decided')
     loss = sum((r.losses.sum() for r in results), torch.zeros(()))
     sums = run.accelerator.reduce(torch.stack([loss, n, *(v * n for v in report.values())]), 'sum')
-    loss, n, *rest, norm = torch.cat([sums, norm.reshape(1)]).tolist()
+    loss, n, *rest, norm = torch.cat([sums, whole(norm).reshape(1)]).tolist()
     return {
         'loss': loss / run.config.batch_size,
         **{k: v / max(n, 1) for k, v in zip(report, rest)},

@@ -18,6 +18,13 @@ from torch import Tensor, nn
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
+from balanceddpo.core.sharding import (
+    held_as,
+    is_sharded,
+    local_part,
+    over_processes,
+    whole_weights,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -47,6 +54,8 @@ def blend_(reference: list[Tensor], policy: list[Tensor], alpha: float = 1.0) ->
     if not 0 <= alpha <= 1:
         raise InputError(f'alpha must be between 0 and 1, not {alpha}')
     with torch.no_grad():
+        # of sharded weights every process moves its part
+        reference, policy = [[local_part(t) for t in side] for side in (reference, policy)]
         if alpha == 1:
             torch._foreach_copy_(reference, policy)
         else:
@@ -121,20 +130,24 @@ class Reference(ABC):
         does not fit."""
         mine = self.tensors()
         check_names(state, mine, 'the state of the reference')
-        blend_(list(mine.values()), [state[name].to(t) for name, t in mine.items()])
+        loaded = [held_as(state[name].to(t.dtype), t) for name, t in mine.items()]
+        blend_(list(mine.values()), loaded)
 
 # %% ../../nbs/training/02_reference.ipynb #e162b85a
 def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The L2 norm of a - b over all (a, b) in `pairs`, divided by that of b. One pair is held at a
-    time; read as a number, so it waits for the device."""
+    """The L2 norm of a - b over all (a, b) in `pairs`, divided by that of b; all pairs are sharded,
+    or none. One pair is held at a time; read as a number, so it waits for the device."""
     norm = torch.linalg.vector_norm
-    norms = []
+    norms, a = [], torch.empty(0)
     with torch.no_grad():
         for a, b in pairs:
-            b = b.to(a.device).float()
-            norms.append(torch.stack([norm(a.float() - b), norm(b)]))
+            mine, b = local_part(a).float(), local_part(b).to(a.device).float()
+            norms.append(torch.stack([norm(mine - b), norm(b)]))
     apart, size = torch.stack(norms).cpu().double().T
-    return (norm(apart) / norm(size)).item()
+    both = torch.stack([norm(apart), norm(size)])
+    if is_sharded(a):
+        both = over_processes(both.square(), a).sqrt()
+    return (both[0] / both[1]).item()
 
 # %% ../../nbs/training/02_reference.ipynb #42c5953e
 Origin = TypeVar('Origin')
@@ -308,9 +321,12 @@ def check_adapter(policy: nn.Module, adapter: str, name: str) -> None:
             )
 
 
-def adapted_weight(layer: BaseTunerLayer, adapter: str) -> Tensor:
-    "The weight of a PEFT layer with the adapter merged into it, fp32."
-    return layer.get_base_layer().weight.float() + layer.get_delta_weight(adapter).float()
+def adapted_weights(layer: BaseTunerLayer, one: str, other: str) -> tuple[Tensor, Tensor]:
+    "The weight of a PEFT layer with either of two adapters merged into it, fp32, whole."
+    with whole_weights(layer):
+        base = layer.get_base_layer().weight.float()
+        merged = [base + layer.get_delta_weight(name).float() for name in (one, other)]
+    return merged[0], merged[1]
 
 # %% ../../nbs/training/02_reference.ipynb #11280da5
 @contextmanager
@@ -366,8 +382,7 @@ class AdapterReference(Reference):
         origin = measured_from(to, self.name, self.initial)
         layers = tuner_layers(self.policy, self.name).values()
         return relative_distance(
-            (adapted_weight(layer, self.policy_adapter), adapted_weight(layer, origin))
-            for layer in layers
+            adapted_weights(layer, self.policy_adapter, origin) for layer in layers
         )
 
 # %% ../../nbs/training/02_reference.ipynb #f3bff5ee

@@ -26,7 +26,8 @@ from ..core.devices import versions
 from ..core.errors import InputError
 from ..core.files import digest
 from ..core.numerics import numeric_path
-from ..core.ranks import check_same_inputs, told_by_first
+from ..core.ranks import check_same_disk, check_same_inputs, told_by_first
+from ..core.sharding import held_as, whole
 from ..core.stages import locked, open_stage
 from ..models.families import part_digests
 from ..models.family import Family
@@ -39,6 +40,7 @@ __all__ = []
 from balanceddpo.training.checkpoints import (
     Checkpoint,
     checkpoints,
+    load_shards,
     newest_checkpoint,
     pack,
     random_state,
@@ -46,9 +48,17 @@ from balanceddpo.training.checkpoints import (
     retain,
     unpack,
     write_checkpoint,
+    write_shared_checkpoint,
 )
 from .config import TrainConfig
-from .run import LabelledPairs, Run, keep_rows, trained_state, with_targets
+from balanceddpo.training.run import (
+    LabelledPairs,
+    Run,
+    is_to_be_sharded,
+    keep_rows,
+    trained_state,
+    with_targets,
+)
 
 # %% ../../nbs/training/05_resume.ipynb #d5decb29
 MAY_CHANGE = (
@@ -59,6 +69,7 @@ MAY_CHANGE = (
     'gradient_checkpointing',
     'compiled',
     'channels_last',
+    'sharding',
     'device',
     'log_every',
     'checkpoint_every',
@@ -126,6 +137,8 @@ def open_run_folder(
     places = out / 'checkpoints'
     inputs = run_inputs(config, pairs, base)
     check_same_inputs(accelerator, inputs)
+    if is_to_be_sharded(config, accelerator):
+        check_same_disk(accelerator, out)
     with accelerator.main_process_first():
         open_stage('train', inputs, folder=places)
     found = told_by_first(accelerator, [c.step for c in checkpoints(places)])
@@ -135,39 +148,47 @@ def open_run_folder(
         )
 
 # %% ../../nbs/training/05_resume.ipynb #c2c149a4
+def state_of(run: Run) -> dict[str, dict]:
+    "Part -> its state, of all that the next step depends on."
+    scaler = run.accelerator.scaler
+    return {
+        'policy': trained_state(run),
+        'reference': run.reference.state_dict(),
+        'optimizer': run.optimizer.state_dict(),
+        'random': random_state(),
+        'progress': {
+            'step': run.step,
+            'bad_steps': run.bad_steps,
+            'window': run.window,
+            'scaler': scaler.state_dict() if scaler else {},
+        },
+    }
+
+
 def save(run: Run) -> None:
-    "Write a checkpoint of the finished step; the older ones beyond `keep_checkpoints` go after it."
-    if run.accelerator.is_main_process:
-        scaler = run.accelerator.scaler
-        write_checkpoint(
-            run.out / 'checkpoints',
-            run.step,
-            {
-                'policy': trained_state(run),
-                'reference': run.reference.state_dict(),
-                'optimizer': run.optimizer.state_dict(),
-                'random': random_state(),
-                'progress': {
-                    'step': run.step,
-                    'bad_steps': run.bad_steps,
-                    'window': run.window,
-                    'scaler': scaler.state_dict() if scaler else {},
-                },
-            },
-            keep=run.config.keep_checkpoints,
-            versions=versions(),
-            numerics=numeric_path(run.config.device, run.config.precision),
-        )
+    """Write a checkpoint of the finished step, all processes together if the run is sharded; the
+    older ones beyond `keep_checkpoints` go after it."""
+    place, parts = run.out / 'checkpoints', state_of(run)
+    facts = {
+        'versions': versions(),
+        'numerics': numeric_path(run.config.device, run.config.precision),
+    }
+    keep = run.config.keep_checkpoints
+    if run.sharded:
+        write_shared_checkpoint(run.accelerator, place, run.step, parts, keep, **facts)
+    elif run.accelerator.is_main_process:
+        write_checkpoint(place, run.step, parts, keep, **facts)
     run.accelerator.wait_for_everyone()
 
 # %% ../../nbs/training/05_resume.ipynb #13a0074e
 def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give the state of an optimizer the memory layout of its weights: a fused kernel walks through
-    both side by side, and a checkpoint keeps no layout."""
+    """Give the state of an optimizer the memory layout of its weights, and where they are sharded
+    each process its part: a fused kernel walks through both side by side, and a checkpoint keeps no
+    layout."""
     for p, state in optimizer.state.items():
         for name, v in state.items():
             if torch.is_tensor(v) and v.shape == p.shape:
-                state[name] = torch.empty_like(p, dtype=v.dtype).copy_(v)
+                state[name] = torch.empty_like(p, dtype=v.dtype).copy_(held_as(v, p))
 
 
 def part_of_first(accelerator: Accelerator, checkpoint: Checkpoint | None, part: str) -> Any:
@@ -188,16 +209,33 @@ def part_of_first(accelerator: Accelerator, checkpoint: Checkpoint | None, part:
     return unpack(shape, tensors)
 
 # %% ../../nbs/training/05_resume.ipynb #8c35e770
+def part_for(run: Run, checkpoint: Checkpoint | None, part: str) -> Any:
+    """The state of a part as this process takes it up: from what all wrote together, its own parts
+    alone, else the whole of it."""
+    if not (run.sharded and checkpoint and checkpoint.is_sharded(part)):
+        return part_of_first(run.accelerator, checkpoint, part)
+    if part != 'optimizer':
+        held = trained_state(run) if part == 'policy' else run.reference.state_dict()
+        return load_shards(checkpoint.folder / part, held.get)
+
+    def weight_of(name: str) -> Tensor | None:
+        # state.<number of the weight>.<what is kept of it>
+        kind, number, *_ = name.split('.')
+        return run.parameters[int(number)] if kind == 'state' else None
+
+    return load_shards(checkpoint.folder / part, weight_of)
+
+
 def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
-    """Put all parts of the first process's checkpoint into the run of each. Raises InputError if
-    the run trains other parameters."""
-    load = partial(part_of_first, run.accelerator, checkpoint)
+    """Put all parts of the first process's checkpoint into the run of each; those of a sharded run
+    read it together. Raises InputError if the run trains other parameters."""
+    load = partial(part_for, run, checkpoint)
     kept, mine = load('policy'), trained_state(run)
     if kept.keys() != mine.keys():
         raise InputError(f'the checkpoint in {run.out} is of other parameters than this run trains')
     with torch.no_grad():
         for name, p in mine.items():
-            p.copy_(kept[name])
+            p.copy_(held_as(kept[name], p))
     run.reference.load_state_dict(load('reference'))
     run.optimizer.load_state_dict(load('optimizer'))
     match_weight_layout(run.optimizer)
@@ -214,8 +252,11 @@ def restore(run: Run) -> None:
     removed, they will come again. Raises InputError if the run is past its last step already."""
     first = run.accelerator.is_main_process
     found = newest_checkpoint(run.out / 'checkpoints') if first else None
-    if told_by_first(run.accelerator, found is not None):
-        load_checkpoint(run, found)
+    step = told_by_first(run.accelerator, found.step if found else None)
+    if step is not None:
+        there = run.out / 'checkpoints' / f'step-{step:08d}'
+        # where weights are sharded, all see the same disk
+        load_checkpoint(run, Checkpoint(there, step) if first or run.sharded else None)
     if run.step > run.config.max_steps:
         raise InputError(
             f'{run.out} is already at step {run.step}: max_steps {run.config.max_steps} is'
@@ -231,11 +272,14 @@ def restore(run: Run) -> None:
 # %% ../../nbs/training/05_resume.ipynb #7ff73e44
 def check_same_weights(run: Run) -> None:
     """Raises InputError, on all processes, if the processes of a run have not trained the same
-    weights, bit for bit: then none of them is the result."""
+    weights, bit for bit: then none of them is the result. Of a sharded run each puts the whole
+    together, a tensor at a time, and all have to have got the same."""
     if run.accelerator.num_processes == 1:
         return
     weights = trained_state(run).items()
-    mine = digest({n: sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for n, p in weights})
+    mine = digest(
+        {n: sha256(whole(p.detach()).cpu().numpy().tobytes()).hexdigest() for n, p in weights}
+    )
     told = gather_object([mine])
     if other := [k for k, theirs in enumerate(told) if theirs != told[0]]:
         raise InputError(

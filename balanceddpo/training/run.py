@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    AutocastKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
 from ..core.devices import ensure_torchvision, pick_device
@@ -140,9 +145,15 @@ class Run:
     rows: np.ndarray  # int64 [n]: numbers of the encoded pairs to train on
     labels: pd.DataFrame  # [n]: their labels
     counts: dict[str, int]  # pairs encoded, without a label, undecided, trained on
+    empty: ModelMixin | None = None  # the denoiser without weights; of a sharded run alone
     step: int = 0  # finished optimizer steps
     bad_steps: int = 0  # steps in a row that were not finite
     window: list[dict] = field(default_factory=list)  # measures since the last row of metrics
+
+    @property
+    def sharded(self) -> bool:
+        "Whether each process holds a part of the weights, instead of all."
+        return self.empty is not None
 
 
 def trained_state(run: Run) -> dict[str, Tensor]:
@@ -209,7 +220,11 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
         dynamo_backend='no',
         project_dir=str(out),
         log_with=None if config.tracker == 'none' else config.tracker,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=waiting)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=waiting),
+            # its cache would hold the weights that a block in parts has just let go
+            AutocastKwargs(cache_enabled=config.sharding == 'no'),
+        ],
     )
     check_made(accelerator, config, device)
     check_shares(config, accelerator.num_processes)
@@ -227,6 +242,23 @@ def check_shares(config: TrainConfig, processes: int) -> None:
             f'{config.method} compares a pair with the others of its batch, which'
             f' {processes} processes would share: use one, or set the option kl'
         )
+    fewest, most = config.batch_size // processes, math.ceil(config.batch_size / processes)
+    if config.sharding == 'fsdp' and fewest < micro_steps(config, most):
+        raise InputError(
+            f'sharding fsdp takes as many micro-batches in each process: {config.batch_size} pairs'
+            f' cannot be shared so by {processes}: set micro_batch_size to 2, or batch_size to a'
+            f' multiple of {processes}'
+        )
+
+# %% ../../nbs/training/04_run.ipynb #00f97d7b
+def is_to_be_sharded(config: TrainConfig, accelerator: Accelerator) -> bool:
+    "Whether the weights of a run are cut: one process alone has nobody to share them with."
+    return config.sharding == 'fsdp' and accelerator.num_processes > 1
+
+
+def micro_steps(config: TrainConfig, pairs: int) -> int:
+    "Into how many micro-batches `pairs` of a step are cut."
+    return math.ceil(pairs / config.micro_batch_size)
 
 # %% ../../nbs/training/04_run.ipynb #c4313a83
 def family_to_train(config: TrainConfig, family: Family | None, device: torch.device) -> Family:

@@ -1,79 +1,16 @@
 """Two processes of one run, as torchrun starts them, on two machines that may share no disk: what
 they train is what one process trains, and what does not fit is refused instead of mixed."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import asdict
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
+from two_processes import two_processes
 
-import balanceddpo
 from balanceddpo.core.errors import InputError
 from balanceddpo.training import loop, resume
 from balanceddpo.training.checkpoints import newest_checkpoint, pack
 from balanceddpo.voting.labels import write_labels
-from short_runs import go, metrics, same, settings
-
-CHILD = """
-import hashlib, json, sys
-sys.path[:0] = {paths!r}
-import torch; torch.set_num_threads(1)
-from balanceddpo.models.encoding import EncodedPairs
-from balanceddpo.training import loop
-from balanceddpo.training.checkpoints import pack
-from balanceddpo.training.config import TrainConfig
-from balanceddpo.training.run import LabelledPairs, trained_state
-from balanceddpo.voting.labels import read_labels
-job = json.loads(sys.argv[1])
-real = loop.refresh
-def refresh(run):
-    done = real(run)
-    tensors = {{}}
-    pack([trained_state(run), run.reference.state_dict()], tensors)
-    weights = b''.join(v.detach().numpy().tobytes() for v in tensors.values())
-    print('after step', run.step, hashlib.sha256(weights).hexdigest())
-    return done
-loop.refresh = refresh
-labels, label_config = read_labels(job['labels'])
-pairs = LabelledPairs(EncodedPairs.open(job['encoded']), labels, label_config)
-loop.train(TrainConfig(**job['config']), pairs, job['out'], progress=False)
-"""
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def two_processes(inputs, outs, files=None, **changes):
-    "Train in two processes, each with its own folder (and labels file): (code, out, err) of each."
-    paths = [str(Path(__file__).parents[1]), str(Path(balanceddpo.__file__).parents[1])]
-    meeting = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE='2')
-    running = []
-    for rank, out in enumerate(outs):
-        job = dict(
-            config=asdict(settings(inputs, **changes)),
-            encoded=str(inputs.folder),
-            labels=str(files[rank] if files else inputs.file),
-            out=str(out),
-        )
-        place = meeting | dict(RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS='1')
-        words = [sys.executable, '-W', 'ignore', '-c', CHILD.format(paths=paths), json.dumps(job)]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        running.append(subprocess.Popen(words, env=os.environ | place, **pipes))
-    ended = []
-    for process in running:
-        out, err = process.communicate(timeout=300)
-        ended.append((process.returncode, out, err))
-    return ended
-
+from short_runs import go, metrics, same
 
 RUN = dict(mode='lora', batch_size=5, refresh_every=2, max_steps=4)
 
