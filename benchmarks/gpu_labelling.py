@@ -336,14 +336,14 @@ def measure_rest(log: Log, place: Place, sources: dict, scorers: list, clip: str
 
 def score_all(log: Log, rate: Rate, place: Place, sources: dict, scorers: list) -> list[float]:
     "The rates at which `balanceddpo label` scores the pairs of a place, each time in a new folder."
-    from balanceddpo.data.sources import read_pairs
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.tables import score_pairs
 
     with TemporaryDirectory() as folder, cores(place.cores):
         runs = count()
 
         def score():
-            pairs, out = read_pairs(sources[place.pixels], limit=place.pairs), next(runs)
+            pairs, out = PairSource(str(sources[place.pixels]), limit=place.pairs), next(runs)
             score_pairs(pairs, scorers, Path(folder) / f'{out}', progress=False, batch_size=BATCH)
 
         return measure(log, rate, score, place.rounds)

@@ -124,12 +124,13 @@ def scores_with_care(path, scorers, n, size=BATCH):
 
 
 def our_scores(path, scorers, folder):
-    "Scores fp32 [n, 2, K] by `read_pairs`, `score_pairs`, `read_scores`, `read_ballot`."
-    from balanceddpo.data.sources import read_pairs
+    "Scores fp32 [n, 2, K] by `score_pairs`, `read_scores`, `read_ballot`."
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.tables import read_scores, score_pairs
     from balanceddpo.voting.votes import read_ballot
 
-    kept = score_pairs(read_pairs(path), scorers, folder, progress=False, batch_size=BATCH)
+    pairs = PairSource(str(path))
+    kept = score_pairs(pairs, scorers, folder, progress=False, batch_size=BATCH)
     return read_ballot(read_scores(kept)).scores
 
 

@@ -178,12 +178,12 @@ def label_all(folder) -> dict:
     "Label `folder/pairs.parquet`; the peak of this whole process in bytes, and the pairs."
     import warnings
 
-    from balanceddpo.data.sources import read_pairs
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.tables import score_pairs
 
     warnings.simplefilter('ignore')  # a random network hardly tells images apart, and says so
     folder = Path(folder)
-    pairs, scorers = read_pairs(folder / 'pairs.parquet'), small_scorers(folder)
+    pairs, scorers = PairSource(str(folder / 'pairs.parquet')), small_scorers(folder)
     score_pairs(pairs, scorers, folder / 'scores', progress=False)
     return {'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 

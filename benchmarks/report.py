@@ -32,6 +32,7 @@ TITLES = {
     6: 'scale',
     7: 'the CPU at full speed',
     'race': "the race with the peers' scripts",
+    'sharing': 'labelling shared by processes',
     'GPU': 'GPU',
 }
 

@@ -83,7 +83,7 @@ def measure_growth(
 
 def measure_pairs(log: Log, folder: Path) -> None:
     "Labelling, by the number of pairs."
-    from balanceddpo.data.sources import read_pairs
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.tables import score_pairs
 
     scorers = small_scorers(folder / 'scorers')
@@ -91,8 +91,8 @@ def measure_pairs(log: Log, folder: Path) -> None:
         write_source(folder / f'{n}.parquet', n)
 
     def label(n, repeat):
-        pairs, out = read_pairs(folder / f'{n}.parquet'), folder / f'scores-{n}-{repeat}'
-        score_pairs(pairs, scorers, out, progress=False)
+        pairs = PairSource(str(folder / f'{n}.parquet'))
+        score_pairs(pairs, scorers, folder / f'scores-{n}-{repeat}', progress=False)
 
     measure_growth(log, 'labelling, seconds by pairs', PAIRS, label)
 
@@ -137,7 +137,7 @@ def save_tiny(folder):
 
 def measure_scorers(log: Log, folder: Path) -> None:
     "Labelling, by the number of scorers."
-    from balanceddpo.data.sources import read_pairs
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.tables import score_pairs
 
     source = write_source(folder / 'pairs.parquet', SCORED)
@@ -145,7 +145,7 @@ def measure_scorers(log: Log, folder: Path) -> None:
 
     def label(k, repeat):
         out = folder / f'scores-{k}-{repeat}'
-        score_pairs(read_pairs(source), scorers[:k], out, progress=False)
+        score_pairs(PairSource(str(source)), scorers[:k], out, progress=False)
 
     measure_growth(log, 'labelling, seconds by scorers with a network each', SCORERS, label)
 
