@@ -29,17 +29,19 @@ def grey(images, prompts):
     return [float(sum(i.convert('L').tobytes()) % 97) for i in images]
 """
 # what Python runs first: the second of two processes is killed, once, when it begins its second
-# shard of latents
+# shard of latents, and the first one waits for that
 KILLER = """
 import os, pathlib, signal, sys, threading, time
 
-def killed_once():
+def be_killed_once(is_first, marker):
     while not hasattr(encoding := sys.modules.get('balanceddpo.models.encoding'), 'encode_pairs'):
         time.sleep(0.01)
-    real, begun, marker = encoding.encode_images_of, [], pathlib.Path(os.environ['KILLED_ONCE'])
+    real, begun = encoding.encode_images_of, []
 
     def call(*args, **options):
         begun.append(1)
+        while is_first and not marker.exists():
+            time.sleep(0.01)
         if len(begun) == 2 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -47,12 +49,15 @@ def killed_once():
 
     encoding.encode_images_of = call
 
-if os.environ.get('BALANCEDDPO_SHARE') == '1/2' or os.environ.get('RANK') == '1':
-    threading.Thread(target=killed_once, daemon=True).start()
+share = os.environ.get('BALANCEDDPO_SHARE') or os.environ.get('RANK')
+if share:
+    told = (share[0] == '0', pathlib.Path(os.environ['BALANCEDDPO_KILLED_ONCE']))
+    threading.Thread(target=be_killed_once, args=told, daemon=True).start()
 """
 ENGINES = {
     'gpus': ['--on', 'gpus', '--processes', '2'],
     'slurm': ['--on', 'slurm', '--processes', '2', '--slurm', 'cluster=local'],
+    'ray': ['--on', 'ray', '--processes', '2'],
 }
 PAIRS = '--pairs icons --limit 12 --device cpu'.split()
 
@@ -62,7 +67,9 @@ def is_missing(module):
 
 
 needs_submitit = pytest.mark.skipif(is_missing('submitit'), reason='submitit is not installed')
-on_each = pytest.mark.parametrize('engine', ['gpus', pytest.param('slurm', marks=needs_submitit)])
+needs_ray = pytest.mark.skipif(is_missing('ray'), reason='ray is not installed')
+SLURM = pytest.param('slurm', marks=needs_submitit)
+RAY = pytest.param('ray', marks=needs_ray)
 
 
 @pytest.fixture(scope='module')
@@ -94,19 +101,48 @@ def alone(tmp_path_factory, scorer):
     return place
 
 
+CLUSTER = """
+import os, sys
+os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
+import ray
+started = ray.init(address='local', num_cpus=2, num_gpus=0, include_dashboard=False)
+print(started.address_info['gcs_address'], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    "A Ray of two cores, at RAY_ADDRESS. What it consists of has 15 s to start, by Ray's decision."
+    words = [sys.executable, '-c', CLUSTER]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    asks = os.environ | {'RAY_AUTH_MODE': 'token'}  # as is Ray's default for a Ray of one's own
+    for _ in range(3):
+        with subprocess.Popen(words, env=asks, stderr=subprocess.DEVNULL, **pipes) as ray:
+            if address := ray.stdout.readline().strip():
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setenv('RAY_ADDRESS', address)
+                    patch.setenv('RAY_AUTH_MODE', 'token')
+                    yield
+                return  # its stdin is closed now, and it ends
+    pytest.skip('Ray does not start on this machine, which may be too busy')
+
+
 @pytest.fixture
 def one_is_killed(tmp_path, monkeypatch):
     "The second of two processes will be killed once while it encodes; the file that says so."
     (tmp_path / 'first' / 'sitecustomize.py').parent.mkdir()
     (tmp_path / 'first' / 'sitecustomize.py').write_text(KILLER)
     marker = tmp_path / 'killed'
-    monkeypatch.setenv('KILLED_ONCE', str(marker))
+    monkeypatch.setenv('BALANCEDDPO_KILLED_ONCE', str(marker))
     monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'first'), prepend=os.pathsep)
     return marker
 
 
-@on_each
-def test_labels_are_those_of_one_process(engine, alone, scorer, tmp_path, capfd):
+@pytest.mark.parametrize('engine', ['gpus', SLURM, RAY])
+def test_labels_are_those_of_one_process(engine, alone, scorer, tmp_path, capfd, request):
+    if engine == 'ray':
+        request.getfixturevalue('cluster')
     out = tmp_path / 'labels.parquet'
     assert main(['label', *PAIRS, *scorer, '--out', str(out), *ENGINES[engine]]) == 0
     assert out.read_bytes() == (alone / 'labels.parquet').read_bytes()
@@ -136,8 +172,12 @@ def test_one_that_is_killed_ends_all_and_the_same_command_goes_on(
     assert not [*tmp_path.glob('.*.claims')]
 
 
-@pytest.mark.parametrize('engine', [pytest.param('slurm', marks=needs_submitit)])
-def test_one_that_is_killed_is_started_again(engine, alone, one_is_killed, tmp_path, capfd):
+@pytest.mark.parametrize('engine', [SLURM, RAY])
+def test_one_that_is_killed_is_started_again(
+    engine, alone, one_is_killed, tmp_path, capfd, request
+):
+    if engine == 'ray':
+        request.getfixturevalue('cluster')
     place = tmp_path / 'encoded'
     assert main([*encode_words(place), *ENGINES[engine]]) == 0
     assert one_is_killed.exists()
@@ -263,6 +303,21 @@ def test_a_dry_run_names_the_engine_and_starts_none(words, told, monkeypatch, tm
 
 
 ALIGN = 'align BalancedDPO --model icons --pairs icons --on'.split()
+
+
+@needs_ray
+def test_ray_with_fewer_cores_than_processes_is_refused(cluster, tmp_path, capfd):
+    assert main([*encode_words(tmp_path / 'encoded'), '--on', 'ray', '--processes', '3']) == 2
+    told = '--processes 3: Ray has 2 CPUs: ask for no more than one process for each'
+    assert capfd.readouterr().err == f'balanceddpo: {told}\n'
+
+
+@needs_ray
+def test_ray_at_an_address_where_nobody_is_is_refused(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv('RAY_ADDRESS', '127.0.0.1:1')
+    assert main([*encode_words(tmp_path / 'encoded'), *ENGINES['ray']]) == 2
+    told = 'balanceddpo: RAY_ADDRESS 127.0.0.1:1: nobody answers (Connection refused)\n'
+    assert capfd.readouterr().err == told
 
 
 def test_ray_does_not_train(capfd):
