@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from balanceddpo.command import (  # noqa: F401
@@ -24,8 +25,10 @@ from balanceddpo.command import (  # noqa: F401
 )
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
+from .core.engines import run_on
 from .core.errors import InputError, first_line, reason_of
 from .core.files import no_room_in, package_folder, refuse_url
+from .core.processes import ProcessFailed
 from .core.shares import is_first_process
 from .paper import reproduction
 
@@ -82,7 +85,7 @@ def dispatch(argv: Sequence[str]) -> None:
         options, settings = parse(VERBS[argv[0]], argv[1:])
         if getattr(options, 'out', None):
             check_place(options.out)
-        run_verb(argv[0], options, settings)
+        run_on(options, argv, partial(run_verb, argv[0], options, settings))
 
 
 def run_verb(name: str, options: object, settings: object) -> None:
@@ -187,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(e, 2)
     except reproduction.NotebookError as e:
         return report_error(e, 1)
+    except ProcessFailed as e:
+        return report_error(e, e.code)
     except KeyboardInterrupt:
         return report_error('interrupted: the same command goes on where it was', 130)
     except BrokenPipeError:  # the reader of our output has left

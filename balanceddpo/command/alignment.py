@@ -21,6 +21,7 @@ from balanceddpo.command.plans import (
     show_plan,
     shows_progress,
 )
+from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
@@ -35,7 +36,7 @@ __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(AlignConfig):
+class AlignOptions(EngineOptions, AlignConfig):
     "What `balanceddpo align` takes beside `TrainConfig`."
 
     recipe: str  # row of `balanceddpo methods`

@@ -23,6 +23,7 @@ from balanceddpo.command.plans import (
     shows_progress,
     to_download,
 )
+from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import canonical, digest, read_json, staged
 from ..core.shares import is_first_process
@@ -57,7 +58,7 @@ def with_lora(config: SampleConfig) -> SampleConfig:
 
 # %% ../../nbs/command/06_evaluation.ipynb #7d1e8889
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(EngineOptions):
     "What `balanceddpo sample` takes beside `SampleConfig`."
 
     out: Path | None = None  # folder of the images; by default under runs/sample
@@ -114,7 +115,7 @@ def sample(options: SampleOptions, config: SampleConfig) -> None:
 
 # %% ../../nbs/command/06_evaluation.ipynb #a47eeb40
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(EngineOptions):
     "What `balanceddpo evaluate` takes beside `SampleConfig`."
 
     # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images from balanceddpo sample

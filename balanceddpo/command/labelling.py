@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .options import verb
 from .plans import amount, show_plan, shows_progress, times
+from ..core.engines import ENGINE_FIELDS, EngineOptions
 from ..core.errors import InputError, reason_of
 from ..core.files import canonical, digest
 from ..core.shares import is_first_process
@@ -62,7 +63,7 @@ def pair_source(options: PairOptions) -> PairSource:
 
 # %% ../../nbs/command/03_labelling.ipynb #e71b7ee7
 @dataclass(frozen=True)
-class LabelOptions(PairOptions):
+class LabelOptions(EngineOptions, PairOptions):
     "What `balanceddpo label` takes beside `LabelConfig`."
 
     out: Path | None = None  # labels file to write; by default under runs/labels
@@ -129,6 +130,7 @@ def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
     from balanceddpo.voting.labels import read_labels
 
     asked = canonical(options) | {'out': None, 'dry_run': False}
+    asked = {name: value for name, value in asked.items() if name not in ENGINE_FIELDS}
     out = options.out or runs_root() / 'labels' / f'{digest(asked, canonical(config))}.parquet'
     if out.is_dir():
         raise InputError(f'{out} is a folder: --out names the labels file to write')

@@ -142,7 +142,9 @@ def flat_options(verb: Verb, defaults: dict | None = None) -> type:
     return make_dataclass(verb.name, options.values(), kw_only=True)
 
 # %% ../../nbs/command/01_options.ipynb #0b4958a9
-AT_LEAST_ONE = 'limit rows workers batch_size draw_batch_size images_per_prompt steps shard_size'
+AT_LEAST_ONE = (
+    'limit rows workers batch_size draw_batch_size images_per_prompt steps shard_size processes'
+)
 # option -> its least and its largest value, in every verb that has it
 RANGES = {
     **{name: (1, math.inf) for name in AT_LEAST_ONE.split()},

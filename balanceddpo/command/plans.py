@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import InputError
+from ..core.processes import PROGRESS
 from ..core.shares import launched_share
 
 if TYPE_CHECKING:
@@ -89,8 +91,9 @@ def times(n: int | None, *factors: int) -> int | None:
 
 
 def shows_progress() -> bool:
-    "Whether a person sees stderr: only then are there progress bars."
-    return sys.stderr.isatty()
+    """Whether a person sees stderr: only then are there progress bars. Who passes it on to a
+    terminal says so in BALANCEDDPO_PROGRESS."""
+    return sys.stderr.isatty() or os.environ.get(PROGRESS) == '1'
 
 
 def show_plan(lines: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from balanceddpo.command.plans import (
     times,
     to_download,
 )
+from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.stages import runs_root
@@ -39,7 +40,7 @@ __all__ = []
 
 # %% ../../nbs/command/04_training.ipynb #cba842f5
 @dataclass(frozen=True)
-class EncodeOptions(PairOptions):
+class EncodeOptions(EngineOptions, PairOptions):
     "What `balanceddpo encode` takes beside `EncodeConfig`."
 
     out: Path | None = None  # folder to write; by default under runs/encode

@@ -17,7 +17,7 @@ from .errors import InputError
 from .stages import Stage, held, locked
 
 # %% auto #0
-__all__ = ['Share', 'launched_share', 'is_first_process']
+__all__ = ['SHARE', 'Share', 'launched_share', 'is_first_process']
 
 # %% ../../nbs/core/12_shares.ipynb #e50309a9
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ class Share:
         return number % self.processes == self.process
 
 
+SHARE = 'BALANCEDDPO_SHARE'  # 1/8: the second of eight that share files and nothing else
+
+
 def launched_share(environ: Mapping[str, str] | None = None) -> Share:
-    """The share of this process, as its launcher says (RANK and WORLD_SIZE, in its environment
-    unless another is given); all of the work where there is no launcher."""
+    """The share of this process, as its launcher says (BALANCEDDPO_SHARE, or RANK and WORLD_SIZE,
+    in its environment unless another is given); all of the work where there is no launcher."""
     told = os.environ if environ is None else environ
+    if told.get(SHARE):
+        process, _, processes = told[SHARE].partition('/')
+        return Share(int(process), int(processes))
     return Share(int(told.get('RANK', 0)), int(told.get('WORLD_SIZE', 1)))
 
 
@@ -59,13 +65,18 @@ def claims_of(folder: Path) -> Path:
     return folder.with_name(f'.{folder.name}.claims')
 
 
+def claim_of(folder: Path, share: Share) -> Path:
+    "The file that stands for a share: another one if the work is cut otherwise."
+    return claims_of(folder) / f'{share.process}-of-{share.processes}'
+
+
 def _make_one(
-    claim: Path, processes: int, make: Make, is_finished: Callable[[], bool], wait: bool
+    claim: Path, share: Share, make: Make, is_finished: Callable[[], bool], wait: bool
 ) -> None:
     "Make the share that the file `claim` stands for, unless it is held by another, or made."
     with held(claim, wait) as (file, mine):
         if mine and not file.read() and not is_finished():
-            make(Share(int(claim.name), processes))
+            make(share)
             file.write('made')
 
 
@@ -91,12 +102,13 @@ def make_together(
     the folder; `is_finished` says whether that has happened. `pause`: seconds between two looks.
     Raises InputError if all is made and nobody could finish it."""
     folder = Path(folder)
-    claims = [claims_of(folder) / str(k) for k in range(share.processes)]
-    _make_one(claims[share.process], share.processes, make, is_finished, wait=True)
+    shares = [Share(k, share.processes) for k in range(share.processes)]
+    claims = {part: claim_of(folder, part) for part in shares}
+    _make_one(claims[share], share, make, is_finished, wait=True)
     while not is_finished():
-        for claim in claims:
-            _make_one(claim, share.processes, make, is_finished, wait=False)
-        if is_finished() or all(map(_is_made, claims)):
+        for part, claim in claims.items():
+            _make_one(claim, part, make, is_finished, wait=False)
+        if is_finished() or all(map(_is_made, claims.values())):
             break
         time.sleep(pause)
     shutil.rmtree(claims_of(folder), ignore_errors=True)

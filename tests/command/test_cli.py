@@ -33,7 +33,8 @@ from short_commands import (
 
 HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformers'.split()
 LIGHT = """
-    cli command core core.errors core.files core.parallel core.shares core.stages
+    cli command core core.engines core.errors core.files core.parallel core.processes
+    core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
     command.evaluation command.studies command.verification
     paper paper.repro_notebooks paper.reproduction paper.results_page recipes recipes.config

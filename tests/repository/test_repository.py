@@ -13,6 +13,7 @@ import sys
 import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_constraints_satisfy_the_declared_needs(project):
     lines = re.findall(r'^[^#\s]\S*', (ROOT / 'constraints.txt').read_text(), re.M)
     pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
     extras = project['project']['optional-dependencies']
-    needs = project['project']['dependencies'] + extras['repro'] + extras['dev'] + extras['hpsv2']
+    needs = [*project['project']['dependencies'], *chain.from_iterable(extras.values())]
     for need in map(Requirement, needs):
         if need.name == 'balanceddpo':
             continue
@@ -410,6 +411,9 @@ def third_party(tree):
     return names - set(sys.stdlib_module_names) - {'balanceddpo'}
 
 
+EXTRAS = ('repro', 'hpsv2', 'ray', 'slurm')
+
+
 @cache
 def owners_of_imports():
     "Name that is imported -> distributions; it reads the metadata of all that is installed, once."
@@ -433,7 +437,7 @@ def undeclared(names, project, *extras):
 @pytest.mark.parametrize('name', MODULES)
 def test_every_import_of_the_package_is_declared(name, project):
     tree = ast.parse(file_of(name).read_text())
-    assert undeclared(third_party(tree), project, 'hpsv2', 'repro') == set()
+    assert undeclared(third_party(tree), project, *EXTRAS) == set()
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
     extras = ['repro'] if name.startswith('figures.') else []  # a figure needs matplotlib anyway
     told = 'imported with the module, so the base install must have it'
@@ -452,7 +456,7 @@ def test_every_import_of_the_tests_is_declared(project):
     mine = {path.stem for path in (ROOT / 'tests').rglob('*.py')} | {'benchmarks'}
     for path in (ROOT / 'tests').rglob('*.py'):
         names = third_party(ast.parse(path.read_text())) - mine
-        assert undeclared(names, project, 'dev', 'repro', 'hpsv2') == set(), path.name
+        assert undeclared(names, project, 'dev', *EXTRAS) == set(), path.name
 
 
 # the face
