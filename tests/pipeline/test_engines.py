@@ -36,7 +36,7 @@ import os, pathlib, signal, sys, threading, time
 def be_killed_once(is_first, marker):
     while not hasattr(encoding := sys.modules.get('balanceddpo.models.encoding'), 'encode_pairs'):
         time.sleep(0.01)
-    real, begun = encoding.encode_images_of, []
+    real, begun = encoding.encode_unit, []
 
     def call(*args, **options):
         begun.append(1)
@@ -47,7 +47,7 @@ def be_killed_once(is_first, marker):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **options)
 
-    encoding.encode_images_of = call
+    encoding.encode_unit = call
 
 share = os.environ.get('BALANCEDDPO_SHARE') or os.environ.get('RANK')
 if share:
