@@ -3,6 +3,7 @@ killed costs no more than the shard that it was at; what cannot be done is refus
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,40 @@ def cluster():
     pytest.skip('Ray does not start on this machine, which may be too busy')
 
 
+# what submitit calls of Slurm: the array of jobs is run at once, on this machine
+SLURM_PROGRAMS = {
+    'sbatch': f"""#!{sys.executable}
+import os, pathlib, re, subprocess, sys
+text = pathlib.Path(sys.argv[1]).read_text()
+pathlib.Path(__file__).with_name('asked').write_text(text)
+for k in range(int(re.search(r'--array=0-(\\d+)', text)[1]) + 1):
+    told = dict(SLURM_ARRAY_JOB_ID='7', SLURM_ARRAY_TASK_ID=str(k), SLURM_JOB_ID=f'{{8 + k}}')
+    told |= dict.fromkeys(['SLURM_NTASKS', 'SLURM_JOB_NUM_NODES'], '1')
+    told |= dict.fromkeys(['SLURM_NODEID', 'SLURM_PROCID', 'SLURM_LOCALID'], '0')
+    nowhere = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.Popen(['bash', sys.argv[1]], env=os.environ | told, **nowhere)
+print('Submitted batch job 7')
+""",
+    'srun': """#!/usr/bin/env bash
+while [[ $1 == -* ]]; do [[ $1 == --un* ]] || shift; shift; done
+"$@"
+""",
+    'sacct': '#!/usr/bin/env bash\necho "JobID|State|NodeList"',
+}
+
+
+@pytest.fixture
+def slurm_in_a_box(tmp_path, monkeypatch):
+    "The folder of programs that take the place of Slurm's; `asked` has what was asked for."
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name, text in SLURM_PROGRAMS.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv('PATH', str(folder), prepend=os.pathsep)
+    return folder
+
+
 @pytest.fixture
 def one_is_killed(tmp_path, monkeypatch):
     "The second of two processes will be killed once while it encodes; the file that says so."
@@ -139,7 +174,22 @@ def one_is_killed(tmp_path, monkeypatch):
     return marker
 
 
-@pytest.mark.parametrize('engine', ['gpus', SLURM, RAY])
+@needs_submitit
+def test_labels_by_an_array_of_jobs_are_those_of_one_process(
+    alone, scorer, slurm_in_a_box, tmp_path, capfd
+):
+    out = tmp_path / 'labels.parquet'
+    asked = 'partition=a,gpus_per_node=1,nodelist=n1,n2'
+    words = ['label', *PAIRS, *scorer, '--out', str(out), '--on', 'slurm', '--processes', '2']
+    assert main([*words, '--slurm', asked]) == 0
+    assert out.read_bytes() == (alone / 'labels.parquet').read_bytes()
+    assert capfd.readouterr().out.count('12 pairs labelled') == 1
+    told = re.findall(r'^#SBATCH --([\w-]+=\S+)', (slurm_in_a_box / 'asked').read_text(), re.M)
+    needed = 'array=0-1%2 partition=a gpus-per-node=1 nodelist=n1,n2 time=60 nodes=1'.split()
+    assert set(needed) <= set(told)
+
+
+@pytest.mark.parametrize('engine', ['gpus', RAY])
 def test_labels_are_those_of_one_process(engine, alone, scorer, tmp_path, capfd, request):
     if engine == 'ray':
         request.getfixturevalue('cluster')
