@@ -137,8 +137,9 @@ def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool)
     if config.mode == 'lora':
         kept, on_top = 2 if half else 4, 0
     else:
-        # policy, gradient, reference, and with AdamW two moments
+        # policy, gradient, reference, their average, and with AdamW two moments
         kept = 8 + 4 * LOSSES[config.method].needs_reference + 8 * (config.optimizer == 'adamw')
+        kept += 4 * (config.ema > 0)
         # autocast's copies, and the room in which processes exchange gradients
         on_top = 2 * half + 4 * (processes > 1 and not sharded)
     return round(n * (kept / (processes if sharded else 1) + on_top))
@@ -175,8 +176,9 @@ def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
             f'the denoiser has {amount(n, "parameters")}; only a LoRA of rank {config.lora_rank} is'
             ' trained and kept',
         ]
-    # policy, reference, and with AdamW two moments
+    # policy, reference, their average, and with AdamW two moments
     copies = 1 + LOSSES[config.method].needs_reference + 2 * (config.optimizer == 'adamw')
+    copies += config.ema > 0
     return [
         *memory,
         (

@@ -84,6 +84,7 @@ class TrainConfig(ProcessConfig):
     # weights; 0 never
     refresh_drift: float = 0.0
     refresh_alpha: float = 1.0  # share of the policy in a refreshed reference; 1 replaces it
+    ema: float = 0.0  # decay of the average of the weights that is the result; 0 is the last ones
     empty_prompt_rate: float = 0.2  # share of visits without the caption, for guidance
     # sample the autoencoder's Gaussian at each visit; otherwise its mean
     sample_latents: bool = True
@@ -173,6 +174,7 @@ def check_values(config: TrainConfig) -> None:
     require('timesteps', len(distinct) == len(config.timesteps), 'distinct and 0 or more')
     require('empty_prompt_rate', 0 <= config.empty_prompt_rate <= 1, 'from 0 to 1')
     require('refresh_alpha', 0 < config.refresh_alpha <= 1, 'above 0 and at most 1')
+    require('ema', 0 <= config.ema < 1, '0 or more and below 1')
     for name, choices in choices_of(config).items():
         require(name, getattr(config, name) in choices, f'one of {", ".join(choices)}')
 

@@ -69,6 +69,7 @@ from balanceddpo.training.run import (
     decided_pairs,
     family_to_train,
     is_to_be_sharded,
+    make_average,
     make_optimizer,
     micro_steps,
     open_accelerator,
@@ -119,7 +120,7 @@ def start(
 # %% ../../nbs/training/08_loop.ipynb #cd9a767f
 def policy_and_reference(config: TrainConfig, model: ModelMixin, accelerator: Accelerator) -> dict:
     """The fields of a `Run` that hold weights, from the prepared denoiser `model`: `policy`,
-    `reference`, `optimizer`, `parameters`, and where they are sharded `empty`."""
+    `reference`, `optimizer`, `parameters`, `average`, and where they are sharded `empty`."""
     has_reference = LOSSES[config.method].needs_reference
     reference = make_reference(model) if has_reference else NoReference()
     models = {id(m): m for m in (model, getattr(reference, 'model', model))}.values()
@@ -142,6 +143,7 @@ def policy_and_reference(config: TrainConfig, model: ModelMixin, accelerator: Ac
         optimizer=optimizer,
         parameters=parameters,
         empty=empty,
+        average=make_average(config, parameters, sharded),
     )
 
 # %% ../../nbs/training/08_loop.ipynb #c32bba6b
@@ -301,6 +303,8 @@ def update(run: Run) -> dict:
     measures['skipped'] = not finite
     if finite:
         move_parameters(run)
+        if run.average:
+            run.average.step(run.parameters)
         run.bad_steps = 0
     else:
         skip_step(run, results, measures)
@@ -427,5 +431,7 @@ def train(
         run = start(config, pairs, out, family, accelerator)  # 8: p_ref <- p_theta
         restore(run)
         take_steps(run, progress)
+        if run.average:
+            run.average.copy_to(run.parameters)
         check_same_weights(run)
         return publish(run)

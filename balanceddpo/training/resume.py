@@ -54,6 +54,7 @@ from .config import TrainConfig
 from balanceddpo.training.run import (
     LabelledPairs,
     Run,
+    averaged_state,
     is_to_be_sharded,
     keep_rows,
     trained_state,
@@ -150,7 +151,7 @@ def open_run_folder(
 # %% ../../nbs/training/05_resume.ipynb #c2c149a4
 def state_of(run: Run) -> dict[str, dict]:
     "Part -> its state, of all that the next step depends on."
-    scaler = run.accelerator.scaler
+    scaler, average = run.accelerator.scaler, run.average
     return {
         'policy': trained_state(run),
         'reference': run.reference.state_dict(),
@@ -161,7 +162,9 @@ def state_of(run: Run) -> dict[str, dict]:
             'bad_steps': run.bad_steps,
             'window': run.window,
             'scaler': scaler.state_dict() if scaler else {},
+            **({'averaged': average.optimization_step} if average else {}),
         },
+        **({'average': averaged_state(run)} if average else {}),
     }
 
 
@@ -215,7 +218,7 @@ def part_for(run: Run, checkpoint: Checkpoint | None, part: str) -> Any:
     if not (run.sharded and checkpoint and checkpoint.is_sharded(part)):
         return part_of_first(run.accelerator, checkpoint, part)
     if part != 'optimizer':
-        held = trained_state(run) if part == 'policy' else run.reference.state_dict()
+        held = run.reference.state_dict() if part == 'reference' else trained_state(run)
         return load_shards(checkpoint.folder / part, held.get)
 
     def weight_of(name: str) -> Tensor | None:
@@ -226,6 +229,13 @@ def part_for(run: Run, checkpoint: Checkpoint | None, part: str) -> Any:
     return load_shards(checkpoint.folder / part, weight_of)
 
 
+def take_up(mine: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
+    "Put kept tensors into those of this process, by their names."
+    with torch.no_grad():
+        for name, p in mine.items():
+            p.copy_(held_as(kept[name], p))
+
+
 def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
     """Put all parts of the first process's checkpoint into the run of each; those of a sharded run
     read it together. Raises InputError if the run trains other parameters."""
@@ -233,9 +243,7 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
     kept, mine = load('policy'), trained_state(run)
     if kept.keys() != mine.keys():
         raise InputError(f'the checkpoint in {run.out} is of other parameters than this run trains')
-    with torch.no_grad():
-        for name, p in mine.items():
-            p.copy_(held_as(kept[name], p))
+    take_up(mine, kept)
     run.reference.load_state_dict(load('reference'))
     run.optimizer.load_state_dict(load('optimizer'))
     match_weight_layout(run.optimizer)
@@ -244,6 +252,9 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> None:
     run.window = progress['window']
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(progress['scaler'])
+    if run.average:
+        take_up(averaged_state(run), load('average'))
+        run.average.optimization_step = progress['averaged']
     restore_random_state(load('random'))
 
 # %% ../../nbs/training/05_resume.ipynb #304b5a54

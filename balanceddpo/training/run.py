@@ -35,6 +35,7 @@ from ..core.numerics import at_full_speed
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+    from diffusers.training_utils import EMAModel
 
 # %% auto #0
 __all__ = ['LabelledPairs', 'is_decided', 'decided_pairs']
@@ -146,6 +147,7 @@ class Run:
     labels: pd.DataFrame  # [n]: their labels
     counts: dict[str, int]  # pairs encoded, without a label, undecided, trained on
     empty: ModelMixin | None = None  # the denoiser without weights; of a sharded run alone
+    average: EMAModel | None = None  # of the trained parameters, where it is the result
     step: int = 0  # finished optimizer steps
     bad_steps: int = 0  # steps in a row that were not finite
     window: list[dict] = field(default_factory=list)  # measures since the last row of metrics
@@ -163,6 +165,23 @@ def trained_state(run: Run) -> dict[str, Tensor]:
         for n, p in run.accelerator.unwrap_model(run.policy).named_parameters()
         if p.requires_grad
     }
+
+# %% ../../nbs/training/04_run.ipynb #920dfa26
+def make_average(config: TrainConfig, parameters: list[Tensor], sharded: bool) -> EMAModel | None:
+    """What averages the trained parameters, if that is the result: an exponential moving average
+    whose decay rises to `config.ema` as diffusers' training scripts have it, (1 + n) / (10 + n)
+    after n further steps; of a LoRA its two factors."""
+    if not config.ema:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    # operations on lists know nothing of weights in parts
+    return EMAModel(parameters, decay=config.ema, foreach=not sharded)
+
+
+def averaged_state(run: Run) -> dict[str, Tensor]:
+    "Name -> tensor of the average of the trained parameters; empty where there is none."
+    return dict(zip(trained_state(run), run.average.shadow_params)) if run.average else {}
 
 # %% ../../nbs/training/04_run.ipynb #536858a2
 def check_start(config: TrainConfig) -> None:

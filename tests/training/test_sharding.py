@@ -21,7 +21,7 @@ from short_runs import begin, go, metrics, same, settings
 RUN = dict(max_steps=3, refresh_every=2, learning_rate=1e-3, beta=50.0, clip=1e-5)
 WHOLE = dict(mode='full')
 PARTS = dict(mode='full', sharding='fsdp')
-LORA = dict(mode='lora', refresh_alpha=0.5)
+LORA = dict(mode='lora', refresh_alpha=0.5, ema=0.2)
 # name -> what both processes train, one after the other
 TOGETHER = {
     'full, whole': [WHOLE],
@@ -64,9 +64,9 @@ def weights(out, part='policy'):
     return newest_checkpoint(out / 'checkpoints').load(part)
 
 
-def apart(out, other, start):
+def apart(out, other, start, part='policy'):
     "How far two runs ended from each other, relative to how far the second went from `start`."
-    ours, theirs = weights(out), weights(other)
+    ours, theirs = weights(out, part), weights(other, part)
     assert ours.keys() == theirs.keys() == start.keys()
 
     def size(difference):
@@ -88,6 +88,8 @@ def test_parts_train_what_whole_weights_train(made, runs, tmp_path, mode, change
     folder, _ = runs
     start = start_of(made(), tmp_path / 'start', **changes)
     assert apart(folder / mode, folder / f'{mode}, whole', start) < 3e-5  # rounding
+    if mode == 'lora':
+        assert apart(folder / mode, folder / f'{mode}, whole', start, 'average') < 3e-5
     rows = metrics(folder / mode), metrics(folder / f'{mode}, whole')
     assert [row['refreshed'] for row in rows[0]] == [False, True, False]
     for ours, theirs in zip(*rows, strict=True):
