@@ -189,12 +189,9 @@ def test_labels_by_an_array_of_jobs_are_those_of_one_process(
     assert set(needed) <= set(told)
 
 
-@pytest.mark.parametrize('engine', ['gpus', RAY])
-def test_labels_are_those_of_one_process(engine, alone, scorer, tmp_path, capfd, request):
-    if engine == 'ray':
-        request.getfixturevalue('cluster')
+def test_labels_are_those_of_one_process(alone, scorer, tmp_path, capfd):
     out = tmp_path / 'labels.parquet'
-    assert main(['label', *PAIRS, *scorer, '--out', str(out), *ENGINES[engine]]) == 0
+    assert main(['label', *PAIRS, *scorer, '--out', str(out), *ENGINES['gpus']]) == 0
     assert out.read_bytes() == (alone / 'labels.parquet').read_bytes()
     kept = contents(tmp_path / 'runs' / 'pair_scores')
     assert kept == contents(alone / 'runs' / 'pair_scores')
