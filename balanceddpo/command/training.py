@@ -118,7 +118,7 @@ def encode(options: EncodeOptions, config: EncodeConfig) -> None:
 
 # %% ../../nbs/command/04_training.ipynb #ae0408c5
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(EngineOptions):
     "What `balanceddpo train` takes beside `TrainConfig`."
 
     labels: Path  # labels file, from balanceddpo label

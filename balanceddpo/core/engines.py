@@ -36,7 +36,7 @@ class EngineOptions:
 
 
 ENGINE_FIELDS = ('on', 'processes', 'slurm')
-TRAINS = ('align',)  # verbs of which a part is not made of shards
+TRAINS = ('align', 'train')  # verbs of which a part is not made of shards
 
 
 def words_without(words: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 killed costs no more than the shard that it was at; what cannot be done is refused in one line."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from balanceddpo.cli import main
 from balanceddpo.core.engines import (
@@ -198,6 +201,24 @@ def test_labels_are_those_of_one_process(alone, scorer, tmp_path, capfd):
     said = capfd.readouterr()
     assert said.out.count('12 pairs labelled') == 1
     assert said.err == ''
+
+
+def test_two_processes_train_what_one_trains(alone, tmp_path, capfd):
+    "But for the rounding of the gradients that they exchange."
+    inputs = ['--labels', str(alone / 'labels.parquet'), '--encoded', str(alone / 'encoded')]
+    settings = '--model icons --mode lora --resolution 64 --max-steps 2 --batch-size 4'.split()
+    settings += '--learning-rate 1e-3 --device cpu --tracker none'.split()
+    found = []
+    for name, engine in (('one', []), ('two', ENGINES['gpus'])):
+        out = tmp_path / name
+        assert main(['train', *inputs, *settings, '--out', str(out), *engine]) == 0
+        found.append(load_file(out / 'model' / 'pytorch_lora_weights.safetensors'))
+        rows = (out / 'metrics.jsonl').read_text().splitlines()
+        assert [json.loads(row)['step'] for row in rows] == [1, 2]
+    one, two = (torch.cat([v.flatten() for v in weights.values()]) for weights in found)
+    assert (one - two).norm() < 1e-3 * one.norm()
+    said = capfd.readouterr()
+    assert said.out.count(str(tmp_path / 'two' / 'model')) == 1
 
 
 def test_one_that_is_killed_ends_all_and_the_same_command_goes_on(
