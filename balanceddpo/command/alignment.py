@@ -44,7 +44,7 @@ class AlignOptions(EngineOptions, AlignConfig):
     pairs: str | None = None
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows
-    limit: int | None = None  # only the first pairs, of that share
+    limit: int | None = None  # only the first rows, of that share
     # what transparency is laid over; ignore shows the colours under it, as public scripts do
     background: Literal['white', 'ignore'] = 'white'
     # for the methods that make their pairs: prompts for which the base model draws groups of images

@@ -39,7 +39,7 @@ class PairOptions:
     pairs: str
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows, the same ones for label and encode
-    limit: int | None = None  # only the first pairs, of that share
+    limit: int | None = None  # only the first rows, of that share
     # what transparency is laid over; ignore shows the colours under it, as public scripts do
     background: Literal['white', 'ignore'] = 'white'
 
