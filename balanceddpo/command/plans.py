@@ -128,6 +128,10 @@ def plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #82fcabfe
+# bytes of a parameter's moments; Adafactor keeps their sums
+MOMENTS = {'adamw': 8, 'adamw8bit': 2, 'adafactor': 0}
+
+
 def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool) -> int:
     """What each of so many processes needs for weights, gradients and optimizer in a training of a
     denoiser of `n` parameters; what a LoRA adds is small and left out."""
@@ -138,7 +142,7 @@ def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool)
         kept, on_top = 2 if half else 4, 0
     else:
         # policy, gradient, reference, their average, and with AdamW two moments
-        kept = 8 + 4 * LOSSES[config.method].needs_reference + 8 * (config.optimizer == 'adamw')
+        kept = 8 + 4 * LOSSES[config.method].needs_reference + MOMENTS[config.optimizer]
         kept += 4 * (config.ema > 0)
         # autocast's copies, and the room in which processes exchange gradients
         on_top = 2 * half + 4 * (processes > 1 and not sharded)
@@ -155,7 +159,7 @@ def plan_of_memory(config: TrainConfig, n: int) -> list[str]:
         f'{" in each process" if processes > 1 else ""}, and what {config.micro_batch_size} pairs'
         ' need on top (estimate)'
     ]
-    if config.optimizer != 'adafactor':
+    if config.optimizer == 'adamw':
         counts = (processes,) if processes > 1 else (2, 8)
         parts = [
             f'{amount(bytes_of_weights(config, n, count, True), "bytes")} in each of {count}'
@@ -177,13 +181,14 @@ def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
             ' trained and kept',
         ]
     # policy, reference, their average, and with AdamW two moments
-    copies = 1 + LOSSES[config.method].needs_reference + 2 * (config.optimizer == 'adamw')
+    copies = 1 + LOSSES[config.method].needs_reference + MOMENTS[config.optimizer] / 4
     copies += config.ema > 0
+    kept = amount(round(4 * n * copies), 'bytes')
     return [
         *memory,
         (
             f'all {amount(n, "parameters")} are trained; {config.keep_checkpoints} checkpoints of'
-            f' about {amount(4 * n * copies, "bytes")}, and one more while it is written (estimate)'
+            f' about {kept}, and one more while it is written (estimate)'
         ),
     ]
 

@@ -78,12 +78,23 @@ def unpack(shape: dict, tensors: dict[str, Tensor]):
     return values if kind == 'list' else tuple(values)
 
 # %% ../../nbs/training/03_checkpoints.ipynb #3b8dcc39
+def with_own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors on the CPU; those that share memory, as tables of bitsandbytes do, are copied."
+    own, seen = {}, set()
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        place = t.untyped_storage().data_ptr()
+        own[name] = t.clone() if place in seen else t
+        seen.add(place)
+    return own
+
+
 def save_state(state, path: str | Path) -> Path:
     """Write a nested state of tensors and plain values to one safetensors file. Raises OSError
     naming the file and the bytes needed."""
     tensors = {}
     shape = pack(state, tensors)
-    tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    tensors = with_own_memory(tensors)
     try:
         safetensors.torch.save_file(tensors, path, metadata={'structure': json.dumps(shape)})
     except SafetensorError as e:

@@ -71,8 +71,8 @@ class TrainConfig(ProcessConfig):
     micro_batch_size: int = 8  # pairs a device works on at once: speed and memory, not the result
     learning_rate: float = 1e-6  # constant after the warm-up
     warmup_steps: int = 0  # steps of linear warm-up
-    # AdamW (0.9, 0.999), or Adafactor with this learning rate
-    optimizer: Literal['adamw', 'adafactor'] = 'adamw'
+    # AdamW (0.9, 0.999), the same with its moments in 8 bits, or Adafactor with this learning rate
+    optimizer: Literal['adamw', 'adamw8bit', 'adafactor'] = 'adamw'
     weight_decay: float = 1e-2  # decoupled weight decay
     clip: float = 1.0  # largest norm of the gradient; 0 does not clip
     # strength of the pull towards the reference; by default the method's own
@@ -103,8 +103,7 @@ class TrainConfig(ProcessConfig):
     log_every: int = 1  # steps a row of metrics
     checkpoint_every: int = 100  # steps a checkpoint
     keep_checkpoints: int = 2  # checkpoints that stay
-    # stop after so many steps in a row with a loss or gradient that is not finite
-    max_bad_steps: int = 5
+    max_bad_steps: int = 5  # stop after so many in a row of which loss or gradient is not finite
     # where metrics go beside metrics.jsonl
     tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
@@ -196,7 +195,7 @@ def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
 # %% ../../nbs/training/01_config.ipynb #ca28574a
 # what a model in parts can be trained with: field -> its values
 SHARDED = {
-    'optimizer': ('adamw',),  # Adafactor's sums run over whole rows and columns
+    'optimizer': ('adamw',),  # sums over whole rows and columns, blocks of 8 bits
     'precision': ('fp32', 'bf16'),
     'noise': ('random',),  # inversion takes other numbers of passes in each process
     'compiled': ('no',),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -186,8 +186,10 @@ def averaged_state(run: Run) -> dict[str, Tensor]:
 # %% ../../nbs/training/04_run.ipynb #536858a2
 def check_start(config: TrainConfig) -> None:
     """Raises InputError, before anything is loaded, for a launcher's setting that might change the
-    result, or a tracker that is not installed."""
+    result, or a tracker or optimizer that is not installed."""
     check_launcher()
+    if config.optimizer == 'adamw8bit':
+        adamw_of_8_bits()
     installed = [tracker.value for tracker in get_available_trackers()]
     if config.tracker not in ('none', *installed):
         raise InputError(
@@ -387,25 +389,31 @@ def compile_models(models: Iterable[ModelMixin], compiled: str) -> None:
             model.compile()
 
 # %% ../../nbs/training/04_run.ipynb #12958830
+def adamw_of_8_bits() -> Callable[..., torch.optim.Optimizer]:
+    "bitsandbytes' AdamW. Raises InputError if it is not installed."
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ModuleNotFoundError:
+        raise InputError(
+            "optimizer adamw8bit needs bitsandbytes: pip install 'balanceddpo[8bit]'"
+        ) from None
+    return AdamW8bit
+
+
 def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """AdamW as DiffusionDPO uses it for SD1.5, or Adafactor as it does for SDXL: with this learning
-    rate, no relative steps."""
+    rate, no relative steps. AdamW of 8 bits is bitsandbytes', as diffusers' scripts take it: the
+    moments of tensors of 4096 numbers or more have a byte each."""
+    rates = dict(lr=config.learning_rate, weight_decay=config.weight_decay)
     if config.optimizer == 'adamw':
-        return torch.optim.AdamW(
-            parameters,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=parameters[0].device.type in ('cpu', 'cuda'),
-        )
+        on_device = parameters[0].device.type in ('cpu', 'cuda')
+        return torch.optim.AdamW(parameters, fused=on_device, **rates)
+    if config.optimizer == 'adamw8bit':
+        return adamw_of_8_bits()(parameters, **rates)
     from transformers.optimization import Adafactor
 
     return Adafactor(
-        parameters,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        clip_threshold=1.0,
-        scale_parameter=False,
-        relative_step=False,
+        parameters, clip_threshold=1.0, scale_parameter=False, relative_step=False, **rates
     )
 
 # %% ../../nbs/training/04_run.ipynb #097a8f60

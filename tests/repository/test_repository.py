@@ -411,7 +411,7 @@ def third_party(tree):
     return names - set(sys.stdlib_module_names) - {'balanceddpo'}
 
 
-EXTRAS = ('repro', 'hpsv2', 'ray', 'slurm')
+EXTRAS = ('repro', 'hpsv2', 'ray', 'slurm', '8bit')
 
 
 @cache

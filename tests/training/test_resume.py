@@ -101,8 +101,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(made, tmp_path):
 
 @pytest.mark.parametrize(
     'changes',
-    [dict(mode='lora', optimizer='adamw'), dict(optimizer='adafactor', precision='bf16')],
-    ids=['lora', 'adafactor-bf16'],
+    [
+        dict(mode='lora', optimizer='adamw'),
+        dict(optimizer='adafactor', precision='bf16'),
+        dict(optimizer='adamw8bit'),
+    ],
+    ids=['lora', 'adafactor-bf16', 'adamw8bit'],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(made, tmp_path, changes):
     """Also where the last refresh lies behind the checkpoint: the reference is neither the base
