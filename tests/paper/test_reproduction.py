@@ -15,6 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from balanceddpo.cli import main
+from balanceddpo.core import files
 from balanceddpo.core.errors import InputError
 from balanceddpo.paper import repro_notebooks, reproduction, results_page
 from balanceddpo.paper.repro_notebooks import notebook_parameters, notebooks
@@ -162,12 +163,10 @@ def test_another_package_makes_it_not_done(place, monkeypatch):
 
 
 def test_the_package_key_follows_sources_and_assets(tmp_path, monkeypatch):
-    import balanceddpo
-
     (tmp_path / 'assets').mkdir()
     (tmp_path / 'a.py').write_text('1')
     (tmp_path / 'assets' / 'w').write_text('1')
-    monkeypatch.setattr(balanceddpo, '__file__', str(tmp_path / '__init__.py'))
+    monkeypatch.setattr(files, 'package_folder', lambda: tmp_path)
     key = reproduction.package_key.__wrapped__
     before = key()
     (tmp_path / '__pycache__').mkdir()
