@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .files import digest, file_digest, read_json, write_json
+from .stages import Stage
 
 # %% auto #0
 __all__ = []
@@ -21,9 +22,14 @@ def note_path(shard: Path) -> Path:
     return shard.with_suffix('.json')
 
 
+def _write_sealed(shard: Path, note: dict) -> None:
+    "Write a note with a digest of itself."
+    write_json(note_path(shard), note | {'seal': digest(note)})
+
+
 def write_note(shard: Path, contents: Sequence, state: str | None, **facts: object) -> None:
     """Write the note of a finished shard: `contents` say what it was made of, in terms of JSON, and
-    `state` the files they came from; `facts` are kept with it."""
+    `state` the files they came from; `facts`, in these terms too, are kept with it."""
     note = {
         'count': len(contents),
         'holds': digest(contents),
@@ -32,17 +38,18 @@ def write_note(shard: Path, contents: Sequence, state: str | None, **facts: obje
         'sha256': file_digest(shard),
         **facts,
     }
-    write_json(note_path(shard), note)
+    _write_sealed(shard, note)
 
 
 def read_note(shard: Path) -> dict[str, Any]:
-    "The note of a shard; an empty dict if it has none that can be read."
+    "The note of a shard; an empty dict if there is none, or if it is not what was written."
     try:
         note = read_json(note_path(shard))
     except InputError:
         return {}
-    complete = isinstance(note, dict) and {'count', 'holds', 'state', 'bytes', 'sha256'} <= {*note}
-    return note if complete else {}
+    if not isinstance(note, dict) or note.pop('seal', None) != digest(note):
+        return {}
+    return note
 
 # %% ../../nbs/core/14_shard_notes.ipynb #db6e1ee6
 def is_written(shard: Path, note: dict) -> bool:
@@ -62,7 +69,7 @@ def is_made(shard: Path, contents: Callable[[], Sequence], state: str | None) ->
         return True
     wanted = contents()
     if note['holds'] == digest(wanted):
-        write_json(note_path(shard), note | {'state': state or ''})
+        _write_sealed(shard, note | {'state': state or ''})
         return True
     if state is not None:
         warnings.warn(f'{shard}: its contents have changed since; made again', stacklevel=2)
@@ -80,3 +87,9 @@ def made_by_others(shard: Path, contents: Sequence | None, state: str | None) ->
     if not is_written(shard, note):
         return False
     return note['state'] == state if contents is None else note['holds'] == digest(contents)
+
+# %% ../../nbs/core/14_shard_notes.ipynb #d91c0413
+def finish_shards(stage: Stage, shards: Iterable[Path], **facts: object) -> None:
+    """Finish a stage of these shards, with `facts` in its manifest. Raises InputError if one of
+    them, whoever has made it, is not what its note says."""
+    stage.finish({shard.name: read_note(shard).get('sha256', '') for shard in shards}, **facts)

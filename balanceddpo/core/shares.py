@@ -17,7 +17,10 @@ from .errors import InputError
 from .stages import Stage, held, locked
 
 # %% auto #0
-__all__ = ['SHARE', 'Share', 'launched_share', 'is_first_process']
+__all__ = ['Share', 'launched_share', 'is_first_process']
+
+# %% ../../nbs/core/12_shares.ipynb #68ce26ce
+SHARE = 'BALANCEDDPO_SHARE'  # 1/8: the second of eight that share files and nothing else
 
 # %% ../../nbs/core/12_shares.ipynb #e50309a9
 @dataclass(frozen=True)
@@ -36,9 +39,6 @@ class Share:
     def has(self, number: int) -> bool:
         "Whether the unit of work with this number, from 0, is in this share."
         return number % self.processes == self.process
-
-
-SHARE = 'BALANCEDDPO_SHARE'  # 1/8: the second of eight that share files and nothing else
 
 
 def launched_share(environ: Mapping[str, str] | None = None) -> Share:

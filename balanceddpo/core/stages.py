@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +31,21 @@ from balanceddpo.core.files import (
 __all__ = ['runs_root']
 
 # %% ../../nbs/core/07_stages.ipynb #0a84695e
-def write_manifest(folder: str | Path, **extra: object) -> dict:
+def write_manifest(
+    folder: str | Path, expected: Mapping[str, str] | None = None, **extra: object
+) -> dict:
     """Write `manifest.json` with the bytes and SHA-256 of every file in `folder`, and `extra`,
-    after all of them are on the disk."""
+    after all of them are on the disk. Raises InputError naming the first file whose SHA-256 is
+    not the `expected` one."""
     folder = Path(folder)
     flush(folder)
     files = {
         n: {'bytes': (folder / n).stat().st_size, 'sha256': file_digest(folder / n)}
         for n in content_files(folder)
     }
+    for n, sha256 in (expected or {}).items():
+        if files.get(n, {}).get('sha256') != sha256:
+            raise InputError(f'{folder / n} is damaged: run this again, it is made anew')
     manifest = {'files': files, **extra}
     manifest['seal'] = digest(manifest)
     write_json(folder / 'manifest.json', manifest)
@@ -186,9 +192,10 @@ class Stage:
         "What the manifest of a finished stage says under a name; an empty dict if nothing."
         return read_manifest(self.folder).get(name, {})
 
-    def finish(self, **extra: object) -> Path:
-        "Mark the stage as done: write the manifest, with `extra` in it. Returns the folder."
-        write_manifest(self.folder, **extra)
+    def finish(self, expected: Mapping[str, str] | None = None, **extra: object) -> Path:
+        """Mark the stage as done: write the manifest, with `extra` in it. Returns the folder.
+        Errors as of `write_manifest`."""
+        write_manifest(self.folder, expected, **extra)
         return self.folder
 
 # %% ../../nbs/core/07_stages.ipynb #16f44480

@@ -129,6 +129,16 @@ class Work:
 Others = list[tuple[Path, list | None]]  # shards of other processes, and what they hold if unkeyed
 
 
+def _shard_of(unit: Unit, work: Work) -> tuple[Path, list | None]:
+    "The shard of a unit, and what it should hold if no key says so."
+    return work.shard(unit.number), unit.contents() if work.state is None else None
+
+
+def shards_of(work: Work) -> Others:
+    "All shards, as if others made them."
+    return [_shard_of(unit, work) for unit in work.units()]
+
+
 def make_units(
     work: Work, share: Share, tell: Callable[[int], object] | None = None
 ) -> tuple[int, Others]:
@@ -139,20 +149,20 @@ def make_units(
     pairs."""
     count, theirs, total = 0, [], PairReport()
     for unit in work.units():
-        shard = work.shard(unit.number)
         count += 1
         if not share.has(unit.number):
-            theirs.append((shard, unit.contents() if work.state is None else None))
+            theirs.append(_shard_of(unit, work))
         else:
-            total.add(_make_unit(unit, shard, work))
+            total.add(_make_unit(unit, work))
             refuse_too_many_bad(total, max(total.rows, 1000))
         if tell:
             tell(unit.size)
     return count, theirs
 
 
-def _make_unit(unit: Unit, shard: Path, work: Work) -> PairReport:
-    "Make a shard and its note, unless it is made already; the report of its rows."
+def _make_unit(unit: Unit, work: Work) -> PairReport:
+    "Make the shard of a unit and its note, unless it is made already; the report of its rows."
+    shard = work.shard(unit.number)
     if not is_made(shard, unit.contents, work.state):
         contents, report, facts = work.make(unit, shard)
         write_note(shard, contents, work.state, report=asdict(report), **facts)

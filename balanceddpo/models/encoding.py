@@ -25,7 +25,7 @@ from ..core.errors import InputError, first_line
 from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import batches
-from ..core.shard_notes import is_made, read_note, write_note
+from ..core.shard_notes import finish_shards, is_made, read_note, write_note
 from ..core.shares import Share, launched_share, make_stage, make_together
 from ..core.stages import Stage, check_hashes, open_stage, read_manifest
 from ..data.pairs import Pair, PairReport, number_ratings
@@ -37,6 +37,7 @@ from balanceddpo.data.units import (
     all_made,
     make_units,
     report_of_units,
+    shards_of,
     units_of,
 )
 from .config import LATENT_SETTINGS, EncodeConfig
@@ -169,11 +170,6 @@ class Shards:
         wanted = names or found[0][0]
         return {k: torch.stack([tensors[k][row] for tensors, row in found]) for k in wanted}
 
-
-def ends_of(counts: Iterable[int]) -> list[int]:
-    "Rows up to the end of each shard, from the rows in each."
-    return list(accumulate(counts))
-
 # %% ../../nbs/models/10_encoding.ipynb #3200e5fa
 @dataclass
 class EncodedPairs:
@@ -204,7 +200,7 @@ class EncodedPairs:
             raise InputError(f'{folder} was encoded by an older version: encode the pairs again')
         captions, size = len(table['captions']), inputs['shard_size']
         ends = {
-            'moments': ends_of(table.pop('counts')),
+            'moments': [*accumulate(table.pop('counts'))],
             'prompts': [*range(size, captions, size), captions],
         }
         return cls(folder, inputs, **table, shards=Shards(folder, manifest['files'], ends))
@@ -325,7 +321,8 @@ def finish_encoding(
     rows = [numbers.setdefault(caption, len(numbers)) for _, caption in pairs]
     if config.empty_text:
         numbers.setdefault('', len(numbers))
-    theirs = write_prompts(folder, captions := list(numbers), family, config, work.state, share)
+    captions = list(numbers)
+    theirs = write_prompts(folder, captions, family, config, work.state, share)
     if not all_made(theirs, work):
         return  # somebody else is the last
     ids = [pair_id for pair_id, _ in pairs]
@@ -338,7 +335,8 @@ def finish_encoding(
     }
     write_json(folder / 'pairs.json', table)
     facts = dict(pairs=len(rows), captions=len(captions), cut_texts=family.cut_texts(captions))
-    stage.finish(state=work.state or '', report=asdict(report), **facts)
+    facts |= dict(state=work.state or '', report=asdict(report))
+    finish_shards(stage, sorted(folder.glob('*.safetensors')), **facts)
 
 # %% ../../nbs/models/10_encoding.ipynb #922aff9b
 @dataclass
@@ -347,7 +345,7 @@ class Images:
 
     work: Work
     progress: bool
-    theirs: Others | None = None  # none before a share was made
+    theirs: Others | None = None  # shards of other processes; none before a share was made
 
     def make(self, share: Share) -> int:
         "Make what is missing of a share; returns the number of all shards."
@@ -356,7 +354,10 @@ class Images:
         return count
 
     def all_there(self) -> bool:
-        return self.theirs is not None and all_made(self.theirs, self.work)
+        "Whether all shards are there: also where a run that was killed has made mine."
+        if self.theirs is None:
+            self.theirs = shards_of(self.work)
+        return all_made(self.theirs, self.work)
 
 
 def share_images(stage: Stage, images: Images, state: str) -> None:

@@ -25,7 +25,7 @@ from ..core.errors import InputError
 from ..core.files import content_digest, digest, file_digest, read_json
 from ..core.numerics import numeric_path
 from ..core.seals import write_sealed
-from ..core.shard_notes import is_made, is_written, read_note
+from ..core.shard_notes import finish_shards, is_made, is_written, read_note
 from ..core.shares import Share, is_first_process, make_stage
 from ..core.stages import Stage, open_stage, read_manifest
 from ..data.prompts import PromptSet, read_prompts
@@ -117,7 +117,7 @@ def images_of(planned: Planned) -> list[tuple[int, int]]:
     return [image for _, some in planned for batch in some for image in batch]
 
 
-def is_packed(prompt_set: PromptSet, config: SampleConfig) -> bool:
+def is_to_be_packed(prompt_set: PromptSet, config: SampleConfig) -> bool:
     "Whether there are so many images that they are kept in tar files."
     return len(prompt_set) * config.images_per_prompt >= PACKED_FROM
 
@@ -230,7 +230,7 @@ def sample_inputs(config: SampleConfig, prompt_set: PromptSet) -> dict[str, Any]
     }
 
 # %% ../../nbs/models/13_sampling.ipynb #a1c70667
-COLUMNS = ['model', 'prompt_id', 'prompt', 'image_index', 'seed', 'file', 'sha256']
+COLUMNS = ['model', 'prompt_id', 'prompt', 'image_index', 'seed']
 FACTS = ['file', 'sha256', 'flagged', 'constant', 'begins', 'length']  # of an image in a tar
 
 
@@ -240,13 +240,13 @@ def index_of(folder: Path, prompt_set: PromptSet, config: SampleConfig) -> pd.Da
     for prompt_id, prompt in zip(prompt_set.ids, prompt_set.prompts):
         for i in range(config.images_per_prompt):
             rows.append((model, prompt_id, prompt, i, image_seed(prompt_id, i, config.seed)))
-    return pd.DataFrame(rows, columns=COLUMNS[:5])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def write_index(folder: Path, prompt_set: PromptSet, config: SampleConfig) -> None:
     "Write `index.parquet` for a store that has all its images."
     table = index_of(folder, prompt_set, config)
-    if is_packed(prompt_set, config):
+    if is_to_be_packed(prompt_set, config):
         facts = [
             dict(zip(FACTS, (path.name, *fact)))
             for k in range(len(plan_shards(prompt_set, config)))
@@ -266,7 +266,7 @@ def drawn_of(planned: Planned, prompt_set: PromptSet) -> list[Drawn]:
     return [(prompt_set.ids[n], i, prompt_set.prompts[n]) for n, i in images_of(planned)]
 
 
-def is_packed_now(folder: Path, shard: int, planned: Planned, prompt_set: PromptSet) -> bool:
+def is_packed(folder: Path, shard: int, planned: Planned, prompt_set: PromptSet) -> bool:
     "Whether the tar of a shard is there and whole."
     drawn = drawn_of(planned, prompt_set)
     return is_made(tar_path(folder, shard), lambda: image_store.contents_of(drawn), None)
@@ -280,9 +280,9 @@ def missing_images(
         known = {n: f['sha256'] for n, f in read_manifest(folder)['files'].items()}
     except InputError:  # not finished, or the manifest itself is damaged
         known = {}
-    missing, packed = set(), is_packed(prompt_set, config)
+    missing, packed = set(), is_to_be_packed(prompt_set, config)
     for k, planned in enumerate(plan_shards(prompt_set, config)):
-        if packed and is_packed_now(folder, k, planned, prompt_set):
+        if packed and is_packed(folder, k, planned, prompt_set):
             continue
         for n, i in images_of(planned):
             file = image_file(prompt_set.ids[n], i)
@@ -334,13 +334,13 @@ def write_images(
     share: Share,
 ) -> None:
     "Draw and write the missing images; those in tars are packed by whoever has that share of them."
-    drawer, packed = Drawer(folder, prompt_set, config), is_packed(prompt_set, config)
+    drawer, packed = Drawer(folder, prompt_set, config), is_to_be_packed(prompt_set, config)
     with tqdm(total=len(missing), desc='images', unit='image', disable=not progress) as bar:
         for k, planned in enumerate(plan_shards(prompt_set, config)):
             wanted = missing.intersection(images_of(planned))
             if wanted:
                 drawer.draw(planned, wanted, bar.update)
-            if packed and share.has(k) and not is_packed_now(folder, k, planned, prompt_set):
+            if packed and share.has(k) and not is_packed(folder, k, planned, prompt_set):
                 image_store.pack_images(folder, k, drawn_of(planned, prompt_set))
 
 # %% ../../nbs/models/13_sampling.ipynb #aded518e
@@ -350,14 +350,14 @@ def images_in_share(
     "(prompt number, image index) of the images of this process's share: whole batches, or tars."
     shards = plan_shards(prompt_set, config)
     units = [images_of(planned) for planned in shards]
-    if not is_packed(prompt_set, config):
+    if not is_to_be_packed(prompt_set, config):
         units = [batch for planned in shards for _, some in planned for batch in some]
     return {image for k, unit in enumerate(units) if share.has(k) for image in unit}
 
 
 def all_there(folder: Path, prompt_set: PromptSet, config: SampleConfig) -> bool:
     "Whether all images are written, and packed if they are to be."
-    if not is_packed(prompt_set, config):
+    if not is_to_be_packed(prompt_set, config):
         return not missing_images(folder, prompt_set, config)
     tars = [tar_path(folder, k) for k in range(len(plan_shards(prompt_set, config)))]
     return all(is_written(tar, read_note(tar)) for tar in tars)
@@ -371,11 +371,12 @@ def sample_share(
     missing = missing_images(stage.folder, prompt_set, config)
     mine = missing & images_in_share(prompt_set, config, share)
     write_images(stage.folder, prompt_set, config, mine, progress, share)
-    alone = not missing - mine and not is_packed(prompt_set, config)
-    if not alone and not all_there(stage.folder, prompt_set, config):
+    was_shared = bool(missing - mine) or is_to_be_packed(prompt_set, config)
+    if was_shared and not all_there(stage.folder, prompt_set, config):
         return  # somebody else is the last
     write_index(stage.folder, prompt_set, config)
-    stage.finish(images=len(prompt_set) * config.images_per_prompt)
+    tars = sorted(stage.folder.glob('*.tar'))
+    finish_shards(stage, tars, images=len(prompt_set) * config.images_per_prompt)
 
 # %% ../../nbs/models/13_sampling.ipynb #ba819303
 def sample(

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..core.errors import InputError
 from ..core.numerics import numeric_path
 from ..core.seals import read_sealed, write_sealed
+from ..core.shard_notes import finish_shards
 from ..core.shares import Share, make_stage
 from ..core.stages import Stage, open_stage, verify_manifest
 from ..data.pairs import Pair, PairReport, Row, number_ratings
@@ -197,10 +198,12 @@ def finish_scores(
     if not all_made(theirs, work):
         return  # somebody else is the last
     report = report_of_units(work, count)
-    ids = [i for k in range(count) for i in _ids_of_shard(work.shard(k))]
+    shards = [work.shard(k) for k in range(count)]
+    ids = [pair_id for shard in shards for pair_id in _ids_of_shard(shard)]
     report.repeated = len(ids) - len({*ids})
     facts = dict(scorers=stage.inputs['scorers'], numerics=numerics_of(scorers))
-    stage.finish(pairs=report.kept, state=work.state or '', report=asdict(report), **facts)
+    facts |= dict(pairs=report.kept, state=work.state or '', report=asdict(report))
+    finish_shards(stage, shards, **facts)
 
 
 def _ids_of_shard(path: Path) -> list[str]:

@@ -44,7 +44,7 @@ class VisitConfig:
 
 # %% ../../nbs/training/01_config.ipynb #cee1661f
 @dataclass(frozen=True, kw_only=True)
-class ProcessConfig(VisitConfig):
+class ProcessConfig:
     "How several processes share a run."
 
     # fsdp: each process holds a part of policy, reference, gradient and optimizer, not all of them
@@ -53,7 +53,7 @@ class ProcessConfig(VisitConfig):
 
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
-class TrainConfig(ProcessConfig):
+class TrainConfig(ProcessConfig, VisitConfig):
     """Settings of one training run. Raises InputError naming the field for a value that makes no
     sense."""
 

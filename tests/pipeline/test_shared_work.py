@@ -102,6 +102,23 @@ def test_a_process_that_is_left_alone_makes_the_whole(alone, tmp_path, monkeypat
         verify_manifest(place / name)
 
 
+def test_a_run_that_was_killed_between_images_and_captions_goes_on(alone, tmp_path, monkeypatch):
+    "Both processes had made their images, and said so; then both were killed."
+    words = [word.format(tmp_path) for word in VERBS[1]]
+    assert main(words) == 0
+    folder, claims = tmp_path / 'encoded', tmp_path / '.encoded.images.claims'
+    for path in (folder / 'manifest.json', *folder.glob('p*.json'), *folder.glob('p*.safetensors')):
+        path.unlink()
+    claims.mkdir()
+    for k in (0, 1):
+        (claims / f'{k}-of-2').write_text('made')
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(words) == 0
+    found = contents(folder)
+    assert found == {n.removeprefix('encoded/'): d for n, d in alone.items() if 'encoded' in n}
+
+
 def test_models_are_judged_together(tmp_path, monkeypatch):
     "Of two stores each process scores one; both have the scores of both."
     results = []

@@ -249,8 +249,9 @@ def test_a_process_reads_and_decodes_its_own_rows_alone(tmp_path, monkeypatch, w
 def test_odd_rows_are_counted_and_a_second_rating_has_an_id_of_its_own(tmp_path):
     damaged = make_pair('cut', (png(1, 2, 3)[:-30], png(3, 2, 1)), 1.0)
     same = make_pair('same', (png(5, 5, 5), png(5, 5, 5)), 1.0)
-    rows = [*PAIRS[1:300][:8], damaged, same, PAIRS[1], *PAIRS[10:100], *PAIRS[50:60]]
-    rows = rows + make_pairs(256)[101:]
+    # odd rows and further ratings among enough others to be allowed
+    rows = [*PAIRS[1:9], damaged, same, PAIRS[1], *PAIRS[10:100], *PAIRS[50:60]]
+    rows += make_pairs(256)[101:]
     source = source_of(rows, tmp_path / 'p.parquet')
     table = read_scores(out := score_pairs(source, RED, tmp_path / 't', TEN, progress=False))
     report = json.loads((out / 'manifest.json').read_text())['report']
