@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import balanceddpo
+from balanceddpo.core.processes import free_port
 from short_runs import settings
 
 CHILD = """
@@ -46,13 +46,6 @@ for job in json.loads(sys.argv[1]):
         print('refused', e)
         if not job['may_fail']: raise
 """
-
-
-def free_port():
-    "A port of this machine that nobody listens to."
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def job(inputs, out, file=None, may_fail=False, **changes):

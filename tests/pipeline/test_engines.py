@@ -208,15 +208,20 @@ def test_two_processes_train_what_one_trains(alone, tmp_path, capfd):
     inputs = ['--labels', str(alone / 'labels.parquet'), '--encoded', str(alone / 'encoded')]
     settings = '--model icons --mode lora --resolution 64 --max-steps 2 --batch-size 4'.split()
     settings += '--learning-rate 1e-3 --device cpu --tracker none'.split()
-    found = []
+    moved, rows = [], []
     for name, engine in (('one', []), ('two', ENGINES['gpus'])):
         out = tmp_path / name
         assert main(['train', *inputs, *settings, '--out', str(out), *engine]) == 0
-        found.append(load_file(out / 'model' / 'pytorch_lora_weights.safetensors'))
-        rows = (out / 'metrics.jsonl').read_text().splitlines()
-        assert [json.loads(row)['step'] for row in rows] == [1, 2]
-    one, two = (torch.cat([v.flatten() for v in weights.values()]) for weights in found)
+        lora = load_file(out / 'model' / 'pytorch_lora_weights.safetensors')
+        # the factor that begins at zero
+        moved.append(torch.cat([v.flatten() for k, v in lora.items() if '.up.' in k]))
+        rows.append([json.loads(row) for row in (out / 'metrics.jsonl').read_text().splitlines()])
+    one, two = moved
+    assert one.norm() > 0
     assert (one - two).norm() < 1e-3 * one.norm()
+    assert [[row['step'] for row in some] for some in rows] == [[1, 2], [1, 2]]
+    for whole, shared in zip(*rows, strict=True):
+        assert shared['grad_norm'] == pytest.approx(whole['grad_norm'], rel=1e-4)
     said = capfd.readouterr()
     assert said.out.count(str(tmp_path / 'two' / 'model')) == 1
 
