@@ -102,7 +102,7 @@ def make_encoder(kind: str, view: str, where, dtype):
     import torch
 
     from balanceddpo.scoring.encoders import Encoder
-    from balanceddpo.scoring.pictures import crop_to_square, normalised, pad_to_square
+    from balanceddpo.scoring.pictures import cropped_view, padded_view
 
     with torch.device(where):
         model = make_clip(kind).to(dtype).eval().requires_grad_(False)
@@ -113,18 +113,11 @@ def make_encoder(kind: str, view: str, where, dtype):
         ids = tokenizer(list(prompts), **options).input_ids
         return embedding_of(model.get_text_features(input_ids=ids.to(where)))
 
-    def square(batch, i):
-        if view == 'pad':
-            return pad_to_square(batch.pixels(i), 224)
-        return crop_to_square(batch[i], 224)
-
-    def look(batch, i):  # encoders that look alike share what they see, as the package's own do
-        return batch.view((view, 224), i, partial(square, batch, i))
-
     def encode_images(x):
         return embedding_of(model.get_image_features(pixel_values=x))
 
-    seen = normalised(look, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    spread = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    seen = padded_view(224, *spread) if view == 'pad' else cropped_view(224, 224, *spread)
     return Encoder(f'{kind}-{view}', encode_images, encode_texts, seen, 100.0, where, dtype)
 
 

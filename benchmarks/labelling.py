@@ -81,8 +81,7 @@ def fresh_scores(scorer, images, prompts):
 
     encoder, batch = scorer.encoder, ImageBatch(images)
     with torch.no_grad():
-        pixels = torch.stack([encoder.view(batch, i) for i in range(len(batch))])
-        pixels = pixels.to(encoder.device, encoder.dtype)
+        pixels = encoder.view.pixels(batch).to(encoder.device, encoder.dtype)
         seen = normalize(encoder.encode_images(pixels).float(), dim=-1)
         if hasattr(scorer, 'head'):
             for weight, bias in scorer.head.layers:

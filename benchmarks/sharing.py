@@ -22,10 +22,10 @@ from benchmarks.timing import CONTROL, HERE, SIZE, Arm, Log, read_command_line, 
 
 NAME, ROW = 'sharing', 'sharing'
 PROCESSES = (1, 2, 4)
-PAIRS = {'tiny': 8, 'cpu': 120}[SIZE]
+PAIRS = {'tiny': 8, 'cpu': 480}[SIZE]
 PIXELS = {'tiny': 64, 'cpu': 512}[SIZE]
-SHARD = {'tiny': 2, 'cpu': 10}[SIZE]  # pairs of a unit
-ROUNDS = {'tiny': 1, 'cpu': 5}[SIZE]
+SHARD = {'tiny': 2, 'cpu': 120}[SIZE]  # pairs of a unit
+ROUNDS = {'tiny': 1, 'cpu': 4}[SIZE]
 
 # waits for a line, labels its share into the folder that it names, says how many images it decoded
 WORKER = """
@@ -90,7 +90,8 @@ def fresh_folders(folder: Path) -> Callable[[], Path]:
 
 def measure_processes(log: Log, source: Path, folder: Path) -> None:
     "Pairs a second by the number of processes, in turns; and how often an image is decoded."
-    workers, new = {n: Workers(source, n) for n in PROCESSES}, fresh_folders(folder)
+    workers = {n: Workers(source, n) for n in PROCESSES}
+    new = fresh_folders(folder / 'shared')
 
     def arm_of(n: int, name: str = '') -> Arm:
         many = 'process' if n == 1 else 'processes'
@@ -126,7 +127,7 @@ def parts_of_one(source: Path, folder: Path) -> Sequence[Arm]:
     from balanceddpo.scoring.tables import Shards, encoders_of, score_pairs
 
     pairs, scorers = PairSource(str(source)), load_four()
-    new = fresh_folders(folder)
+    new = fresh_folders(folder / 'parts')
     rows = [row for unit in units_of(pairs, SHARD) for row in unit.rows()]
     items = [
         (row.pair.image_ids[slot], row.pictures[slot], row.pair.caption)
@@ -140,7 +141,7 @@ def parts_of_one(source: Path, folder: Path) -> Sequence[Arm]:
         score_items(scorers, iter(items))
 
     return [
-        Arm('whole', lambda: score_pairs(pairs, scorers, new(), Shards(SHARD), progress=False)),
+        Arm('whole', lambda: score_pairs(pairs, scorers, new(), Shards(PAIRS), progress=False)),
         Arm('reading', lambda: [None for unit in units_of(pairs, SHARD) for _ in unit.rows()]),
         Arm('networks', networks),
     ]

@@ -50,7 +50,7 @@ class Unit:
 
     def rows(self, threads: int | None = None) -> Iterator[Row]:
         "Its rows with their pictures, decoded in threads ahead of who asks for them."
-        return ahead_in_threads(self.look, self.named(), threads=threads)
+        return ahead_in_threads(self.look, self.named(), ahead=32, threads=threads)
 
 # %% ../../nbs/data/04_units.ipynb #e401b269
 Numbered = ParquetRows | FolderRows

@@ -5,7 +5,8 @@
 # %% ../../nbs/paper/04_audit_scores.ipynb #0021d29f
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 from pandas import DataFrame
-from PIL import Image
 
 from ..data.pairs import Pair, decode
 from .numbers import PAPER, PROMPT_SETS, SCORERS
-from ..scoring.pictures import ImageBatch
+from ..scoring.pictures import ImageBatch, View
 from ..scoring.registry import load_scorers
 
 # %% auto #0
@@ -82,15 +82,10 @@ def embedding_cosine(sd: float, norm: float = HEAD_NORM, width: int = HEAD_WIDTH
     return 1 - width * (sd / norm) ** 2
 
 # %% ../../nbs/paper/04_audit_scores.ipynb #e0e7f3b9
-def divided_view(view: Callable, factor: float = 255) -> Callable:
-    """An encoder's `view` for images whose pixels were divided by `factor` once too often:
-    `(batch, i) -> normalised pixels`."""
-
-    def divided(batch, i):
-        black = view(ImageBatch([Image.new('RGB', batch[i].size)]), 0)
-        return black + (view(batch, i) - black) / factor
-
-    return divided
+def divided_view(view: View, factor: float = 255) -> View:
+    "An encoder's `view` for images whose pixels were divided by `factor` once too often."
+    name = ('divided', factor, view.name)
+    return replace(view, name=name, make=lambda batch, i: view.make(batch, i) / factor)
 
 # %% ../../nbs/paper/04_audit_scores.ipynb #e5eebc3c
 def _scores_left(name: str, right: ndarray, twice: ndarray) -> dict:

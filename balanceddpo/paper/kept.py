@@ -73,17 +73,19 @@ def _arrow_table(frame: DataFrame) -> pa.Table:
     return table
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    "Write an Arrow table whole or not at all, with how it was made in the metadata of the file."
+def _write_parquet(table: pa.Table, path: Path, earlier: dict | None = None) -> None:
+    """Write an Arrow table whole or not at all, with how it was made in the metadata of the file.
+    earlier: how the rows were made that were there before, if there were any."""
     options = dict(compression='zstd', store_schema=False, write_page_checksum=True)
+    made = how_made() | ({'earlier': earlier} if earlier else {})
     with staged(path) as t, pq.ParquetWriter(t, table.schema, **options) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({_MADE: json.dumps(how_made())})
+        writer.add_key_value_metadata({_MADE: json.dumps(made)})
 
 
-def _write_frame(frame: DataFrame, path: Path) -> None:
+def _write_frame(frame: DataFrame, path: Path, earlier: dict | None = None) -> None:
     "Write the columns of a DataFrame. Raises TypeError for a column that is not plain."
-    _write_parquet(_arrow_table(frame), path)
+    _write_parquet(_arrow_table(frame), path, earlier)
 
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e0a
 def _read_parquet(path: Path) -> pa.Table:
@@ -193,12 +195,55 @@ def read_how_made(path: Path | str) -> dict:
         raise InputError(f'{path} does not say how it was made: it is no kept file, or is damaged')
     return found
 
+# %% ../../nbs/paper/08_kept.ipynb #7a1c0e1c
+def _in_order_of(frame: DataFrame, wanted: DataFrame) -> DataFrame:
+    "The rows of `frame` that `wanted` asks for, in its order. Raises InputError if one is missing."
+    names = list(wanted.columns)
+    parts = dict([*frame.groupby(names, sort=False, observed=True)])
+    asked = list(wanted.itertuples(index=False, name=None))
+    if absent := [key for key in asked if key not in parts]:
+        raise InputError(f'no rows were made of {_say_key(names, absent[0])}')
+    return pd.concat([parts[key] for key in asked], ignore_index=True)
+
+
+def _say_key(names: Iterable[str], values: Iterable[object]) -> str:
+    "What a row is of, as a text: training_seed 21, model base."
+    return ', '.join(f'{name} {value}' for name, value in zip(names, values, strict=True))
+
+
+def _rows_missing(before: DataFrame, wanted: DataFrame) -> DataFrame:
+    """The rows of `wanted` of which `before` has none. Raises InputError if `before` has rows that
+    are not wanted: they would be lost."""
+    names = list(wanted.columns)
+    if unknown := [name for name in names if name not in before]:
+        raise InputError(f'what was kept has no column {unknown[0]!r}')
+    both = before[names].drop_duplicates().merge(wanted, how='outer', indicator=True)
+    surplus = both.loc[both['_merge'] == 'left_only', names]
+    if len(surplus):
+        said = _say_key(names, surplus.iloc[0])
+        raise InputError(f'rows of {said} were kept, and are not asked for: name them too')
+    missing = both.loc[both['_merge'] == 'right_only', names]
+    return wanted.merge(missing)
+
+
+def _join_rows(before: DataFrame, more: DataFrame) -> DataFrame:
+    """Rows that were kept, and others of the same kind. Raises InputError for other columns, or
+    images that were drawn in another way."""
+    if list(before) != list(more):
+        raise InputError(f'the columns kept are {list(before)}, those made {list(more)}')
+    if 'sampler' in before and not {*more['sampler']} <= {*before['sampler']}:
+        raise InputError('the images of what was kept were drawn with other settings')
+    return pd.concat([before, more], ignore_index=True)
+
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e1b
 class StudyFiles:
     "The kept files of a study, `folder`/kept/NAME, and how each comes to be and is read."
 
-    def __init__(self, study: str, folder: Path | str, from_scores: bool = False):
+    def __init__(
+        self, study: str, folder: Path | str, from_scores: bool = False, add: bool = False
+    ):
         self.study, self.folder, self.from_scores = study, Path(folder), from_scores
+        self.add = add and not from_scores
         self.files = []  # those used so far, in order
 
     @property
@@ -218,6 +263,10 @@ class StudyFiles:
             write(make(), path)
         elif not path.is_file():
             raise InputError(f'{path} is not there: {self.remedy}')
+        return self.found(path, read)
+
+    def found(self, path: Path, read: Callable):
+        "What `read` finds in a file that is there."
         if path not in self.files:
             self.files.append(path)
         return read(path)
@@ -234,11 +283,41 @@ class StudyFiles:
 class Kept(StudyFiles):
     """What a study's numbers and pictures are made of, kept beside its figures.
 
-    A run makes and writes it. `from_scores`: it is read again, and nothing is made."""
+    A run makes and writes it. `from_scores`: it is read again, and nothing is made. `add`: rows
+    that were kept stay, and only the missing ones are made (see `rows`)."""
 
     def table(self, name: str, make: Callable) -> DataFrame:
         "The DataFrame that `make()` returns: without its index, and with categories as text."
         return self.keep(f'{name}.parquet', make, _write_frame, _read_frame)
+
+    def rows(self, name: str, wanted: DataFrame, make: Callable) -> DataFrame:
+        """The DataFrame that `make(wanted)` returns, in the order of `wanted`, whose rows say by
+        some columns what is asked for, such as a training seed and a model.
+
+        With `add`, `make` is asked for the rows that were not kept. Raises InputError if those
+        that were kept are not asked for, or were made in another way."""
+        path = self.folder / 'kept' / f'{name}.parquet'
+        if not (self.add and path.is_file()):
+            return self.table(name, lambda: _in_order_of(make(wanted), wanted))
+        try:
+            return self._grown(path, wanted, make)
+        except InputError as e:
+            raise InputError(f'{path}: {e}, or leave add out and all is made') from e
+
+    def _grown(self, path: Path, wanted: DataFrame, make: Callable) -> DataFrame:
+        "The rows that were kept at `path`, with the missing ones made and written."
+        before, earlier = _read_frame(path), read_how_made(path)
+        missing = _rows_missing(before, wanted)
+        if missing.empty:
+            return self.found(path, _read_frame)
+        if earlier.get('numerics') != numeric_path():
+            raise InputError(
+                f'it was made by the numeric path {earlier.get("numerics")!r}, and here is '
+                f'{numeric_path()!r}: set BALANCEDDPO_NUMERICS'
+            )
+        whole = _in_order_of(_join_rows(before, make(missing)), wanted)
+        _write_frame(whole, path, earlier)
+        return self.found(path, _read_frame)
 
     def values(self, name: str, make: Callable):
         "What `make()` returns that is no table, in terms of JSON; tuples become lists."

@@ -112,10 +112,11 @@ class Report(StudyTables):
         scale: str,
         from_scores: bool = False,
         pdf: bool = False,
+        add: bool = False,
     ):
         super().__init__(name, out)
         self.scale, self.pdf, self._began = scale, pdf, time.time()
-        self.kept = Kept(name, self.folder, from_scores)
+        self.kept = Kept(name, self.folder, from_scores, add)
 
     def figure(self, figure: Figure, name: str = '') -> Image:
         "Write a figure as PNG, with `pdf` as PDF too, and show it."

@@ -21,7 +21,7 @@ from ..core.devices import ensure_torchvision, pick_device, pick_dtype
 from ..core.files import digest
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import in_threads
-from .pictures import ImageBatch, View, cropped_view, normalised, padded_view
+from .pictures import ImageBatch, View, cropped_view, padded_view
 from balanceddpo.scoring.weights import (
     clip_settings,
     find_source,
@@ -42,7 +42,7 @@ class Encoder:
     key: str  # names weights, view and precision
     encode_images: Callable[[torch.Tensor], torch.Tensor]  # pixels [n, 3, h, w] to [n, d]
     encode_texts: Callable[[list[str]], torch.Tensor]  # n prompts to [n, d]
-    view: View  # pixels of image i, as the model takes them
+    view: View  # how the model looks at an image
     scale: float = 1.0  # the model's learned exp(logit_scale)
     device: torch.device | str = 'cpu'
     dtype: torch.dtype | None = None
@@ -65,8 +65,9 @@ class Encoder:
 
         def encode(places):
             self.image_passes += len(places)
-            pixels = torch.stack(in_threads(lambda i: self.view(batch, i), places))
-            return self.encode_images(pixels.to(self.device, self.dtype))
+            seen = torch.stack(in_threads(lambda i: self.view.look(batch, i), places))
+            pixels = self.view.normalise(seen.to(self.device))
+            return self.encode_images(pixels.to(dtype=self.dtype))
 
         return self._recall(self._images, batch.ids, encode, batch_size)
 
@@ -161,11 +162,11 @@ def transformers_encoder(
             )
         )
 
+    spread = settings['mean'], settings['std']
     if view == 'pad':
-        look = padded_view(settings['crop'])
+        look = padded_view(settings['crop'], *spread)
     else:
-        look = cropped_view(settings['size'], settings['crop'])
-    look = normalised(look, settings['mean'], settings['std'])
+        look = cropped_view(settings['size'], settings['crop'], *spread)
     reads = dict(longest_text=length, count_tokens=partial(_token_counts, tokenizer))
     about = dict(width=model.config.projection_dim, source=str(source), **reads)
     return Encoder(key, encode_images, encode_texts, look, scale, device, dtype, **about)
@@ -212,14 +213,11 @@ def _open_clip_view(settings: dict, view: str) -> View:
 
     size = settings['size'] if isinstance(settings['size'], int) else max(settings['size'])
     if view == 'pad':
-        return normalised(padded_view(size), settings['mean'], settings['std'])
+        return padded_view(size, settings['mean'], settings['std'])
     names = ('mean', 'std', 'interpolation', 'resize_mode', 'fill_color')
-    transform = open_clip.image_transform(size, is_train=False, **{k: settings[k] for k in names})
-
-    def look(batch, i):
-        return transform(batch[i])
-
-    return look
+    own = {k: settings[k] for k in names}
+    transform = open_clip.image_transform(size, is_train=False, **own)  # it normalises, too
+    return View(('open_clip', size, repr(own)), lambda batch, i: transform(batch[i]))
 
 
 def open_clip_token_counts(tokenizer: Any, texts: list[str]) -> list[int]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import overload
 
 import numpy as np
@@ -137,6 +139,16 @@ class ImageBatch(Sequence):
             self._views[name, i] = make()
         return self._views[name, i]
 
+    @classmethod
+    def joined(cls, parts: Sequence[ImageBatch]) -> ImageBatch:
+        "The images of several batches as one, with the views that were made of them."
+        images = [image for part in parts for image in part.images]
+        whole, start = cls(images, [name for part in parts for name in part.ids]), 0
+        for part in parts:
+            whole._views |= {(name, start + i): seen for (name, i), seen in part._views.items()}
+            start += len(part)
+        return whole
+
     @property
     def ids(self) -> list:
         "The name of each image: as given, or a hash of its pixels."
@@ -182,32 +194,38 @@ def crop_to_square(image: Image.Image, size: int, crop: int | None = None) -> to
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
 
 # %% ../../nbs/scoring/01_pictures.ipynb #4fc5aa32
-View = Callable[[ImageBatch, int], torch.Tensor]  # pixels [3, h, w] of image i of a batch
+@dataclass(frozen=True)
+class View:
+    """How an encoder looks at images: `make(batch, i)` gives float `[3, h, w]` of image i of a
+    batch, and (x - mean) / std follows in each channel. Views of one name make the same."""
+
+    name: Hashable
+    make: Callable[[ImageBatch, int], torch.Tensor]
+    mean: Iterable[float] = (0.0, 0.0, 0.0)
+    std: Iterable[float] = (1.0, 1.0, 1.0)
+
+    def look(self, batch: ImageBatch, i: int) -> torch.Tensor:
+        "What is made of image i, once for all encoders that look alike: float `[3, h, w]`."
+        return batch.view(self.name, i, partial(self.make, batch, i))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        "(x - mean) / std in each channel of float `[n, 3, h, w]`, on their device."
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=pixels.device)[:, None, None]
+            for v in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+    def pixels(self, batch: ImageBatch) -> torch.Tensor:
+        "The images of a batch as the model takes them, float `[n, 3, h, w]` on the CPU."
+        return self.normalise(torch.stack([self.look(batch, i) for i in range(len(batch))]))
 
 
-def normalised(view: View, mean: Iterable[float], std: Iterable[float]) -> View:
-    "`view` followed by (x - mean) / std in each channel."
-    centre, unit = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
-
-    def look(batch, i):
-        return (view(batch, i) - centre) / unit
-
-    return look
+def padded_view(size: int, mean: Iterable[float], std: Iterable[float]) -> View:
+    "HPS v2's view of an image."
+    return View(('pad', size), lambda b, i: pad_to_square(b.pixels(i), size), mean, std)
 
 
-def padded_view(size: int) -> View:
-    "HPS v2's view of an image, made once for all encoders that share it."
-
-    def look(batch, i):
-        return batch.view(('pad', size), i, lambda: pad_to_square(batch.pixels(i), size))
-
-    return look
-
-
-def cropped_view(size: int, crop: int) -> View:
-    "CLIP's view of an image, made once for all encoders that share it."
-
-    def look(batch, i):
-        return batch.view(('crop', size, crop), i, lambda: crop_to_square(batch[i], size, crop))
-
-    return look
+def cropped_view(size: int, crop: int, mean: Iterable[float], std: Iterable[float]) -> View:
+    "CLIP's view of an image."
+    return View(('crop', size, crop), lambda b, i: crop_to_square(b[i], size, crop), mean, std)

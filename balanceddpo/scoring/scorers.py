@@ -9,7 +9,7 @@ import re
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +18,9 @@ import torch
 from torch.nn.functional import linear
 
 from ..core.errors import InputError
-from ..core.parallel import batches
+from ..core.parallel import ahead_in_threads, batches
 from .encoders import Encoder
-from .pictures import ImageBatch, as_batch
+from .pictures import ImageBatch, View, as_batch
 
 # %% auto #0
 __all__ = ['USUAL_SPREAD', 'Scorer', 'published_units', 'score_items']
@@ -230,18 +230,48 @@ def published_units(scorers: Iterable[Scorer]) -> dict[str, float]:
     return {s.name: float(getattr(s, 'unit', 1.0)) for s in scorers}
 
 # %% ../../nbs/scoring/04_scorers.ipynb #f199c04e
+def _views_of(scorers: Sequence[Scorer]) -> list[View]:
+    "The views of the encoders that scorers look through, each once."
+    encoders = [getattr(s, 'encoder', None) for s in scorers]
+    return list({e.view.name: e.view for e in encoders if isinstance(e, Encoder)}.values())
+
+
+def _look_ahead(
+    items: Iterable[tuple], views: Sequence[View], ahead: int
+) -> Iterator[tuple[Any, ImageBatch, str]]:
+    """Yield (image_id, a batch of the one image, prompt) of a stream of (image_id, image, prompt).
+    Threads have made the `views` of an image before it is asked for, if it is its first time."""
+    call, seen = uuid.uuid4().hex, set()
+
+    def with_news() -> Iterator[tuple]:
+        for image_id, image, prompt in items:
+            yield image_id, image, prompt, image_id not in seen
+            seen.add(image_id)
+
+    def look(item: tuple) -> tuple:
+        image_id, image, prompt, is_new = item
+        one = ImageBatch([image], [f'{call}/{image_id}'])
+        for view in views if is_new else ():
+            view.look(one, 0)
+        return image_id, one, prompt
+
+    return ahead_in_threads(look, with_news(), ahead)
+
+
 def score_items(
     scorers: Sequence[Scorer], items: Iterable[tuple], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Scorer name -> float32 array `[n]`, for a stream of n `(image_id, image, prompt)`, in its
     order.
 
-    An image is a PIL image or a tensor [3, h, w]; `image_id` names it within this call. Warns if
-    a scorer hardly tells distinct images apart."""
-    call, found, names = uuid.uuid4().hex, {s.name: [] for s in scorers}, []
-    for some in batches(items, batch_size):
+    An image is a PIL image or a tensor [3, h, w]; `image_id` names it within this call. While the
+    networks look at a batch, threads prepare the next one. Warns if a scorer hardly tells distinct
+    images apart."""
+    found, names = {s.name: [] for s in scorers}, []
+    ahead = _look_ahead(items, _views_of(scorers), batch_size)
+    for some in batches(ahead, batch_size):
         ids, images, prompts = (list(column) for column in zip(*some))
-        batch = ImageBatch(images, [f'{call}/{i}' for i in ids])
+        batch = ImageBatch.joined(images)
         for s in scorers:
             found[s.name].append(np.asarray(s.score(batch, prompts), dtype=np.float32))
         names += ids

@@ -59,12 +59,12 @@ def test_a_divided_view_sees_divided_pixels():
     import torch
     from PIL import Image
 
-    from balanceddpo.scoring.pictures import ImageBatch, crop_to_square, normalised
+    from balanceddpo.scoring.pictures import ImageBatch, cropped_view
 
     mean, std = [0.48, 0.45, 0.40], [0.26, 0.27, 0.28]
-    view = normalised(lambda batch, i: crop_to_square(batch[i], 16), mean, std)
+    view = cropped_view(16, 16, mean, std)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype('uint8'))
-    divided = divided_view(view, 255)(ImageBatch([image]), 0)
+    divided = divided_view(view, 255).pixels(ImageBatch([image]))[0]
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 / 255
     assert torch.allclose(
         divided,

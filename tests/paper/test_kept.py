@@ -242,6 +242,79 @@ def test_a_run_makes_it_again_and_a_failed_one_leaves_what_was(run, rendering):
     assert len(run.files) == 1
 
 
+# what grows
+
+
+def of_models(wanted):
+    "Two rows for each model that is wanted, whose score tells the model."
+    names = [m for m in wanted.model for _ in range(2)]
+    return pd.DataFrame(
+        {'model': names, 'sampler': '{"steps": 12}', 'hps': [float(ord(m)) for m in names]}
+    )
+
+
+def wanted(*models):
+    return pd.DataFrame({'model': list(models)})
+
+
+@pytest.fixture
+def growing(tmp_path):
+    return Kept('figure02', tmp_path / 'out', add=True)
+
+
+def test_only_the_rows_that_are_missing_are_made_and_stand_where_they_are_wanted(run, growing):
+    run.rows('scores', wanted('a', 'c'), of_models)
+    asked = []
+
+    def make(missing):
+        asked.extend(missing.model)
+        return of_models(missing)
+
+    found = growing.rows('scores', wanted('c', 'b', 'a'), make)
+    assert asked == ['b']
+    assert found.model.tolist() == ['c', 'c', 'b', 'b', 'a', 'a']
+    assert found.hps.tolist() == [99, 99, 98, 98, 97, 97]
+
+
+def test_without_add_all_is_made_and_with_it_what_is_kept_is_only_read(run, growing):
+    assert len(growing.rows('scores', wanted('a'), of_models)) == 2
+    assert len(growing.rows('scores', wanted('a'), must_not_run)) == 2
+    assert len(run.rows('scores', wanted('a', 'b'), of_models)) == 4
+
+
+def test_the_file_says_how_each_part_was_made(run, growing):
+    run.rows('scores', wanted('a'), of_models)
+    first = read_how_made(run.files[0])
+    growing.rows('scores', wanted('a', 'b'), of_models)
+    assert read_how_made(run.files[0])['earlier'] == first
+
+
+def test_rows_that_are_not_asked_for_are_not_lost(run, growing):
+    run.rows('scores', wanted('a', 'b'), of_models)
+    said = refused(growing.rows, 'scores', wanted('b', 'c'), must_not_run)
+    assert 'rows of model a were kept, and are not asked for' in said
+    assert len(run.found(run.files[0], pd.read_parquet)) == 4
+
+
+def test_rows_of_another_numeric_path_are_not_mixed(run, growing, monkeypatch):
+    monkeypatch.setattr('balanceddpo.paper.kept.numeric_path', lambda: 'another')
+    run.rows('scores', wanted('a'), of_models)
+    monkeypatch.undo()
+    said = refused(growing.rows, 'scores', wanted('a', 'b'), must_not_run)
+    assert "numeric path 'another'" in said
+    assert 'BALANCEDDPO_NUMERICS' in said
+
+
+def test_images_drawn_in_another_way_and_other_columns_are_not_mixed(run, growing):
+    run.rows('scores', wanted('a'), of_models)
+    for other, says in (
+        (lambda w: of_models(w).assign(sampler='{"steps": 50}'), 'drawn with other settings'),
+        (lambda w: of_models(w).assign(more=1), 'the columns kept'),
+        (lambda w: of_models(w)[:0], 'no rows were made of model b'),
+    ):
+        assert says in refused(growing.rows, 'scores', wanted('a', 'b'), other)
+
+
 # how it was made
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.scoring.encoders import Encoder
-from balanceddpo.scoring.pictures import ImageBatch
+from balanceddpo.scoring.pictures import ImageBatch, View
 from balanceddpo.scoring.registry import load_scorer
 from tiny_scorers import close, sharpen
 
@@ -38,7 +38,7 @@ def test_memory_of_an_encoder_is_bounded():
         't',
         lambda x: x.flatten(1),
         lambda texts: torch.tensor([[len(t), 1.0] for t in texts]),
-        lambda batch, i: batch.pixels(i) / 255,
+        View('bytes', lambda batch, i: batch.pixels(i) / 255),
         remember=3,
     )
     images = [Image.new('RGB', (1, 1), (i + 1, 7, 9)) for i in range(8)]

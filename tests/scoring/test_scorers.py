@@ -5,6 +5,7 @@ import io
 import random
 import subprocess
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -234,6 +235,30 @@ def test_encoders_are_shared_and_asked_once(models):
     assert [t.text_passes for t in (hps.encoder, clip.encoder, pickscore.encoder)] == [5, 5, 5]
     alone = clip.score([i for _, i, _ in items], [p for *_, p in items])
     close(score_items([clip], items)['clip'], alone, 1e-6)
+
+
+def test_views_are_made_once_in_other_threads_and_change_no_score(models, monkeypatch):
+    "Each way of looking once for each distinct image, before the networks ask for it."
+    made, main = [], threading.get_ident()
+    view = ImageBatch.view
+
+    def counted(batch, name, i, make):
+        def really():
+            made.append((name, batch.ids[i].split('/')[-1], threading.get_ident() == main))
+            return make()
+
+        return view(batch, name, i, really)
+
+    monkeypatch.setattr(ImageBatch, 'view', counted)
+    scorers = four(models)
+    items = [(f'i{n % 6}', noise((40, 30), n % 6), PROMPTS[n % 5]) for n in range(9)]
+    found = score_items(scorers, items, batch_size=4)
+    views = {s.encoder.view.name for s in scorers}
+    assert len(views) == 2
+    assert sorted(made) == sorted((v, f'i{n}', False) for v in views for n in range(6))
+    for s in scorers:
+        alone = [s.score([image], [prompt])[0] for _, image, prompt in items]
+        close(found[s.name], torch.stack(alone), 1e-6)
 
 
 def test_ids_hold_for_one_call_only(models):
