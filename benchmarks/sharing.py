@@ -1,7 +1,7 @@
 """Labelling by several processes, and what bounds one of them: pairs a second by 1, 2 and 4
 processes that share a Parquet file of photographs, as `torchrun -m balanceddpo label` does; and in
 one process reading alone, the networks alone, and the whole, which should take the longer of the
-two and not their sum.
+two and not their sum; and the whole against a careful loop.
 
 Each process has one thread for the networks and one that decodes. Start-up is left out: the clock
 runs from the first pair to the last. Run it on an idle machine."""
@@ -17,8 +17,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_labelling import photograph_pairs
-from benchmarks.labelling import load_four
-from benchmarks.timing import CONTROL, HERE, SIZE, Arm, Log, read_command_line, run_rounds
+from benchmarks.labelling import CAREFUL_WAY, load_four, our_scores, scores_with_care
+from benchmarks.timing import (
+    CONTROL,
+    HERE,
+    SIZE,
+    Arm,
+    Log,
+    read_command_line,
+    run_rounds,
+    time_arms,
+)
 
 NAME, ROW = 'sharing', 'sharing'
 PROCESSES = (1, 2, 4)
@@ -36,7 +45,7 @@ from balanceddpo.core.shares import Share
 from balanceddpo.data import pairs
 from balanceddpo.data.sources import PairSource
 from balanceddpo.scoring.tables import Shards, score_pairs
-from benchmarks.labelling import load_four
+from benchmarks.labelling import CAREFUL_WAY, load_four, our_scores, scores_with_care
 source, process, processes, size = sys.argv[1], *map(int, sys.argv[2:5])
 scorers = load_four()
 count, real = [0], pairs.decode
@@ -166,6 +175,23 @@ def measure_overlap(log: Log, source: Path, folder: Path) -> None:
             )
 
 
+def measure_against_careful(log: Log, source: Path, folder: Path) -> None:
+    "The whole machine, one process, against the batched loop of `benchmarks.labelling`."
+    from balanceddpo.scoring.tables import encoders_of
+
+    scorers, new = load_four(), fresh_folders(folder / 'ours')
+
+    def forget() -> None:
+        for encoder in encoders_of(scorers).values():
+            encoder.forget()
+
+    arms = [
+        Arm(f'labelling {PAIRS} photographs', lambda: our_scores(source, scorers, new()), forget),
+        Arm(CAREFUL_WAY, lambda: scores_with_care(source, scorers, PAIRS)),
+    ]
+    time_arms(log, ROW, {CAREFUL_WAY: '>= 1.6'}, arms, count=ROUNDS, warmups=1)
+
+
 def main() -> None:
     from balanceddpo.data.pairs import write_pairs
 
@@ -174,6 +200,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_pairs(photograph_pairs(PAIRS, PIXELS), folder / 'pairs.parquet')
+        measure_against_careful(log, source, folder)
         measure_overlap(log, source, folder)
         measure_processes(log, source, folder)
 

@@ -32,7 +32,7 @@ class ReproduceOptions:
     from_scores: bool = False  # render it from what it has kept, without a model
     pdf: bool = False  # write its figures as PDF too
     force: bool = False  # run it even if it is done
-    workers: int = 1  # notebooks at a time, with their share of the cores each
+    workers: int = 1  # models and images, then notebooks, at a time, with their share of the cores
     dry_run: bool = False  # list the notebooks and their parameters, and stop
 
 # %% ../../nbs/command/07_studies.ipynb #f5e68477

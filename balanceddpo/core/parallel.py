@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 
-from .errors import InputError
-
 # %% auto #0
 __all__ = []
 
@@ -75,48 +73,3 @@ def thread_settings(workers: int) -> dict[str, str]:
         return {}
     cores = len(os.sched_getaffinity(0))
     return {'OMP_NUM_THREADS': str(max(1, cores // workers))}
-
-# %% ../../nbs/core/06_parallel.ipynb #2feb18ef
-def side_by_side(
-    work: Callable, jobs: Sequence[dict], workers: int = 1, unit: str = 'model'
-) -> list:
-    """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the
-    results in the order of `jobs`. `work` must be a function of a module; `unit` is what the
-    progress bar counts.
-
-    After the first that fails no other starts, and its error is raised when the running ones
-    have ended. Raises InputError for less than one worker."""
-    from tqdm.auto import tqdm  # which takes longer to load than all the rest
-
-    if workers < 1:
-        raise InputError(f'workers must be at least 1, not {workers}')
-    # None: on a terminal only
-    bar = tqdm(total=len(jobs), desc=f'{unit}s', unit=unit, disable=None)
-    with bar, environment(**thread_settings(workers)):
-        if workers > 1:
-            return _in_processes(work, jobs, workers, bar)
-        results = []
-        for job in jobs:
-            results.append(work(**job))
-            bar.update()
-        return results
-
-
-def _in_processes(work, jobs, workers, bar) -> list:
-    "The results of `side_by_side` with more than one worker."
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-    from multiprocessing import get_context
-
-    results, running = {}, {}  # place of a job -> its result; future -> place of its job
-    waiting = list(enumerate(jobs))[::-1]
-    # a fork of a process that has used CUDA, or threads, hangs
-    with ProcessPoolExecutor(min(workers, len(jobs) or 1), get_context('spawn')) as pool:
-        while waiting or running:
-            # no more than run at once: a pool starts all that it has been given
-            while waiting and len(running) < workers:
-                place, job = waiting.pop()
-                running[pool.submit(work, **job)] = place
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                results[running.pop(done)] = done.result()
-                bar.update()
-    return [results[place] for place in range(len(jobs))]

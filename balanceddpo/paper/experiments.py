@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from pandas import DataFrame
@@ -17,6 +18,7 @@ from PIL import Image
 from .. import pipeline
 from ..core.errors import InputError
 from ..core.files import digest, staged
+from ..core.jobs import Job, ToBeMade, ask, is_rehearsal
 from ..core.stages import runs_root
 from ..data.pairs import Pair
 from ..data.prompts import read_prompts
@@ -30,6 +32,7 @@ from ..models.image_store import ImageStore
 from ..models.weights import merged_weights
 from .scales import Scale
 from ..pipeline import Model
+from ..pipeline.rehearsals import ask_for_images, ask_for_model, passes_of_images
 from ..recipes.config import AlignConfig
 from ..recipes.groups import Groups
 from ..recipes.recipe import Recipe, values_of
@@ -130,7 +133,7 @@ def _keeping(scale: Scale, changes: dict) -> AlignConfig:
         dtype=scale.dtype, tidy=not asked, apart=tuple(asked), resume=True, progress=True
     )
 
-
+# %% ../../nbs/paper/10_experiments.ipynb #f7f4bf0e
 def align_labels(
     scale: Scale, recipe: str | Recipe, table: DataFrame, name: str = '', **changes
 ) -> Model:
@@ -139,6 +142,9 @@ def align_labels(
     row = recipe_named(recipe)
     row = replace(row, name=name or row.name)
     settings = training_settings(scale, row, **changes)
+    if is_rehearsal():
+        about = dict(scale=scale, recipe=row, table=table, **changes)
+        return ask_for_model(align_labels, settings, row, about, table)
     pairs = LabelledPairs(encoded_pairs(scale, settings), table, row.labels)
     return pipeline.run_recipe(row, settings, pairs, config=_keeping(scale, changes))
 
@@ -152,12 +158,16 @@ def align(
 
     Raises `InputError` for an unknown row, settings that contradict it, or missing groups."""
     row = recipe_named(recipe)
-    if not row.groups:
-        return align_labels(scale, row, labels_of(scale, row.labels), name, **changes)
-    if groups is None:
-        raise InputError(f'{row.name} makes its pairs from groups of images: give them')
     row = replace(row, name=name or row.name)
     settings = training_settings(scale, row, **changes)
+    if row.groups and groups is None:
+        raise InputError(f'{row.name} makes its pairs from groups of images: give them')
+    if is_rehearsal():
+        groups = groups if row.groups else None
+        about = dict(scale=scale, recipe=row, groups=groups, **changes)
+        return ask_for_model(align, settings, row, about, groups)
+    if groups is None or not row.groups:
+        return align_labels(scale, row, labels_of(scale, row.labels), **changes)
     return pipeline.run_recipe(row, settings, groups, config=_keeping(scale, changes))
 
 
@@ -208,7 +218,20 @@ def sample_config(scale: Scale, model: Model, source: str) -> SampleConfig:
 
 def draw(scale: Scale, model: Model, source: str) -> ImageStore:
     "The images of a model for a prompt set; drawn once."
-    return pipeline.sample(sample_config(scale, model, source), progress=True)
+    config = sample_config(scale, model, source)
+    if is_rehearsal():
+        return ask_for_images(_draw_set, model, config, dict(scale=scale, source=source))
+    return pipeline.sample(config, progress=True)
+
+# %% ../../nbs/paper/10_experiments.ipynb #8031007a
+def _draw_set(scale: Scale, model: Model, source: str) -> None:
+    "Draw the images of a model for a prompt set."
+    draw(scale, model, source)
+
+
+def _score_set(scale: Scale, model: Model, source: str) -> None:
+    "Draw and score the images of a model for a prompt set."
+    score_models(scale, [model], [('', source)])
 
 
 def score_models(
@@ -216,6 +239,13 @@ def score_models(
 ) -> DataFrame:
     """DataFrame: scores of all images of all models on all prompt sets (or the given ones), by
     voters and checks."""
+    if is_rehearsal():
+        bare = replace(scale, prompts=())  # who draws one set does not depend on the others
+        for _, source in prompts or scale.prompts:
+            for model in models:
+                about = dict(scale=bare, source=source)
+                ask_for_images(_score_set, model, sample_config(scale, model, source), about)
+        return cast(DataFrame, ToBeMade())
     drawn = [
         (model.name, name, draw(scale, model, source))
         for name, source in prompts or scale.prompts
@@ -223,7 +253,7 @@ def score_models(
     ]
     return pipeline.image_scores(drawn, judges(scale), progress=True)
 
-
+# %% ../../nbs/paper/10_experiments.ipynb #4e6e64ff
 def scorer_names(scale: Scale) -> tuple[str, ...]:
     "Names of the voters as columns of a score table."
     return tuple(parse_scorer(s).name for s in scale.scorers)
@@ -245,6 +275,12 @@ def draw_groups(scale: Scale, n_prompts: int = 200, n_images: int = 8) -> Groups
     once. CaPO has 16 images per prompt."""
     of_groups = replace(scale, n_prompts=n_prompts, images_per_prompt=n_images)
     config = sample_config(of_groups, base_model(scale), str(caption_file(scale, n_prompts)))
+    if is_rehearsal():
+        arguments: dict = dict(scale=scale, n_prompts=n_prompts, n_images=n_images)
+        cost = passes_of_images(config, n_prompts)
+        key, title = digest('groups', arguments), f'groups of {n_images} images'
+        ask(key, Job(title, draw_groups, arguments, cost=cost))
+        return cast(Groups, ToBeMade())
     return pipeline.draw_groups(config, voters(scale), progress=True)
 
 # %% ../../nbs/paper/10_experiments.ipynb #ad29d4a0

@@ -280,11 +280,8 @@ class StudyFiles:
         return notes
 
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e11
-class Kept(StudyFiles):
-    """What a study's numbers and pictures are made of, kept beside its figures.
-
-    A run makes and writes it. `from_scores`: it is read again, and nothing is made. `add`: rows
-    that were kept stay, and only the missing ones are made (see `rows`)."""
+class KeptTables(StudyFiles):
+    "The kept files of a study that are tables."
 
     def table(self, name: str, make: Callable) -> DataFrame:
         "The DataFrame that `make()` returns: without its index, and with categories as text."
@@ -318,6 +315,13 @@ class Kept(StudyFiles):
         whole = _in_order_of(_join_rows(before, make(missing)), wanted)
         _write_frame(whole, path, earlier)
         return self.found(path, _read_frame)
+
+# %% ../../nbs/paper/08_kept.ipynb #7a1c0e1f
+class Kept(KeptTables):
+    """What a study's numbers and pictures are made of, kept beside its figures.
+
+    A run makes and writes it. `from_scores`: it is read again, and nothing is made. `add`: rows
+    that were kept stay, and only the missing ones are made (see `rows`)."""
 
     def values(self, name: str, make: Callable):
         "What `make()` returns that is no table, in terms of JSON; tuples become lists."

@@ -12,8 +12,7 @@ from shutil import rmtree
 
 from .. import pipeline
 from ..core.errors import InputError
-from ..losses.inversion import INVERSIONS
-from ..losses.methods import LOSSES
+from ..models.config import SampleConfig
 from balanceddpo.paper.experiments import (
     align,
     distance_from_base,
@@ -24,10 +23,10 @@ from balanceddpo.paper.experiments import (
 )
 from .scales import Scale
 from ..pipeline import Model
+from ..pipeline.rehearsals import passes_of_images, passes_per_pair
 from ..recipes.config import AlignConfig
 from ..recipes.groups import Groups
 from ..recipes.table import RECIPES, recipe_named
-from ..training.config import TrainConfig
 from ..voting.group_rules import GROUP_RULES
 
 # %% auto #0
@@ -83,16 +82,10 @@ def try_rival(
     return model, distance_from_base(scale, model)
 
 # %% ../../nbs/paper/11_rivals.ipynb #fae4dc25
-def passes_per_pair(settings: TrainConfig) -> float:
-    """Passes through the denoiser that training on one pair takes, in forward passes of one image.
-    An inversion, shorter for a small timestep, is counted in the mean."""
-    inverse = 0 if settings.noise == 'random' else INVERSIONS[settings.noise].passes()
-    return 2 * (3 + LOSSES[settings.method].needs_reference + inverse)
-
-
 def passes_of_groups(scale: Scale, n_prompts: int, n_images: int) -> int:
     "Passes through the denoiser that drawing groups takes."
-    return n_prompts * n_images * scale.steps * (2 if scale.guidance > 1 else 1)
+    drawn = SampleConfig(images_per_prompt=n_images, steps=scale.steps, guidance=scale.guidance)
+    return passes_of_images(drawn, n_prompts)
 
 
 def steps_within(scale: Scale, name: str, passes: float, **changes) -> int:

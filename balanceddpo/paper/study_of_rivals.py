@@ -22,8 +22,9 @@ from ..figures.intervals import Marks, plot_intervals
 from ..figures.points import Guides, plot_points
 from ..figures.style import Interval, Look
 from .experiments import training_settings
-from .rivals import passes_of_groups, passes_per_pair, steps_within
+from .rivals import passes_of_groups, steps_within
 from .scales import Scale
+from ..pipeline.rehearsals import passes_per_pair
 from ..recipes.table import RECIPES
 from ..training.config import TrainConfig
 

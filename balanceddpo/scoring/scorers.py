@@ -257,7 +257,7 @@ def _look_ahead(
 
     return ahead_in_threads(look, with_news(), ahead)
 
-
+# %% ../../nbs/scoring/04_scorers.ipynb #2cad11db
 def score_items(
     scorers: Sequence[Scorer], items: Iterable[tuple], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
