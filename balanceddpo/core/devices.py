@@ -5,6 +5,7 @@
 # %% ../../nbs/core/03_devices.ipynb #06f6ef1c
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +60,9 @@ def ensure_torchvision() -> ModuleType | None:
             del sys.modules[name]
         import torchvision
     return torchvision
+
+# %% ../../nbs/core/03_devices.ipynb #f658f8ae
+logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 
 # %% ../../nbs/core/03_devices.ipynb #bf946b7c
 _BEFORE = 'import torchvision.extension  # noqa: F401\n'
