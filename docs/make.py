@@ -1,5 +1,5 @@
-"""Writes the files that only repeat what stands elsewhere: settings.ini, from pyproject.toml, and
-docs/methods.md, from the table of methods.
+"""Writes the files that only repeat what stands elsewhere: settings.ini, from pyproject.toml;
+docs/methods.md, from the table of methods; and the tables of the other pages, from paper_figures.
 
 python docs/make.py            write them
 python docs/make.py --check    say which differ, and exit with 1
@@ -173,10 +173,24 @@ def methods() -> str:
     return '\n'.join([METHODS_HEAD, *map(section, others), variants(of_ours)])
 
 
+def with_tables(page: Path) -> str:
+    "The text of a page, with the table of a study between each `<!-- STUDY/TABLE -->` and its end."
+
+    def table(found: re.Match) -> str:
+        path = ROOT / f'paper_figures/icons/{found[1]}.md'
+        text = path.read_text(encoding='utf-8').strip()
+        return f'<!-- {found[1]} -->\n{text}\n<!-- /{found[1]} -->'
+
+    pattern = r'<!-- (\w+/\w+) -->.*?<!-- /\1 -->'
+    return re.sub(pattern, table, page.read_text(encoding='utf-8'), flags=re.DOTALL)
+
+
 def pages() -> dict[Path, str]:
     "Path -> text of everything that is written here."
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
-    return {ROOT / 'settings.ini': settings(project), ROOT / 'docs/methods.md': methods()}
+    made = {ROOT / 'settings.ini': settings(project), ROOT / 'docs/methods.md': methods()}
+    shown = (ROOT / f'docs/{name}.md' for name in ('icon_world', 'results'))
+    return made | {page: with_tables(page) for page in shown}
 
 
 def main() -> int:

@@ -32,7 +32,11 @@ class ReproduceOptions:
     from_scores: bool = False  # render it from what it has kept, without a model
     pdf: bool = False  # write its figures as PDF too
     force: bool = False  # run it even if it is done
-    workers: int = 1  # models and images, then notebooks, at a time, with their share of the cores
+    # models and images, then notebooks, at a time, with their share of the cores each
+    workers: int = 1
+    # where models and images are made: on this machine, or as jobs of Slurm
+    on: Literal['here', 'slurm'] = 'here'
+    slurm: str | None = None  # what to ask Slurm for: partition=gpu,gpus_per_node=1,timeout_min=90
     dry_run: bool = False  # list the notebooks and their parameters, and stop
 
 # %% ../../nbs/command/07_studies.ipynb #f5e68477
@@ -77,7 +81,8 @@ def reproduce(options: ReproduceOptions, _=None) -> None:
         raise InputError(
             'reproduce starts processes of its own (--workers): run it without a launcher'
         )
-    reproduction.reproduce(request, force=options.force, workers=options.workers)
+    making = reproduction.Making(options.workers, options.on, options.slurm)
+    reproduction.reproduce(request, force=options.force, making=making)
 
 # %% ../../nbs/command/07_studies.ipynb #5410c0a8
 PARTS = {

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
+from .engines import SlurmJob, slurm_executor, slurm_parameters
 from .errors import InputError
 from .parallel import environment, thread_settings
-from .processes import ProcessFailed
+from .processes import Command, ProcessFailed
 
 # %% auto #0
 __all__ = []
@@ -94,7 +96,19 @@ def _ask_for_all(work: Callable, jobs: Sequence[dict]) -> None:
     raise NotMadeYet('side by side')
 
 # %% ../../nbs/core/18_jobs.ipynb #185da5bf
-def visible_gpus() -> list[str]:
+class Started(Protocol):
+    "Work that a place has started."
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any: ...
+
+
+Start = Callable[[Job, Mapping[str, Any]], Started]  # starts a job with these arguments
+KILLED = 'was killed; the same command goes on where it was'
+
+
+def gpu_names() -> list[str]:
     "The names of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` has them."
     if 'CUDA_VISIBLE_DEVICES' in os.environ:
         return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
@@ -110,58 +124,117 @@ def _use_one_gpu(gpus: Sequence[str], started: Any) -> None:
     if len(gpus) > 1:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpus[number % len(gpus)]
 
-# %% ../../nbs/core/18_jobs.ipynb #0d0ec621
-Tell = Callable[[Collection[str], Collection[str]], object]  # keys that are done, that run
-
-
-def run_jobs(
-    jobs: Mapping[str, Job],
-    workers: int,
-    tell: Tell | None = None,
-    gpus: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Key -> result of jobs, `workers` at a time in processes, the longest way first. `tell` is
-    called whenever one has ended. With several `gpus` each process uses one.
-
-    After the first that fails no other starts, and its error is raised when the running ones
-    have ended, with a note that tells the job. Raises InputError for less than one worker, and
-    ProcessFailed if a process was killed."""
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+# %% ../../nbs/core/18_jobs.ipynb #336d40a5
+@contextmanager
+def processes_here(workers: int, gpus: Sequence[str] = ()) -> Generator[Start, None, None]:
+    """So many processes of this machine, each on one of several `gpus`. Raises InputError for less
+    than one, and ProcessFailed if one was killed."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     if workers < 1:
         raise InputError(f'workers must be at least 1, not {workers}')
-    waiting = longest_first(jobs)
-    results, running = {}, {}  # key -> result; future -> key
     new = get_context('spawn')  # a fork of a process that has used CUDA, or threads, hangs
     begin = dict(initializer=_use_one_gpu, initargs=(gpus, new.Value('i', 0)))
-    with (
-        environment(**thread_settings(workers)),
-        ProcessPoolExecutor(min(workers, len(jobs) or 1), new, **begin) as pool,
-    ):
+    try:
+        with (
+            environment(**thread_settings(workers)),
+            ProcessPoolExecutor(workers, new, **begin) as pool,
+        ):
+            yield lambda job, arguments: pool.submit(job.work, **arguments)
+    except BrokenProcessPool as e:
+        raise ProcessFailed(f'a process {KILLED}', 1) from e
+
+# %% ../../nbs/core/18_jobs.ipynb #e9d2659d
+def _run_as_called(caller: Command, work: Callable, arguments: Mapping[str, Any]) -> tuple:
+    "Be a job of Slurm: True and the result of the work, or False and its error."
+    os.chdir(caller.folder)
+    os.environ.update(caller.environ)
+    try:
+        return True, work(**arguments)
+    except Exception as e:  # noqa: BLE001: whoever waits for it raises it
+        return False, e
+
+
+class _SlurmResult:
+    "Work that Slurm does, or will."
+
+    def __init__(self, job: Any):
+        self.job = job
+
+    def done(self) -> bool:
+        return self.job.done()
+
+    def result(self) -> Any:
+        "What the work gave. Raises its error, and ProcessFailed if Slurm has ended it."
+        if how := self.job.exception() and SlurmJob(self.job).ended():
+            log = how.errors.removeprefix('balanceddpo: ')
+            raise ProcessFailed(f'a job of Slurm {KILLED}; {log}', 1)
+        good, found = self.job.result()
+        if not good:
+            raise found
+        return found
+
+
+@contextmanager
+def jobs_of_slurm(asked: str = '') -> Generator[Start, None, None]:
+    """Jobs of Slurm, asked for as `slurm_parameters` says, in the folder of this process; an error
+    cancels those that run. Raises InputError if there is no Slurm."""
+    executor = slurm_executor(slurm_parameters(asked), 'balanceddpo-reproduce')
+    caller, started = Command.of_caller((), 1), []
+
+    def start(job: Job, arguments: Mapping[str, Any]) -> Started:
+        started.append(executor.submit(_run_as_called, caller, job.work, arguments))
+        return _SlurmResult(started[-1])
+
+    try:
+        yield start
+    except BaseException:
+        for job in started:
+            job.cancel(check=False)
+        raise
+
+# %% ../../nbs/core/18_jobs.ipynb #0d0ec621
+Tell = Callable[[Collection[str], Collection[str]], object]  # keys that are done, that run
+Place = AbstractContextManager[Start]
+
+
+def run_jobs(
+    jobs: Mapping[str, Job], workers: int, tell: Tell | None = None, place: Place | None = None
+) -> dict[str, Any]:
+    """Key -> result of jobs, `workers` at a time, the longest way first, in a `place`, by default
+    in processes of this machine. `tell` is called whenever one has ended.
+
+    After the first that fails no other starts, and its error is raised, with a note that tells the
+    job. Errors as of the place."""
+    waiting = longest_first(jobs)
+    results, running = {}, {}  # key -> result; key -> what was started
+    with place or processes_here(workers if workers < 1 else min(workers, len(jobs) or 1)) as start:
         while waiting or running:
             ready = [k for k in waiting if jobs[k].after is None or jobs[k].after in results]
-            # no more than run at once: a pool starts all that it has been given
+            # no more than run at once: a place starts all that it has been given
             for key in ready[: workers - len(running)]:
                 waiting.remove(key)
-                running[pool.submit(jobs[key].work, **jobs[key].with_result(results))] = key
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                key = running.pop(done)
-                results[key] = _result(done, jobs[key])
+                running[key] = start(jobs[key], jobs[key].with_result(results))
+            for key in _ended(running):
+                results[key] = _result(running.pop(key), jobs[key])
             if tell:
-                tell([*results], [*running.values()])
+                tell([*results], [*running])
     return results
 
 # %% ../../nbs/core/18_jobs.ipynb #fa0a2c7f
-def _result(done: Any, job: Job) -> Any:
-    "The result of a job that has ended. Raises its error."
-    from concurrent.futures.process import BrokenProcessPool
+def _ended(running: Mapping[str, Started]) -> list[str]:
+    "The keys of what has ended; waits until there is one."
+    while running and not any(work.done() for work in running.values()):
+        time.sleep(0.05)
+    return [key for key, work in running.items() if work.done()]
 
+
+def _result(ended: Started, job: Job) -> Any:
+    "The result of a job that has ended. Raises its error."
     try:
-        return done.result()
-    except BrokenProcessPool as e:
-        line = f'a process was killed at: {job.title}; the same command goes on where it was'
-        raise ProcessFailed(line, 1) from e
+        return ended.result()
     except Exception as e:
         e.add_note(job.title)
         raise

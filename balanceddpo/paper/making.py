@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..core.jobs import Job, rehearsal, run_jobs, visible_gpus
+from ..core.jobs import Job, Place, gpu_names, rehearsal, run_jobs
 from .repro_notebooks import read_notebook
 
 # %% auto #0
@@ -80,7 +80,7 @@ def look_ahead(
     "What notebooks ask for, each with its parameters, and the GPUs that are there for it."
     asking = {
         'wanted': Job('what is wanted', rehearse_all, {'books': [*books]}),
-        'gpus': Job('GPUs', visible_gpus, {}),
+        'gpus': Job('GPUs', gpu_names, {}),
     }
     found = run_jobs(asking, 1)  # in a process of its own: notebooks change theirs
     return found['wanted'], found['gpus']
@@ -89,11 +89,11 @@ def look_ahead(
 def make_ahead(
     jobs: Mapping[str, Job],
     workers: int,
-    gpus: Sequence[str] = (),
+    place: Place | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Make what notebooks ask for, `workers` jobs at a time in processes, each on one of `gpus`.
-    Errors as of `run_jobs`."""
+    """Make what notebooks ask for, `workers` jobs at a time, in a place as of `run_jobs`, whose
+    errors are raised."""
     if not jobs:
         return
     began = time.perf_counter()
@@ -102,4 +102,4 @@ def make_ahead(
     def tell(done: Collection[str], running: Collection[str]) -> None:
         say(tell_progress(jobs, done, running, time.perf_counter() - began))
 
-    run_jobs(jobs, workers, tell, gpus)
+    run_jobs(jobs, workers, tell, place)

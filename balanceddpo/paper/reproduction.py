@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
+from ..core.engines import slurm_executor, slurm_parameters
 from ..core.errors import InputError, first_line
 from balanceddpo.core.files import (
     canonical,
@@ -30,12 +31,13 @@ from balanceddpo.core.files import (
     read_json,
     write_json,
 )
+from ..core.jobs import Place, jobs_of_slurm, processes_here
 from ..core.parallel import environment, thread_settings
 from ..core.processes import ProcessFailed
 from ..core.stages import locked, runs_root
 
 # %% auto #0
-__all__ = ['BY_NAME', 'notebooks_left_out', 'Request', 'plan_jobs', 'is_done', 'NotebookError', 'reproduce']
+__all__ = ['BY_NAME', 'ONE_BY_ONE', 'notebooks_left_out', 'Request', 'plan_jobs', 'is_done', 'NotebookError', 'reproduce']
 
 # %% ../../nbs/paper/28_reproduction.ipynb #2200ad45
 from .making import look_ahead, make_ahead
@@ -432,12 +434,34 @@ def run_side_by_side(
             failed.set()
             raise
 
+# %% ../../nbs/paper/28_reproduction.ipynb #4a9afc94
+@dataclass(frozen=True)
+class Making:
+    "How many models and images, and then notebooks, are made at a time, and where the former."
+
+    workers: int = 1
+    on: Literal['here', 'slurm'] = 'here'
+    slurm: str | None = None  # what to ask Slurm for
+
+    def check(self) -> None:
+        "Raises InputError for what does not go together, or if there is no Slurm."
+        if self.slurm is not None and self.on != 'slurm':
+            raise InputError('--slurm says what to ask Slurm for: it goes with --on slurm')
+        if self.on == 'slurm':
+            slurm_executor(slurm_parameters(self.slurm or ''), 'balanceddpo-reproduce')
+
+    def place(self, gpus: Sequence[str]) -> Place:
+        "Where models and images are made."
+        if self.on == 'slurm':
+            return jobs_of_slurm(self.slurm or '')
+        return processes_here(self.workers, gpus)
+
 # %% ../../nbs/paper/28_reproduction.ipynb #a403eea0
 def make_wanted(
-    jobs: Sequence[Job], workers: int, force: bool = False, progress: bool = True
+    jobs: Sequence[Job], making: Making, force: bool = False, progress: bool = True
 ) -> list[str]:
-    """Make the models and images that the notebooks want which are to be run, `workers` at a time;
-    the GPUs that are there. Raises NotebookError for what fails."""
+    """Make the models and images that the notebooks want which are to be run; the GPUs that are
+    here. Raises NotebookError for what fails."""
     to_run = [job for job in jobs if not job.from_scores and (force or not is_done(job))]
     if not to_run:
         return []
@@ -448,7 +472,7 @@ def make_wanted(
 
     wanted, gpus = look_ahead([(job.path, job.parameters) for job in to_run])
     try:
-        make_ahead(wanted, workers, gpus, say)
+        make_ahead(wanted, making.workers, making.place(gpus), say)
     except (InputError, ProcessFailed):
         raise
     except Exception as e:
@@ -457,25 +481,29 @@ def make_wanted(
     return gpus
 
 # %% ../../nbs/paper/28_reproduction.ipynb #7a1c0e52
-def reproduce(
-    request: Request, force: bool = False, progress: bool = True, workers: int = 1
-) -> list[Job]:
-    """Run the repro notebook that is asked for, or all, `workers` at a time.
+ONE_BY_ONE = Making()
 
-    Returns the jobs. With several workers all models and images that the notebooks want are made
-    first. A notebook that is done is skipped unless `force`. A rendering of all leaves
-    out those that have kept nothing, and says so. Errors as in `plan_jobs` and `run_job`:
+
+def reproduce(
+    request: Request, force: bool = False, progress: bool = True, making: Making = ONE_BY_ONE
+) -> list[Job]:
+    """Run the repro notebook that is asked for, or all.
+
+    Returns the jobs. With several workers, or on Slurm, all models and images that the notebooks
+    want are made first. A notebook that is done is skipped unless `force`. A rendering of all
+    leaves out those that have kept nothing, and says so. Errors as in `plan_jobs` and `run_job`:
     everything is checked before the first notebook starts, and the first that fails ends the
     run."""
     jobs = plan_jobs(request)
+    making.check()
     if progress and request.name == 'all' and request.from_scores:
         absent = notebooks_left_out(notebooks(request.place), request.scale, request.out)
         for name, why in absent.items():
             print(f'{name}: left out, {why}', flush=True)
     try:
-        if workers > 1:
-            gpus = make_wanted(jobs, workers, force, progress)
-            run_side_by_side(jobs, workers, force, progress, gpus)
+        if making != ONE_BY_ONE:
+            gpus = make_wanted(jobs, making, force, progress)
+            run_side_by_side(jobs, making.workers, force, progress, gpus)
         else:
             with this_python():
                 for job in jobs:

@@ -26,6 +26,8 @@ def test_the_icon_world_can_be_seen_and_copied_out(tmp_path, run):
     [
         ('reproduce', 'NAME'),
         ('reproduce table0', "no notebook 'table0'"),
+        ('reproduce table1 --slurm partition=a', '--slurm says what to ask Slurm for'),
+        ('reproduce table1 --on slurm --slurm cluster=x', '--slurm cluster=x: use slurm or local'),
         ('reproduce table1 --parameters x=1', "unknown parameter 'x'"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,14 +17,20 @@ from balanceddpo.core.jobs import (
     NotMadeYet,
     ToBeMade,
     ask,
+    gpu_names,
     is_rehearsal,
+    jobs_of_slurm,
     longest_first,
+    processes_here,
     rehearsal,
     run_jobs,
     side_by_side,
-    visible_gpus,
 )
 from balanceddpo.core.processes import ProcessFailed
+
+needs_submitit = pytest.mark.skipif(
+    find_spec('submitit') is None, reason="submitit is missing: pip install 'balanceddpo[slurm]'"
+)
 
 
 @pytest.fixture
@@ -99,9 +106,11 @@ def test_what_is_done_and_what_runs_is_told_after_each():
 
 def test_each_process_sees_one_gpu_of_several():
     jobs = {f'{k}': Job('', _gpu_and_wait, {'seconds': 1.0}) for k in range(2)}
-    found = run_jobs(jobs, 2, gpus=['3', '5'])
+    found = run_jobs(jobs, 2, place=processes_here(2, ['3', '5']))
     assert sorted(found.values()) == ['3', '5']
-    assert {*run_jobs(jobs, 2, gpus=['3']).values()} == {os.environ.get('CUDA_VISIBLE_DEVICES')}
+    assert {*run_jobs(jobs, 2, place=processes_here(2, ['3'])).values()} == {
+        os.environ.get('CUDA_VISIBLE_DEVICES')
+    }
 
 
 def _gpu_and_wait(seconds):
@@ -111,14 +120,35 @@ def _gpu_and_wait(seconds):
 
 def test_the_gpus_in_sight_are_those_of_the_environment(monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,GPU-7')
-    assert visible_gpus() == ['2', 'GPU-7']
+    assert gpu_names() == ['2', 'GPU-7']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    assert visible_gpus() == []
+    assert gpu_names() == []
 
 
 def test_a_process_that_is_killed_is_told_in_a_line():
-    with pytest.raises(ProcessFailed, match='killed at: training of x; the same command goes on'):
+    with pytest.raises(ProcessFailed, match='a process was killed; the same command goes on'):
         run_jobs({'x': Job('training of x', _die, {})}, 1)
+
+
+@needs_submitit
+def test_slurm_does_the_same_jobs_and_raises_their_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    jobs = {
+        'second': Job('', pow, {'exp': 2}, after='first', takes='base'),
+        'first': Job('', pow, {'base': 2, 'exp': 3}),
+    }
+    assert run_jobs(jobs, 2, place=jobs_of_slurm('cluster=local')) == {'first': 8, 'second': 64}
+    nowhere = Job('training of x', read_json, {'path': tmp_path / 'nowhere.json'})
+    with pytest.raises(InputError, match='nowhere.json') as e:
+        run_jobs({'x': nowhere}, 1, place=jobs_of_slurm('cluster=local'))
+    assert e.value.__notes__ == ['training of x']
+
+
+@needs_submitit
+def test_a_job_that_slurm_has_ended_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    with pytest.raises(ProcessFailed, match='a job of Slurm was killed; .*; see .*slurm'):
+        run_jobs({'x': Job('', _die, {})}, 1, place=jobs_of_slurm('cluster=local'))
 
 
 def _die():

@@ -70,7 +70,8 @@ def plan(name='table1', scale='smoke', **asked):
 
 def go(name='table1', scale='smoke', force=False, workers=1, **asked):
     request = Request(name, scale, **asked)
-    return reproduce(request, force=force, progress=False, workers=workers)
+    making = reproduction.Making(workers)
+    return reproduce(request, force=force, progress=False, making=making)
 
 
 def times(job):
@@ -612,6 +613,7 @@ def test_the_notebooks_are_found_in_a_wheel_and_in_an_editable_installation(hook
     [
         ('results', 'table1/table1'),
         ('results', 'table1/gains'),
+        ('results', 'claims/claims'),
         ('icon_world', 'icon_world/icon_world'),
     ],
 )
