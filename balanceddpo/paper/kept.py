@@ -226,13 +226,21 @@ def _rows_missing(before: DataFrame, wanted: DataFrame) -> DataFrame:
     return wanted.merge(missing)
 
 
+# columns that say how an image was drawn and judged, and what is said of rows that differ there
+_HOW = {
+    'sampler': 'the images of what was kept were drawn with other settings',
+    'scorer_keys': 'what was kept was scored with other weights, or by another version of a scorer',
+}
+
+
 def _join_rows(before: DataFrame, more: DataFrame) -> DataFrame:
     """Rows that were kept, and others of the same kind. Raises InputError for other columns, or
-    images that were drawn in another way."""
+    images that were drawn or judged in another way."""
     if list(before) != list(more):
         raise InputError(f'the columns kept are {list(before)}, those made {list(more)}')
-    if 'sampler' in before and not {*more['sampler']} <= {*before['sampler']}:
-        raise InputError('the images of what was kept were drawn with other settings')
+    for column, differs in _HOW.items():
+        if column in before and not {*more[column]} <= {*before[column]}:
+            raise InputError(differs)
     return pd.concat([before, more], ignore_index=True)
 
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e1b

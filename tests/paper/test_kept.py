@@ -249,7 +249,12 @@ def of_models(wanted):
     "Two rows for each model that is wanted, whose score tells the model."
     names = [m for m in wanted.model for _ in range(2)]
     return pd.DataFrame(
-        {'model': names, 'sampler': '{"steps": 12}', 'hps': [float(ord(m)) for m in names]}
+        {
+            'model': names,
+            'sampler': '{"steps": 12}',
+            'scorer_keys': '{"hps": "a"}',
+            'hps': [float(ord(m)) for m in names],
+        }
     )
 
 
@@ -309,6 +314,7 @@ def test_images_drawn_in_another_way_and_other_columns_are_not_mixed(run, growin
     run.rows('scores', wanted('a'), of_models)
     for other, says in (
         (lambda w: of_models(w).assign(sampler='{"steps": 50}'), 'drawn with other settings'),
+        (lambda w: of_models(w).assign(scorer_keys='x'), 'scored with other weights'),
         (lambda w: of_models(w).assign(more=1), 'the columns kept'),
         (lambda w: of_models(w)[:0], 'no rows were made of model b'),
     ):
