@@ -131,7 +131,7 @@ def test_gains_without_intervals():
     assert f'DiffusionDPO {theirs[0]:.2f} each time' in RESULTS
     assert len({f'{g:.2f}' for g in theirs}) == 1
     for column, says in (
-        ('majority', 'its gain falls from {:.2f} to {:.2f} and {:.2f}'),
+        ('majority', "BalancedDPO's gain falls from {:.2f} to {:.2f} and {:.2f}"),
         ('sum of losses', 'of the sum of losses from {:.2f} to {:.2f} and {:.2f}'),
         ('HPS alone', 'of HPS alone from {:.2f} to {:.2f} and {:.2f}'),
     ):
