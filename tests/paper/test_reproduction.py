@@ -280,6 +280,37 @@ def test_side_by_side_a_failure_is_told_and_stops_what_has_not_begun(place, tmp_
     }
 
 
+SEEN = """
+import os
+from pathlib import Path
+(Path(out)/name/f'{name}.csv').write_text(os.environ['CUDA_VISIBLE_DEVICES'])
+"""
+
+
+def test_each_of_several_at_a_time_sees_one_gpu(place, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5')
+    for name in ('table1', 'table2'):
+        write(place, name, SEEN)
+    go('all', workers=2)
+    seen = [p.read_text() for p in (tmp_path / 'paper_figures/smoke').glob('*/*.csv')]
+    assert sorted(seen) == ['4', '5']
+    go('all', force=True)
+    assert {p.read_text() for p in (tmp_path / 'paper_figures/smoke').glob('*/*.csv')} == {'4,5'}
+
+
+FAILS = """
+from balanceddpo.paper import experiments, scales
+world = scales.scale_of(scale)
+experiments.score_models(world, [experiments.base_model(world)], [('x', 'nowhere.txt')])
+"""
+
+
+def test_what_cannot_be_made_ahead_is_told_by_the_notebook_that_wants_it(place):
+    write(place, 'table2', FAILS)
+    with pytest.raises(InputError, match='table2: cell .*nowhere.txt'):
+        go('all', workers=2)
+
+
 def test_an_input_error_in_a_notebook_is_bad_input(place, capfd):
     write(
         place,
