@@ -204,23 +204,25 @@ def run_jobs(
     jobs: Mapping[str, Job], workers: int, tell: Tell | None = None, place: Place | None = None
 ) -> dict[str, Any]:
     """Key -> result of jobs, `workers` at a time, the longest way first, in a `place`, by default
-    in processes of this machine. `tell` is called whenever one has ended.
+    in processes of this machine. `tell` is called at the start and whenever one has ended.
 
     After the first that fails no other starts, and its error is raised, with a note that tells the
     job. Errors as of the place."""
     waiting = longest_first(jobs)
     results, running = {}, {}  # key -> result; key -> what was started
-    with place or processes_here(workers if workers < 1 else min(workers, len(jobs) or 1)) as start:
+    with place or processes_here(min(workers, len(jobs) or 1)) as start:
         while waiting or running:
             ready = [k for k in waiting if jobs[k].after is None or jobs[k].after in results]
             # no more than run at once: a place starts all that it has been given
             for key in ready[: workers - len(running)]:
                 waiting.remove(key)
                 running[key] = start(jobs[key], jobs[key].with_result(results))
-            for key in _ended(running):
-                results[key] = _result(running.pop(key), jobs[key])
             if tell:
                 tell([*results], [*running])
+            for key in _ended(running):
+                results[key] = _result(running.pop(key), jobs[key])
+    if tell:
+        tell([*results], [])
     return results
 
 # %% ../../nbs/core/18_jobs.ipynb #fa0a2c7f

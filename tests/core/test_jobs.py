@@ -89,7 +89,7 @@ def test_a_job_gets_the_result_of_the_one_before_it():
     assert run_jobs(jobs, 2) == {'first': 8, 'second': 64}
 
 
-def test_what_is_done_and_what_runs_is_told_after_each():
+def test_what_is_done_and_what_runs_is_told_at_the_start_and_after_each():
     told = []
     jobs = {
         'first': Job('', pow, {'base': 2, 'exp': 3}, cost=9),
@@ -98,8 +98,9 @@ def test_what_is_done_and_what_runs_is_told_after_each():
     }
     run_jobs(jobs, 1, tell=lambda done, running: told.append((sorted(done), list(running))))
     assert told == [
-        (['first'], []),
-        (['first', 'third'], []),
+        ([], ['first']),
+        (['first'], ['third']),
+        (['first', 'third'], ['second']),
         (['first', 'second', 'third'], []),
     ]
 
