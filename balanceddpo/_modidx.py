@@ -2431,6 +2431,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'balanceddpo/paper/repro_notebooks.py'),
                                                    'balanceddpo.paper.repro_notebooks.read_notebook': ( 'paper/repro_notebooks.html#read_notebook',
                                                                                                         'balanceddpo/paper/repro_notebooks.py'),
+                                                   'balanceddpo.paper.repro_notebooks.run_cells': ( 'paper/repro_notebooks.html#run_cells',
+                                                                                                    'balanceddpo/paper/repro_notebooks.py'),
                                                    'balanceddpo.paper.repro_notebooks.scales_of': ( 'paper/repro_notebooks.html#scales_of',
                                                                                                     'balanceddpo/paper/repro_notebooks.py'),
                                                    'balanceddpo.paper.repro_notebooks.title_of': ( 'paper/repro_notebooks.html#title_of',

@@ -9,13 +9,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..core.jobs import Job, Place, gpu_names, rehearsal, run_jobs
-from .repro_notebooks import read_notebook
+from .repro_notebooks import read_notebook, run_cells
 
 # %% auto #0
 __all__ = []
@@ -28,12 +28,8 @@ def rehearse(path: Path, parameters: Mapping[str, Any]) -> dict[str, Job]:
     if not any('experiments' in cell.source for cell in cells):
         return {}
     with TemporaryDirectory() as out, rehearsal() as asked, _unseen():
-        names: dict[str, Any] = {'__name__': path.stem, 'display': lambda *_: None}
-        for cell in cells:
-            with suppress(Exception):  # it looks into what is not made yet
-                exec(compile(cell.source, str(path), 'exec'), names)
-            if 'parameters' in cell.metadata.get('tags', []):
-                names |= {**parameters, 'out': out}
+        # a cell that fails looks into what is not made yet
+        run_cells(path, {**parameters, 'out': out}, passing_over=True)
     return asked
 
 

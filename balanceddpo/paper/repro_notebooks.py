@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +130,19 @@ def read_notebook(path: Path) -> NotebookNode:
             ' (nbdev-clean drops tags unless told to keep them)'
         )
     return book
+
+# %% ../../nbs/paper/06_repro_notebooks.ipynb #239f8738
+def run_cells(path: Path, parameters: Mapping[str, Any], passing_over: bool = False) -> None:
+    """Run the code cells of a repro notebook in this process, its own parameters replaced by
+    `parameters`; nothing is displayed. passing_over: a cell that fails does not end it."""
+    names: dict[str, Any] = {'__name__': Path(path).stem, 'display': lambda *_: None}
+    for cell in read_notebook(path).cells:
+        if cell.cell_type != 'code':
+            continue
+        with suppress(Exception) if passing_over else nullcontext():
+            exec(compile(cell.source, str(path), 'exec'), names)
+        if 'parameters' in cell.metadata.get('tags', []):
+            names |= parameters
 
 # %% ../../nbs/paper/06_repro_notebooks.ipynb #3493b979
 def title_of(name: str, path: Path) -> str:

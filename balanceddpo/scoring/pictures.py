@@ -142,8 +142,9 @@ class ImageBatch(Sequence):
     @classmethod
     def joined(cls, parts: Sequence[ImageBatch]) -> ImageBatch:
         "The images of several batches as one, with the views that were made of them."
-        images = [image for part in parts for image in part.images]
-        whole, start = cls(images, [name for part in parts for name in part.ids]), 0
+        whole, start = cls([]), 0  # the images have been checked
+        whole.images = [image for part in parts for image in part.images]
+        whole._ids = [name for part in parts for name in part.ids]
         for part in parts:
             whole._views |= {(name, start + i): seen for (name, i), seen in part._views.items()}
             start += len(part)

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib import pyplot
 from PIL import Image
 
 from balanceddpo.core.files import file_digest, read_json
@@ -15,9 +17,10 @@ from balanceddpo.paper.repro_notebooks import (
     notebook_parameters,
     notebooks,
     read_notebook,
+    run_cells,
     title_of,
 )
-from balanceddpo.paper.reproduction import Request, reproduce, results
+from balanceddpo.paper.reproduction import Request, plan_jobs, reproduce, results
 
 COMMITTED = Path(__file__).resolve().parents[2] / 'paper_figures' / 'icons'
 
@@ -205,55 +208,21 @@ def test_every_table_and_figure_of_the_paper_has_a_notebook_and_every_notebook_i
     assert set(notebooks()) == PAPER | BEYOND == set(WRITES)
 
 
-# Python reads it when it starts.
-NO_NETWORKS = """
-import sys
-from importlib.machinery import PathFinder
-
-
 def refuse(*args, **kwargs):
     raise AssertionError('a rendering uses no model')
 
 
-class Finder:
-    "Lets torch be imported, and no network of it be used."
-
-    def find_spec(self, name, path=None, target=None):
-        if name != 'torch.nn.modules.module':
-            return None
-        spec = PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            module.Module.__call__ = refuse
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
-def without_networks(place, monkeypatch):
-    "Let nothing that starts from here use a network of torch: so no model and no scorer."
-    place.mkdir(parents=True)
-    (place / 'sitecustomize.py').write_text(NO_NETWORKS)
-    monkeypatch.setenv('PYTHONPATH', str(place))
-
-
 def rendered(name, scale, kept_in, place, monkeypatch):
     """Render a notebook from what it kept under `kept_in`, in `place`, where it can make nothing:
-    its job."""
+    its job. It is run in this process, where it costs no kernel."""
     shutil.copytree(kept_in / name / 'kept', place / 'figures' / name / 'kept')
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(place / 'runs'))
-    without_networks(place / 'nothing', monkeypatch)
-    request = Request(name, scale, place / 'figures', from_scores=True)
-    (job,) = reproduce(request, progress=False)
-    assert [p.name for p in (place / 'runs').iterdir()] == ['reproduce'], (
-        'a rendering has made something'
-    )
+    (job,) = plan_jobs(Request(name, scale, place / 'figures', from_scores=True))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.Module, '__call__', refuse)
+        run_cells(job.path, job.parameters)
+    pyplot.close('all')
+    assert not (place / 'runs').exists(), 'a rendering has made something'
     return job
 
 
