@@ -74,10 +74,11 @@ def ask_for_images(
     work: Callable, model: Model, config: SampleConfig, arguments: Mapping[str, Any]
 ) -> Any:
     """Ask for the images of a model, as `config` says, by `work(model=model, **arguments)`; what
-    stands for them, or for what is made of them."""
+    stands for them, or for what is made of them. Who asks for the same images with other judges
+    gets the same job, and lets them judge later: drawing is what takes long."""
     prompts = read_prompts(config.prompts, limit=config.limit)
     title, cost = f'images of {model.name}', passes_of_images(config, len(prompts.prompts))
-    key = digest(work.__name__, config, arguments)
+    key = digest(work.__name__, config)
     if model.folder.startswith(TO_BE_MADE):
         after = model.folder.removeprefix(TO_BE_MADE)
         ask(key, Job(title, work, arguments, after, 'model', cost))
