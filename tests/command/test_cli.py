@@ -33,11 +33,11 @@ from short_commands import (
 
 HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformers'.split()
 LIGHT = """
-    cli command core core.engines core.errors core.files core.parallel core.processes
+    cli command core core.engines core.errors core.files core.jobs core.parallel core.processes
     core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
     command.evaluation command.studies command.verification
-    paper paper.repro_notebooks paper.reproduction paper.results_page recipes recipes.config
+    paper paper.making paper.repro_notebooks paper.reproduction paper.results_page recipes recipes.config
 """.split()
 
 
