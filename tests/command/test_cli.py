@@ -37,7 +37,8 @@ LIGHT = """
     core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
     command.evaluation command.studies command.verification
-    paper paper.making paper.repro_notebooks paper.reproduction paper.results_page recipes recipes.config
+    paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
+    recipes recipes.config
 """.split()
 
 
