@@ -3,8 +3,8 @@ processes that share a Parquet file of photographs, as `torchrun -m balanceddpo 
 one process reading alone, the networks alone, and the whole, which should take the longer of the
 two and not their sum; and the whole against a careful loop.
 
-Each process has one thread for the networks and one that decodes. Start-up is left out: the clock
-runs from the first pair to the last. Run it on an idle machine."""
+Each process has one thread for the networks, one that decodes and one that makes views. Start-up
+is left out: the clock runs from the first pair to the last. Run it on an idle machine."""
 
 from __future__ import annotations
 

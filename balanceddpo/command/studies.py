@@ -81,8 +81,8 @@ def reproduce(options: ReproduceOptions, _=None) -> None:
         raise InputError(
             'reproduce starts processes of its own (--workers): run it without a launcher'
         )
-    making = reproduction.Making(options.workers, options.on, options.slurm)
-    reproduction.reproduce(request, force=options.force, making=making)
+    execution = reproduction.Execution(options.workers, options.on, options.slurm)
+    reproduction.reproduce(request, force=options.force, execution=execution)
 
 # %% ../../nbs/command/07_studies.ipynb #5410c0a8
 PARTS = {

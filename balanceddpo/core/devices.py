@@ -62,6 +62,7 @@ def ensure_torchvision() -> ModuleType | None:
     return torchvision
 
 # %% ../../nbs/core/03_devices.ipynb #f658f8ae
+# it warns of a kernel for 4 bits, which nothing here uses
 logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 
 # %% ../../nbs/core/03_devices.ipynb #bf946b7c

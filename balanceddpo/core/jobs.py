@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from .engines import SlurmJob, slurm_executor, slurm_parameters
+from .engines import slurm_executor, slurm_parameters, visible_gpus
 from .errors import InputError
 from .parallel import environment, thread_settings
 from .processes import Command, ProcessFailed
@@ -105,16 +105,14 @@ class Started(Protocol):
 
 
 Start = Callable[[Job, Mapping[str, Any]], Started]  # starts a job with these arguments
-KILLED = 'was killed; the same command goes on where it was'
+GOES_ON = 'the same command goes on where it was'
 
 
 def gpu_names() -> list[str]:
     "The names of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` has them."
     if 'CUDA_VISIBLE_DEVICES' in os.environ:
         return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
-    import torch  # which takes long to load
-
-    return [str(k) for k in range(torch.cuda.device_count())]
+    return [str(k) for k in range(visible_gpus())]
 
 
 def _use_one_gpu(gpus: Sequence[str], started: Any) -> None:
@@ -144,7 +142,7 @@ def processes_here(workers: int, gpus: Sequence[str] = ()) -> Generator[Start, N
         ):
             yield lambda job, arguments: pool.submit(job.work, **arguments)
     except BrokenProcessPool as e:
-        raise ProcessFailed(f'a process {KILLED}', 1) from e
+        raise ProcessFailed(f'a process was killed; {GOES_ON}', 1) from e
 
 # %% ../../nbs/core/18_jobs.ipynb #e9d2659d
 def _run_as_called(caller: Command, work: Callable, arguments: Mapping[str, Any]) -> tuple:
@@ -167,10 +165,10 @@ class _SlurmResult:
         return self.job.done()
 
     def result(self) -> Any:
-        "What the work gave. Raises its error, and ProcessFailed if Slurm has ended it."
-        if how := self.job.exception() and SlurmJob(self.job).ended():
-            log = how.errors.removeprefix('balanceddpo: ')
-            raise ProcessFailed(f'a job of Slurm {KILLED}; {log}', 1)
+        "What the work gave. Raises its error, and ProcessFailed if the job ended without a result."
+        if self.job.exception():  # an error of the work would be the result
+            log = self.job.paths.stderr
+            raise ProcessFailed(f'a job of Slurm ended without a result; {GOES_ON}; see {log}', 1)
         good, found = self.job.result()
         if not good:
             raise found
@@ -229,7 +227,7 @@ def run_jobs(
 def _ended(running: Mapping[str, Started]) -> list[str]:
     "The keys of what has ended; waits until there is one."
     while running and not any(work.done() for work in running.values()):
-        time.sleep(0.05)
+        time.sleep(0.2)
     return [key for key, work in running.items() if work.done()]
 
 

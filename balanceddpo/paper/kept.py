@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,25 @@ def _join_rows(before: DataFrame, more: DataFrame) -> DataFrame:
             raise InputError(differs)
     return pd.concat([before, more], ignore_index=True)
 
+
+def _refuse_other_numerics(made: dict) -> None:
+    "Raises InputError if what was made so was made by another numeric path than is taken here."
+    theirs, ours = made.get('numerics'), numeric_path()
+    if theirs != ours:
+        raise InputError(
+            f'it was made by the numeric path {theirs!r}, and here is {ours!r}: set'
+            ' BALANCEDDPO_NUMERICS'
+        )
+
+
+@contextmanager
+def _of_what_was_kept(path: Path) -> Generator[None, None, None]:
+    "An InputError of the block names the kept file, and the way around it."
+    try:
+        yield
+    except InputError as e:
+        raise InputError(f'{path}: {e}, or leave add out and all is made') from e
+
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e1b
 class StudyFiles:
     "The kept files of a study, `folder`/kept/NAME, and how each comes to be and is read."
@@ -304,24 +324,16 @@ class KeptTables(StudyFiles):
         path = self.folder / 'kept' / f'{name}.parquet'
         if not (self.add and path.is_file()):
             return self.table(name, lambda: _in_order_of(make(wanted), wanted))
-        try:
-            return self._grown(path, wanted, make)
-        except InputError as e:
-            raise InputError(f'{path}: {e}, or leave add out and all is made') from e
-
-    def _grown(self, path: Path, wanted: DataFrame, make: Callable) -> DataFrame:
-        "The rows that were kept at `path`, with the missing ones made and written."
         before, earlier = _read_frame(path), read_how_made(path)
-        missing = _rows_missing(before, wanted)
-        if missing.empty:
-            return self.found(path, _read_frame)
-        if earlier.get('numerics') != numeric_path():
-            raise InputError(
-                f'it was made by the numeric path {earlier.get("numerics")!r}, and here is '
-                f'{numeric_path()!r}: set BALANCEDDPO_NUMERICS'
-            )
-        whole = _in_order_of(_join_rows(before, make(missing)), wanted)
-        _write_frame(whole, path, earlier)
+        with _of_what_was_kept(path):
+            missing = _rows_missing(before, wanted)
+            if len(missing):
+                _refuse_other_numerics(earlier)
+        if len(missing):
+            more = make(missing)
+            with _of_what_was_kept(path):
+                whole = _in_order_of(_join_rows(before, more), wanted)
+            _write_frame(whole, path, earlier)
         return self.found(path, _read_frame)
 
 # %% ../../nbs/paper/08_kept.ipynb #7a1c0e1f

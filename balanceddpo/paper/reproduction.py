@@ -436,7 +436,7 @@ def run_side_by_side(
 
 # %% ../../nbs/paper/28_reproduction.ipynb #4a9afc94
 @dataclass(frozen=True)
-class Making:
+class Execution:
     "How many models and images, and then notebooks, are made at a time, and where the former."
 
     workers: int = 1
@@ -458,7 +458,7 @@ class Making:
 
 # %% ../../nbs/paper/28_reproduction.ipynb #a403eea0
 def make_wanted(
-    jobs: Sequence[Job], making: Making, force: bool = False, progress: bool = True
+    jobs: Sequence[Job], execution: Execution, force: bool = False, progress: bool = True
 ) -> list[str]:
     """Make the models and images that the notebooks want which are to be run; the GPUs that are
     here. Raises NotebookError for what fails."""
@@ -472,7 +472,7 @@ def make_wanted(
 
     wanted, gpus = look_ahead([(job.path, job.parameters) for job in to_run])
     try:
-        make_ahead(wanted, making.workers, making.place(gpus), say)
+        make_ahead(wanted, execution.workers, execution.place(gpus), say)
     except (InputError, ProcessFailed):
         raise
     except Exception as e:
@@ -481,11 +481,11 @@ def make_wanted(
     return gpus
 
 # %% ../../nbs/paper/28_reproduction.ipynb #7a1c0e52
-ONE_BY_ONE = Making()
+ONE_BY_ONE = Execution()
 
 
 def reproduce(
-    request: Request, force: bool = False, progress: bool = True, making: Making = ONE_BY_ONE
+    request: Request, force: bool = False, progress: bool = True, execution: Execution = ONE_BY_ONE
 ) -> list[Job]:
     """Run the repro notebook that is asked for, or all.
 
@@ -495,15 +495,15 @@ def reproduce(
     everything is checked before the first notebook starts, and the first that fails ends the
     run."""
     jobs = plan_jobs(request)
-    making.check()
+    execution.check()
     if progress and request.name == 'all' and request.from_scores:
         absent = notebooks_left_out(notebooks(request.place), request.scale, request.out)
         for name, why in absent.items():
             print(f'{name}: left out, {why}', flush=True)
     try:
-        if making != ONE_BY_ONE:
-            gpus = make_wanted(jobs, making, force, progress)
-            run_side_by_side(jobs, making.workers, force, progress, gpus)
+        if execution != ONE_BY_ONE:
+            gpus = make_wanted(jobs, execution, force, progress)
+            run_side_by_side(jobs, execution.workers, force, progress, gpus)
         else:
             with this_python():
                 for job in jobs:

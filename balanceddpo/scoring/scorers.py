@@ -243,7 +243,7 @@ def _look_ahead(
     Threads have made the `views` of an image before it is asked for, if it is its first time."""
     call, seen = uuid.uuid4().hex, set()
 
-    def with_news() -> Iterator[tuple]:
+    def marked_if_new() -> Iterator[tuple]:
         for image_id, image, prompt in items:
             yield image_id, image, prompt, image_id not in seen
             seen.add(image_id)
@@ -255,7 +255,7 @@ def _look_ahead(
             view.look(one, 0)
         return image_id, one, prompt
 
-    return ahead_in_threads(look, with_news(), ahead)
+    return ahead_in_threads(look, marked_if_new(), ahead)
 
 # %% ../../nbs/scoring/04_scorers.ipynb #2cad11db
 def score_items(
@@ -270,8 +270,8 @@ def score_items(
     found, names = {s.name: [] for s in scorers}, []
     ahead = _look_ahead(items, _views_of(scorers), batch_size)
     for some in batches(ahead, batch_size):
-        ids, images, prompts = (list(column) for column in zip(*some))
-        batch = ImageBatch.joined(images)
+        ids, looked_at, prompts = (list(column) for column in zip(*some))
+        batch = ImageBatch.joined(looked_at)
         for s in scorers:
             found[s.name].append(np.asarray(s.score(batch, prompts), dtype=np.float32))
         names += ids

@@ -105,17 +105,20 @@ def test_what_is_done_and_what_runs_is_told_at_the_start_and_after_each():
     ]
 
 
-def test_each_process_sees_one_gpu_of_several():
-    jobs = {f'{k}': Job('', _gpu_and_wait, {'seconds': 1.0}) for k in range(2)}
+def test_each_process_sees_one_gpu_of_several(tmp_path):
+    jobs = {f'{k}': Job('', _gpu_when_both_run, {'mine': tmp_path / f'{k}'}) for k in range(2)}
     found = run_jobs(jobs, 2, place=processes_here(2, ['3', '5']))
     assert sorted(found.values()) == ['3', '5']
-    assert {*run_jobs(jobs, 2, place=processes_here(2, ['3'])).values()} == {
-        os.environ.get('CUDA_VISIBLE_DEVICES')
-    }
+    ours = os.environ.get('CUDA_VISIBLE_DEVICES')
+    assert {*run_jobs(jobs, 2, place=processes_here(2, ['3'])).values()} == {ours}
 
 
-def _gpu_and_wait(seconds):
-    time.sleep(seconds)
+def _gpu_when_both_run(mine):
+    "What the process of a job sees, when the other job runs in another one."
+    mine.touch()
+    until = time.monotonic() + 120
+    while len(list(mine.parent.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
     return os.environ.get('CUDA_VISIBLE_DEVICES')
 
 
@@ -148,7 +151,7 @@ def test_slurm_does_the_same_jobs_and_raises_their_errors(tmp_path, monkeypatch)
 @needs_submitit
 def test_a_job_that_slurm_has_ended_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
-    with pytest.raises(ProcessFailed, match='a job of Slurm was killed; .*; see .*slurm'):
+    with pytest.raises(ProcessFailed, match='ended without a result; .*; see .*slurm'):
         run_jobs({'x': Job('', _die, {})}, 1, place=jobs_of_slurm('cluster=local'))
 
 

@@ -321,6 +321,15 @@ def test_images_drawn_in_another_way_and_other_columns_are_not_mixed(run, growin
         assert says in refused(growing.rows, 'scores', wanted('a', 'b'), other)
 
 
+def test_an_error_of_the_making_is_not_one_of_what_was_kept(run, growing):
+    run.rows('scores', wanted('a'), of_models)
+
+    def make(missing):
+        raise InputError('no weights at /x')
+
+    assert refused(growing.rows, 'scores', wanted('a', 'b'), make) == 'no weights at /x'
+
+
 # how it was made
 
 

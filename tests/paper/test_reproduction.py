@@ -70,8 +70,8 @@ def plan(name='table1', scale='smoke', **asked):
 
 def go(name='table1', scale='smoke', force=False, workers=1, **asked):
     request = Request(name, scale, **asked)
-    making = reproduction.Making(workers)
-    return reproduce(request, force=force, progress=False, making=making)
+    execution = reproduction.Execution(workers)
+    return reproduce(request, force=force, progress=False, execution=execution)
 
 
 def times(job):
