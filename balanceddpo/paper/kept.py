@@ -226,7 +226,7 @@ def _rows_missing(before: DataFrame, wanted: DataFrame) -> DataFrame:
     missing = both.loc[both['_merge'] == 'right_only', names]
     return wanted.merge(missing)
 
-
+# %% ../../nbs/paper/08_kept.ipynb #7a1c0e2a
 # columns that say how an image was drawn and judged, and what is said of rows that differ there
 _HOW = {
     'sampler': 'the images of what was kept were drawn with other settings',
