@@ -67,7 +67,8 @@ def start_two(*jobs):
     running = []
     for rank, mine in enumerate(jobs):
         place = meeting | dict(RANK=str(rank), LOCAL_RANK=str(rank), OMP_NUM_THREADS='1')
-        words = [sys.executable, '-W', 'ignore', '-c', CHILD.format(paths=paths), json.dumps(mine)]
+        python = [sys.executable, '-X', 'faulthandler', '-W', 'ignore']
+        words = [*python, '-c', CHILD.format(paths=paths), json.dumps(mine)]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         running.append(subprocess.Popen(words, env=os.environ | place, **pipes))
     ended = []
