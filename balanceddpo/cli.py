@@ -18,6 +18,7 @@ from pathlib import Path
 from balanceddpo.command import (  # noqa: F401
     alignment,
     evaluation,
+    inspection,
     labelling,
     studies,
     training,
@@ -37,7 +38,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods label encode train sample evaluate reproduce icons verify'.split()
+ORDER = 'align methods inspect label encode train sample evaluate reproduce icons verify'.split()
 
 
 def overview() -> str:

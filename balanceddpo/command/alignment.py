@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from .labelling import scorer_specs
+from .labelling import ReadingOptions, pair_source, scorer_specs
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
@@ -36,17 +36,12 @@ __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(EngineOptions, AlignConfig):
+class AlignOptions(EngineOptions, AlignConfig, ReadingOptions):
     "What `balanceddpo align` takes beside `TrainConfig`."
 
     recipe: str  # row of `balanceddpo methods`
-    # Parquet file or folder, folder with metadata.jsonl, a URL of either, hub:owner/name, or icons
+    # Parquet, CSV, JSON or tar file, folder of pairs, a URL of either, hub:owner/name, or icons
     pairs: str | None = None
-    split: str = 'train'  # split of a dataset or folder
-    share: float = 1.0  # random share of the rows
-    limit: int | None = None  # only the first rows, of that share
-    # what transparency is laid over; ignore shows the colours under it, as public scripts do
-    background: Literal['white', 'ignore'] = 'white'
     # for the methods that make their pairs: prompts for which the base model draws groups of images
     prompts: str | None = None
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; by default the paper's four, or the icon world's
@@ -78,8 +73,6 @@ def align_plan(
     options: AlignOptions, recipe: Recipe, config: TrainConfig, scorers: Sequence[ScorerSpec]
 ) -> list[str]:
     "What `align` would do. Raises InputError if it has nothing to learn from."
-    from balanceddpo.data.sources import count_rows
-
     names = ', '.join(s.name for s in scorers) or 'no scorer'
     visits = config.max_steps * config.batch_size
     if recipe.groups:
@@ -89,7 +82,7 @@ def align_plan(
         n = visits
     elif options.pairs:
         source = options.pairs
-        n = count_rows(options.pairs, options.split, options.limit, options.share)
+        n = pair_source(options).count()
     else:
         raise InputError(f'{recipe.name} learns from preference pairs: name them with --pairs')
     all_of_them = n is None or options.all_pairs or options.limit or n <= visits
@@ -117,7 +110,6 @@ def align_plan(
 def align(options: AlignOptions, config: TrainConfig) -> None:
     "A base model and pairs to an aligned model."
     from balanceddpo import pipeline
-    from balanceddpo.data.sources import PairSource
     from balanceddpo.recipes.settings import check_settings
     from balanceddpo.recipes.table import recipe_named
     from balanceddpo.training.run import check_start
@@ -127,10 +119,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     check_start(config)
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
-    pairs = None
-    if options.pairs:
-        limits = (options.split, options.share, options.limit)
-        pairs = PairSource(options.pairs, *limits, background=options.background)
+    pairs = pair_source(options) if options.pairs else None
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
     names = [f.name for f in fields(AlignConfig)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import runpy
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .options import verb
 from .plans import amount, show_plan, shows_progress, times
@@ -31,35 +31,41 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/command/03_labelling.ipynb #8fe0d2ec
-@dataclass(frozen=True)
-class PairOptions:
-    "Which pairs. Raises InputError for a share that makes no sense, before any is read."
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    "What can be said of pairs beside where they are."
 
-    # Parquet file or folder, folder with metadata.jsonl, a URL of either, hub:owner/name, or icons
-    pairs: str
     split: str = 'train'  # split of a dataset or folder
     share: float = 1.0  # random share of the rows, the same ones for label and encode
     limit: int | None = None  # only the first rows, of that share
     # what transparency is laid over; ignore shows the colours under it, as public scripts do
     background: Literal['white', 'ignore'] = 'white'
+    # ROLE=NAME for columns without their usual names: caption=words jpg_0=a jpg_1=b label_0=liked
+    columns: tuple[str, ...] = ()
+    images: str | None = None  # folder of the files that the rows name; by default beside them
+    # which two of several ranked pictures are a pair
+    rankings: Literal['all', 'ends', 'neighbours'] = 'all'
+    caption_seed: int = 0  # draws one caption, where a row has a list of them
+    max_bad: float = 0.01  # share of the rows that may be undecodable
+
+
+@dataclass(frozen=True)
+class PairOptions(ReadingOptions):
+    "Which pairs. Raises InputError for a share that makes no sense, before any is read."
+
+    # Parquet, CSV, JSON or tar file, folder of pairs, a URL of either, hub:owner/name, or icons
+    pairs: str
 
     def __post_init__(self):
-        from balanceddpo.data.sources import check_share
-
-        check_share(self.share)
+        pair_source(self)
 
 # %% ../../nbs/command/03_labelling.ipynb #d9203f97
-def pair_source(options: PairOptions) -> PairSource:
-    "The pairs that are asked for."
+def pair_source(options: Any) -> PairSource:
+    "The pairs that options name. Raises InputError for what makes no sense about them."
     from balanceddpo.data.sources import PairSource
 
-    return PairSource(
-        options.pairs,
-        options.split,
-        options.share,
-        options.limit,
-        background=options.background,
-    )
+    said = {f.name: getattr(options, f.name) for f in fields(ReadingOptions)}
+    return PairSource(options.pairs, **said)
 
 # %% ../../nbs/command/03_labelling.ipynb #e71b7ee7
 @dataclass(frozen=True)
@@ -148,9 +154,7 @@ def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
 # %% ../../nbs/command/03_labelling.ipynb #4d7ae022
 def label_plan(options: LabelOptions, config: LabelConfig, out: Path) -> list[str]:
     "What `label` would do."
-    from balanceddpo.data.sources import count_rows
-
-    n = count_rows(options.pairs, options.split, options.limit, options.share)
+    n = pair_source(options).count()
     scorers = config.scorers or ()
     k = len(scorers)
     return [
@@ -220,6 +224,6 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     if report.rows:
         print(report)
     if report.reasons and is_first_process():
-        quarantine = out.with_name(out.name + '.quarantine.jsonl')
-        print('what could not be decoded:', report.save(quarantine))
+        left_out = out.with_name(out.name + '.left_out.jsonl')
+        print('rows that were left out, and why:', report.save(left_out))
     show_labels(labels, config, out)

@@ -65,10 +65,9 @@ def _embedding_numbers(folder: Path) -> int:
 
 def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     "What `encode` would do."
-    from balanceddpo.data.sources import count_rows
     from balanceddpo.models.folders import native_resolution
 
-    n = count_rows(options.pairs, options.split, options.limit, options.share)
+    n = pair_source(options).count()
     folder = model_folder(config.model)
     resolution = config.resolution
     if folder and not resolution:

@@ -181,7 +181,7 @@ def told_sizes(
 @dataclass
 class PairReport:
     """Counts of the rows that `read_pairs` has seen, by its rule, and the quarantine: where and why
-    a row could not be decoded."""
+    a row was left out."""
 
     rows: int = 0
     kept: int = 0
@@ -191,7 +191,7 @@ class PairReport:
     unlabelled: int = 0
     identical: int = 0
     repeated: int = 0
-    reasons: list[dict] = field(default_factory=list)  # dicts: where, column, reason
+    reasons: list[dict] = field(default_factory=list)  # dicts: where, fault, column, reason
 
     def __str__(self) -> str:
         return (
@@ -208,9 +208,9 @@ class PairReport:
         elif row.pair:
             self.ties += row.pair.label_0 == 0.5
             self.unlabelled += row.pair.label_0 is None
-        if row.fault == 'undecodable':
-            reason = {'where': row.where, 'column': row.column, 'reason': row.reason}
-            self.reasons.append(reason)
+        if row.fault:
+            why = dict(fault=row.fault, column=row.column, reason=row.reason)
+            self.reasons.append({'where': row.where, **why})
 
     def add(self, other: PairReport) -> None:
         "Add the counts of other rows."
@@ -218,22 +218,23 @@ class PairReport:
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
     def save(self, path: str | Path) -> Path:
-        "Write the quarantine list as JSON lines, whole or not at all."
+        "Write the list of rows that were left out as JSON lines, whole or not at all."
         with staged(path) as t:
             t.write_text(''.join(json.dumps(r) + '\n' for r in self.reasons), encoding='utf-8')
         return Path(path)
 
 # %% ../../nbs/data/01_pairs.ipynb #e3fad0fa
 def human_label(row: dict, where: str = 'row') -> float | None:
-    """The person's label of a row: 1.0, 0.0, 0.5 for a tie, None for no usable label. Raises
-    InputError for a value that is none of these."""
+    """The people's label of a row: the share that prefers image 0, 0.5 for a tie, None for no
+    usable label. Raises InputError for a value that is none of these."""
     labels: list[float | None] = []
     for name in ('label_0', 'label_1'):
         value = row.get(name)
         empty = value is None or value != value  # NaN is how pandas writes an empty cell
-        if not empty and value not in (0, 0.5, 1):
+        if not empty and not (isinstance(value, (bool, int, float)) and 0 <= value <= 1):
             raise InputError(
-                f'{where}: column {name!r} must be 0, 0.5, 1 or empty, found {value!r}'
+                f'{where}: column {name!r} must be a number from 0 to 1, a word (left, right, tie)'
+                f' or empty, found {value!r}'
             )
         labels.append(None if empty else float(value))
     a, b = labels
@@ -243,7 +244,7 @@ def human_label(row: dict, where: str = 'row') -> float | None:
         return a
     if a is None:
         return 1 - b
-    return a if a + b == 1 else None
+    return a if abs(a + b - 1) < 1e-6 else None
 
 # %% ../../nbs/data/01_pairs.ipynb #e3ea5a36
 def valid_text(text: str) -> str:
@@ -370,9 +371,10 @@ def refuse_too_many_bad(report: PairReport, rows: int, max_bad: float = MAX_BAD)
     "Raises InputError if more than the fraction `max_bad` of `rows` is undecodable."
     if report.undecodable <= max_bad * rows:
         return
+    first = next(r for r in report.reasons if r.get('fault', 'undecodable') == 'undecodable')
     raise InputError(
         '{} of {} rows are undecodable, more than max_bad = {:g} allows; the first: {where},'
-        ' {column}: {reason}'.format(report.undecodable, report.rows, max_bad, **report.reasons[0])
+        ' {column}: {reason}'.format(report.undecodable, report.rows, max_bad, **first)
     )
 
 # %% ../../nbs/data/01_pairs.ipynb #780969ad

@@ -35,6 +35,7 @@ from balanceddpo.data.units import (
     Unit,
     Work,
     all_made,
+    allowed_bad,
     make_units,
     report_of_units,
     shards_of,
@@ -263,6 +264,7 @@ def encoding_work(
     family: Family,
     config: EncodeConfig,
     state: str | None,
+    max_bad: float,
 ) -> Work:
     "How the shards of images are made; a note says the pairs that its shard holds."
 
@@ -271,7 +273,7 @@ def encoding_work(
         write_tensors(path, tensors)
         return contents, report, {'pairs': [[p.pair_id, p.caption] for p in pairs]}
 
-    return Work(units, partial(moments_path, folder), make, state)
+    return Work(units, partial(moments_path, folder), make, state, max_bad)
 
 
 def pairs_of_shards(folder: Path, count: int) -> list[list[tuple[str, str]]]:
@@ -392,7 +394,8 @@ def encode_pairs(
         key = digest(key, sorted(only))
     stage = open_stage('encode', encode_inputs(family, config, key), folder=out)
     units = partial(units_of, pairs, config.shard_size, only)
-    work = encoding_work(stage.folder, units, family, config, named.state if named else None)
+    files = named.state if named else None
+    work = encoding_work(stage.folder, units, family, config, files, allowed_bad(pairs))
     state, images = work.state or '', Images(work, progress)
     share_images(stage, images, state)
     make_stage(

@@ -20,7 +20,7 @@ from ..core.shares import is_first_process
 from ..core.stages import runs_root
 from ..data.pairs import PairReport, write_pairs
 from ..data.prompts import PromptSet, read_prompts
-from ..data.sources import PairSource, count_rows
+from ..data.sources import PairSource
 from ..models.config import EncodeConfig, SampleConfig
 from ..models.folders import PACKAGED
 from ..models.weights import save_mean
@@ -69,7 +69,7 @@ def label_for_visits(
 
     `options` as of `pair_scores`."""
     width = pairs.share - pairs.beyond
-    rows = None if pairs.limit else count_rows(pairs.source, pairs.split, share=width)
+    rows = None if pairs.limit else pairs.count()
     part = min(1.0, visits / rows) if rows else 1.0
     beyond, scores = pairs.beyond, []
     while True:
@@ -135,9 +135,11 @@ def labelled_pairs(
         source, labels = label_for_visits(pairs, voters, voting, visits, **options)
         refuse_no_pairs(pairs, labels)
         only = {*labels.pair_id[is_decided(labels)]}
-    if report.reasons:
+    if report.undecodable:
         warnings.warn(f'{pairs.source}: {report}', stacklevel=2)
     if out and is_first_process():
+        if report.reasons:
+            report.save(Path(out) / 'left_out.jsonl')
         write_labels(Path(out) / 'labels.parquet', labels, voting)
     encoded = encode(source, encoding, device=settings.device, progress=config.progress, only=only)
     return LabelledPairs(encoded, labels, voting)

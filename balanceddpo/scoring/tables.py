@@ -30,6 +30,7 @@ from balanceddpo.data.units import (
     Unit,
     Work,
     all_made,
+    allowed_bad,
     make_units,
     report_of_units,
     units_of,
@@ -188,7 +189,7 @@ def scoring_work(
         write_sealed(path, table)
         return contents, report, {}
 
-    return Work(units, partial(shard_path, folder), make, state)
+    return Work(units, partial(shard_path, folder), make, state, allowed_bad(pairs))
 
 # %% ../../nbs/scoring/06_tables.ipynb #ffaea2c1
 def finish_scores(

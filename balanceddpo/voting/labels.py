@@ -88,11 +88,15 @@ def majority_labels(ballot: Ballot, config: LabelConfig) -> ndarray:
 @labeller('human')
 def human_labels(ballot: Ballot, config: LabelConfig) -> ndarray:
     """The annotator's choice, as DiffusionDPO; a tied annotator by `config.ties`, an unlabelled
-    pair not at all. Raises InputError if there are no human labels."""
+    pair not at all. Of several annotators the share that prefers either image is its weight. Raises
+    InputError if there are no human labels."""
     if not len(ballot.human) or np.isnan(ballot.human).all():
         raise InputError('method human needs label_0, and no pair has one')
     labelled = np.isfinite(ballot.human)
-    return _weights_after_tie_rule(human_votes(ballot.human), labelled, ballot, config)
+    hard = _weights_after_tie_rule(human_votes(ballot.human), labelled, ballot, config)
+    shares = np.stack([ballot.human, 1 - ballot.human], 1)
+    divided = labelled & (ballot.human * (1 - ballot.human) > 0) & (ballot.human != 0.5)
+    return np.where(divided[:, None], shares, hard).astype(np.float32)
 
 # %% ../../nbs/voting/03_labels.ipynb #1aa96b13
 def _scorer_index(ballot: Ballot, config: LabelConfig) -> int:

@@ -17,7 +17,9 @@ from PIL import Image
 from upath import UPath
 
 import balanceddpo.data.pairs as pairs
+import balanceddpo.data.rows as rows
 import balanceddpo.data.sources as sources
+import balanceddpo.data.tables as tables
 from balanceddpo.data.pairs import PairReport, make_pair, write_pairs
 from balanceddpo.data.sources import PairSource, count_rows, pairs_key, pairs_state, read_pairs
 from made_pairs import noise, plain, refused, some_pairs, table
@@ -98,22 +100,23 @@ def test_wrong_columns_are_named_before_anything_is_read(tmp_path, monkeypatch):
     folder = tmp_path / 'many'
     folder.mkdir()
     write_pairs(some_pairs(3), folder / 'a.parquet')
-    table(folder / 'b.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
+    table(folder / 'b.parquet', words=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
     monkeypatch.setattr(pairs, 'decode', lambda data: pytest.fail('an image was decoded'))
     message = refused(read_pairs, folder)
     assert "no column 'caption'" in message
     assert 'b.parquet' in message
-    assert 'prompt, jpg_0, jpg_1' in message
+    assert 'words, jpg_0, jpg_1' in message
 
 
 @pytest.mark.parametrize(
     'column, value, found',
     [
-        ('jpg_1', 'https://example.com/x.png', 'str'),
+        ('jpg_1', 1.5, 'float'),
         ('jpg_0', 7, 'int'),
         ('caption', 3.5, 'float'),
         ('label_0', 4.0, '4.0'),
         ('label_1', 'yes', 'yes'),
+        ('label_0', -0.1, '-0.1'),
     ],
 )
 def test_wrong_types_are_named(tmp_path, column, value, found):
@@ -124,17 +127,22 @@ def test_wrong_types_are_named(tmp_path, column, value, found):
     assert 'x.parquet: row 0' in message
 
 
-def test_paths_in_a_parquet_file_are_not_opened(tmp_path):
-    secret = tmp_path / 'secret.png'
-    secret.write_bytes(plain(1))
-    cell = pa.array([{'bytes': None, 'path': str(secret)}, {'bytes': plain(5), 'path': 'x.png'}])
-    source = table(
-        tmp_path / 'x.parquet', caption=['a', 'b'], jpg_0=cell, jpg_1=[plain(2), plain(2)]
-    )
-    report = PairReport()
-    got = list(read_pairs(source, report=report))
-    assert [p.images[0] for p in got] == [plain(5)]
-    assert report.one_sided == 1
+def test_paths_in_a_parquet_file_lead_nowhere_else(tmp_path):
+    (tmp_path / 'secret.png').write_bytes(plain(1))
+    folder = tmp_path / 'pairs'
+    folder.mkdir()
+    (folder / '7.png').write_bytes(plain(7))
+
+    def read(path):
+        cells = pa.array([{'bytes': None, 'path': path}, {'bytes': plain(5), 'path': 'x.png'}])
+        columns = dict(caption=['a', 'b'], jpg_0=cells, jpg_1=[plain(2), plain(2)])
+        return [p.images[0] for p in read_pairs(table(folder / 'x.parquet', **columns))]
+
+    assert read('7.png') == read(str(folder / '7.png')) == [plain(7), plain(5)]
+    for name in ('../secret.png', str(tmp_path / 'secret.png')):
+        message = refused(read, name)
+        assert 'x.parquet: row 0' in message
+        assert 'leads out' in message
 
 
 def test_damaged_parquet_is_named(tmp_path):
@@ -150,7 +158,7 @@ def test_damaged_parquet_is_named(tmp_path):
     spoilt = bytearray(whole)
     spoilt[4 : len(whole) // 2] = bytes(len(whole) // 2 - 4)
     (tmp_path / 'spoilt.parquet').write_bytes(spoilt)
-    assert 'spoilt.parquet' in refused(list, read_pairs(tmp_path / 'spoilt.parquet'))
+    assert 'spoilt.parquet' in refused(lambda: list(read_pairs(tmp_path / 'spoilt.parquet')))
 
 
 def test_sources_that_are_not_there(tmp_path):
@@ -229,8 +237,8 @@ def test_a_large_parquet_file_is_not_held_in_memory(tmp_path):
                     schema,
                 )
             )
-    rows, before = sources.ParquetRows.open([path]), pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in rows.take(range(24 * 64))]
+    large, before = tables.ParquetTable.open([path], tmp_path), pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in large.take(range(24 * 64), large.names)]
     assert len(held) == 24 * 64
     assert max(held) < path.stat().st_size / 3
 
@@ -249,7 +257,7 @@ def test_only_the_row_groups_of_wanted_rows_are_read(tmp_path, monkeypatch):
     found = list(sources.numbered_rows(path).take(numbers))
     assert [where.rsplit(' ', 1)[1] for where, _ in found] == ['3', '63', '64', '299']
     assert [row['caption'] for _, row in found] == [pairs[n].caption for n in numbers]
-    assert read == [0, 1, 4]
+    assert read == [0, 0, 1, 4]  # the first time for the small cells of the first row
 
 
 def test_nothing_is_decoded_ahead(tmp_path, monkeypatch):
@@ -329,7 +337,7 @@ def test_folder_of_images(folder):
 )
 def test_names_that_lead_out_are_refused(folder, name, monkeypatch):
     lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1=name))
-    monkeypatch.setattr(sources, '_read_file', lambda path: pytest.fail(f'{path} was read'))
+    monkeypatch.setattr(rows, '_read_file', lambda path: pytest.fail(f'{path} was read'))
     assert 'metadata.jsonl: line 1' in refused(list, read_pairs(folder, max_bad=1))
 
 
@@ -469,7 +477,7 @@ def test_datasets_gives_the_same_pairs_as_reading_the_files(tmp_path, folder, of
 def test_datasets_errors_are_one_line(tmp_path, offline):
     data = tmp_path / 'data'
     data.mkdir()
-    table(data / 'train-00000-of-00001.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
+    table(data / 'train-00000-of-00001.parquet', words=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
     assert "no column 'caption'" in refused(read_pairs, f'hub:{data}')
     assert 'validation' in refused(read_pairs, f'hub:{data}', split='validation')
     refused(read_pairs, 'hub:nobody/there@main')
@@ -596,5 +604,5 @@ def test_what_cannot_be_counted(tmp_path):
     assert count_rows('hub:owner/name') is None
     assert count_rows('hub:owner/name', limit=8) == 8
     assert 'no such file' in refused(count_rows, tmp_path / 'gone.parquet')
-    table(tmp_path / 'x.parquet', prompt=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
+    table(tmp_path / 'x.parquet', words=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
     assert "no column 'caption'" in refused(count_rows, tmp_path / 'x.parquet')

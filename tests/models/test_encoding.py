@@ -13,7 +13,7 @@ from PIL import Image
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.stages import locked
 from balanceddpo.data import pairs as pairs_module
-from balanceddpo.data import sources
+from balanceddpo.data import rows
 from balanceddpo.data.pairs import draw_view, make_pair, told_sizes, transform_pair, write_pairs
 from balanceddpo.data.sources import PairSource
 from balanceddpo.models.config import LATENT_SETTINGS, EncodeConfig
@@ -350,7 +350,7 @@ def test_a_finished_folder_is_returned_without_reading_the_pairs(
     def unread(*args):
         raise AssertionError('the pairs were read')
 
-    monkeypatch.setattr(sources.ParquetRows, 'take', unread)
+    monkeypatch.setattr(rows.PairRows, 'take', unread)
     assert encode(family, tmp_path / 'e', source).key == first.key
 
 

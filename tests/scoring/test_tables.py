@@ -19,7 +19,8 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.core.shares import Share
 from balanceddpo.data import pairs as pairs_module
 from balanceddpo.data.pairs import PairReport, make_pair, write_pairs
-from balanceddpo.data.sources import PairSource, ParquetRows
+from balanceddpo.data.rows import PairRows
+from balanceddpo.data.sources import PairSource
 from balanceddpo.scoring.registry import load_scorers
 from balanceddpo.scoring.scorers import FunctionScorer
 from balanceddpo.scoring.tables import Shards, read_scores, score_pairs, score_shard
@@ -214,17 +215,17 @@ def test_a_finished_table_under_a_key_is_not_read_again(tmp_path, monkeypatch):
     out = score_pairs(five, RED, tmp_path / 't', progress=False)
     with pytest.raises(InputError, match='pairs'):
         score_pairs(six, RED, tmp_path / 't', progress=False)
-    monkeypatch.setattr(ParquetRows, 'take', never)
+    monkeypatch.setattr(PairRows, 'take', never)
     assert score_pairs(five, RED, tmp_path / 't', progress=False) == out
 
 
 def test_a_finished_shard_is_not_read_again(tmp_path, monkeypatch):
-    source, wanted, real = source_of(PAIRS[:35], tmp_path / 'p.parquet'), [], ParquetRows.take
+    source, wanted, real = source_of(PAIRS[:35], tmp_path / 'p.parquet'), [], PairRows.take
     out = score_pairs(source, RED, tmp_path / 't', TEN, progress=False)
     (out / 'manifest.json').unlink()  # it was stopped at the end
     (out / 'scores-00002.parquet').unlink()
     monkeypatch.setattr(
-        ParquetRows, 'take', lambda rows, numbers: wanted.extend(numbers) or real(rows, numbers)
+        PairRows, 'take', lambda rows, numbers: wanted.extend(numbers) or real(rows, numbers)
     )
     score_pairs(source, RED, out, TEN, progress=False)
     assert wanted == [*range(20, 30)]
@@ -233,9 +234,9 @@ def test_a_finished_shard_is_not_read_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize('worker', [0, 1])
 def test_a_process_reads_and_decodes_its_own_rows_alone(tmp_path, monkeypatch, worker):
     source, wanted, decoded = source_of(PAIRS[:35], tmp_path / 'p.parquet'), [], []
-    take, decode = ParquetRows.take, pairs_module.decode
+    take, decode = PairRows.take, pairs_module.decode
     monkeypatch.setattr(
-        ParquetRows, 'take', lambda rows, numbers: wanted.extend(numbers) or take(rows, numbers)
+        PairRows, 'take', lambda rows, numbers: wanted.extend(numbers) or take(rows, numbers)
     )
     monkeypatch.setattr(
         pairs_module, 'decode', lambda data, *a: decoded.append(data) or decode(data, *a)
