@@ -17,6 +17,7 @@ from pathlib import Path
 
 from balanceddpo.command import (  # noqa: F401
     alignment,
+    completion,
     evaluation,
     inspection,
     labelling,
@@ -24,10 +25,17 @@ from balanceddpo.command import (  # noqa: F401
     training,
     verification,
 )
-from .command.options import VERBS, parse, split_values
+from balanceddpo.command.options import (
+    VERBS,
+    Verb,
+    ask_or_help,
+    config_lines,
+    settings_asked,
+    words_of_all,
+)
 from .command.plans import shows_progress
 from .core.engines import run_on
-from .core.errors import InputError, first_line, reason_of
+from .core.errors import InputError, first_line, reason_of, unknown
 from .core.files import no_room_in, package_folder, refuse_url
 from .core.processes import ProcessFailed
 from .core.shares import is_first_process
@@ -38,7 +46,9 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods inspect label encode train sample evaluate reproduce icons verify'.split()
+ORDER = (
+    'align methods inspect label encode train sample evaluate reproduce icons verify completion'
+).split()
 
 
 def overview() -> str:
@@ -51,15 +61,18 @@ Align text-to-image diffusion models with several scorers at once.
 
 {lines}
 
-Every verb takes --dry-run. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names
-a place. --numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and
+Every verb takes --dry-run, and --config FILE with its options in YAML or TOML, of which
+--print-config writes one. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names a
+place. --numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and
 onednn are the other choices."""
 
 
 def without_numerics(argv: Sequence[str]) -> list[str]:
     """The words without `--numerics VALUE`, which holds for any verb and goes into the environment,
     so that processes started from here have it too."""
-    words = split_values(argv, '--numerics')
+    words = []
+    for word in argv:
+        words += word.split('=', 1) if word.startswith('--numerics=') else [word]
     if '--numerics' not in words:
         return list(argv)
     from balanceddpo.core.numerics import CHOICES, asked_numerics
@@ -81,12 +94,22 @@ def dispatch(argv: Sequence[str]) -> None:
 
         print(f'balanceddpo {balanceddpo.__version__}')
     elif argv[0] not in VERBS:
-        raise InputError(f'unknown verb {argv[0]!r}: use {", ".join(ORDER)}')
+        raise unknown('unknown verb', argv[0], ORDER)
     else:
-        options, settings = parse(VERBS[argv[0]], argv[1:])
-        if getattr(options, 'out', None):
-            check_place(options.out)
-        run_on(options, argv, partial(run_verb, argv[0], options, settings))
+        call_verb(VERBS[argv[0]], argv[1:])
+
+
+def call_verb(verb: Verb, words: Sequence[str]) -> None:
+    "Run a verb as the words after it say, or print the config file that says the same."
+    asked = ask_or_help(verb, words)
+    if asked.given.get('print_config'):
+        print('\n'.join(config_lines(verb, asked)))
+        return
+    options, settings = settings_asked(verb, asked)
+    if getattr(options, 'out', None):
+        check_place(options.out)
+    alone = words_of_all(verb, words, asked)
+    run_on(options, alone, partial(run_verb, verb.name, options, settings))
 
 
 def run_verb(name: str, options: object, settings: object) -> None:

@@ -21,12 +21,14 @@ from balanceddpo.command.plans import (
     show_plan,
     shows_progress,
 )
+from .training import show_next_of_model
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
 
 if TYPE_CHECKING:
+    from balanceddpo.data.prompts import PromptSet
     from balanceddpo.recipes.recipe import Recipe
     from balanceddpo.scoring.registry import ScorerSpec
     from balanceddpo.training.config import TrainConfig
@@ -44,6 +46,7 @@ class AlignOptions(EngineOptions, AlignConfig, ReadingOptions):
     pairs: str | None = None
     # for the methods that make their pairs: prompts for which the base model draws groups of images
     prompts: str | None = None
+    prompt: tuple[str, ...] = ()  # such prompts themselves, in the place of a file
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; by default the paper's four, or the icon world's
     scorers: tuple[str, ...] | None = None
     register: Path | None = None  # Python file that registers scorers of your own; it is run
@@ -68,6 +71,18 @@ def specs_of_recipe(options: AlignOptions, recipe: Recipe, config: TrainConfig) 
         check_voters(labels, tuple(s.name for s in specs))
     return specs
 
+# %% ../../nbs/command/05_alignment.ipynb #fcd4d085
+def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
+    """The prompts that groups of images are drawn for: a file, or those that are written out.
+    Raises InputError if both are given."""
+    if not options.prompt:
+        return options.prompts
+    if options.prompts:
+        raise InputError(f'--prompt and --prompts {options.prompts}: give one of them')
+    from balanceddpo.data.prompts import prompts_of
+
+    return prompts_of(options.prompt, 'prompt')
+
 # %% ../../nbs/command/05_alignment.ipynb #6e92b8e3
 def align_plan(
     options: AlignOptions, recipe: Recipe, config: TrainConfig, scorers: Sequence[ScorerSpec]
@@ -76,9 +91,10 @@ def align_plan(
     names = ', '.join(s.name for s in scorers) or 'no scorer'
     visits = config.max_steps * config.batch_size
     if recipe.groups:
-        if not options.prompts:
+        if not (prompts := prompts_for_groups(options)):
             raise InputError(f'{recipe.name} makes its pairs: name the prompts to draw for')
-        source = f'groups of {options.images_per_prompt} images for {options.prompts}'
+        named = prompts if isinstance(prompts, str) else f'{len(prompts)} prompts'
+        source = f'groups of {options.images_per_prompt} images for {named}'
         n = visits
     elif options.pairs:
         source = options.pairs
@@ -126,10 +142,17 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     around: dict[str, Any] = {name: getattr(options, name) for name in names}
     around['progress'] = shows_progress()
     model = pipeline.run_recipe(
-        recipe, config, pairs, options.prompts, scorers, AlignConfig(**around), options.out
+        recipe,
+        config,
+        pairs,
+        prompts_for_groups(options),
+        scorers,
+        AlignConfig(**around),
+        options.out,
     )
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
+    show_next_of_model(config, place)
 
 # %% ../../nbs/command/05_alignment.ipynb #eb14e69c
 @dataclass(frozen=True)

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from .labelling import scorer_specs
 from .options import verb
 from balanceddpo.command.plans import (
+    SD15,
     amount,
+    changed_words,
     check_pixels,
     model_folder,
+    show_next,
     show_plan,
     shows_progress,
     to_download,
@@ -57,12 +60,48 @@ def with_lora(config: SampleConfig) -> SampleConfig:
     return replace(config, model=model, lora=lora) if lora else config
 
 # %% ../../nbs/command/06_evaluation.ipynb #7d1e8889
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    "Prompts beside those of a file."
+
+    prompt: tuple[str, ...] = ()  # prompts themselves, in the place of a file
+    # a prompt that is there several times is drawn as often, each time from other seeds; otherwise
+    # once
+    keep_repeats: bool = False
+
+
 @dataclass(frozen=True)
-class SampleOptions(EngineOptions):
+class SampleOptions(PromptOptions, EngineOptions):
     "What `balanceddpo sample` takes beside `SampleConfig`."
 
     out: Path | None = None  # folder of the images; by default under runs/sample
     dry_run: bool = False  # say what would be done and what it would cost, and stop
+
+# %% ../../nbs/command/06_evaluation.ipynb #89afd6d5
+def tell_dropped(prompts: PromptSet) -> None:
+    "Print how many lines of a prompt set were left out, if any were."
+    if prompts.empty:
+        print(f'{prompts.name}: {prompts.empty} lines without text left out')
+    if prompts.repeated:
+        print(
+            f'{prompts.name}: {prompts.repeated} prompts that were there before left out'
+            ' (--keep-repeats draws them again, from other seeds)'
+        )
+
+
+def prompts_asked(options: PromptOptions, config: SampleConfig) -> PromptSet:
+    """The prompts that are drawn for: those that are written out, or those of the file that the
+    config names. Raises InputError if both are given."""
+    from balanceddpo.data.prompts import prompts_of, read_prompts
+
+    if not options.prompt:
+        found = read_prompts(config.prompts, limit=config.limit, keep_repeats=options.keep_repeats)
+    elif config.prompts != type(config).prompts:  # its default
+        raise InputError(f'--prompt and --prompts {config.prompts}: give one of them')
+    else:
+        found = prompts_of(options.prompt, 'prompt', options.keep_repeats).head(config.limit)
+    tell_dropped(found)
+    return found
 
 # %% ../../nbs/command/06_evaluation.ipynb #db56349f
 def sample_plan(config: SampleConfig, prompt_set: PromptSet) -> list[str]:
@@ -88,6 +127,32 @@ def sample_plan(config: SampleConfig, prompt_set: PromptSet) -> list[str]:
     side = config.resolution or native_resolution(folder)
     return [*lines, f'at most {amount(3 * n * side**2, "bytes")} of PNG files']
 
+# %% ../../nbs/command/06_evaluation.ipynb #7fcce6d0
+def rival_of(config: SampleConfig) -> str | None:
+    """The model to compare the images of a config with: the base of its LoRA, the other packaged
+    model, or the published base of its family. None for a model that is a base itself."""
+    from balanceddpo.models.families import family_name
+    from balanceddpo.models.folders import PACKAGED
+
+    if config.lora:
+        return config.model
+    if config.model in PACKAGED:
+        return next(name for name in PACKAGED if name != config.model)
+    return SD15 if Path(config.model).is_dir() and family_name(config.model) == 'sd15' else None
+
+
+def show_next_of_sample(options: SampleOptions, config: SampleConfig, store: ImageStore) -> None:
+    "Print the command that compares the images with those of another model, if one is known."
+    from balanceddpo.models.config import IMAGE_SETTINGS
+
+    rival = rival_of(config)
+    if rival is None:
+        return
+    named = ['--prompt', *options.prompt] if options.prompt else ['--prompts', config.prompts]
+    named += ['--keep-repeats'] * options.keep_repeats
+    drawing = changed_words(config, (*IMAGE_SETTINGS, 'limit'))
+    show_next('evaluate', f'base={rival}', f'ours={store.folder}', *named, *drawing)
+
 # %% ../../nbs/command/06_evaluation.ipynb #1e6662c9
 @verb(
     'sample',
@@ -98,13 +163,12 @@ def sample_plan(config: SampleConfig, prompt_set: PromptSet) -> list[str]:
 def sample(options: SampleOptions, config: SampleConfig) -> None:
     "Prompts to images."
     from balanceddpo import pipeline
-    from balanceddpo.data.prompts import read_prompts
     from balanceddpo.evaluation.soundness import count_unsound, unsound_lines
 
     config = with_lora(config)
     check_pixels(config.model, config.resolution)
     config.check()
-    prompt_set = read_prompts(config.prompts, limit=config.limit)
+    prompt_set = prompts_asked(options, config)
     if options.dry_run:
         place = options.out or runs_root() / 'sample'
         return show_plan([*sample_plan(config, prompt_set), f'write to {place}'])
@@ -112,18 +176,20 @@ def sample(options: SampleOptions, config: SampleConfig) -> None:
     told = unsound_lines(count_unsound([(config.model, prompt_set.name, store)]))
     print(f'{len(store)} images for {len(prompt_set)} prompts')
     print(*told, f'images: {store.folder}', sep='\n')
+    show_next_of_sample(options, config, store)
 
 # %% ../../nbs/command/06_evaluation.ipynb #a47eeb40
 @dataclass(frozen=True)
-class EvaluateOptions(EngineOptions):
+class EvaluateOptions(PromptOptions, EngineOptions):
     "What `balanceddpo evaluate` takes beside `SampleConfig`."
 
     # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images from balanceddpo sample
     models: tuple[str, ...]
     # prompt sets to draw for: FILE, NAME=FILE, or icons:pickapic|partiprompts|hpd
     prompts: tuple[str, ...] = ()
-    # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four
-    scorers: tuple[str, ...] = ('hps', 'clip', 'pickscore', 'aesthetic')
+    # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four; by default the
+    # paper's four, or where a model of the icon world draws its own
+    scorers: tuple[str, ...] | None = None
     out: Path | None = None  # folder of the tables; by default under runs/evaluate
     # compare the best image of each prompt (the paper's), the mean, or image by image
     protocol: Literal['best', 'mean', 'paired'] = 'best'
@@ -227,14 +293,22 @@ def contestants_and_sets(
 ) -> tuple[list[Contestant], list[PromptSet]]:
     """The contestants and prompt sets of an evaluation. Raises InputError if there are too few of
     either, or if they do not fit each other."""
-    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.data.prompts import prompts_of, read_prompts
 
     models = sources_by_name(options.models, 'a model', 'models')
     found = [contestant(name, source, config) for name, source in models.items()]
     if len(found) < 2:
         raise InputError('name two models or more, such as base=icons ours=work/model')
     prompts = sources_by_name(options.prompts, 'a prompt set', 'prompt sets')
-    sets = [read_prompts(source, name, limit=config.limit) for name, source in prompts.items()]
+    keep = options.keep_repeats
+    sets = [
+        read_prompts(source, name, limit=config.limit, keep_repeats=keep)
+        for name, source in prompts.items()
+    ]
+    if options.prompt:
+        sets.append(prompts_of(options.prompt, 'prompt', keep).head(config.limit))
+    for prompt_set in sets:
+        tell_dropped(prompt_set)
     if not sets and any(c.config for c in found):
         raise InputError('name the prompts to draw for: --prompts FILE')
     if len(sets) > 1 and any(c.images for c in found):
@@ -359,12 +433,14 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     "Models to win rates."
     from balanceddpo import pipeline
     from balanceddpo.evaluation.soundness import check_share, count_unsound, refuse_unsound
+    from balanceddpo.models.folders import PACKAGED
     from balanceddpo.scoring.registry import load_scorers, scorers_to_load
 
     config.check()
     check_share(options.max_unsound)
     found, sets = contestants_and_sets(options, config)
-    specs = scorer_specs(scorers_to_load(options.scorers), options.register)
+    packaged = any(c.config and c.config.model in PACKAGED for c in found)
+    specs = scorer_specs(scorers_to_load(options.scorers, packaged), options.register)
     if options.dry_run:
         return show_plan(evaluate_plan(options, found, sets, specs))
     stores = open_or_draw(found, sets, config)

@@ -5,13 +5,12 @@
 # %% ../../nbs/command/12_inspection.ipynb #5beb70e7
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from .labelling import PairOptions, ReadingOptions, pair_source
+from .labelling import PAIR_FIELDS, PairOptions, pair_source
 from .options import verb
-from .plans import amount, show_plan
+from .plans import SD15, amount, changed_words, show_next, show_plan
 from ..core.files import digest
 from ..core.stages import runs_root
 
@@ -26,18 +25,6 @@ class InspectOptions(PairOptions):
     look: int = 200  # rows that are looked at, spread over the source
     out: Path | None = None  # page with five pairs; by default under runs/inspect
     dry_run: bool = False  # say what would be done and what it would cost, and stop
-
-
-def words_for_pairs(options: PairOptions) -> list[str]:
-    "The words of the command line that name these pairs again."
-    words = ['--pairs', options.pairs]
-    for f in fields(ReadingOptions):
-        value = getattr(options, f.name)
-        if value == f.default:
-            continue
-        values = value if isinstance(value, tuple) else [value]
-        words += ['--' + f.name.replace('_', '-'), *map(str, values)]
-    return words
 
 # %% ../../nbs/command/12_inspection.ipynb #3a5519dd
 @verb(
@@ -59,6 +46,6 @@ def inspect(options: InspectOptions, _: None = None) -> None:
     found = inspect_pairs(pairs, options.look)
     print(*found.lines(), sep='\n')
     print(f'five of them: {write_page(found, out)}')
-    model = 'icons' if options.pairs == 'icons' else 'MODEL'
-    named = shlex.join(words_for_pairs(options))
-    print(f'next: balanceddpo align BalancedDPO --model {model} {named} --out work/run')
+    model = 'icons' if options.pairs == 'icons' else SD15
+    named = ['--pairs', options.pairs, *changed_words(options, PAIR_FIELDS)]
+    show_next('align', 'BalancedDPO', '--model', model, *named, '--out', 'work/run')

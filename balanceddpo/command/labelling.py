@@ -12,8 +12,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .options import verb
-from .plans import amount, show_plan, shows_progress, times
+from .options import flag, verb
+from balanceddpo.command.plans import (
+    SD15,
+    amount,
+    changed_words,
+    show_next,
+    show_plan,
+    shows_progress,
+    times,
+)
 from ..core.engines import ENGINE_FIELDS, EngineOptions
 from ..core.errors import InputError, reason_of
 from ..core.files import canonical, digest
@@ -118,12 +126,13 @@ def scorer_specs(texts: Iterable[str], register: Path | None = None) -> list[Sco
 def specs_and_config(
     options: LabelOptions, config: LabelConfig
 ) -> tuple[list[ScorerSpec], LabelConfig]:
-    """The scorers to load, and the `LabelConfig` in which they vote. Raises InputError if the
-    config and the scorers do not fit, before anything is loaded."""
+    """The scorers to load, and the `LabelConfig` in which they vote: for the icon world's pairs its
+    own, unless others are named. Raises InputError if the config and the scorers do not fit, before
+    anything is loaded."""
     from balanceddpo.scoring.registry import scorers_to_load
     from balanceddpo.voting.labels import check_voters
 
-    texts = scorers_to_load(options.scorers, False, config.method, config.scorer)
+    texts = scorers_to_load(options.scorers, options.pairs == 'icons', config.method, config.scorer)
     specs = scorer_specs(texts, options.register)
     names = tuple(s.name for s in specs)
     check_voters(config, names)
@@ -173,6 +182,15 @@ def label_plan(options: LabelOptions, config: LabelConfig, out: Path) -> list[st
     ]
 
 
+def tell_implied_scorers(options: LabelOptions, config: LabelConfig) -> None:
+    "Print whose scorers vote where that is implied by the pairs."
+    if options.scorers is None and options.pairs == 'icons' and config.scorers:
+        print(
+            f"scorers: the icon world's {', '.join(config.scorers)}, since its pairs are labelled"
+            ' (--scorers names others)'
+        )
+
+
 def show_labels(labels: DataFrame, config: LabelConfig, out: Path) -> None:
     "Print how the votes went."
     from balanceddpo.voting.agreement import agreement, tie_report
@@ -190,6 +208,33 @@ def show_labels(labels: DataFrame, config: LabelConfig, out: Path) -> None:
         )
         print(agreement(labels).to_string(index=False, float_format='%.2f'))
     print(f'labels: {out}')
+
+# %% ../../nbs/command/03_labelling.ipynb #c48d76af
+PAIR_FIELDS = tuple(f.name for f in fields(ReadingOptions))
+
+
+def recipe_of_labels(config: LabelConfig) -> str | None:
+    "The first row of the table of methods that learns from such labels; None if there is none."
+    from balanceddpo.recipes.table import RECIPES
+
+    made = config.method, config.scorer
+    for name, row in RECIPES.items():
+        if not row.groups and (row.labels.method, row.labels.scorer) == made:
+            return name
+    return None
+
+
+def show_next_of_label(options: LabelOptions, config: LabelConfig, out: Path) -> None:
+    "Print the command that encodes the pairs that are labelled."
+    from balanceddpo.recipes.settings import settings_of
+    from balanceddpo.training.config import encoding_needs
+
+    model = 'icons' if options.pairs == 'icons' else SD15
+    needs = encoding_needs(settings_of(recipe_of_labels(config) or 'DiffusionDPO', model))
+    words = [*changed_words(options, PAIR_FIELDS), '--model', model]
+    words += [flag(name) for name, needed in needs.items() if needed]
+    place = ['--out', out.with_name('encoded')] if options.out else []
+    show_next('encode', '--pairs', options.pairs, *words, *place)
 
 # %% ../../nbs/command/03_labelling.ipynb #fc04161e
 @verb(
@@ -209,6 +254,7 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     out = labels_file(options, config)
     if options.dry_run:
         return show_plan(label_plan(options, config, out))
+    tell_implied_scorers(options, config)
     pairs, report = pair_source(options), PairReport()
     pairs.require()  # before weights are loaded
     scorers = load_scorers(specs, options.device, options.dtype, options.batch_size)
@@ -227,3 +273,4 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
         left_out = out.with_name(out.name + '.left_out.jsonl')
         print('rows that were left out, and why:', report.save(left_out))
     show_labels(labels, config, out)
+    show_next_of_label(options, config, out)

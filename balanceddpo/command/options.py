@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..core.errors import InputError
-from ..core.parallel import environment
+from ..core.config_files import read_settings, without_none, words_of_type
+from ..core.engines import words_without
+from ..core.errors import InputError, unknown
 from ..paper import repro_notebooks, reproduction
+
+if TYPE_CHECKING:
+    from tyro.constructors import PrimitiveConstructorSpec
 
 # %% auto #0
 __all__ = []
@@ -75,6 +80,44 @@ def verb(name: str, does: str, options: type, **more) -> Callable:
 
     return register
 
+# %% ../../nbs/command/01_options.ipynb #14469d68
+@dataclass(frozen=True)
+class ConfigOptions:
+    "What every verb takes beside options of its own."
+
+    # YAML or TOML file with options of this verb, by their names; the command line wins
+    config: Path | None = None
+    print_config: bool = False  # print a config file of all options as they would be, and stop
+
+
+@dataclass(frozen=True)
+class Option:
+    "One option of a verb."
+
+    kind: Any  # the type of its value
+    default: Any  # MISSING if it has to be given
+    comment: str = ''  # what it means
+    is_of_stage: bool = False
+
+
+@lru_cache(maxsize=32)
+def options_of(verb: Verb) -> dict[str, Option]:
+    "Name -> option: the verb's own, those of its stage, and those of every verb."
+    found, stage = {}, verb.settings
+    left_out = {verb.options: verb.unasked, stage: verb.hidden}
+    for config in filter(None, (verb.options, stage, ConfigOptions)):
+        types, comments = get_type_hints(config), option_comments(config)
+        for f in fields(config):
+            if f.name not in left_out.get(config, ()):
+                comment = comments.get(f.name, '') + names_for_help(verb, f.name)
+                found[f.name] = Option(types[f.name], f.default, comment, config is stage)
+    return found
+
+
+def flag(name: str) -> str:
+    "How an option is written."
+    return f'--{name.replace("_", "-")}'
+
 # %% ../../nbs/command/01_options.ipynb #a6a2e9bd
 def metavar(kind) -> str | None:
     """How help writes the value of a setting that is optional or a list: `X` or `X ...`; None
@@ -108,38 +151,30 @@ def names_for_help(verb: Verb, option: str) -> str:
     return f': {", ".join(names)}'
 
 # %% ../../nbs/command/01_options.ipynb #051c7d14
-def _flat_field(verb: Verb, name: str, kind, default, comment: str) -> tuple[str, object, Field]:
+def _help_field(verb: Verb, name: str, option: Option) -> tuple[str, object, Field]:
     "One option as `make_dataclass` takes it: its name, its type with the help for tyro, a field."
     import tyro
 
     is_positional = name in verb.positional
-    shown = name.upper() if is_positional else metavar(kind)
-    notes = dict(help=comment + names_for_help(verb, name), metavar=shown)
-    if default in (None, ()):
+    shown = name.upper() if is_positional else metavar(option.kind)
+    notes = dict(help=option.comment, metavar=shown)
+    if option.default in (None, ()):
         notes['help_behavior_hint'] = ''  # '(default: None)' says nothing
     marks = [tyro.conf.arg(**notes)]
     if is_positional:
         marks.append(tyro.conf.Positional)
-    value = field() if default is MISSING else field(default=default)
-    return name, Annotated[(kind, *marks)], value
+    value = field() if option.default is MISSING else field(default=option.default)
+    return name, Annotated[(option.kind, *marks)], value
 
 
-def flat_options(verb: Verb, defaults: dict | None = None) -> type:
-    """One dataclass with all options of a verb, types and help in the form tyro reads; `defaults`
-    replaces defaults of the stage's settings."""
-    own, stage = verb.options, verb.settings
-    options = {}
-    for config in (own, stage) if stage else (own,):
-        types, comments = get_type_hints(config), option_comments(config)
-        for f in fields(config):
-            default = f.default
-            if f.name in (verb.hidden if config is stage else verb.unasked):
-                continue
-            if config is stage:
-                default = (defaults or {}).get(f.name, default)
-            comment = comments.get(f.name, '')
-            options[f.name] = _flat_field(verb, f.name, types[f.name], default, comment)
-    return make_dataclass(verb.name, options.values(), kw_only=True)
+def help_form(verb: Verb, defaults: Mapping[str, Any] | None = None) -> type:
+    "All options of a verb in one dataclass, as tyro's help shows them; `defaults` replace theirs."
+    shown = {
+        name: replace(option, default=(defaults or {}).get(name, option.default))
+        for name, option in options_of(verb).items()
+    }
+    parts = [_help_field(verb, name, option) for name, option in shown.items()]
+    return make_dataclass(verb.name, parts, kw_only=True)
 
 # %% ../../nbs/command/01_options.ipynb #0b4958a9
 AT_LEAST_ONE = (
@@ -153,128 +188,300 @@ RANGES = {
 }
 
 
-def check_ranges(flat: Any) -> None:
+def check_ranges(values: Mapping[str, Any]) -> None:
     "Raises InputError for the first option whose number is out of its range."
     for name, (least, most) in RANGES.items():
-        value = getattr(flat, name, None)
+        value = values.get(name)
         if value is None or least <= value <= most:
             continue
         words = f'{least} or more' if most == math.inf else f'from {least} to {most}'
-        raise InputError(f'--{name.replace("_", "-")} must be {words}, not {value}')
+        raise InputError(f'{flag(name)} must be {words}, not {value}')
 
 # %% ../../nbs/command/01_options.ipynb #d26f9976
-def unpack_options(verb: Verb, flat, defaults: dict | None = None) -> tuple:
-    """The verb's options and the stage's settings (or None) from the flat options; settings that
-    are no options here have their `defaults`. Raises InputError as the dataclasses do."""
+def unpack_options(verb: Verb, values: Mapping[str, Any], row: Mapping[str, Any]) -> tuple:
+    """The verb's options and the stage's settings (or None) from the value of each option; settings
+    that are no options here are those of the `row`. Raises InputError as the dataclasses do."""
 
-    def given(config):
-        names = [f.name for f in fields(config) if hasattr(flat, f.name)]
-        return {name: getattr(flat, name) for name in names}
+    def of(config: type, left_out: Sequence[str]) -> dict[str, Any]:
+        names = [f.name for f in fields(config) if f.name not in left_out]
+        return {name: values[name] for name in names if name in values}
 
-    check_ranges(flat)
-    options = verb.options(**given(verb.options))
+    check_ranges(values)
+    options = verb.options(**of(verb.options, verb.unasked))
     if not verb.settings:
         return options, None
-    hidden = {name: v for name, v in (defaults or {}).items() if name in verb.hidden}
-    return options, verb.settings(**hidden | given(verb.settings))
+    hidden = {name: v for name, v in row.items() if name in verb.hidden}
+    return options, verb.settings(**hidden | of(verb.settings, verb.hidden))
 
 # %% ../../nbs/command/01_options.ipynb #270ccadb
-def _lines_in_box(text: str) -> list[str]:
-    "The lines in a box of tyro's, without its frame; empty ones are left out."
-    inside = []
-    for line in text.splitlines():
-        if line.startswith(('╭', '╰')):
-            continue
-        line = re.sub(r'^[│|]|[│|]$', '', line.strip()).strip()
-        if line:
-            inside.append(line)
-    return inside
+@dataclass(frozen=True)
+class Given:
+    "A value that was given, be it None."
+
+    value: Any
 
 
-def one_line(text: str) -> str:
-    """What an error of tyro's says, in one line: without the frame, the help of the argument and
-    the advice to ask for help."""
-    blocks = re.split(r'\n[─-]{8,}\n', '\n'.join(_lines_in_box(text)))
-    if '╭' not in text:  # a box drawn in ASCII has its title in a block of its own
-        blocks = blocks[1:]
-    said = []
-    for block in blocks:
-        if block.startswith(('Argument helptext', 'For full helptext')):
-            continue
-        first, *rest = block.split('\n')
-        if said:  # a later block begins with its point and lists options, each with its help
-            rest = [line for line in rest if line.startswith('--')]
-        said.append(' '.join([first, *rest]))
-    return '; '.join(said).strip() or 'the options cannot be read'
+class NotRead(Exception):
+    "Words that are no value of their option, told in one line."
+
+
+def wrong_words(name: str, kind: Any, words: Sequence[str]) -> str:
+    "What is said of words that are no value of an option."
+    kind, found = without_none(kind), ' '.join(words)
+    if get_origin(kind) is Literal:
+        return str(unknown(f'{flag(name)} cannot be', found, get_args(kind)))
+    return f'{flag(name)} must be {words_of_type(kind)}, not {found!r}'
+
+
+def _reader(name: str, kind: Any) -> PrimitiveConstructorSpec:
+    "How the words of an option become its value: as tyro does it; raises NotRead."
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
+    assert isinstance(spec, PrimitiveConstructorSpec), f'{name}: {kind}'
+    read_words = spec.instance_from_str
+
+    def read(words: list[str]) -> Given:
+        try:
+            return Given(read_words(words))
+        except (ValueError, TypeError):
+            raise NotRead(wrong_words(name, kind, words)) from None
+
+    return replace(spec, instance_from_str=read, choices=None)
+
+# %% ../../nbs/command/01_options.ipynb #1c0979ce
+def _words_form(verb: Verb, options: Mapping[str, Option]) -> tuple[type, dict[str, int]]:
+    """The options as a dataclass for tyro, in which each may be left out (None), and for those that
+    take a fixed number of words how many."""
+    import tyro
+
+    parts, counts = [], {}
+    for name, option in options.items():
+        if option.kind is bool:
+            kind = tyro.conf.DisallowNone[bool | None]
+        else:
+            reader = _reader(name, option.kind)
+            marks = [tyro.conf.Positional] if name in verb.positional else []
+            kind = Annotated[(option.kind | None, reader, *marks)]
+            if isinstance(reader.nargs, int) and not marks:
+                counts[flag(name)] = reader.nargs
+        parts.append((name, kind, field(default=None)))
+    return make_dataclass(verb.name, parts, kw_only=True), counts
+
+
+def lacking_value(words: Sequence[str], counts: Mapping[str, int]) -> str:
+    "What is said where an option is not followed by the words that it takes."
+    for place, word in enumerate(words):
+        n = counts.get(word.replace('_', '-'), 0)
+        following = words[place + 1 : place + 1 + n]
+        if len(following) < n or any(w.startswith('-') for w in following):
+            many = 'a value' if n == 1 else f'{n} values'
+            dashed = f' (one that begins with - is written {word}=VALUE)' * (len(following) == n)
+            return f'{word} needs {many}{dashed}'
+    return 'the options cannot be read'
+
+# %% ../../nbs/command/01_options.ipynb #af97212b
+def refuse_left(verb: Verb, options: Mapping[str, Option], left: Sequence[str]) -> None:
+    "Raises InputError for the first of the words that tyro did not know."
+    if not left:
+        return
+    word, help = left[0].partition('=')[0], f'see balanceddpo {verb.name} --help'
+    if not word.startswith('-'):
+        raise InputError(f'{left[0]!r} is one word too many ({help})')
+    named = [name for name in options if name not in verb.positional]
+    flags = [flag(name) for name in named]
+    flags += [flag(f'no_{name}') for name in named if options[name].kind is bool]
+    raise unknown(f'{verb.name} has no option', word.replace('_', '-'), flags, listed=help)
+
+
+def read_words(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
+    """Option -> value of those that the words after a verb give. Raises InputError for words that
+    cannot be read."""
+    import tyro
+
+    options = options_of(verb)
+    form, counts = _words_form(verb, options)
+    try:
+        found, left = tyro.cli(
+            form, args=words, add_help=False, return_unknown_args=True, console_outputs=False
+        )
+    except NotRead as e:
+        raise InputError(f'{e} (see balanceddpo {verb.name} --help)') from None
+    except SystemExit:
+        said = lacking_value(words, counts)
+        raise InputError(f'{said} (see balanceddpo {verb.name} --help)') from None
+    refuse_left(verb, options, left)
+    given = {name: v for name, v in vars(found).items() if v is not None}
+    return {name: v.value if isinstance(v, Given) else v for name, v in given.items()}
 
 # %% ../../nbs/command/01_options.ipynb #c4d4ce08
-def split_values(argv: Sequence[str], *options: str) -> list[str]:
-    "The words, in which `OPTION=VALUE` of the given options is two words."
-    begins = tuple(f'{option}=' for option in options)
-    words = []
-    for word in argv:
-        words += word.split('=', 1) if word.startswith(begins) else [word]
-    return words
+def _recipe_in(verb: Verb, chosen: Mapping[str, Any]) -> str | None:
+    "The row of the table of methods that options name; None if they name none."
+    takes_one = 'recipe' in {f.name for f in fields(verb.options)}
+    return chosen.get('recipe') if takes_one else None
 
 
-def word_after(option: str, words: Sequence[str]) -> str | None:
-    "The word after an option; None if the option is not there."
-    for word, following in zip(words, words[1:]):
-        if word == option:
-            return following
-    return None
-
-
-def recipe_in(verb: Verb, words: Sequence[str]) -> str | None:
-    "The row of the table of methods that the words name; None if they name none."
-    own = {f.name for f in fields(verb.options)}
-    if 'recipe' not in own:
-        return None
-    if 'recipe' in verb.positional:
-        return words[0] if words and not words[0].startswith('-') else None
-    return word_after('--recipe', words)
-
-
-def recipe_defaults(verb: Verb, argv: Sequence[str]) -> dict:
-    """The values of the row that the words name, for the base model that they name.
+def row_values(verb: Verb, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the row that the options name, for the base model that they name.
 
     Raises InputError for an unknown row, or a model for which it has no values."""
-    words = split_values(argv, '--recipe', '--model', '--mode', '--values')
-    name, model = recipe_in(verb, words), word_after('--model', words)
-    if name is None:
+    if (name := _recipe_in(verb, chosen)) is None:
         return {}
     from balanceddpo.recipes.table import recipe_named
 
     recipe = recipe_named(name)
-    if model is None:  # tyro asks for it
+    if not chosen.get('model'):  # it is asked for later
         return {'method': recipe.loss}
     from balanceddpo.recipes.settings import row_settings
 
-    values, mode = word_after('--values', words), word_after('--mode', words)
-    return row_settings(recipe, model, values or '', mode or '')
+    asked = [chosen.get(option) or '' for option in ('values', 'mode')]
+    return row_settings(recipe, chosen['model'], *asked)
+
+
+def row_sources(verb: Verb, chosen: Mapping[str, Any]) -> dict[str, str]:
+    "Option -> where the row has its value from."
+    if (name := _recipe_in(verb, chosen)) is None:
+        return {}
+    from balanceddpo.recipes.recipe import values_of
+    from balanceddpo.recipes.settings import kind_of
+    from balanceddpo.recipes.table import RECIPES, recipe_named
+
+    kind = chosen.get('values') or kind_of(chosen['model'], chosen.get('mode') or 'full')
+    return {name: v.source for name, v in values_of(recipe_named(name), kind, RECIPES).items()}
+
+# %% ../../nbs/command/01_options.ipynb #9975ad06
+def read_config(verb: Verb, path: Path) -> dict[str, Any]:
+    """Option -> value of a config file of a verb. Raises InputError naming file, line and key for
+    an option that the verb does not have, or a value of another type."""
+    options, found = options_of(verb), {}
+    names = [name for name in options if name not in ('config', 'print_config')]
+    for name, setting in read_settings(path).items():
+        if name not in names:
+            listed = f'see balanceddpo {verb.name} --help'
+            what = f'{setting.where}: {verb.name} has no option'
+            raise unknown(what, setting.key, names, listed=listed)
+        found[name] = setting.of_type(options[name].kind)
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    "What a call asks of a verb: option -> value, by where it is said."
+
+    given: dict[str, Any]  # by the words of the command
+    kept: dict[str, Any]  # in the config file
+    row: dict[str, Any]  # by the row of the table of methods
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        "What the caller has said, the command line before the file."
+        return self.kept | self.given
+
+
+def ask(verb: Verb, words: Sequence[str]) -> Asked:
+    "What the words after a verb ask for. Raises InputError for what cannot be read."
+    given = read_words(verb, words)
+    kept = read_config(verb, given['config']) if given.get('config') else {}
+    return Asked(given, kept, row_values(verb, kept | given))
+
+
+def values_asked(verb: Verb, asked: Asked) -> dict[str, Any]:
+    "The value of each option, those that nobody has said left out."
+    options = options_of(verb)
+    defaults = {name: o.default for name, o in options.items() if o.default is not MISSING}
+    row = {name: v for name, v in asked.row.items() if name in options}
+    return defaults | row | asked.chosen
+
+# %% ../../nbs/command/01_options.ipynb #1cc075ea
+def words_of_value(name: str, value: Any) -> list[str]:
+    "The words that give an option a value."
+    if isinstance(value, bool):
+        return [flag(name if value else f'no_{name}')]
+    if isinstance(value, tuple):
+        return [flag(name), *map(str, value)]
+    return [f'{flag(name)}={value}']
+
+
+def words_of_all(verb: Verb, words: Sequence[str], asked: Asked) -> list[str]:
+    "The words of a command that says all by itself: those after the verb, and those of its file."
+    own, before = words_without(words, ('config',)), []
+    for name, value in asked.kept.items():
+        if name not in verb.positional:
+            before += words_of_value(name, value)
+        elif name not in asked.given:
+            own = [*map(str, value if isinstance(value, tuple) else (value,)), *own]
+    at = next((i for i, word in enumerate(own) if word.startswith('-')), len(own))
+    return [verb.name, *own[:at], *before, *own[at:]]
+
+# %% ../../nbs/command/01_options.ipynb #ef821ed3
+def _lines_of_option(
+    name: str, option: Option, values: Mapping[str, Any], source: str
+) -> list[str]:
+    "An option in a config file: what it means, where its value is from, and the value."
+    import yaml
+
+    about = wrap(option.comment, 96) + wrap(source and f'from: {source}', 96)
+    lines = [f'# {line}' for line in about]
+    if name not in values:
+        return [*lines, f'# {name}:  (has to be given)']
+    value = values[name]
+    value = list(value) if isinstance(value, tuple) else value
+    value = str(value) if isinstance(value, Path) else value
+    shown = yaml.safe_dump({name: value}, default_flow_style=True, width=10**6, allow_unicode=True)
+    return [*lines, shown.strip()[1:-1]]  # without the braces
+
+
+def config_lines(verb: Verb, asked: Asked) -> Iterator[str]:
+    "A config file of a verb: all its options as they would be, with what they mean."
+    values = values_asked(verb, asked)
+    sources = row_sources(verb, asked.chosen) if asked.chosen.get('model') else {}
+    yield f'# Options of balanceddpo {verb.name}: give this file to it with --config. What the'
+    yield '# command line says wins over it; paths are relative to the working folder.'
+    for name, option in options_of(verb).items():
+        if name in ('config', 'print_config'):
+            continue
+        said = sources.get(name, '') if name not in asked.chosen else ''
+        yield ''
+        yield from _lines_of_option(name, option, values, said)
 
 # %% ../../nbs/command/01_options.ipynb #270215ba
-def parse(verb: Verb, argv: Sequence[str]) -> tuple:
-    """(options, settings) of a verb from the words after it. Raises InputError for options that
-    cannot be read; for --help it prints the help and raises SystemExit(0)."""
+def show_help(verb: Verb, words: Sequence[str]) -> None:
+    "Print the help of a verb, with the defaults that the words choose, and raise SystemExit(0)."
     import tyro
 
-    defaults = recipe_defaults(verb, argv)
-    asks_for_help = bool({'-h', '--help'} & set(argv))
-    # errors are so wide that no line is broken, and so no path is
-    width = nullcontext() if asks_for_help else environment(COLUMNS='100000')
-    said = io.StringIO()
     try:
-        with redirect_stderr(said), width:
-            flat = tyro.cli(
-                flat_options(verb, defaults),
-                prog=f'balanceddpo {verb.name}',
-                description=verb.does,
-                args=argv,
-            )
-    except SystemExit as e:
-        if not e.code:
-            raise
-        line = f'{one_line(said.getvalue())} (see balanceddpo {verb.name} --help)'
-        raise InputError(line) from None
-    return unpack_options(verb, flat, defaults)
+        defaults = values_asked(verb, ask(verb, words))
+    except InputError:
+        defaults = {}
+    tyro.cli(
+        help_form(verb, defaults),
+        prog=f'balanceddpo {verb.name}',
+        description=verb.does,
+        args=['--help'],
+    )
+
+
+def ask_or_help(verb: Verb, words: Sequence[str]) -> Asked:
+    "`ask`; but if the words ask for help, it is printed, and SystemExit(0) raised."
+    others = [word for word in words if word not in ('-h', '--help')]
+    if len(others) < len(words):
+        show_help(verb, others)
+    return ask(verb, others)
+
+
+def settings_asked(verb: Verb, asked: Asked) -> tuple:
+    """(options, settings) of a verb. Raises InputError for an option that has to be given and is
+    not, and for a value that makes no sense."""
+    values, options = values_asked(verb, asked), options_of(verb)
+    if lacking := [name for name in options if name not in values]:
+        shown = [name.upper() if name in verb.positional else flag(name) for name in lacking]
+        raise InputError(
+            f'{verb.name} needs {" and ".join(shown)} (see balanceddpo {verb.name} --help)'
+        )
+    return unpack_options(verb, values, asked.row)
+
+
+def parse(verb: Verb, words: Sequence[str]) -> tuple:
+    """(options, settings) of a verb from the words after it. Raises InputError for options that
+    cannot be read; for --help it prints the help and raises SystemExit(0)."""
+    return settings_asked(verb, ask_or_help(verb, words))

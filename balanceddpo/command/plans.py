@@ -9,11 +9,14 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .options import words_of_value
 from ..core.errors import InputError
 from ..core.processes import PROGRESS
 from ..core.shares import launched_share
@@ -99,6 +102,24 @@ def shows_progress() -> bool:
 def show_plan(lines: Iterable[str]) -> None:
     "Print the lines of a dry run."
     print('dry run: nothing was done', *lines, sep='\n  ')
+
+# %% ../../nbs/command/02_plans.ipynb #23257544
+SD15 = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
+
+
+def changed_words(settings: Any, names: Collection[str]) -> list[str]:
+    "The words of those fields of a dataclass, among `names`, that are not at their defaults."
+    words = []
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in names and value != f.default:
+            words += words_of_value(f.name, value)
+    return words
+
+
+def show_next(*words: object) -> None:
+    "Print the command that comes next, quoted for the shell."
+    print(f'next: {shlex.join(["balanceddpo", *map(str, words)])}')
 
 # %% ../../nbs/command/02_plans.ipynb #b57279eb
 def plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:

@@ -5,18 +5,21 @@
 # %% ../../nbs/command/04_training.ipynb #162bfd35
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .labelling import PairOptions, pair_source
+from .labelling import PAIR_FIELDS, PairOptions, pair_source, recipe_of_labels
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
+    changed_words,
     check_pixels,
     model_folder,
     plan_of_model,
     plan_of_steps,
+    show_next,
     show_plan,
     shows_progress,
     times,
@@ -90,6 +93,60 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     embeddings = amount(times(n, _embedding_numbers(folder) * width), 'bytes')
     return [*lines, f'{latents} of latents, at most {embeddings} of embeddings']
 
+# %% ../../nbs/command/04_training.ipynb #efbb0a40
+def labels_of(encoded: EncodedPairs) -> tuple[Path, LabelConfig] | None:
+    "The newest labels of pairs that are encoded, and how they were made; None if there are none."
+    from balanceddpo.voting.labels import read_labels
+
+    places = (encoded.folder.parent, runs_root() / 'labels')
+    files = {path for place in places for path in place.glob('*.parquet')}
+    ids = set(encoded.pair_ids)
+    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+        with suppress(InputError):  # it holds something else
+            labels, config = read_labels(path)
+            if not ids.isdisjoint(labels.pair_id):
+                return path, config
+    return None
+
+
+# what training sets where the pairs were encoded without what a row needs
+WITHOUT = {
+    'mirrored': '--mirror=no',
+    'sizes': '--time-ids=square',
+    'empty_text': '--empty-prompt=own',
+}
+
+
+def words_of_row(recipe: str | None, config: EncodeConfig, resolution: int) -> list[str]:
+    "The words with which `train` takes a row's values for pairs that were encoded so."
+    from balanceddpo.recipes.settings import settings_of
+    from balanceddpo.training.config import encoding_needs
+
+    try:
+        settings = settings_of(recipe or '', config.model)
+    except InputError:  # no row, or none with values for this model
+        return [f'--resolution={resolution}']
+    needed = [name for name, needs in encoding_needs(settings).items() if needs]
+    words = [WITHOUT[name] for name in needed if not getattr(config, name)]
+    if settings.resolution != resolution:
+        words.append(f'--resolution={resolution}')
+    return ['--recipe', recipe or '', *words]
+
+# %% ../../nbs/command/04_training.ipynb #adc9d605
+def show_next_of_encode(
+    options: EncodeOptions, config: EncodeConfig, encoded: EncodedPairs
+) -> None:
+    "Print the command that trains on the pairs, or that labels them if nobody has."
+    if found := labels_of(encoded):
+        labels, label_config = found
+        row = words_of_row(recipe_of_labels(label_config), config, encoded.resolution)
+        files = ['--labels', labels, '--encoded', encoded.folder]
+        show_next('train', *row, '--model', config.model, *files)
+    else:
+        pairs = ['--pairs', options.pairs, *changed_words(options, PAIR_FIELDS)]
+        place = ['--out', encoded.folder.with_name('labels.parquet')] if options.out else []
+        show_next('label', *pairs, *place)
+
 # %% ../../nbs/command/04_training.ipynb #59dd567f
 @verb(
     'encode',
@@ -114,6 +171,7 @@ def encode(options: EncodeOptions, config: EncodeConfig) -> None:
         f'{len(encoded)} pairs, {len(encoded.captions)} captions at {encoded.resolution}'
         f' pixels\nencoded: {encoded.folder}'
     )
+    show_next_of_encode(options, config, encoded)
 
 # %% ../../nbs/command/04_training.ipynb #ae0408c5
 @dataclass(frozen=True)
@@ -141,6 +199,20 @@ def check_recipe(name: str, config: TrainConfig, labels: LabelConfig) -> None:
     recipe = recipe_named(name)
     check_settings(recipe, config)
     check_labels(recipe, labels)
+
+# %% ../../nbs/command/04_training.ipynb #10f7837c
+def show_next_of_model(config: TrainConfig, model: Path) -> None:
+    """Print the command that shows what a model has become: in the icon world win rates over its
+    base, otherwise pictures, since nothing says for which prompts it is to be judged."""
+    from balanceddpo.models.folders import PACKAGED
+
+    name = f'{config.model}+{model}' if config.mode == 'lora' else str(model)
+    if config.model in PACKAGED:
+        drawing = '--steps 15 --guidance 3 --scheduler dpm++'.split()
+        models = f'base={config.model}', f'ours={name}'
+        show_next('evaluate', *models, '--prompts', 'icons:hpd', *drawing)
+    else:
+        show_next('sample', '--model', name, '--prompt', 'a red fox in the snow')
 
 # %% ../../nbs/command/04_training.ipynb #e2f5a81c
 def train_plan(
@@ -192,3 +264,4 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
         pairs, config, options.out, resume=options.resume, progress=shows_progress()
     )
     print(f'metrics: {model.parent / "metrics.jsonl"}\nmodel: {model}')
+    show_next_of_model(config, model)

@@ -5,10 +5,10 @@
 # %% ../../nbs/core/01_errors.ipynb #8223e9fc
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # %% auto #0
-__all__ = ['InputError', 'first_line', 'reason_of']
+__all__ = ['FEW', 'InputError', 'first_line', 'reason_of', 'unknown']
 
 # %% ../../nbs/core/01_errors.ipynb #b784aa89
 class InputError(ValueError):
@@ -24,6 +24,29 @@ def first_line(error: Exception) -> str:
 def reason_of(error: BaseException) -> str:
     "An error of a library in one short line: its class and what it says."
     return f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given":.200}'
+
+# %% ../../nbs/core/01_errors.ipynb #b7956209
+FEW = 16  # as many names are told in one line
+
+
+def unknown(
+    what: str, name: str, known: Iterable[str], listed: str = '', or_else: str = ''
+) -> InputError:
+    """The error for a `name` that is none of the `known`: the nearest ones, and all if they are
+    few. `what` begins the line; `listed` says where the names are listed if they are many, and
+    `or_else` what may stand in the place of a name."""
+    from difflib import get_close_matches
+
+    names = list(known)
+    by_small = {one.lower(): one for one in reversed(names)}
+    near = [by_small[one] for one in get_close_matches(name.lower(), by_small, n=2)]
+    every = ', '.join(names) or 'none'
+    every += or_else and f', or {or_else}'
+    few = len(names) <= FEW
+    if near:
+        rest = f' There are {every}' if few else f' ({listed})' if listed else ''
+        return InputError(f'{what} {name!r}: did you mean {" or ".join(near)}?{rest}')
+    return InputError(f'{what} {name!r}: {listed if listed and not few else f"use {every}"}')
 
 # %% ../../nbs/core/01_errors.ipynb #4bd9a3c3
 def refusal(function: Callable, *args, **kwargs) -> str:

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..core.files import asset, digest
 from .pairs import valid_text
 from .tables import open_parquet
 
 # %% auto #0
-__all__ = ['prompt_id', 'PromptSet', 'read_prompts']
+__all__ = ['prompt_id', 'PromptSet', 'prompts_of', 'read_prompts']
 
 # %% ../../nbs/data/06_prompts.ipynb #50fa2ce3
-def prompt_id(prompt: str) -> str:
-    "The name of a prompt: 16 hex characters of its text."
-    return digest(prompt)
+def prompt_id(prompt: str, before: int = 0) -> str:
+    """The name of a prompt: 16 hex characters of its text, and of how many times it was there
+    before, if it was."""
+    return digest(prompt, before) if before else digest(prompt)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    "Distinct prompts in the order of their file."
+    "Prompts in the order of their file: each once, unless repeats are kept."
 
     name: str
     prompts: tuple[str, ...]
@@ -40,8 +42,13 @@ class PromptSet:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        "The id of each prompt."
-        return tuple(map(prompt_id, self.prompts))
+        "The id of each prompt; no two are equal."
+        seen: Counter[str] = Counter()
+        ids = []
+        for prompt in self.prompts:
+            ids.append(prompt_id(prompt, seen[prompt]))
+            seen[prompt] += 1
+        return tuple(ids)
 
     @property
     def key(self) -> str:
@@ -94,6 +101,22 @@ def _json_texts(value, column: str | None, where) -> list:
     return [v[_prompt_column(v, column, where)] if isinstance(v, dict) else v for v in value]
 
 
+def _json_line_texts(path: Path, column: str | None) -> Iterator:
+    """The texts of a file with a JSON value in each line: a string, or an object with a column, as
+    in GenEval's own."""
+    with path.open(encoding='utf-8-sig') as lines:
+        for n, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            where = f'{path}: line {n}'
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise InputError(f'{where} is not JSON ({e})') from e
+            is_row = isinstance(value, dict)
+            yield value[_prompt_column(value, column, where)] if is_row else value
+
+
 def _parquet_texts(path: Path, column: str | None) -> list:
     "The column of prompts of a Parquet file."
     with open_parquet(path) as file:
@@ -114,17 +137,19 @@ def _texts(path: Path, column: str | None) -> list:
         return path.read_text(encoding='utf-8-sig').split('\n')
     if path.suffix == '.json':
         return _json_texts(json.loads(path.read_text(encoding='utf-8-sig')), column, path)
+    if path.suffix == '.jsonl':
+        return list(_json_line_texts(path, column))
     if path.suffix == '.parquet':
         return _parquet_texts(path, column)
     raise InputError(
-        f'{path}: prompts come as .txt, .csv, .tsv, .json or .parquet, or as a folder of .json'
-        ' files'
+        f'{path}: prompts come as .txt, .csv, .tsv, .json, .jsonl or .parquet, or as a folder of'
+        ' .json files'
     )
 
-
-def _distinct_prompts(texts: list, where) -> tuple[tuple[str, ...], int, int]:
-    "The prompts among raw texts, and how many texts were empty and how many repeated."
-    kept, empty = {}, 0
+# %% ../../nbs/data/06_prompts.ipynb #98dea6e6
+def _checked_prompts(texts: Iterable, where) -> list[str]:
+    "The texts without blank ends; '' for an empty one. Raises InputError for what is no text."
+    found = []
     for n, text in enumerate(texts):
         if not isinstance(text, str | None):
             raise InputError(f'{where}: prompt {n} must be text, found {type(text).__name__}')
@@ -133,24 +158,49 @@ def _distinct_prompts(texts: list, where) -> tuple[tuple[str, ...], int, int]:
             valid_text(text)
         except InputError as e:
             raise InputError(f'{where}: prompt {n}: {e}') from e
-        if text:
-            kept[text] = None
-        else:
-            empty += 1
-    return tuple(kept), empty, len(texts) - empty - len(kept)
+        found.append(text)
+    return found
+
+
+def prompts_of(
+    texts: Sequence, name: str, keep_repeats: bool = False, where: str | Path = 'the prompts'
+) -> PromptSet:
+    """A set of prompts that are given as texts. Empty ones are dropped and counted, and so are
+    repeated ones unless they are kept. Raises InputError, with `where` they are from, if none is
+    left."""
+    found = _checked_prompts(texts, where)
+    kept = [text for text in found if text]
+    distinct = kept if keep_repeats else list(dict.fromkeys(kept))
+    if not distinct:
+        raise InputError(f'{where} holds no prompts')
+    return PromptSet(name, tuple(distinct), len(found) - len(kept), len(kept) - len(distinct))
 
 # %% ../../nbs/data/06_prompts.ipynb #eadf7f7f
-def read_prompts(
-    source: str | Path, name: str | None = None, column: str | None = None, limit: int | None = None
-) -> PromptSet:
-    """Prompts of a file (.txt with one per line; .csv, .tsv, .parquet by `column`; .json), of a
-    folder of .json files, or of 'icons:pickapic|partiprompts|hpd|tuning'.
+def _place_of_icons(name: str) -> Path:
+    "The file of a prompt set of the icon world. Raises InputError for an unknown one."
+    names = sorted(path.stem for path in asset('prompts').glob('*.txt'))
+    if name not in names:
+        raise unknown('the icon world has no prompts', name, names)
+    return asset('prompts', f'{name}.txt')
 
-    Blank ends are cut; empty and repeated prompts are dropped and counted; at most the first
-    `limit` are kept. Raises InputError naming file and column."""
-    icons = str(source).startswith('icons:')
-    path = asset('prompts', str(source)[6:] + '.txt') if icons else Path(source).expanduser()
+
+def read_prompts(
+    source: str | Path,
+    name: str | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    keep_repeats: bool = False,
+) -> PromptSet:
+    """Prompts of a file (.txt with one per line; .csv, .tsv, .parquet, .jsonl by `column`; .json),
+    of a folder of .json files, or of 'icons:pickapic|partiprompts|hpd|tuning'.
+
+    Blank ends are cut; empty prompts are dropped and counted, and so are repeated ones, unless
+    `keep_repeats`; at most the first `limit` are kept. Raises InputError naming file and column."""
+    is_icons = str(source).startswith('icons:')
+    path = _place_of_icons(str(source)[6:]) if is_icons else Path(source).expanduser()
     try:
+        if not path.exists():
+            raise InputError(f'{path}: no such file of prompts (a prompt itself goes to --prompt)')
         texts = _texts(path, column)
     except OSError as e:
         raise InputError(f'cannot read {path}: {e.strerror or e}') from e
@@ -158,7 +208,4 @@ def read_prompts(
         raise
     except (ValueError, RecursionError) as e:
         raise InputError(f'{path} is damaged, or not UTF-8 ({e})') from e
-    prompts, empty, repeated = _distinct_prompts(texts, path)
-    if not prompts:
-        raise InputError(f'{path} holds no prompts')
-    return PromptSet(name or path.stem, prompts, empty, repeated).head(limit)
+    return prompts_of(texts, name or path.stem, keep_repeats, path).head(limit)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from balanceddpo.losses.pair_losses import (
     capo,
     dmpo,
@@ -219,7 +219,7 @@ LOSSES |= dict(
 def _check_parameter(name: str, loss: Loss, key: str, value: object) -> None:
     "Raises InputError unless the loss `name` has a parameter `key` that may be `value`."
     if key not in loss.parameters:
-        raise InputError(f'{name} has no parameter {key!r}; it has {", ".join(loss.parameters)}')
+        raise unknown(f'{name} has no parameter', key, loss.parameters)
     rule = loss.parameters[key].rule
     try:
         holds = bool(RULES[rule](value))
@@ -235,7 +235,7 @@ def choose_loss(name: str, convention: str = 'mean', **changes) -> Callable:
     Raises InputError with the reason: no such method or parameter, a value that makes no sense,
     the wrong convention."""
     if name not in LOSSES:
-        raise InputError(f'unknown method {name!r}: use one of {", ".join(LOSSES)}')
+        raise unknown('unknown method', name, LOSSES)
     loss = LOSSES[name]
     for key, value in changes.items():
         _check_parameter(name, loss, key, value)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
 from ..core.files import digest, file_digest, read_json, staged, write_json
+from ..core.hub import why_no_hub
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import batches
 from ..core.shard_notes import finish_shards, is_made, read_note, write_note
@@ -84,10 +85,12 @@ def with_autoencoder(family: Family, source: str, dtype: str) -> Family:
     is none, or if its latents are not in the units of the family's own."""
     from diffusers import AutoencoderKL
 
+    silent = '' if Path(source).is_dir() else why_no_hub()
     try:
         vae = AutoencoderKL.from_pretrained(source, torch_dtype=pick_dtype(dtype))
     except (OSError, ValueError) as e:
-        raise InputError(f'{source} holds no autoencoder of diffusers: {first_line(e)}') from e
+        why = silent or first_line(e)
+        raise InputError(f'{source} holds no autoencoder of diffusers: {why}') from e
     own, factor = family.vae_config, 'block_out_channels'
     for name in LATENT_UNITS:
         if vae.config.get(name) != own.get(name):

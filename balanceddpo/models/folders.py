@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ..core.devices import ensure_torchvision
-from ..core.errors import InputError, reason_of
+from ..core.errors import InputError, reason_of, unknown
 from ..core.files import asset, read_json
+from ..core.hub import why_no_hub
 
 # %% auto #0
 __all__ = ['PACKAGED', 'local_folder']
@@ -34,6 +35,10 @@ def local_folder(source: str | Path) -> Path:
         return asset(PACKAGED[source])
     if Path(source).is_dir():
         return Path(source)
+    if '/' not in str(source):  # which every name on the Hub has
+        others = 'a folder, or OWNER/NAME on the Hub'
+        raise unknown('there is no model', str(source), PACKAGED, or_else=others)
+    silent = why_no_hub()
     ensure_torchvision()
     from diffusers import DiffusionPipeline
 
@@ -42,7 +47,7 @@ def local_folder(source: str | Path) -> Path:
     except (OSError, ValueError) as e:
         raise InputError(
             f'{source} is no folder, and no diffusers pipeline of that name could be had from the'
-            f' Hub ({reason_of(e)})'
+            f' Hub ({silent or reason_of(e)})'
         ) from e
 
 # %% ../../nbs/models/02_folders.ipynb #28ba3a41

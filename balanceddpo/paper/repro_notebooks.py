@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..core.files import package_folder
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def parse_parameter(text: str, known: dict[str, dict]) -> tuple[str, object]:
     if not sep:
         raise InputError(f'{text!r} sets nothing: write NAME=VALUE')
     if name not in known:
-        raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
+        raise unknown('unknown parameter', name, known)
     kind = known[name]['inferred_type_name']
     if kind != 'str':
         with suppress(ValueError, SyntaxError):  # text without quotes stays as it is
@@ -192,7 +192,7 @@ def check_parameter(name: str, value: object, known: dict[str, dict]) -> None:
     """Raises InputError if the notebook has no parameter `name`, or states a simple type that
     `value` is not of."""
     if name not in known:
-        raise InputError(f'unknown parameter {name!r}: this notebook has {", ".join(known)}')
+        raise unknown('unknown parameter', name, known)
     kind = known[name]['inferred_type_name']
     wanted = _SIMPLE.get(kind.partition('[')[0])
     if not wanted:

@@ -21,7 +21,7 @@ from threading import Event
 from typing import Any, Literal
 
 from ..core.engines import slurm_executor, slurm_parameters
-from ..core.errors import InputError, first_line
+from ..core.errors import InputError, first_line, unknown
 from balanceddpo.core.files import (
     canonical,
     digest,
@@ -162,13 +162,13 @@ def plan_jobs(request: Request) -> list[Job]:
     given, a notebook without its one tagged cell, and one that lacks a parameter that it needs:
     `scale`, `out`, or `from_scores` if that is asked for."""
     if request.scale not in SCALES:
-        raise InputError(f'unknown scale {request.scale!r}: use {", ".join(SCALES)}')
+        raise unknown('unknown scale', request.scale, SCALES)
     found = notebooks(request.place)
     name = request.name
     if name == 'all':
         return _plan_all(found, request)
     if name not in found:
-        raise InputError(f'there is no notebook {name!r}: use all, or one of {", ".join(found)}')
+        raise unknown('there is no notebook', name, ['all', *found])
     return [_plan_job(found[name], notebook_parameters(found[name]), request)]
 
 # %% ../../nbs/paper/28_reproduction.ipynb #ef4871ac

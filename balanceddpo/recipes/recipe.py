@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..voting.config import LabelConfig
 
 # %% auto #0
@@ -85,7 +85,7 @@ def values_of(recipe: Recipe, kind: str, table: Mapping[str, Recipe]) -> dict[st
     """Setting -> `Value` of a recipe for a kind of base model, with those that it has from the
     recipes of `table` which it is like. Raises InputError for an unknown kind."""
     if kind not in KINDS:
-        raise InputError(f'unknown kind of base model {kind!r}: use {", ".join(KINDS)}')
+        raise unknown('unknown kind of base model', kind, KINDS)
     values: dict[str, Value] = {}
     if recipe.like:
         parent = table[recipe.like]

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..models.families import family_name
 from ..models.folders import PACKAGED
 from .recipe import KINDS, Recipe, Reference, said, values_of
@@ -114,8 +114,10 @@ def settings_of(
     Raises InputError for an unknown recipe or setting, a value that makes no sense, or settings
     that are no longer the recipe."""
     recipe = recipe_named(recipe)
-    if unknown := changes.keys() - {f.name for f in fields(TrainConfig)}:
-        raise InputError(f'a training run has no setting {min(unknown)!r}')
+    names = [f.name for f in fields(TrainConfig)]
+    if others := changes.keys() - set(names):
+        listed = 'TrainConfig has them'
+        raise unknown('a training run has no setting', min(others), names, listed)
     config = TrainConfig(**row_settings(recipe, model, values, mode) | changes)
     check_settings(recipe, config)
     return config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.errors import InputError
+from ..core.errors import unknown
 from .published import GIVEN, PUBLISHED
 from .recipe import KINDS, Recipe, add_recipe, said
 from ..voting.config import MAJORITY, LabelConfig
@@ -115,5 +115,6 @@ def recipe_named(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:
-        raise InputError(f'there is no recipe {recipe!r}: use {"; ".join(RECIPES)}')
+        listed = '`balanceddpo methods` lists them'
+        raise unknown('there is no recipe', recipe, RECIPES, listed)
     return RECIPES[recipe]

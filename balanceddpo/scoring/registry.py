@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..core.files import asset, digest, read_json
 from .encoders import load_encoder
 from balanceddpo.scoring.scorers import (
@@ -97,7 +97,7 @@ def _refuse_unknown_kind(kind: str) -> None:
     "Raises InputError for a kind of scorer that is neither published nor registered."
     known = [*PUBLISHED, *_REGISTERED]
     if kind not in known:
-        raise InputError(f'unknown scorer {kind!r}: use {", ".join(known)}, or register it')
+        raise unknown('unknown scorer', kind, known, or_else='one that you register')
 
 
 def parse_scorer(text: str) -> ScorerSpec:
@@ -117,7 +117,7 @@ def parse_scorer(text: str) -> ScorerSpec:
         source, variant = f'{source}@{variant}', None
     known = PUBLISHED.get(kind, {})
     if variant and variant not in known:
-        raise InputError(f'{kind} has no variant {variant!r}: use {", ".join(known) or "none"}')
+        raise unknown(f'{kind} has no variant', variant, known)
     source, beside = split_source(source or '') if kind in PUBLISHED else (source or '', None)
     return ScorerSpec(label or kind, source, kind, beside, variant)
 
@@ -257,7 +257,7 @@ def _weights_of(spec: ScorerSpec, kind: str) -> tuple[str, str | None]:
     for an unknown variant."""
     variants = PUBLISHED[kind]
     if spec.variant and spec.variant not in variants:
-        raise InputError(f'{kind} has no variant {spec.variant!r}: use {", ".join(variants)}')
+        raise unknown(f'{kind} has no variant', spec.variant, variants)
     if not spec.source:
         source, beside = variants[spec.variant or next(iter(variants))]
         return source, spec.backbone or beside

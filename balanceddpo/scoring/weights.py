@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ..core.errors import InputError, reason_of
 from ..core.files import digest, file_digest, read_json
+from ..core.hub import why_no_hub
 
 # %% auto #0
 __all__ = []
@@ -27,12 +28,12 @@ def hub_file(repository: str, *names: str) -> Path:
     cache. Raises InputError if none can be had."""
     from huggingface_hub import hf_hub_download
 
-    reason = ''
+    silent, reason = why_no_hub(), ''
     for name in names:
         try:
             return Path(hf_hub_download(repository, name))
         except Exception as e:
-            reason = reason_of(e)  # the Hub's errors have no common class
+            reason = silent or reason_of(e)  # the Hub's errors have no common class
     raise InputError(
         f'{repository}: {names[0]} is not to be had from the Hub ({reason}), and there is no such'
         ' local path: give the path of a downloaded copy'

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal, TypedDict, get_args, get_origin, get_type_hints
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 
 # %% auto #0
 __all__ = ['TrainConfig']
@@ -175,7 +175,8 @@ def check_values(config: TrainConfig) -> None:
     require('refresh_alpha', 0 < config.refresh_alpha <= 1, 'above 0 and at most 1')
     require('ema', 0 <= config.ema < 1, '0 or more and below 1')
     for name, choices in choices_of(config).items():
-        require(name, getattr(config, name) in choices, f'one of {", ".join(choices)}')
+        if (value := getattr(config, name)) not in choices:
+            raise unknown(f'{name} cannot be', str(value), choices)
 
 # %% ../../nbs/training/01_config.ipynb #af96dd80
 def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:

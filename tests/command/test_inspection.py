@@ -29,9 +29,8 @@ def test_a_layout_is_inspected_labelled_and_learned_from(world, run, tmp_path, n
     assert f'{count} pairs, of which {count} were looked at' in told
     assert (tmp_path / 'page.html').read_text().count('<figure>') == count
     # the command that it names
-    assert f'align BalancedDPO --model MODEL --pairs {source}' in told
-    if columns:
-        assert ' '.join(columns) in told
+    assert f' --pairs {source}' in told.splitlines()[-1]
+    assert ' '.join(columns) in told.splitlines()[-1]
     named = ['--pairs', source, *columns, '--device', 'cpu']
     run('label', *named, '--method', 'human', '--out', tmp_path / 'labels.parquet')
     labels, _ = read_labels(tmp_path / 'labels.parquet')
