@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from public_layouts import LAYOUTS, pairs_of
 
 from balanceddpo.data.inspection import inspect_pairs, write_page
 from balanceddpo.data.pairs import make_pair, write_pairs
 from balanceddpo.data.sources import PairSource
 from balanceddpo.voting.labels import read_labels
 from made_pairs import encoded, noise, plain, some_pairs
+from public_layouts import LAYOUTS, pairs_of
 from short_commands import TRAIN
 
 

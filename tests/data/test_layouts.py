@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from public_layouts import LAYOUTS, PAIRS, files, pairs_of
 
 from balanceddpo.data import tables
 from balanceddpo.data.columns import label_of_word
@@ -18,6 +17,7 @@ from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.labels import label_pairs
 from made_pairs import noise, plain, refused, table
 from made_scores import make_table
+from public_layouts import LAYOUTS, PAIRS, files, pairs_of
 
 
 def said(pairs):
