@@ -53,7 +53,7 @@ ORDER = (
 
 def overview() -> str:
     "What `balanceddpo --help` prints."
-    lines = '\n'.join(f'  {name:<10} {VERBS[name].does}' for name in ORDER)
+    lines = '\n'.join(f'  {name:<11} {VERBS[name].does}' for name in ORDER)
     return f"""usage: balanceddpo VERB [options]
        balanceddpo VERB --help
 

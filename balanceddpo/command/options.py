@@ -110,7 +110,10 @@ def options_of(verb: Verb) -> dict[str, Option]:
         for f in fields(config):
             if f.name not in left_out.get(config, ()):
                 comment = comments.get(f.name, '') + names_for_help(verb, f.name)
-                found[f.name] = Option(types[f.name], f.default, comment, config is stage)
+                default, is_list = f.default, get_origin(types[f.name]) is tuple
+                if default is MISSING and is_list and f.name in verb.positional:
+                    default = ()  # the verb says better what it lacks
+                found[f.name] = Option(types[f.name], default, comment, config is stage)
     return found
 
 

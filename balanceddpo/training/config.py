@@ -176,7 +176,7 @@ def check_values(config: TrainConfig) -> None:
     require('ema', 0 <= config.ema < 1, '0 or more and below 1')
     for name, choices in choices_of(config).items():
         if (value := getattr(config, name)) not in choices:
-            raise unknown(f'{name} cannot be', str(value), choices)
+            raise unknown(f'{name} must be a known word, not', str(value), choices)
 
 # %% ../../nbs/training/01_config.ipynb #af96dd80
 def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:

@@ -33,7 +33,10 @@ def test_methods_tells_each_value_and_its_source(run):
 @pytest.mark.parametrize(
     'words, says',
     [
-        ('align none --model icons --pairs icons', "there is no recipe 'none': use DiffusionDPO"),
+        (
+            'align none --model icons --pairs icons',
+            "recipe 'none': `balanceddpo methods` lists them",
+        ),
         ('align --pairs icons', 'recipe'),
         ('align BalancedDPO --pairs icons', '--model'),
         ('align BalancedDPO --model icons', 'learns from preference pairs: name them'),

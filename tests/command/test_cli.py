@@ -33,10 +33,10 @@ from short_commands import (
 
 HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformers'.split()
 LIGHT = """
-    cli command core core.engines core.errors core.files core.jobs core.parallel core.processes
-    core.shares core.stages
+    cli command core core.config_files core.engines core.errors core.files core.jobs core.parallel
+    core.processes core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.inspection command.studies command.verification
+    command.evaluation command.inspection command.studies command.verification command.completion
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
     recipes recipes.config
 """.split()
@@ -115,10 +115,9 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
 
 
 def test_an_unknown_verb_is_told_the_others_in_their_order(refused):
-    others = (
-        'align, methods, inspect, label, encode, train, sample, evaluate, reproduce, icons, verify'
-    )
-    assert f"unknown verb 'lable': use {others}" in refused('lable')
+    others = ', '.join(ORDER)
+    said = refused('lable')
+    assert f"unknown verb 'lable': did you mean label? there are {others}" in said
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
@@ -239,7 +238,7 @@ def test_the_installed_command_in_a_shell(tmp_path):
         env=os.environ | {'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C'},
     )
     assert ascii.returncode == 2 and re.fullmatch(
-        r"balanceddpo: Error parsing --steps: .*'x' \(see balanceddpo sample --help\)\n",
+        r"balanceddpo: --steps must be a whole number, not 'x' \(see balanceddpo sample --help\)\n",
         ascii.stderr,
     ), ascii.stderr
     listed = subprocess.run(

@@ -187,7 +187,7 @@ def test_a_moving_average_is_on_average_as_old_as_the_refreshed_reference():
 
 
 def test_what_does_not_exist_is_named_and_no_name_comes_twice():
-    with pytest.raises(InputError, match="no recipe 'balanced': use DiffusionDPO; BalancedDPO"):
+    with pytest.raises(InputError, match="no recipe 'balanced': did you mean BalancedDPO\\?"):
         recipe_named('balanced')
     with pytest.raises(InputError, match="unknown kind of base model 'sd9': use sd15"):
         values_of(RECIPES['BalancedDPO'], 'sd9', RECIPES)

@@ -61,7 +61,7 @@ def test_a_whole_number_is_the_same_setting():
         (dict(options=('mu=0.5',)), "dpo has no parameter 'mu'"),
         (dict(method='dmpo', options=('alpha',)), 'an option of a method is NAME=VALUE'),
         (dict(method='mapo', beta_convention='sum'), 'mapo is made for errors that are a mean'),
-        (dict(noise='inverse'), 'noise must be one of auto, random'),
+        (dict(noise='inverse'), "noise must be a known word, not 'inverse': use auto, random"),
         (dict(method='dspo', beta=5000.0), 'beta must be from 0 to 1 for dspo'),
     ],
 )
