@@ -17,6 +17,7 @@ from pathlib import Path
 
 from balanceddpo.command import (  # noqa: F401
     alignment,
+    doctor,
     evaluation,
     labelling,
     studies,
@@ -37,7 +38,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods label encode train sample evaluate reproduce icons verify'.split()
+ORDER = 'align methods label encode train sample evaluate reproduce icons verify doctor'.split()
 
 
 def overview() -> str:

@@ -20,6 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..core.devices import need_extra
 from ..core.errors import InputError, first_line
 from ..core.files import asset, digest, file_digest
 from .pairs import Background, Pair, PairReport, pairs_of_rows
@@ -273,6 +274,7 @@ def _hub_cell(cell, path: str):
 def hub_rows(name: str, split: str = 'train') -> Iterator[tuple[str, dict]]:
     """Rows of a dataset streamed by `datasets`. Raises InputError if it cannot be opened or lacks a
     column."""
+    need_extra('hub', f'hub:{name}')
     import datasets
 
     load = partial(datasets.load_dataset, split=split, streaming=True)
@@ -439,6 +441,7 @@ def _image_files(metadata: Path) -> list[Path]:
 
 def _hub_origin(name: str, split: str) -> list:
     "Where the files of a split come from, as `datasets` tells: the commit, or times of change."
+    need_extra('hub', f'hub:{name}')
     import datasets
 
     _, builder = _ask_datasets(name, split, datasets.load_dataset_builder)
