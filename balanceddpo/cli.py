@@ -18,6 +18,7 @@ from pathlib import Path
 from balanceddpo.command import (  # noqa: F401
     alignment,
     completion,
+    doctor,
     evaluation,
     inspection,
     labelling,
@@ -47,7 +48,8 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
 ORDER = (
-    'align methods inspect label encode train sample evaluate reproduce icons verify completion'
+    'align methods inspect label encode train sample evaluate reproduce icons verify doctor'
+    ' completion'
 ).split()
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from .options import verb
 from .plans import amount, show_plan
+from ..core.devices import need_extra
 from ..core.errors import InputError
 from ..core.files import asset, staged
 from ..core.shares import launched_share
@@ -67,6 +68,7 @@ def reproduce_plan(request: reproduction.Request) -> list[str]:
 def reproduce(options: ReproduceOptions, _=None) -> None:
     """Run repro notebooks, or render them from what they have kept. Raises InputError if a launcher
     has started several processes."""
+    need_extra('repro', 'reproduce')
     request = reproduction.Request(
         name=options.name,
         scale=options.scale,
@@ -137,6 +139,7 @@ def export_icons(root: Path, out: Path) -> None:
 
 def draw_pairs(file: Path, rows: int) -> None:
     "A grid of the first pairs, the preferred image marked."
+    need_extra('repro', '--grid', 'matplotlib', 'seaborn')
     from balanceddpo.data.pairs import decode
     from balanceddpo.data.sources import read_pairs
     from balanceddpo.figures.grids import image_grid

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -16,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .devices import need_extra
 from .errors import InputError, first_line
-from .processes import Command, Ended, Gpus, told_to_stop, watch
+from .processes import KILLED, Command, Ended, Gpus, told_to_stop, watch
 from .shares import launched_share
 from .stages import runs_root
 
@@ -79,10 +79,9 @@ def connected_ray() -> Any:
     InputError if it is not installed or cannot be reached."""
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # read when Ray is imported
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')  # or it warns of a change
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise InputError("--on ray needs ray: pip install 'balanceddpo[ray]'") from None
+    need_extra('ray', '--on ray')
+    import ray
+
     address = os.environ.get('RAY_ADDRESS')
     check_address(address or '')
     if address:
@@ -123,7 +122,7 @@ class RayTask:
         try:
             return self.ray.get(self.place)
         except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.NodeDiedError):
-            return Ended(-signal.SIGKILL)
+            return Ended(KILLED)
         except self.ray.exceptions.RayError as e:
             return Ended(1, errors=f'balanceddpo: {first_line(e)}')
 
@@ -197,10 +196,9 @@ def _value(text: str) -> int | bool | str:
 def slurm_executor(asked: dict[str, Any], name: str) -> Any:
     """submitit's executor with the parameters of `slurm_parameters`; its logs go under
     runs/slurm. Raises InputError if there is no submitit, or no Slurm."""
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise InputError("--on slurm needs submitit: pip install 'balanceddpo[slurm]'") from None
+    need_extra('slurm', '--on slurm')
+    import submitit
+
     parameters = {'name': name, **asked}
     cluster = parameters.pop('cluster', 'slurm')
     if cluster == 'slurm' and not shutil.which('sbatch'):
@@ -232,7 +230,7 @@ class SlurmJob:
         log = self.job.paths.stderr
         error = self.job.exception()
         if isinstance(error, UncompletedJobError):  # killed, or out of time or memory
-            return Ended(-signal.SIGKILL, errors=f'balanceddpo: see {log}')
+            return Ended(KILLED, errors=f'balanceddpo: see {log}')
         return Ended(1, errors=f'balanceddpo: see {log}') if error else self.job.result()
 
 # %% ../../nbs/core/17_engines.ipynb #4c529b29

@@ -75,6 +75,7 @@ def first_difference(a: object, b: object, name: str = '') -> tuple | None:
     return None if _canonical_text(a) == _canonical_text(b) else (name, a, b)
 
 # %% ../../nbs/core/02_files.ipynb #699839f4
+LOCK, HOLDER = '.lock', '.holder'  # of a folder: who works in it holds the one, and says who
 _TEMPORARY = re.compile(r'\.(tmp|old)-[0-9a-f]{32}-\d+-[0-9a-f]{8}$')
 
 
@@ -92,7 +93,7 @@ def content_files(folder: str | Path) -> list[str]:
         names += [
             Path(here, f).relative_to(folder).as_posix() for f in files if not _TEMPORARY.search(f)
         ]
-    return sorted(n for n in names if n not in ('manifest.json', '.lock'))
+    return sorted(n for n in names if n not in ('manifest.json', LOCK, HOLDER))
 
 # %% ../../nbs/core/02_files.ipynb #659a7308
 def file_digest(path: str | Path) -> str:
@@ -139,13 +140,9 @@ def _abandoned(temporary: Path) -> bool:
         return False  # another machine on a shared disk: it cannot be asked
     if int(pid) == os.getpid():
         return temporary not in _LIVE
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    import psutil  # os.kill(pid, 0), which asks the kernel elsewhere, is Ctrl-C on Windows
+
+    return not psutil.pid_exists(int(pid))
 
 # %% ../../nbs/core/02_files.ipynb #a3f73b6e
 def _remove(path: Path) -> None:
@@ -178,10 +175,20 @@ def tidy(path: str | Path) -> None:
             _remove(p)
 
 # %% ../../nbs/core/02_files.ipynb #15f8a53a
-def _fsync(path: str | Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _fsync(path: str | Path, mode: int = os.O_RDONLY) -> None:
+    "Flush a file or a folder. Windows opens no folder, and flushes only what is open to write."
+    try:
+        fd = os.open(path, mode)
+    except PermissionError:
+        if os.path.isdir(path):
+            return
+        raise
     try:
         os.fsync(fd)
+    except OSError as e:
+        if e.errno != errno.EBADF or mode == os.O_RDWR:
+            raise
+        _fsync(path, os.O_RDWR)
     finally:
         os.close(fd)
 

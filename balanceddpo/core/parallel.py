@@ -66,10 +66,16 @@ def environment(**changes: str) -> Generator[None, None, None]:
                 os.environ[k] = v
 
 
+def core_count() -> int:
+    "The cores that this process may use; of the machine's, where the system does not say."
+    if hasattr(os, 'sched_getaffinity'):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def thread_settings(workers: int) -> dict[str, str]:
     """Environment for processes of which `workers` run side by side: each gets its share of the
     cores, unless the user has set it."""
     if 'OMP_NUM_THREADS' in os.environ:
         return {}
-    cores = len(os.sched_getaffinity(0))
-    return {'OMP_NUM_THREADS': str(max(1, cores // workers))}
+    return {'OMP_NUM_THREADS': str(max(1, core_count() // workers))}

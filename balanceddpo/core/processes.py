@@ -35,6 +35,9 @@ class Ended:
     errors: str = ''  # what it wrote to stderr and has not been seen yet
 
 
+KILLED = -9  # the code of a process that was killed; Windows has no such signal
+
+
 class ProcessFailed(Exception):
     "One of several processes has failed; the command line shows the line, and exits with `code`."
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,18 +75,23 @@ def _make_one(
     claim: Path, share: Share, make: Make, is_finished: Callable[[], bool], wait: bool
 ) -> None:
     "Make the share that the file `claim` stands for, unless it is held by another, or made."
-    with held(claim, wait) as (file, mine):
-        if mine and not file.read() and not is_finished():
+    with held(claim.with_name(f'{claim.name}.lock'), wait) as mine:
+        if mine and not _says_made(claim) and not is_finished():
             make(share)
-            file.write('made')
+            with suppress(FileNotFoundError):  # all is made, and the claims are gone with it
+                claim.write_text('made', encoding='utf-8')
+
+
+def _says_made(claim: Path) -> bool:
+    try:
+        return claim.read_text(encoding='utf-8') == 'made'
+    except FileNotFoundError:
+        return False
 
 
 def _is_made(claim: Path) -> bool:
     "Whether a share is made: its claim says so, or is gone with all others after the last one."
-    try:
-        return bool(claim.read_text())
-    except FileNotFoundError:
-        return True
+    return not claim.parent.exists() or _says_made(claim)
 
 # %% ../../nbs/core/12_shares.ipynb #193e4a71
 def make_together(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from balanceddpo.core.files import (
+    HOLDER,
+    LOCK,
     canonical,
     content_files,
     digest,
@@ -26,6 +28,9 @@ from balanceddpo.core.files import (
     tidy,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 # %% auto #0
 __all__ = ['runs_root']
@@ -103,28 +108,41 @@ def verify_manifest(folder: str | Path) -> dict:
     return manifest
 
 # %% ../../nbs/core/07_stages.ipynb #612e33b3
-@contextmanager
-def held(place: Path, wait: bool = False) -> Generator[tuple[TextIO, bool], None, None]:
-    """Yield the file `place`, made if needed and open to read and append, and whether this process
-    alone holds it now; `wait` until it does."""
-    import fcntl
+def _take(lock: BaseFileLock, wait: bool) -> bool:
+    "Whether a lock could be taken, its folder made if needed; `wait` until it can."
+    from filelock import Timeout
 
-    with _opened(place) as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = True
-        except BlockingIOError:
-            mine = False
-        f.seek(0)
-        yield f, mine
-
-
-def _opened(place: Path) -> TextIO:
-    "The file `place`, opened to read and append, made if needed."
     while True:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder
-            return open(place, 'a+')
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            return False
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
+        return True
+
+
+@contextmanager
+def held(place: Path, wait: bool = False) -> Generator[bool, None, None]:
+    """Yield whether this process alone holds the lock `place`, a file that is made if needed;
+    `wait` until it does."""
+    from filelock import FileLock
+
+    lock = FileLock(place, thread_local=False)
+    mine = _take(lock, wait)
+    try:
+        yield mine
+    finally:
+        lock.release()
+
+# %% ../../nbs/core/07_stages.ipynb #61d88fe1
+def _holder_of(folder: Path) -> str:
+    "Who holds a folder, as it has written there."
+    try:
+        return (folder / HOLDER).read_text(encoding='utf-8') or 'unknown'
+    except OSError:  # it has just begun, or just ended
+        return 'unknown'
 
 
 @contextmanager
@@ -132,16 +150,17 @@ def locked(folder: str | Path, wait: bool = False) -> Generator[Path, None, None
     """Hold `folder` for this process; make it if needed. If another process holds it: `wait` for
     it, or raise InputError naming it."""
     folder = Path(folder)
-    with held(folder / '.lock', wait) as (f, mine):
+    with held(folder / LOCK, wait) as mine:
         if not mine:
             raise InputError(
-                f'{folder} is in use by process {f.read().strip() or "unknown"}: wait for it, or'
-                ' choose another folder'
+                f'{folder} is in use by process {_holder_of(folder)}: wait for it, or choose'
+                ' another folder'
             )
-        f.truncate(0)
-        f.write(f'{os.getpid()} on {socket.gethostname()}')
-        f.flush()
-        yield folder
+        (folder / HOLDER).write_text(f'{os.getpid()} on {socket.gethostname()}', encoding='utf-8')
+        try:
+            yield folder
+        finally:
+            (folder / HOLDER).unlink(missing_ok=True)
 
 # %% ../../nbs/core/07_stages.ipynb #19f2fbb2
 def runs_root() -> Path:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec
 
+from ..core.devices import need_extra
 from ..core.errors import InputError, first_line
 from ..core.files import asset, digest
 from .columns import find_meaning
@@ -132,6 +133,7 @@ def _hub_cell(cell, path: str):
 def hub_rows(name: str, reading: Reading) -> Iterator[tuple[str, dict]]:
     """Rows of a dataset streamed by `datasets`. Raises InputError if it cannot be opened, or its
     columns do not say which are the pictures."""
+    need_extra('hub', f'hub:{name}')
     import datasets
 
     load = partial(datasets.load_dataset, split=reading.split, streaming=True)
@@ -282,6 +284,7 @@ def _sizes_of(files: Iterable[Path | None]) -> list[int | None]:
 
 def _hub_origin(name: str, split: str) -> list:
     "Where the files of a split come from, as `datasets` tells: the commit, or times of change."
+    need_extra('hub', f'hub:{name}')
     import datasets
 
     _, builder = _ask_datasets(name, split, datasets.load_dataset_builder)

@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
-from ..core.errors import InputError
+from ..core.devices import need_extra
 from ..core.files import staged
 
 # %% auto #0
@@ -32,12 +32,9 @@ MARKERS = 'osD^vP'  # a mark for each comparison, model or kind
 
 def style_settings() -> dict:
     "matplotlib settings of our figures. Raises InputError if seaborn is not installed."
-    try:
-        import seaborn as sns  # here, so that its absence is told in one line
-    except ModuleNotFoundError:
-        raise InputError(
-            'figures need seaborn and matplotlib: pip install "balanceddpo[repro]"'
-        ) from None
+    need_extra('repro', 'a figure', 'seaborn')
+    import seaborn as sns  # here, so that its absence is told in one line
+
     own = {
         'axes.prop_cycle': cycler(color=sns.color_palette('colorblind')),
         'font.family': ['sans-serif'],

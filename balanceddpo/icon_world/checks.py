@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.devices import ensure_torchvision
+from ..core.devices import ensure_torchvision, need_extra
 from ..core.files import asset, content_digest, digest
 from .world import BACKGROUNDS, CONCEPTS, SIZE, STYLES, Icon, truth_of, truths
 from ..scoring.registry import register_scorer
@@ -91,6 +91,7 @@ CHECKS = 1  # part of their keys: to be raised when the same pictures are checke
 # %% ../../nbs/icon_world/03_checks.ipynb #3b1e4c5f
 def _grey_with_truth(images: Tensor | list[Image.Image], prompts: list[str]) -> zip:
     "Of each picture and of the true render of its caption the luminance, float [64, 64] in 0..1."
+    need_extra('repro', 'a check by scikit-image', 'skimage')
     from skimage.color import rgb2gray
 
     seen = as_pictures(images).permute(0, 2, 3, 1).numpy()
@@ -101,20 +102,20 @@ def _grey_with_truth(images: Tensor | list[Image.Image], prompts: list[str]) -> 
 def structure_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
     """Structural similarity of the luminance to that of the true render: 1 for the same picture.
     Source: Wang et al., IEEE Trans. Image Process. 13 (2004) 600, with its Gaussian window."""
+    pairs = _grey_with_truth(images, prompts)
     from skimage.metrics import structural_similarity
 
     window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)
-    pairs = _grey_with_truth(images, prompts)
     return np.array([structural_similarity(a, b, **window) for a, b in pairs], dtype='float32')
 
 
 def edge_scores(images: Tensor | list[Image.Image], prompts: list[str]) -> np.ndarray:
     """Correlation of the strength of the edges (Sobel, of the luminance) with that in the true
     render: 1 for the same edges, 0 for a picture without any."""
+    pairs, found = _grey_with_truth(images, prompts), []
     from skimage.filters import sobel
 
-    found = []
-    for seen, true in _grey_with_truth(images, prompts):
+    for seen, true in pairs:
         edges = sobel(seen)
         alike = np.corrcoef(edges.ravel(), sobel(true).ravel())[0, 1] if edges.any() else 0.0
         found.append(alike)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..core.devices import need_extra
 from ..core.errors import InputError, unknown
 from ..core.files import package_folder
 
@@ -104,18 +105,16 @@ def figure_of(name: str, path: Path) -> Figure | None:
 # %% ../../nbs/paper/06_repro_notebooks.ipynb #71f128a0
 def load_papermill() -> ModuleType:
     "The module papermill. Raises InputError if it is not installed."
-    try:
-        import papermill
-    except ModuleNotFoundError:
-        raise InputError(
-            'reproducing needs papermill and jupyter: pip install "balanceddpo[repro]"'
-        ) from None
+    need_extra('repro', 'reproduce', 'papermill')
+    import papermill
+
     return papermill
 
 
 def read_notebook(path: Path) -> NotebookNode:
     """The notebook at `path`, as nbformat reads it. Raises InputError if it is not one, or does not
     have exactly one code cell with the tag `parameters`."""
+    need_extra('repro', 'reproduce', 'nbformat')
     import nbformat
 
     try:

@@ -51,9 +51,19 @@ class ProcessConfig:
     sharding: Literal['no', 'fsdp'] = 'no'
     process_timeout: int = 60  # minutes that processes wait for each other, as for a checkpoint
 
+# %% ../../nbs/training/01_config.ipynb #fc0c295c
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    "What a run tells while it goes on."
+
+    log_every: int = 1  # steps a row of metrics
+    # where metrics go beside metrics.jsonl: auto (TensorBoard, where it is installed), none, or
+    # what accelerate knows: wandb, trackio, mlflow, comet_ml, clearml, aim, dvclive, swanlab
+    tracker: str = 'auto'
+
 # %% ../../nbs/training/01_config.ipynb #128fa684
 @dataclass(frozen=True)
-class TrainConfig(ProcessConfig, VisitConfig):
+class TrainConfig(LogConfig, ProcessConfig, VisitConfig):
     """Settings of one training run. Raises InputError naming the field for a value that makes no
     sense."""
 
@@ -100,12 +110,9 @@ class TrainConfig(ProcessConfig, VisitConfig):
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
     seed: int = 0  # of the order of pairs, noise, timesteps, dropped captions and the adapter
     device: str = 'auto'  # auto, cpu, cuda: the first GPU in sight (CUDA_VISIBLE_DEVICES chooses)
-    log_every: int = 1  # steps a row of metrics
     checkpoint_every: int = 100  # steps a checkpoint
     keep_checkpoints: int = 2  # checkpoints that stay
     max_bad_steps: int = 5  # stop after so many in a row of which loss or gradient is not finite
-    # where metrics go beside metrics.jsonl
-    tracker: Literal['tensorboard', 'wandb', 'none'] = 'tensorboard'
     data: str = ''  # what the pairs are, in words, for the model card; 'icons' for the icon world
 
     def __post_init__(self) -> None:
@@ -158,6 +165,13 @@ POSITIVE = (
 NOT_NEGATIVE = ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift')
 
 
+def known_trackers() -> list[str]:
+    "The trackers that the installed accelerate knows, or was told of."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return sorted(map(str, LOGGER_TYPE_TO_CLASS))
+
+
 def check_values(config: TrainConfig) -> None:
     "Raises InputError naming the first field of a `TrainConfig` whose value makes no sense."
 
@@ -174,6 +188,9 @@ def check_values(config: TrainConfig) -> None:
     require('empty_prompt_rate', 0 <= config.empty_prompt_rate <= 1, 'from 0 to 1')
     require('refresh_alpha', 0 < config.refresh_alpha <= 1, 'above 0 and at most 1')
     require('ema', 0 <= config.ema < 1, '0 or more and below 1')
+    if config.tracker not in ('auto', 'none'):
+        known = known_trackers()
+        require('tracker', config.tracker in known, f'one of auto, none, {", ".join(known)}')
     for name, choices in choices_of(config).items():
         if (value := getattr(config, name)) not in choices:
             raise unknown(f'{name} must be a known word, not', str(value), choices)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
+from ..core.files import canonical
 from ..core.ranks import told_by_first
 from ..core.sharding import shard_model, whole, without_weights
 from ..losses.diffusion_dpo import loss_report, merge_reports
@@ -74,6 +75,7 @@ from balanceddpo.training.run import (
     micro_steps,
     open_accelerator,
     prepare_policy,
+    tracker_of,
     with_targets,
 )
 
@@ -360,9 +362,11 @@ def record(run: Run, measures: dict, bar: tqdm) -> None:
 def tracker_and_bar(run: Run, progress: bool) -> Generator[tqdm, None, None]:
     "Open the tracker and yield a progress bar; close both."
     config, accelerator = run.config, run.accelerator
+    tracker = tracker_of(config)
     accelerator.init_trackers(
-        'tensorboard' if config.tracker == 'tensorboard' else 'balanceddpo',
-        config=asdict(config) if config.tracker == 'wandb' else None,
+        'tensorboard' if tracker == 'tensorboard' else 'balanceddpo',
+        # TensorBoard would make a run of its own of the settings
+        config=None if tracker == 'tensorboard' else canonical(config),
         init_kwargs={'tensorboard': {'purge_step': run.step + 1}},
     )
     bar = tqdm(

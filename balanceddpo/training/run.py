@@ -24,10 +24,11 @@ from accelerate.utils import (
     AutocastKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    LoggerType,
 )
 from torch import Tensor, nn
 
-from ..core.devices import ensure_torchvision, pick_device
+from ..core.devices import ensure_torchvision, install_line, need_extra, pick_device
 from ..core.errors import InputError
 from ..core.files import staged
 from ..core.launcher import check_launcher
@@ -184,18 +185,28 @@ def averaged_state(run: Run) -> dict[str, Tensor]:
     return dict(zip(trained_state(run), run.average.shadow_params)) if run.average else {}
 
 # %% ../../nbs/training/04_run.ipynb #536858a2
+def tracker_of(config: TrainConfig) -> str | None:
+    """The tracker that accelerate is to open, if any; of 'auto' TensorBoard, where it is installed.
+    Raises InputError, with what installs it, for another that is not."""
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if config.tracker == 'auto':
+        return 'tensorboard' if 'tensorboard' in installed else None
+    if config.tracker in LoggerType.list() and config.tracker not in installed:
+        with_extra = config.tracker == 'tensorboard'
+        line = install_line('tensorboard') if with_extra else f'pip install {config.tracker}'
+        raise InputError(
+            f'the tracker {config.tracker} is not installed: {line}, or set it to none'
+        )
+    return None if config.tracker == 'none' else config.tracker
+
+
 def check_start(config: TrainConfig) -> None:
     """Raises InputError, before anything is loaded, for a launcher's setting that might change the
     result, or a tracker or optimizer that is not installed."""
     check_launcher()
     if config.optimizer == 'adamw8bit':
         adamw_of_8_bits()
-    installed = [tracker.value for tracker in get_available_trackers()]
-    if config.tracker not in ('none', *installed):
-        raise InputError(
-            f'the tracker {config.tracker} is not installed: pip install {config.tracker}, or set'
-            ' tracker to none'
-        )
+    tracker_of(config)
 
 
 def check_made(accelerator: Accelerator, config: TrainConfig, device: torch.device) -> None:
@@ -240,7 +251,7 @@ def open_accelerator(config: TrainConfig, out: str | Path) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend='no',
         project_dir=str(out),
-        log_with=None if config.tracker == 'none' else config.tracker,
+        log_with=tracker_of(config),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=waiting),
             # its cache would hold the weights that a block in parts has just let go
@@ -391,12 +402,9 @@ def compile_models(models: Iterable[ModelMixin], compiled: str) -> None:
 # %% ../../nbs/training/04_run.ipynb #12958830
 def adamw_of_8_bits() -> Callable[..., torch.optim.Optimizer]:
     "bitsandbytes' AdamW. Raises InputError if it is not installed."
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ModuleNotFoundError:
-        raise InputError(
-            "optimizer adamw8bit needs bitsandbytes: pip install 'balanceddpo[8bit]'"
-        ) from None
+    need_extra('8bit', 'optimizer adamw8bit')
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit
 
 

@@ -29,7 +29,7 @@ from balanceddpo.core.jobs import (
 from balanceddpo.core.processes import ProcessFailed
 
 needs_submitit = pytest.mark.skipif(
-    find_spec('submitit') is None, reason="submitit is missing: pip install 'balanceddpo[slurm]'"
+    find_spec('submitit') is None, reason='submitit is missing: pip install "balanceddpo[slurm]"'
 )
 
 

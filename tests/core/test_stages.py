@@ -2,18 +2,29 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from balanceddpo.core import stages
 from balanceddpo.core.errors import InputError
-from balanceddpo.core.files import digest, file_digest, write_json
-from balanceddpo.core.stages import locked, open_stage, runs_root, verify_manifest, write_manifest
+from balanceddpo.core.files import content_files, digest, file_digest, write_json
+from balanceddpo.core.stages import (
+    held,
+    locked,
+    open_stage,
+    runs_root,
+    verify_manifest,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,62 @@ def test_a_killed_holder_frees_its_lock(tmp_path):
         holder.wait()
     with locked(tmp_path):
         pass
+
+
+def test_one_who_waits_comes_in_when_the_other_is_out(tmp_path):
+    said = []
+
+    def wait():
+        with locked(tmp_path, wait=True):
+            said.append('second in')
+
+    with locked(tmp_path):
+        second = Thread(target=wait)
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        said.append('first out')
+    second.join(30)
+    assert said == ['first out', 'second in']
+
+
+def test_of_many_threads_one_is_in_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def work(k):
+        with locked(tmp_path / 'new' / 'place', wait=True):
+            inside.append(k)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(k)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(12)))
+    assert most == [1] * 12
+
+
+def test_one_who_waits_in_a_folder_that_is_removed_makes_it_again(tmp_path):
+    place, took = tmp_path / 'claims' / '0-of-2.lock', []
+
+    def wait():
+        with held(place, wait=True) as mine:
+            took.append((mine, place.exists()))
+
+    with held(place) as mine:
+        assert mine
+        second = Thread(target=wait)
+        second.start()
+        time.sleep(0.2)
+        shutil.rmtree(place.parent)
+    second.join(30)
+    assert took == [(True, True)]
+
+
+def test_a_lock_is_no_content_and_its_holder_is_named_only_while_it_is_held(tmp_path):
+    with locked(tmp_path):
+        assert f'{os.getpid()} on ' in (tmp_path / '.holder').read_text()
+        assert content_files(tmp_path) == []
+    assert not (tmp_path / '.holder').exists()
 
 
 # stages

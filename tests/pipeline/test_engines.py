@@ -343,7 +343,7 @@ def test_a_missing_extra_is_told(engine, module, monkeypatch, tmp_path, capfd):
     monkeypatch.setitem(sys.modules, module, None)
     words = [*encode_words(tmp_path / 'encoded'), '--on', engine, '--processes', '2']
     assert main(words) == 2
-    told = f"--on {engine} needs {module}: pip install 'balanceddpo[{engine}]'"
+    told = f'--on {engine} needs {module}: pip install "balanceddpo[{engine}]"'
     assert capfd.readouterr().err == f'balanceddpo: {told}\n'
 
 

@@ -4,6 +4,7 @@ light imports, declared needs."""
 import ast
 import configparser
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import balanceddpo
+from balanceddpo.core import devices
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(
@@ -45,7 +47,8 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.studies command.completion core.config_files core.hub cli'
+    ' command.evaluation command.studies command.completion command.doctor core.config_files'
+    ' core.devices core.hub cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'
@@ -411,7 +414,8 @@ def third_party(tree):
     return names - set(sys.stdlib_module_names) - {'balanceddpo'}
 
 
-EXTRAS = ('repro', 'hpsv2', 'ray', 'slurm', '8bit')
+# what is not needed to change this package, and may be asked for where it is used
+EXTRAS = ('hub', 'tensorboard', 'repro', 'hpsv2', 'ray', 'slurm', '8bit')
 
 
 @cache
@@ -442,6 +446,20 @@ def test_every_import_of_the_package_is_declared(name, project):
     extras = ['repro'] if name.startswith('figures.') else []  # a figure needs matplotlib anyway
     told = 'imported with the module, so the base install must have it'
     assert undeclared(third_party(top), project, *extras) == set(), told
+
+
+def test_an_extra_brings_the_modules_that_the_package_says_it_does(project):
+    extras = project['project']['optional-dependencies']
+    assert set(devices.EXTRAS) == set(EXTRAS) == set(extras) - {'dev'}
+    nothing = {'project': {'dependencies': [], 'optional-dependencies': extras}}
+    for extra, modules in devices.EXTRAS.items():
+        others = {m for m in modules if importlib.util.find_spec(m) or m == extra}
+        assert undeclared(others, nothing, extra) == set()
+        # what the base install has is asked for without an extra
+        assert undeclared(others, project) == others
+    whole = [f'balanceddpo[{",".join(e for e in extras if e not in ("dev", "hpsv2"))}]']
+    (ours,) = [need for need in extras['dev'] if need.startswith('balanceddpo')]
+    assert Requirement(ours).extras == Requirement(whole[0]).extras
 
 
 @named(REPRO or [ROOT / 'nbs/repro'])

@@ -4,13 +4,17 @@ used from another folder."""
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'balanceddpo'
@@ -26,15 +30,23 @@ def run(*args, cwd, **env):
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    "The wheel, built from a copy of the repository's files."
+def listed(tmp_path_factory):
+    "The places of what the source distribution holds, as setuptools lists them."
+    place = tmp_path_factory.mktemp('egg')
+    run('setup.py', '--quiet', 'egg_info', '--egg-base', place, cwd=ROOT)
+    (names,) = place.glob('*/SOURCES.txt')
+    found = [name for name in names.read_text().splitlines() if '.egg-info/' not in name]
+    return {Path(name).as_posix() for name in found}
+
+
+@pytest.fixture(scope='module')
+def wheel(listed, tmp_path_factory):
+    "The wheel, built from a copy of what the source distribution holds beside results and tests."
     copy, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('dist')
-    for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'NOTICE'):
-        shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(PACKAGE, copy / 'balanceddpo', ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(
-        ROOT / 'nbs/repro', copy / 'nbs/repro', ignore=shutil.ignore_patterns('.ipynb_checkpoints')
-    )
+    for name in listed:
+        if not name.startswith(('paper_figures/', 'tests/', 'benchmarks/')):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
     run('-m', 'build', '--wheel', '--no-isolation', '--outdir', out, copy, cwd=copy)
     return next(out.glob('*.whl'))
 
@@ -62,6 +74,19 @@ def notebooks_in(folder):
     return {p.name: json.loads(p.read_text(encoding='utf-8')) for p in folder.glob('*.ipynb')}
 
 
+def test_the_source_distribution_holds_what_the_tests_and_the_wheel_need(listed):
+    folders = 'balanceddpo nbs tests benchmarks docs paper_figures'.split()
+    there = [p for folder in folders for p in (ROOT / folder).rglob('*') if p.is_file()]
+    passing = {'__pycache__', '.ipynb_checkpoints', 'runs'}
+    wanted = {
+        p.relative_to(ROOT).as_posix() for p in there if not passing & {*p.relative_to(ROOT).parts}
+    }
+    top = 'pyproject.toml setup.py settings.ini constraints.txt Makefile README.md CHANGELOG.md'
+    top += ' CONTRIBUTING.md CITATION.cff LICENSE NOTICE MANIFEST.in'
+    assert {*wanted, *top.split()} - listed == set()
+    assert not [name for name in listed if passing & {*Path(name).parts}]
+
+
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel, installed):
     there = content(installed / 'balanceddpo')
     assert {k: v for k, v in there.items() if not k.startswith('repro/')} == content(PACKAGE)
@@ -82,6 +107,23 @@ def test_the_wheel_has_the_notebooks_without_their_outputs(installed):
 def test_the_wheel_carries_the_licences(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert sum(n.endswith(('licenses/LICENSE', 'licenses/NOTICE')) for n in names) == 2
+
+
+def test_the_wheel_asks_for_what_pyproject_says(installed):
+    "Which agrees with what the code imports: see `test_every_import_of_the_package_is_declared`."
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    told = BytesParser().parse((next(installed.glob('*.dist-info')) / 'METADATA').open('rb'))
+    needs = [Requirement(text) for text in told.get_all('Requires-Dist')]
+    base = {(n.name, str(n.specifier)) for n in needs if n.marker is None}
+    wanted = [Requirement(text) for text in project['dependencies']]
+    assert base == {(n.name, str(n.specifier)) for n in wanted}
+    for extra, texts in project['optional-dependencies'].items():
+        only = [n for n in needs if n.marker and n.marker.evaluate({'extra': extra})]
+        assert {n.name for n in only} == {Requirement(text).name for text in texts}
+    classifiers = told.get_all('Classifier')
+    assert {f'Programming Language :: Python :: 3.{k}' for k in (11, 12, 13)} <= set(classifiers)
+    assert told['Requires-Python'] == '>=3.11'
+    assert told.get_all('Project-URL') is None  # the project has no address yet
 
 
 def test_every_module_imports_away_from_the_repository(installed, tmp_path):
@@ -116,6 +158,100 @@ sys.argv = ['balanceddpo', '--help']
 sys.exit(main())
 """
     assert 'reproduce' in run('-c', code, cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+# Nothing that an extra brings can be imported, as on a base install.
+BASE = """
+import sys
+
+from balanceddpo.core.devices import EXTRAS
+
+for modules in EXTRAS.values():
+    sys.modules.update(dict.fromkeys(modules))
+
+import balanceddpo
+from balanceddpo.cli import main
+
+print(balanceddpo.__file__)
+"""
+VERBS = """
+for words in {verbs!r}:
+    print('now', *words, file=sys.stderr, flush=True)
+    code = main(words.split())
+    assert code == 0, (words, code)
+"""
+SMALL = '--scorers icons:clip --device cpu'
+CORE = (
+    'methods',
+    'methods BalancedDPO',
+    'doctor --offline',
+    'icons',
+    f'label --pairs icons --limit 8 {SMALL} --out labels.parquet',
+    'encode --pairs icons --limit 8 --model icons --device cpu --out encoded',
+    'train --model icons --labels labels.parquet --encoded encoded --mode lora --resolution 64'
+    ' --max-steps 2 --batch-size 2 --micro-batch-size 2 --device cpu --out lora',
+    'sample --model icons --prompts icons:hpd --limit 2 --images-per-prompt 1 --steps 2'
+    ' --device cpu --out drawn',
+    'evaluate base=icons ours=icons+lora/model --prompts icons:hpd --limit 2 --images-per-prompt 1'
+    f' --steps 2 {SMALL} --out results',
+    'align BalancedDPO --model icons --pairs icons --dry-run',
+    'verify',
+)
+
+
+def test_the_core_verbs_run_on_a_base_install(installed, tmp_path):
+    said = run(
+        *('-c', BASE + VERBS.format(verbs=CORE)),
+        cwd=tmp_path,
+        PYTHONPATH=str(installed),
+        HF_HUB_OFFLINE='1',
+    )
+    assert Path(said.splitlines()[0]).is_relative_to(installed)
+    assert 'note    [repro]' in said
+    assert (tmp_path / 'lora/model/pytorch_lora_weights.safetensors').is_file()
+    assert len((tmp_path / 'lora/metrics.jsonl').read_text().splitlines()) == 2
+    assert not (tmp_path / 'lora/tensorboard').exists()
+    assert (tmp_path / 'results/win_rates.tex').is_file()
+
+
+MISSING = {
+    'reproduce table1 --scale smoke': 'reproduce needs papermill: ... [repro]',
+    'icons --grid grid': '--grid needs matplotlib: ... [repro]',
+    'label --pairs hub:owner/name --method human': 'hub:owner/name needs datasets: ... [hub]',
+    'train --model icons --labels l --encoded e --tracker tensorboard': (
+        'the tracker tensorboard is not installed: ... [tensorboard], or set it to none'
+    ),
+    'train --model icons --labels l --encoded e --optimizer adamw8bit': (
+        'optimizer adamw8bit needs bitsandbytes: ... [8bit]'
+    ),
+    'label --pairs icons --on ray --processes 2': '--on ray needs ray: ... [ray]',
+    'label --pairs icons --on slurm --processes 2': '--on slurm needs submitit: ... [slurm]',
+}
+
+
+def test_the_base_install_says_what_brings_the_rest(installed, tmp_path):
+    code = f"""
+for words in {[*MISSING]!r}:
+    code = main(words.split())
+    assert code == 2, (words, code)
+"""
+    command = [sys.executable, '-c', BASE + code]
+    env = os.environ | {'PYTHONPATH': str(installed)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith('balanceddpo: ')]
+    install = r'pip install "balanceddpo\1"'
+    lines = [re.sub(r'\.\.\. (\[\w+\])', install, line) for line in MISSING.values()]
+    assert told == [f'balanceddpo: {line}' for line in lines]
+    assert not [*tmp_path.rglob('*.parquet')]
+
+
+def test_with_the_extra_reproduce_finds_the_notebooks_of_the_wheel(installed, tmp_path):
+    words = 'reproduce all --scale smoke --dry-run'.split()
+    said = run('-m', 'balanceddpo.cli', *words, cwd=tmp_path, PYTHONPATH=str(installed))
+    names = [p.stem for p in (ROOT / 'nbs/repro').glob('*.ipynb')]
+    assert {name for name in names if f'{name}: to do' in said} >= {'table1', 'table6', 'votes'}
+    assert str(ROOT) not in said
 
 
 def test_an_asset_is_read_away_from_the_repository(installed, tmp_path):

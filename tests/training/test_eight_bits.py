@@ -34,7 +34,7 @@ def test_it_moves_the_weights_as_adamw_does_with_a_byte_for_each_moment(made, tm
 
 
 def test_without_bitsandbytes_it_is_refused_at_once(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'bitsandbytes.optim', None)
-    with pytest.raises(InputError, match=r"needs bitsandbytes: pip install 'balanceddpo\[8bit\]'"):
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)
+    with pytest.raises(InputError, match=r'needs bitsandbytes: pip install "balanceddpo\[8bit\]"'):
         go(made(), tmp_path / 'run', optimizer='adamw8bit', **RUN)
     assert not (tmp_path / 'run').exists()

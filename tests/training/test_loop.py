@@ -473,6 +473,37 @@ def test_the_tracker_gets_every_row_and_a_resume_replaces_later_ones(made, tmp_p
     ]
 
 
+def test_any_tracker_of_accelerates_gets_the_settings_and_every_row(made, tmp_path, monkeypatch):
+    from accelerate import tracking
+
+    class Mine(tracking.GeneralTracker):
+        name, requires_logging_directory = 'mine', False
+        settings, rows, ended = {}, [], []
+
+        def __init__(self, run_name, **_):
+            super().__init__()
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            self.settings.update(values)
+
+        def log(self, values, step, **_):
+            self.rows.append((step, values['grad_norm']))
+
+        def finish(self):
+            self.ended.append(True)
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, 'mine', Mine)
+    go(made(), tmp_path / 'run', max_steps=2, tracker='mine')
+    assert Mine.settings['max_steps'] == 2
+    assert isinstance(Mine.settings['lora_targets'], list)  # as JSON has it, which all of them take
+    assert Mine.rows == [(r['step'], r['grad_norm']) for r in metrics(tmp_path / 'run')]
+    assert Mine.ended == [True]
+
+
 def test_warm_up_is_linear_then_constant():
     config = TrainConfig(model='x', learning_rate=1e-4, warmup_steps=4)
     assert [training.learning_rate_at(config, s) for s in range(6)] == pytest.approx(

@@ -1,14 +1,17 @@
 """A run: devices, processes, models and pairs that cannot do what is asked, and rows that are cut
 back."""
 
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import LoggerType
 
+from balanceddpo.command.options import option_comments
 from balanceddpo.core.errors import InputError
 from balanceddpo.training import run as training_run
 from balanceddpo.training.checkpoints import checkpoints
@@ -123,8 +126,29 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(tmp_path, mo
     config = replace(config, tracker='tensorboard')
     assert open_accelerator(config, tmp_path / 'out').log_with == trackers
     trackers.clear()
-    with pytest.raises(InputError, match='tensorboard is not installed'):
+    told = r'tensorboard is not installed: pip install "balanceddpo\[tensorboard\]", or set it'
+    with pytest.raises(InputError, match=told):
         open_accelerator(config, tmp_path / 'out')
+
+
+def test_a_tracker_that_nobody_named_is_tensorboard_if_it_is_installed(tmp_path, monkeypatch):
+    trackers = [LoggerType.WANDB, LoggerType.TENSORBOARD]
+    monkeypatch.setattr(training_run, 'get_available_trackers', lambda: trackers)
+    config = TrainConfig(model='none', device='cpu')
+    assert training_run.tracker_of(config) == 'tensorboard'
+    trackers.pop()
+    assert training_run.tracker_of(config) is None
+    assert training_run.tracker_of(replace(config, tracker='none')) is None
+    assert training_run.tracker_of(replace(config, tracker='wandb')) == 'wandb'
+
+
+def test_every_tracker_that_accelerate_knows_can_be_named():
+    for name in LOGGER_TYPE_TO_CLASS:
+        assert TrainConfig(model='none', tracker=name).tracker == name
+    comment = option_comments(TrainConfig)['tracker']
+    assert set(LOGGER_TYPE_TO_CLASS) - {'tensorboard'} <= set(re.findall(r'\w+', comment))
+    with pytest.raises(InputError, match='tracker must be one of auto, none, aim, .* not'):
+        TrainConfig(model='none', tracker='tensorbord')
 
 
 def test_blocks_can_be_compiled_only_where_there_are_some():
