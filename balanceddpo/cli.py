@@ -18,6 +18,7 @@ from pathlib import Path
 from balanceddpo.command import (  # noqa: F401
     alignment,
     evaluation,
+    exporting,
     labelling,
     studies,
     training,
@@ -25,6 +26,7 @@ from balanceddpo.command import (  # noqa: F401
 )
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
+from .core.commands import running
 from .core.engines import run_on
 from .core.errors import InputError, first_line, reason_of
 from .core.files import no_room_in, package_folder, refuse_url
@@ -37,7 +39,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods label encode train sample evaluate reproduce icons verify'.split()
+ORDER = 'align methods label encode train sample evaluate export reproduce icons verify'.split()
 
 
 def overview() -> str:
@@ -85,7 +87,8 @@ def dispatch(argv: Sequence[str]) -> None:
         options, settings = parse(VERBS[argv[0]], argv[1:])
         if getattr(options, 'out', None):
             check_place(options.out)
-        run_on(options, argv, partial(run_verb, argv[0], options, settings))
+        with running(argv):
+            run_on(options, argv, partial(run_verb, argv[0], options, settings))
 
 
 def run_verb(name: str, options: object, settings: object) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from balanceddpo.command.plans import (
 )
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
+from ..core.hub import HubOptions, begin_push, check_push, end_push
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
 
@@ -36,7 +37,7 @@ __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(EngineOptions, AlignConfig):
+class AlignOptions(EngineOptions, HubOptions, AlignConfig):
     "What `balanceddpo align` takes beside `TrainConfig`."
 
     recipe: str  # row of `balanceddpo methods`
@@ -123,6 +124,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     from balanceddpo.training.run import check_start
 
     recipe = recipe_named(options.recipe)
+    check_push(options.push_to_hub, options.public)
     check_settings(recipe, config)
     check_start(config)
     check_pixels(config.model, config.resolution)
@@ -131,8 +133,11 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     if options.pairs:
         limits = (options.split, options.share, options.limit)
         pairs = PairSource(options.pairs, *limits, background=options.background)
+        if options.pairs.startswith('hub:') and not config.data:
+            config = replace(config, data=options.pairs)  # for the card
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
+    begin_push(options)
     names = [f.name for f in fields(AlignConfig)]
     around: dict[str, Any] = {name: getattr(options, name) for name in names}
     around['progress'] = shows_progress()
@@ -141,6 +146,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     )
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
+    end_push(options, place)
 
 # %% ../../nbs/command/05_alignment.ipynb #eb14e69c
 @dataclass(frozen=True)
