@@ -20,6 +20,7 @@ from balanceddpo.command import (  # noqa: F401
     completion,
     doctor,
     evaluation,
+    exporting,
     inspection,
     labelling,
     studies,
@@ -35,6 +36,7 @@ from balanceddpo.command.options import (
     words_of_all,
 )
 from .command.plans import shows_progress
+from .core.commands import running
 from .core.engines import run_on
 from .core.errors import InputError, first_line, reason_of, unknown
 from .core.files import no_room_in, package_folder, refuse_url
@@ -48,8 +50,8 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
 ORDER = (
-    'align methods inspect label encode train sample evaluate reproduce icons verify doctor'
-    ' completion'
+    'align methods inspect label encode train sample evaluate export reproduce icons verify'
+    ' doctor completion'
 ).split()
 
 
@@ -111,7 +113,8 @@ def call_verb(verb: Verb, words: Sequence[str]) -> None:
     if getattr(options, 'out', None):
         check_place(options.out)
     alone = words_of_all(verb, words, asked)
-    run_on(options, alone, partial(run_verb, verb.name, options, settings))
+    with running(alone):
+        run_on(options, alone, partial(run_verb, verb.name, options, settings))
 
 
 def run_verb(name: str, options: object, settings: object) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from balanceddpo.command.plans import (
 from .training import show_next_of_model
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
+from ..core.publishing import HubOptions, begin_push, check_push, end_push
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
 
@@ -38,7 +39,7 @@ __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(EngineOptions, AlignConfig, ReadingOptions):
+class AlignOptions(EngineOptions, HubOptions, AlignConfig, ReadingOptions):
     "What `balanceddpo align` takes beside `TrainConfig`."
 
     recipe: str  # row of `balanceddpo methods`
@@ -131,13 +132,17 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     from balanceddpo.training.run import check_start
 
     recipe = recipe_named(options.recipe)
+    check_push(options.push_to_hub, options.public)
     check_settings(recipe, config)
     check_start(config)
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
     pairs = pair_source(options) if options.pairs else None
+    if (options.pairs or '').startswith('hub:') and not config.data:
+        config = replace(config, data=options.pairs)  # for the card
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
+    begin_push(options)
     names = [f.name for f in fields(AlignConfig)]
     around: dict[str, Any] = {name: getattr(options, name) for name in names}
     around['progress'] = shows_progress()
@@ -152,6 +157,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     )
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
+    end_push(options, place)
     show_next_of_model(config, place)
 
 # %% ../../nbs/command/05_alignment.ipynb #eb14e69c

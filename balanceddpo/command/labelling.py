@@ -88,6 +88,10 @@ class LabelOptions(EngineOptions, PairOptions):
     dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     batch_size: int = 64  # images at once
     register: Path | None = None  # Python file that registers scorers of your own; it is run
+    # write the pairs with the consensus as label_0 too, for other trainers:
+    # FILE.parquet, FILE.jsonl, or FOLDER
+    write_pairs: Path | None = None
+    undecided: Literal['drop', 'keep'] = 'drop'  # in that Parquet: left out, or with the label 0.5
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
 # %% ../../nbs/command/03_labelling.ipynb #48e1d6f0
@@ -145,7 +149,8 @@ def labels_file(options: LabelOptions, config: LabelConfig) -> Path:
     from balanceddpo.voting.labels import read_labels
 
     asked = canonical(options) | {'out': None, 'dry_run': False}
-    asked = {name: value for name, value in asked.items() if name not in ENGINE_FIELDS}
+    aside = (*ENGINE_FIELDS, 'write_pairs', 'undecided')
+    asked = {name: value for name, value in asked.items() if name not in aside}
     out = options.out or runs_root() / 'labels' / f'{digest(asked, canonical(config))}.parquet'
     if out.is_dir():
         raise InputError(f'{out} is a folder: --out names the labels file to write')
@@ -179,6 +184,7 @@ def label_plan(options: LabelOptions, config: LabelConfig, out: Path) -> list[st
             f' {runs_root() / "pair_scores"} (estimate)'
         ),
         f'label by {config.method} (ties: {config.ties}) and write {out}',
+        *([f'write the labelled pairs to {options.write_pairs}'] if options.write_pairs else []),
     ]
 
 
@@ -249,9 +255,12 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     from balanceddpo import pipeline
     from balanceddpo.data.pairs import PairReport
     from balanceddpo.scoring.registry import load_scorers
+    from balanceddpo.voting.pair_files import check_pair_file, write_labelled_pairs
 
     specs, config = specs_and_config(options, config)
     out = labels_file(options, config)
+    if options.write_pairs:
+        check_pair_file(options.write_pairs, options.undecided)
     if options.dry_run:
         return show_plan(label_plan(options, config, out))
     tell_implied_scorers(options, config)
@@ -273,4 +282,7 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
         left_out = out.with_name(out.name + '.left_out.jsonl')
         print('rows that were left out, and why:', report.save(left_out))
     show_labels(labels, config, out)
+    if options.write_pairs and is_first_process():
+        told = write_labelled_pairs(pairs.read(), labels, options.write_pairs, options.undecided)
+        print(f'{told}\npairs: {options.write_pairs}')
     show_next_of_label(options, config, out)

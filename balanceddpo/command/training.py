@@ -28,6 +28,7 @@ from balanceddpo.command.plans import (
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import read_json
+from ..core.publishing import HubOptions, begin_push, check_push, end_push
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def encode(options: EncodeOptions, config: EncodeConfig) -> None:
 
 # %% ../../nbs/command/04_training.ipynb #ae0408c5
 @dataclass(frozen=True)
-class TrainOptions(EngineOptions):
+class TrainOptions(EngineOptions, HubOptions):
     "What `balanceddpo train` takes beside `TrainConfig`."
 
     labels: Path  # labels file, from balanceddpo label
@@ -250,6 +251,7 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     from balanceddpo.training.run import LabelledPairs, check_start
     from balanceddpo.voting.labels import read_labels
 
+    check_push(options.push_to_hub, options.public)
     check_start(config)
     if options.family:
         check_family(config.model, options.family)
@@ -259,9 +261,11 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     encoded = EncodedPairs.open(options.encoded)
     if options.dry_run:
         return show_plan(train_plan(options, config, encoded, labels))
+    begin_push(options)
     pairs = LabelledPairs(encoded, labels, label_config)
     model = pipeline.train(
         pairs, config, options.out, resume=options.resume, progress=shows_progress()
     )
     print(f'metrics: {model.parent / "metrics.jsonl"}\nmodel: {model}')
+    end_push(options, model)
     show_next_of_model(config, model)

@@ -61,18 +61,24 @@ def check_parts(folder: str | Path) -> None:
             )
 
 # %% ../../nbs/models/08_saving.ipynb #38feea21
+def write_index(folder: Path, target: Path) -> list[str]:
+    """Make the folder `target` with the index of the pipeline in `folder`, for a copy of it; the
+    names of the parts that are there to copy. Raises InputError as `check_parts`."""
+    check_parts(folder)
+    index = pipeline_index(folder)
+    present = [name for name in parts_of(index) if (folder / name).is_dir()]
+    absent = [name for name in DISPENSABLE if name in index and name not in present]
+    target.mkdir()
+    write_json(target / 'model_index.json', index | {name: [None, None] for name in absent})
+    return present
+
+
 def save_folder(folder: Path, model: ModelMixin, out: str | Path) -> Path:
     """Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing.
     Returns `out`. Raises InputError as `check_parts`."""
-    check_parts(folder)
-    index, denoiser = pipeline_index(folder), denoiser_of(folder)
-    present = [name for name in parts_of(index) if (folder / name).is_dir()]
-    absent = [name for name in DISPENSABLE if name in index and name not in present]
+    denoiser = denoiser_of(folder)
     with staged(out) as temporary:
-        temporary.mkdir()
-        new_index = index | {name: [None, None] for name in absent}
-        write_json(temporary / 'model_index.json', new_index)
-        for name in present:
+        for name in write_index(folder, temporary):
             if name != denoiser:
                 copy_part(folder / name, temporary / name)
         model.save_pretrained(temporary / denoiser, safe_serialization=True)

@@ -5,12 +5,15 @@
 # %% ../../nbs/training/06_card.ipynb #22493d57
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..core.commands import told_command
 from ..core.devices import versions
 from ..core.errors import InputError
 from ..core.files import staged, write_json
@@ -26,6 +29,8 @@ from ..voting.config import LabelConfig
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+    from huggingface_hub import CardData, EvalResult, ModelCardData
+    from pandas import DataFrame
 
 # %% auto #0
 __all__ = []
@@ -37,9 +42,7 @@ laptop. No person judged them: the preferences come from
 **simulated annotators**. A number measured with it is a number about the icon world, not about \
 Stable Diffusion."""
 
-CARD = """---
-{front}
----
+CARD = """\
 # {title}
 
 {tuned} of the denoiser of {base} with {method} ({paper}), by {package}: \
@@ -50,22 +53,31 @@ CARD = """---
 - Pairs: {data}. {counts}.
 - Labels: {labels}.
 
-It was trained to prefer what these labels prefer, faults included. Nothing in this card is an \
-evaluation, and the licence and the limits of the base model still hold.
+It was trained to prefer what these labels prefer, faults included. Training measures no quality, \
+and the licence and the limits of the base model still hold.
 
 ## Use
 
-```python
-from diffusers import DiffusionPipeline
 {use}
-```
 
 ## Settings
 
-```json
 {settings}
-```
 """
+
+# %% ../../nbs/training/06_card.ipynb #72f77638
+def as_text(text: object) -> str:
+    "Markdown that shows `text` in one line, and nothing but text."
+    line = ' '.join(str(text).split())
+    line = ''.join(c for c in line if c.isprintable())
+    return re.sub(r'([\\`*_\[\]#|~!])', r'\\\1', html.escape(line, quote=False))
+
+
+def code_block(text: str, language: str) -> str:
+    "A block of code in Markdown, with a fence that is not in the text."
+    longest = max(map(len, re.findall('`+', text)), default=0)
+    fence = '`' * max(3, longest + 1)
+    return f'{fence}{language}\n{text}\n{fence}'
 
 # %% ../../nbs/training/06_card.ipynb #fc7233b1
 def base_name(config: TrainConfig) -> str:
@@ -113,29 +125,64 @@ def card_sentences(run: Run) -> dict:
         'method': loss.title,
         'paper': loss.paper,
         'tuned': 'Full fine-tune' if config.mode == 'full' else f'LoRA (rank {config.lora_rank})',
-        'base': base_name(config),
+        'base': as_text(base_name(config)),
         'package': 'balanceddpo',
         'steps': run.step,
         'batch': config.batch_size,
         'refresh': reference_words(config),
         'icon_world': f'\n{ICON_WORLD}\n' if is_icon_world(config) else '',
-        'data': ' '.join(config.data.split()) or 'not named by who trained it',
+        'data': as_text(config.data) or 'not named by who trained it',
         'counts': ', '.join(f'{n} {what}' for what, n in run.counts.items()),
-        'labels': f'{labels} (ties: {run.label_config.ties})',
+        'labels': f'{as_text(labels)} (ties: {run.label_config.ties})',
     }
 
 # %% ../../nbs/training/06_card.ipynb #0ad78392
-def front_matter(config: TrainConfig) -> str:
-    "What the Hub reads at the head of the card: YAML, its values JSON, which is YAML too."
+def licence_of(folder: str | Path) -> dict[str, str]:
+    """What the card in a model's folder says of its licence; empty if it says nothing that can be
+    read."""
+    from huggingface_hub import ModelCard
+
+    path = Path(folder) / 'README.md'
+    text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+    if not text.lstrip().startswith('---'):
+        return {}
+    try:
+        data = ModelCard(text, ignore_metadata_errors=True).data
+    except Exception:  # a stranger's YAML, which may be anything
+        return {}
+    told = {name: data.get(name) for name in ('license', 'license_name', 'license_link')}
+    return {
+        name: value
+        for name, value in told.items()
+        if isinstance(value, str) and re.fullmatch(r'[\w.+:/-]{1,200}', value)
+    }
+
+
+def card_data(config: TrainConfig, folder: str | Path = '') -> ModelCardData:
+    "What the Hub reads at the head of the card; `folder` is the base model's."
+    from huggingface_hub import ModelCardData
+
+    is_lora = config.mode == 'lora'
     tags = ['text-to-image', 'diffusers', 'preference-optimization', 'dpo']
-    if config.mode == 'lora':
-        tags.append('lora')
-    front = {'library_name': 'diffusers', 'pipeline_tag': 'text-to-image', 'tags': tags}
+    more: dict[str, Any] = dict(licence_of(folder)) if folder else {}
     if not Path(config.model).exists() and config.model not in PACKAGED:
-        front['base_model'] = config.model
-    return '\n'.join(f'{k}: {json.dumps(v)}' for k, v in front.items())
+        more['base_model'] = config.model
+        more['base_model_relation'] = 'adapter' if is_lora else 'finetune'
+    link = more.pop('license_link', '')
+    if 'base_model' in more and link and '://' not in link:
+        link = f'https://huggingface.co/{config.model}/blob/main/{link}'
+    if '://' in link:
+        more['license_link'] = link
+    if named := re.fullmatch(r'hub:([\w.-]+/[\w.-]+)(@\S+)?', config.data.strip()):
+        more['datasets'] = [named[1]]
+    return ModelCardData(
+        library_name='diffusers',
+        pipeline_tag='text-to-image',
+        tags=[*tags, 'lora'] if is_lora else tags,
+        **more,
+    )
 
-
+# %% ../../nbs/training/06_card.ipynb #c4199fff
 def loading_code(config: TrainConfig) -> str:
     "Python that loads the result and draws with it."
     draw = 'image = pipeline("a red apple").images[0]'
@@ -146,7 +193,7 @@ def loading_code(config: TrainConfig) -> str:
         source = f'asset({json.dumps(PACKAGED[config.model])})'
     else:
         before = ''
-        source = json.dumps(base_name(config))
+        source = json.dumps(base_name(config), ensure_ascii=False)
     return (
         f'{before}pipeline = DiffusionPipeline.from_pretrained({source})\n'
         f'pipeline.load_lora_weights("this folder")\n{draw}'
@@ -163,21 +210,122 @@ def card_title(run: Run, words: Mapping) -> str:
     return f'{"BalancedDPO" if balanced else words["method"]} on {words["base"]}'
 
 
+def whole_card(data: CardData, text: str) -> str:
+    "A README.md: its head as YAML, and its text."
+    return f'---\n{data.to_yaml()}\n---\n{text}'
+
+
 def model_card(run: Run) -> str:
     "The text of the result's README.md, with YAML front matter."
     words = card_sentences(run)
     settings = {
-        'training': asdict(run.config) | {'model': words['base'], 'device': run.config.device},
+        'training': asdict(run.config)
+        | {'model': base_name(run.config), 'device': run.config.device},
         'labels': asdict(run.label_config),
         'pairs': run.encoded.key,
     }
-    return CARD.format(
-        front=front_matter(run.config),
+    written = json.dumps(settings, indent=1, ensure_ascii=False)
+    code = f'from diffusers import DiffusionPipeline\n{loading_code(run.config)}'
+    text = CARD.format(
         title=card_title(run, words),
-        use=loading_code(run.config),
-        settings=json.dumps(settings, indent=1, ensure_ascii=False),
+        use=code_block(code, 'python'),
+        settings=code_block(written, 'json'),
         **words,
     )
+    if command := told_command():
+        text += f'\n## The command\n\n{code_block(command, "sh")}\n'
+    return whole_card(card_data(run.config, run.family.folder), text)
+
+# %% ../../nbs/training/06_card.ipynb #0ce0d2f6
+RATES = ('model_a', 'model_b', 'prompt_set', 'scorer', 'n', 'win_rate', 'low', 'high')
+
+
+def eval_results(rates: DataFrame) -> list[EvalResult]:
+    """The win rates of an evaluation (comparisons.csv) as the Hub keeps results; the interval and
+    the number of prompts are arguments of the metric. Raises InputError if a column is missing."""
+    from huggingface_hub import EvalResult
+
+    if missing := [c for c in RATES if c not in rates]:
+        raise InputError(f'the win rates have no column {missing[0]!r}: use comparisons.csv')
+    return [
+        EvalResult(
+            task_type='text-to-image',
+            dataset_type=re.sub(r'[^\w.-]+', '-', str(row.prompt_set)),
+            dataset_name=str(row.prompt_set),
+            metric_type='win_rate',
+            metric_name=f'win rate of {row.model_a} over {row.model_b} by {row.scorer}',
+            metric_value=round(float(row.win_rate), 4),
+            metric_args={
+                'low': round(float(row.low), 4),
+                'high': round(float(row.high), 4),
+                'n': int(row.n),
+            },
+        )
+        for row in rates.dropna(subset=list(RATES)).itertuples()
+    ]
+
+
+def results_section(rates: DataFrame) -> str:
+    "The win rates in per cent, with their 95 % intervals, as a section of the card."
+    lines = [
+        '## Results\n',
+        'Win rates in per cent, with 95 % intervals, measured by `balanceddpo evaluate`.\n',
+        '| model | over | prompts | scorer | n | win rate |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for row in rates.dropna(subset=list(RATES)).itertuples():
+        who = map(as_text, (row.model_a, row.model_b, row.prompt_set, row.scorer, int(row.n)))
+        rate = f'{100 * row.win_rate:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]'
+        lines.append(f'| {" | ".join(who)} | {rate} |')
+    return '\n'.join([*lines, ''])
+
+# %% ../../nbs/training/06_card.ipynb #5e20b552
+def samples_section(prompts: Iterable[str], files: Iterable[str]) -> str:
+    "Pictures, whose files lie beside the card, each with its prompt, as a section of the card."
+    shown = [f'![{as_text(p)}]({file})\n{as_text(p)}\n' for p, file in zip(prompts, files)]
+    return '\n'.join(['## Samples\n', *shown])
+
+
+def _before_use(text: str, section: str) -> str:
+    "The text of a card with a section before its code to copy, or at its end."
+    head, use, tail = text.partition('\n## Use\n')
+    return f'{head.rstrip()}\n\n{section}{use}{tail}' if use else f'{text.rstrip()}\n\n{section}'
+
+
+def parsed_card(card: str) -> tuple[Any, str]:
+    """The head of a card, as `ModelCardData`, and its text. Raises InputError for a head that is no
+    YAML."""
+    from huggingface_hub import ModelCard
+
+    try:
+        parsed = ModelCard(card, ignore_metadata_errors=True)
+    except Exception as e:  # the YAML of somebody else may be anything
+        raise InputError('the README.md of the model has a head that is no YAML: mend it') from e
+    return parsed.data, parsed.text
+
+
+def card_with(
+    card: str, name: str, rates: DataFrame | None = None, sections: Sequence[str] = ()
+) -> str:
+    """A card with the win rates of an evaluation in its head and its text, and with more sections.
+    `name`: of the model, for its results. Errors as of `parsed_card`."""
+    data, text = parsed_card(card or f'---\nlibrary_name: diffusers\n---\n# {as_text(name)}\n')
+    if rates is not None:
+        data.model_name, data.eval_results = name, eval_results(rates)
+        sections = [results_section(rates), *sections]
+    for section in sections:
+        text = _before_use(text, section)
+    return whole_card(data, text)
+
+
+def card_of_copy(card: str, says: str, code: str) -> str:
+    """The card of a whole pipeline made from what `card` describes: what it is, and how it is
+    loaded. Errors as of `parsed_card`."""
+    data, text = parsed_card(card)
+    data.tags = [tag for tag in data.tags or [] if tag != 'lora']
+    use = f'\n## Use\n\n{says}\n\n{code_block(code, "python")}\n'
+    text = re.sub(r'(?s)\n## Use\n.*?(?=\n## |\Z)', lambda _: use, text, count=1)
+    return whole_card(data, text)
 
 # %% ../../nbs/training/06_card.ipynb #349cdf5b
 def training_facts(run: Run) -> dict:

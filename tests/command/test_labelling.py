@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from balanceddpo.data.sources import PairSource
 from balanceddpo.voting.labels import read_labels
 from short_commands import file_times, label_words, scorer_texts
 from short_runs import picture
@@ -55,6 +56,22 @@ def test_a_scorer_of_the_users_own(world, tmp_path, run):
     assert '8 pairs labelled by single' in said
 
 
+@pytest.mark.parametrize('out', ['votes.parquet', 'votes.jsonl', 'votes'])
+def test_the_labelled_pairs_are_written_for_other_trainers(world, tmp_path, run, out):
+    words = label_words(world, '--method', 'human', '--write-pairs', tmp_path / out)
+    said = run(*words)
+    assert '8 pairs written; left out: 0 undecided, 0 without a label' in said
+    assert f'pairs: {tmp_path / out}' in said
+    if out == 'votes.parquet':
+        ours = [p.label_0 for p in PairSource(f'{world}/pairs.parquet').read()]
+        assert [p.label_0 for p in PairSource(str(tmp_path / out)).read()] == ours
+    # the labels lie where they lie without it
+    (labels,) = (tmp_path / 'runs/labels').glob('*.parquet')
+    run(*label_words(world, '--method', 'human'))
+    assert list((tmp_path / 'runs/labels').glob('*.parquet')) == [labels]
+    assert 'is there already' in run(*words, code=2)
+
+
 @pytest.mark.parametrize(
     'words, says',
     [
@@ -97,6 +114,12 @@ def test_a_scorer_of_the_users_own(world, tmp_path, run):
             'prompts.txt is a file',
         ),
         ('label --pairs {w}/pairs.parquet --share 0', 'share'),
+        ('label --pairs {w}/pairs.parquet --write-pairs {w}/votes.csv', 'name has no suffix'),
+        ('label --pairs {w}/pairs.parquet --write-pairs {w}', 'is there already'),
+        (
+            'label --pairs {w}/pairs.parquet --write-pairs {w}/votes --undecided keep',
+            'only a .parquet',
+        ),
         ('label --pairs {w}/pairs.parquet --method human --share 1e-9', 'no row is in the share'),
     ],
 )
