@@ -127,6 +127,7 @@ def align_plan(
 def align(options: AlignOptions, config: TrainConfig) -> None:
     "A base model and pairs to an aligned model."
     from balanceddpo import pipeline
+    from balanceddpo.data.sources import is_hub
     from balanceddpo.recipes.settings import check_settings
     from balanceddpo.recipes.table import recipe_named
     from balanceddpo.training.run import check_start
@@ -138,8 +139,8 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
     pairs = pair_source(options) if options.pairs else None
-    if (options.pairs or '').startswith('hub:') and not config.data:
-        config = replace(config, data=options.pairs)  # for the card
+    if pairs and is_hub(pairs.source) and not config.data:
+        config = replace(config, data=pairs.source)  # for the card
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
     begin_push(options)
