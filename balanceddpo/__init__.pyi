@@ -10,6 +10,7 @@ from .data.sources import read_pairs as read_pairs
 from .models.config import EncodeConfig as EncodeConfig
 from .models.config import SampleConfig as SampleConfig
 from .models.encoding import EncodedPairs as EncodedPairs
+from .models.exporting import export as export
 from .pipeline import Model as Model
 from .pipeline import align as align
 from .pipeline import encode as encode
@@ -28,5 +29,6 @@ from .training.run import LabelledPairs as LabelledPairs
 from .voting.config import LabelConfig as LabelConfig
 from .voting.labels import labeller as labeller
 from .voting.labels import read_labels as read_labels
+from .voting.pair_files import write_labelled_pairs as write_labelled_pairs
 
 __version__: str

@@ -1,5 +1,6 @@
 """What README and docs say: their commands, their Python and their links."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from balanceddpo.cli import VERBS
+from balanceddpo.cli import VERBS, main
 from balanceddpo.command.options import parse
 from short_commands import make_tiny_world, scorer_texts
 
@@ -40,6 +41,7 @@ def test_every_command_on_the_pages_can_be_read():
         'encode',
         'train',
         'evaluate',
+        'export',
         'reproduce',
         'icons',
     }
@@ -94,6 +96,29 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     flat = Image.new('RGB', (8, 8))
     striped = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB')
     assert sharpness([flat, striped], ['', '']) == [0, 255]
+
+
+def test_what_is_said_of_a_result_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / 'docs/use_the_result.md').read_text()
+    forms, *_, votes = re.findall(r'```sh\n(.*?)```', page, re.S)
+    short = '--limit 8 --max-steps 1 --batch-size 4 --micro-batch-size 4'
+    lines = forms.replace('--pairs icons', f'--pairs icons {short}').splitlines()
+    lines += votes.replace('--limit 64', '--limit 8').splitlines()
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    made = {'lora.safetensors', 'comfyui.safetensors', 'merged', 'half'}
+    assert made | {'votes', 'votes.jsonl', 'pickapic_votes'} <= set(os.listdir('work'))
+    (steps,) = python_blocks('docs/use_the_result.md')
+    small = {
+        'limit=64': 'limit=8',
+        "mode='lora', pairs='icons')": (
+            "mode='lora', pairs=pairs, max_steps=1, batch_size=4, micro_batch_size=4)"
+        ),
+    }
+    run_python(steps, small)
+    assert 'pairs written' in capsys.readouterr().out
+    assert Path('merged/model_index.json').exists()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
