@@ -5,11 +5,12 @@
 # %% ../../nbs/command/05_alignment.ipynb #aede781f
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .labelling import ReadingOptions, pair_source, scorer_specs
 from .options import verb
@@ -25,11 +26,13 @@ from .training import show_next_of_model
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.publishing import HubOptions, begin_push, check_push, end_push
+from ..core.shares import is_first_process
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
 
 if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
+    from balanceddpo.pipeline.stages import Model
     from balanceddpo.recipes.recipe import Recipe
     from balanceddpo.scoring.registry import ScorerSpec
     from balanceddpo.training.config import TrainConfig
@@ -55,7 +58,29 @@ class AlignOptions(EngineOptions, HubOptions, AlignConfig, ReadingOptions):
     # the model's
     values: str | None = None
     out: Path | None = None  # folder of the run; by default under runs/train
+    # forms in which the result is written beside it, as of export
+    export_to: tuple[Literal['kohya', 'comfyui', 'merged', 'fp16'], ...] = ()
     dry_run: bool = False  # say what would be done and what it would cost, and stop
+
+# %% ../../nbs/command/05_alignment.ipynb #0f5af6e0
+def check_forms(forms: Sequence[str], config: TrainConfig) -> None:
+    "Raises InputError for a form of a LoRA if none is trained."
+    of_loras = [form for form in forms if form != 'fp16']
+    if of_loras and config.mode != 'lora':
+        raise InputError(f'{of_loras[0]} is a form of LoRAs: train one, with --mode lora')
+
+
+def write_forms(forms: Sequence[str], model: Model, place: Path) -> None:
+    "Write a result, in the folder `place`, in other forms beside it, in place of older ones."
+    from balanceddpo.models.exporting import export
+
+    for form in forms:
+        one_file = form in ('kohya', 'comfyui')
+        out = place.parent / (f'{form}.safetensors' if one_file else form)
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+        export(f'{model.folder}+{model.lora}' if model.lora else place, form, out)
+        print(f'{form}: {out}')
 
 # %% ../../nbs/command/05_alignment.ipynb #32a95358
 def specs_of_recipe(options: AlignOptions, recipe: Recipe, config: TrainConfig) -> list[ScorerSpec]:
@@ -135,6 +160,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     recipe = recipe_named(options.recipe)
     check_push(options.push_to_hub, options.public)
     check_settings(recipe, config)
+    check_forms(options.export_to, config)
     check_start(config)
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
@@ -158,6 +184,8 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     )
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
+    if is_first_process():
+        write_forms(options.export_to, model, place)
     end_push(options, place)
     show_next_of_model(config, place)
 

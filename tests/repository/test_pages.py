@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from balanceddpo.cli import VERBS, main
 from balanceddpo.command.options import parse
+from balanceddpo.voting.labels import read_labels
 from short_commands import make_tiny_world, scorer_texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ def test_every_command_on_the_pages_can_be_read():
     blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', text, re.S))
     inline = re.findall(r'`(balanceddpo [^`]+)`', text)
     lines = [line for line in [*blocks.splitlines(), *inline] if line.startswith('balanceddpo ')]
-    lines = [line for line in lines if 'NAME' not in line.split()]
+    lines = [line for line in lines if not {'NAME', '--config'} & set(line.split())]
     verbs = {line.split()[1] for line in lines}
     assert verbs >= {
         'align',
@@ -119,6 +121,38 @@ def test_what_is_said_of_a_result_runs(tmp_path, monkeypatch, capsys):
     run_python(steps, small)
     assert 'pairs written' in capsys.readouterr().out
     assert Path('merged/model_index.json').exists()
+
+
+def test_photographs_become_a_lora_by_one_config_and_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / 'docs/your_data.md').read_text()
+    run_python(*python_blocks('docs/your_data.md'), {})
+    (config,) = re.findall(r'```yaml\n(.*?)```', page, re.S)
+    small = {
+        'stable-diffusion-v1-5/stable-diffusion-v1-5': 'icons',
+        'bf16': 'fp32',
+        'max_steps: 200': 'max_steps: 2\nbatch_size: 4\nmicro_batch_size: 4\nresolution: 32',
+    }
+    for old, new in small.items():
+        assert old in config
+        config = config.replace(old, new)
+    Path('run.yaml').write_text(config)
+    (command,) = re.findall(r'```sh\n(balanceddpo align .*)\n```', page)
+    assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    keys = load_file('work/photographs/kohya.safetensors')
+    assert {'.alpha', '.lora_down.weight', '.lora_up.weight'} == {
+        key[key.index('.') :] for key in keys
+    }
+    assert any(key.startswith('lora_unet_') and v.any() for key, v in keys.items() if 'up' in key)
+    labels, _ = read_labels(Path('work/photographs/labels.parquet'))
+    assert len(labels) == 6
+    # what inspect says of the same pairs, and a form that the model cannot have
+    columns = ['--columns', 'caption=words', 'jpg_0=one', 'jpg_1=other', 'label_0=best']
+    assert main(['inspect', 'photographs/pairs.csv', *columns]) == 0
+    assert 'labels: 6 for image 0' in capsys.readouterr().out
+    assert main([*shlex.split(command)[1:], '--mode', 'full', '--out', 'work/full']) == 2
+    assert 'kohya is a form of LoRAs' in capsys.readouterr().err
+    assert not Path('work/full').exists()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
