@@ -32,6 +32,7 @@ from ..recipes.config import AlignConfig
 
 if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.pipeline.stages import Model
     from balanceddpo.recipes.recipe import Recipe
     from balanceddpo.scoring.registry import ScorerSpec
@@ -60,6 +61,7 @@ class AlignOptions(EngineOptions, HubOptions, AlignConfig, ReadingOptions):
     out: Path | None = None  # folder of the run; by default under runs/train
     # forms in which the result is written beside it, as of export
     export_to: tuple[Literal['kohya', 'comfyui', 'merged', 'fp16'], ...] = ()
+    rehearse: bool = False  # do a little of every stage, say what all would take here, and stop
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
 # %% ../../nbs/command/05_alignment.ipynb #0f5af6e0
@@ -135,9 +137,52 @@ def align_plan(
         f'{recipe.name}: {recipe.does}',
         f'label pairs from {source} with {names}, {labelled}; encode those that are decided',
         *plan_of_steps(config, n or visits),
+        *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
     ]
+
+# %% ../../nbs/command/05_alignment.ipynb #69c2b291
+def plan_of_what_is_there(out: Path | None) -> list[str]:
+    "What a run's folder already has."
+    if out and (out / 'model').exists():
+        return [f'{out} holds a finished run: if it is this one, nothing is done twice']
+    steps = [p.name for p in (out / 'checkpoints').glob('step-*')] if out else []
+    if not steps:
+        return []
+    return [f'go on from step {int(max(steps).split("-")[1].split(".")[0])} in {out}']
+
+# %% ../../nbs/command/05_alignment.ipynb #81092849
+def settings_around(options: AlignOptions) -> AlignConfig:
+    "The settings of an alignment beside those of its training."
+    names = [f.name for f in fields(AlignConfig)]
+    around: dict[str, Any] = {name: getattr(options, name) for name in names}
+    return AlignConfig(**around | {'progress': shows_progress()})
+
+
+def rehearse(
+    recipe: Recipe,
+    config: TrainConfig,
+    pairs: PairSource | None,
+    prompts: str | PromptSet | None,
+    scorers: Sequence[ScorerSpec],
+    around: AlignConfig,
+) -> None:
+    "Try a little of every stage, and print what all would take."
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.pipeline.trials import tell_trial, try_recipe
+
+    around = replace(around, progress=False)
+    trial = try_recipe(recipe, config, pairs, prompts, scorers, around)
+    if recipe.groups and prompts:
+        count = len(read_prompts(prompts) if isinstance(prompts, str) else prompts)
+    else:
+        count = pairs.count() if pairs else None
+    print(
+        'rehearsed: nothing of it is kept',
+        *tell_trial(trial, config, count, around.all_pairs),
+        sep='\n  ',
+    )
 
 # %% ../../nbs/command/05_alignment.ipynb #8206e29a
 @verb(
@@ -167,21 +212,15 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     pairs = pair_source(options) if options.pairs else None
     if pairs and is_hub(pairs.source) and not config.data:
         config = replace(config, data=pairs.source)  # for the card
+    plan = align_plan(options, recipe, config, scorers)
     if options.dry_run:
-        return show_plan(align_plan(options, recipe, config, scorers))
+        return show_plan(plan)
+    print(*plan, sep='\n  ')
+    prompts, around = prompts_for_groups(options), settings_around(options)
+    if options.rehearse:
+        return rehearse(recipe, config, pairs, prompts, scorers, around)
     begin_push(options)
-    names = [f.name for f in fields(AlignConfig)]
-    around: dict[str, Any] = {name: getattr(options, name) for name in names}
-    around['progress'] = shows_progress()
-    model = pipeline.run_recipe(
-        recipe,
-        config,
-        pairs,
-        prompts_for_groups(options),
-        scorers,
-        AlignConfig(**around),
-        options.out,
-    )
+    model = pipeline.run_recipe(recipe, config, pairs, prompts, scorers, around, options.out)
     place = Path(model.lora).parent if model.lora else Path(model.folder)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
     if is_first_process():

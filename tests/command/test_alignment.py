@@ -55,3 +55,26 @@ def test_methods_tells_each_value_and_its_source(run):
 )
 def test_bad_input_is_one_line_and_code_2(refused, words, says):
     assert says.lower() in refused(words)
+
+
+def test_the_plan_comes_first_and_a_rehearsal_ends_after_it(tmp_path, run, monkeypatch):
+    from balanceddpo.pipeline import trials
+
+    asked = []
+    trial = trials.Trial(20, 0.5, 3, labelling=0.1, encoding=0.2, step=3.0, memory=10**9)
+    monkeypatch.setattr(trials, 'try_recipe', lambda *words: asked.append(words) or trial)
+    monkeypatch.setattr(pipeline, 'run_recipe', lambda *_: pytest.fail('it went on'))
+    words = 'align BalancedDPO --model icons --pairs icons --max-steps 10 --batch-size 4'.split()
+    told = run(*words, '--rehearse')
+    assert told.index('as many as 40 visits need') < told.index('rehearsed: nothing of it is kept')
+    assert 'labelling: 0.1 s a pair, 80 pairs: 8 seconds' in told
+    assert asked[0][2] == PairSource('icons')
+
+
+def test_a_run_that_is_there_is_told(tmp_path, run):
+    words = 'align BalancedDPO --model icons --pairs icons --dry-run --out'.split()
+    for step in ('step-00000002', 'step-00000010', 'step-00000004.damaged'):
+        (tmp_path / 'a' / 'checkpoints' / step).mkdir(parents=True)
+    assert f'go on from step 10 in {tmp_path / "a"}' in run(*words, tmp_path / 'a')
+    (tmp_path / 'a' / 'model').mkdir()
+    assert 'holds a finished run' in run(*words, tmp_path / 'a')
