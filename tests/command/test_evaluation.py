@@ -135,7 +135,7 @@ def test_a_benchmark_that_counts_lines_draws_and_counts_each(world, tmp_path, ru
     lines = ['--prompt', 'a red cat', 'a dog', 'a red cat']
     draw = ['sample', '--model', world / 'model', *lines, *DRAW]
     said = run(*draw, '--out', tmp_path / 'once')
-    assert 'prompt: 1 prompts that were there before left out' in said
+    assert 'prompt: repeated prompts left out: 1 (--keep-repeats' in said
     assert '4 images for 2 prompts' in said
     assert '6 images for 3 prompts' in run(*draw, '--keep-repeats', '--out', tmp_path / 'a')
     store = open_images(tmp_path / 'a')
