@@ -147,7 +147,7 @@ def plan_of_what_is_there(out: Path | None) -> list[str]:
     "What a run's folder already has."
     if out and (out / 'model').exists():
         return [f'{out} holds a finished run: if it is this one, nothing is done twice']
-    steps = [p.name for p in (out / 'checkpoints').glob('step-*')] if out else []
+    steps = [p.name for p in (out / 'checkpoints').glob('step-????????')] if out else []
     if not steps:
         return []
     return [f'go on from step {int(max(steps).split("-")[1].split(".")[0])} in {out}']

@@ -81,11 +81,11 @@ class SampleOptions(PromptOptions, EngineOptions):
 def tell_dropped(prompts: PromptSet) -> None:
     "Print how many lines of a prompt set were left out, if any were."
     if prompts.empty:
-        print(f'{prompts.name}: {prompts.empty} lines without text left out')
+        print(f'{prompts.name}: lines without text left out: {prompts.empty}')
     if prompts.repeated:
         print(
-            f'{prompts.name}: {prompts.repeated} prompts that were there before left out'
-            ' (--keep-repeats draws them again, from other seeds)'
+            f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws each'
+            ' again, from other seeds)'
         )
 
 

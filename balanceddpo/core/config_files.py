@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
@@ -56,7 +57,8 @@ def value_of_type(kind: Any, value: Any, plain: str | None = None) -> Any:
             return value
     elif get_origin(kind) is tuple:
         if isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
-            return tuple(value_of_type(inner[0], one) for one in value)
+            with suppress(ValueError):  # what is wanted is told of the list
+                return tuple(value_of_type(inner[0], one) for one in value)
     elif kind is float:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)

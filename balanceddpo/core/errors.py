@@ -40,7 +40,7 @@ def unknown(
     names = list(known)
     by_small = {one.lower(): one for one in reversed(names)}
     begun = [one for one in by_small if name and one.startswith(name.lower())]
-    near = [*begun, *get_close_matches(name.lower(), by_small, n=2)]
+    near = [*begun, *get_close_matches(name.lower(), by_small, 2, cutoff=0.65)]
     near = [by_small[one] for one in dict.fromkeys(near)][:2]
     every = ', '.join(names) or 'none'
     every += or_else and f', or {or_else}'

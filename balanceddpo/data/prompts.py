@@ -134,7 +134,7 @@ def _texts(path: Path, column: str | None) -> list:
     if path.suffix in ('.csv', '.tsv'):
         return _delimited_texts(path, column)
     if path.suffix == '.txt':  # splitlines would cut at U+2028 too
-        return path.read_text(encoding='utf-8-sig').split('\n')
+        return path.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
     if path.suffix == '.json':
         return _json_texts(json.loads(path.read_text(encoding='utf-8-sig')), column, path)
     if path.suffix == '.jsonl':

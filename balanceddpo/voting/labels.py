@@ -19,7 +19,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from pandas import DataFrame
 
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..core.files import canonical
 from ..core.seals import read_sealed, write_sealed
 from .config import MAJORITY, LabelConfig
@@ -287,7 +287,7 @@ def check_voters(config: LabelConfig, names: Sequence[str]) -> None:
     if config.method == 'confidence' and len(names) < 3:
         raise InputError(f'method confidence needs at least three scorers, not {", ".join(names)}')
     if config.scorer and config.scorer not in names:
-        raise InputError(f'no scorer is called {config.scorer!r}: there are {", ".join(names)}')
+        raise unknown('no scorer is called', config.scorer, names)
     if names:
         scorer_weights(config.weights, len(names))
     if config.units:

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from balanceddpo.command.evaluation import contestant
 from balanceddpo.models.config import SampleConfig
+from balanceddpo.models.image_store import open_images
 from short_commands import DRAW, encode_words, label_words, train_words
 
 
@@ -129,10 +131,48 @@ def test_a_packaged_name_is_the_packaged_model(tmp_path, run, monkeypatch):
     assert 'two LoRAs' in run('sample', *both, code=2)
 
 
+def test_a_benchmark_that_counts_lines_draws_and_counts_each(world, tmp_path, run):
+    lines = ['--prompt', 'a red cat', 'a dog', 'a red cat']
+    draw = ['sample', '--model', world / 'model', *lines, *DRAW]
+    said = run(*draw, '--out', tmp_path / 'once')
+    assert 'prompt: repeated prompts left out: 1 (--keep-repeats' in said
+    assert '4 images for 2 prompts' in said
+    assert '6 images for 3 prompts' in run(*draw, '--keep-repeats', '--out', tmp_path / 'a')
+    store = open_images(tmp_path / 'a')
+    assert list(store.index.prompt) == [p for p in lines[1:] for _ in range(2)]
+    assert store.index.sha256.nunique() == store.index.seed.nunique() == 6
+    once = open_images(tmp_path / 'once').index
+    assert list(store.index.sha256[:4]) == list(once.sha256)  # the first line of each is the same
+    contest = ['evaluate', f'a={tmp_path}/a', f'b={world}/model', *lines, '--keep-repeats', *DRAW]
+    run(*contest, '--scorers', f'clip={world}/clip', '--out', tmp_path / 'out')
+    assert list(pd.read_csv(tmp_path / 'out/comparisons.csv').n) == [3]
+
+
+def test_the_icon_worlds_scorers_judge_where_its_models_draw(world, run, monkeypatch):
+    "Unless others are named: asked for with other models, the published ones would be."
+    from balanceddpo.command import evaluation
+
+    seen = []
+    monkeypatch.setattr(evaluation, 'scorer_specs', lambda texts, _: seen.append(texts) or [])
+    kinds = ['hps', 'clip', 'pickscore', 'aesthetic']
+    for models, more, wanted in (
+        (['a=icons', f'b={world}/model'], [], [f'icons:{kind}' for kind in kinds]),
+        ([f'a={world}/model', f'b={world}/model'], [], kinds),
+        (['a=icons', 'b=icons-xl'], ['--scorers', 'clip'], ['clip']),
+    ):
+        run('evaluate', *models, '--prompt', 'a cat', '--dry-run', *more)
+        assert seen.pop() == wanted
+
+
 @pytest.mark.parametrize(
     'words, says',
     [
         ('sample --model {w}/model --prompts {w}/none.txt', 'none.txt'),
+        (
+            'sample --model {w}/model --prompts {w}/prompts.txt --prompt fox',
+            '--prompt and --prompts',
+        ),
+        ('align CaPO --model icons --prompts {w}/prompts.txt --prompt fox', 'give one of them'),
         ('sample --model {w}/model --prompts {w}/prompts.txt --scheduler ddpm', "'ddpm'"),
         ('sample --model {w}/model --prompts {w}/prompts.txt --limit -1', 'limit must be'),
         ('sample --model {w}/model --prompts {w}/prompts.txt --steps 5000', '1000 timesteps'),

@@ -1,8 +1,12 @@
 """Options: where their defaults and their help come from, and what is said of those that cannot be
 read."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import balanceddpo
 from balanceddpo.cli import VERBS, main
 from balanceddpo.command.options import option_comments, parse
 
@@ -98,4 +102,87 @@ def test_long_paths_are_not_broken_in_messages(run):
     ],
 )
 def test_a_number_without_sense_is_refused_in_one_line(run, words, says):
+    assert says in run(*words.split(), code=2)
+
+
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        ('label --pairs x --limit many', "--limit must be a whole number, not 'many'"),
+        ('label --pairs x --limit 1.5', "--limit must be a whole number, not '1.5'"),
+        ('label --pairs x --share half', "--share must be a number, not 'half'"),
+        ('label --pairs x --weights 1 b', "--weights must be a list, each a number, not '1 b'"),
+        ('label --pairs x --limits 1', "--limits must be a list of 2, each a number, not '1'"),
+        ('label --pairs x --method most', "--method cannot be 'most': use human, single"),
+        (
+            'label --pairs x --method majorty',
+            "--method cannot be 'majorty': did you mean majority?",
+        ),
+        ('label --pairs x --dtype', '--dtype needs a value (see balanceddpo label --help)'),
+        ('label --pairs x --dtype --limit 3', '--dtype needs a value (one that begins with -'),
+        ('label --pairs --limit 3', '--pairs needs a value'),
+        ('label --pairs x --stpes 3', "label has no option '--stpes'"),
+        ('label --pairs x --batch_sise=3', "'--batch-sise': did you mean --batch-size?"),
+        ('train --no-resum', 'did you mean --no-resume'),
+        ('label --pairs x y', "'y' is one word too many"),
+        ('label --pairs x -q', "label has no option '-q'"),
+        ('train --labels l', 'train needs --encoded and --model (see balanceddpo train --help)'),
+        ('align --seed 3', 'align needs RECIPE and --model'),
+        ('reproduce', 'reproduce needs NAME'),
+    ],
+)
+def test_words_that_cannot_be_read_are_told_in_one_line(run, words, says):
+    assert says in run(*words.split(), code=2)
+
+
+def test_a_recipe_may_come_after_the_options():
+    words = ['--pairs', 'p', '--model', 'icons', '--max-steps', '7', 'Borda, soft']
+    last = parse(VERBS['align'], words)
+    assert last == parse(VERBS['align'], [words[-1], *words[:-1]])
+    assert (last[0].recipe, last[1].max_steps, last[1].refresh_every) == ('Borda, soft', 7, 25)
+    # of two that contradict each other the last one holds, for the row's values too
+    twice = ['--model', 'nothing', *words, '--model', 'icons', '--max-steps=8']
+    assert parse(VERBS['align'], twice)[1].max_steps == 8
+
+
+def test_help_has_the_defaults_that_the_words_choose(capsys):
+    for words, default in (([], '2000'), (['--recipe', 'BalancedDPO', '--model', 'icons'], '100')):
+        with pytest.raises(SystemExit) as stop:
+            main(['train', *words, '--help'])
+        assert not stop.value.code
+        said = ' '.join(capsys.readouterr().out.split())
+        assert re.search(rf'--max-steps INT optimizer steps \(default: {default}\)', said), said
+
+
+def test_only_the_public_part_of_tyro_is_used():
+    "What begins with an underscore may change in any release."
+    package = Path(balanceddpo.__file__).parent
+    uses = [
+        p for p in package.rglob('*.py') if re.search(r'tyro\._|from tyro import _', p.read_text())
+    ]
+    assert uses == []
+
+
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        ('evalute a=icons b=icons', "unknown verb 'evalute': did you mean evaluate"),
+        ('methods balancedpo', "'balancedpo': did you mean BalancedDPO"),
+        ('align smpo --model icons --pairs p', 'did you mean SmPO-Diffusion'),
+        ('align BalancedDPO --model icons --pairs p --values sd15lora', 'did you mean sd15_lora'),
+        ('align BalancedDPO --model icon --pairs p', 'did you mean icons'),
+        ('reproduce tabel1', "there is no notebook 'tabel1': did you mean table1"),
+        ('reproduce table1 --scale icon', "--scale cannot be 'icon': did you mean icons?"),
+        ('reproduce table1 --parameters scal=icons', "'scal': did you mean scale?"),
+        ('sample --prompts icons:hdp', "'hdp': did you mean hpd?"),
+        ('label --pairs p --scorers pickscor', "'pickscor': did you mean pickscore?"),
+        ('label --pairs p --scorers clip@h41', "clip has no variant 'h41': did you mean h14?"),
+        ('train --labels l --encoded e --model icons --method dop', "not 'dop': did you mean dpo"),
+        (
+            'train --labels l --encoded e --model icons --method mapo --options gama=1',
+            "mapo has no parameter 'gama'",
+        ),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(run, words, says):
     assert says in run(*words.split(), code=2)

@@ -9,7 +9,8 @@ import pytest
 import balanceddpo.data.prompts
 from balanceddpo.core.errors import refusal
 from balanceddpo.data.pairs import make_pair, write_pairs
-from balanceddpo.data.prompts import PromptSet, prompt_id, read_prompts
+from balanceddpo.data.prompts import PromptSet, prompt_id, prompts_of, read_prompts
+from balanceddpo.models.sampling import image_seed
 
 
 def refused(*args, **kwargs):
@@ -83,7 +84,7 @@ def test_csv_txt_json_and_parquet(tmp_path):
     (tmp_path / 'a.txt').write_bytes('\ufeffa fox\r\n\r\n  a hen \na fox\na\u2028b\n'.encode())
     a = read_prompts(tmp_path / 'a.txt', limit=2)
     assert a.prompts == ('a fox', 'a hen')
-    assert (a.empty, a.repeated) == (2, 1)
+    assert (a.empty, a.repeated) == (1, 1)  # a file's last line ends, too
     assert read_prompts(tmp_path / 'a.txt').prompts[-1] == 'a\u2028b'
     hpd = tmp_path / 'hpd'
     hpd.mkdir()
@@ -115,6 +116,9 @@ def test_csv_txt_json_and_parquet(tmp_path):
         ('x.json', b'["a"'),
         ('x.json', b'[' * 100_000),
         ('x.json', b'[]'),
+        ('x.jsonl', b'[1]'),
+        ('x.jsonl', b'\xff'),
+        ('x.jsonl', b'\n'),
         ('x.txt', b'\xff\xfe\x00'),
         ('x.txt', b' \n\n'),
         ('x.csv', b'a,b\n1,2\n'),
@@ -134,7 +138,51 @@ def test_prompt_sources_that_are_not_there(tmp_path):
     (tmp_path / 'x.txt').write_text('secret')
     here = os.path.dirname(balanceddpo.data.prompts.__file__)
     refused(f'icons:{os.path.relpath(tmp_path / "x", here)}')
-    refused('icons:nothing')
+    assert 'use hpd, partiprompts, pickapic, tuning' in refused('icons:nothing')
+    assert 'did you mean hpd?' in refused('icons:hdp')
+    assert 'a prompt itself goes to --prompt' in refused('a cat')
+
+
+GENEVAL = """{"tag": "counting", "include": [{"class": "fork", "count": 4}], "prompt": "four forks"}
+
+{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"}
+"a plain string"
+{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"}
+"""
+
+
+def test_json_lines_are_genevals_or_strings(tmp_path):
+    path = tmp_path / 'evaluation_metadata.jsonl'
+    path.write_text(GENEVAL)
+    prompts = read_prompts(path)
+    assert prompts.prompts == ('four forks', 'a bench', 'a plain string')
+    assert (prompts.repeated, prompts.empty) == (1, 0)
+    path.write_text('{"caption": "a \\u2028 b"}\n{"text": 1}')
+    assert 'prompt 1 must be text, found int' in refused(path)
+    path.write_text('{"caption": "a"}\n{"words": "b"}')
+    assert "line 2: no column 'Prompt'; found words" in refused(path)
+    path.write_text('{"caption": "a"}\n{"caption": ')
+    assert 'evaluation_metadata.jsonl: line 2 is not JSON' in refused(path)
+
+
+def test_a_kept_repeat_is_a_prompt_of_its_own(tmp_path):
+    path = tmp_path / 'lines.txt'
+    path.write_text('a cat\na dog\na cat\n\na cat\n')
+    kept, once = read_prompts(path, keep_repeats=True), read_prompts(path)
+    assert kept.prompts == ('a cat', 'a dog', 'a cat', 'a cat')
+    assert (kept.repeated, kept.empty, once.repeated) == (0, 1, 2)
+    assert kept.ids[:2] == once.ids == (prompt_id('a cat'), prompt_id('a dog'))
+    assert len(set(kept.ids)) == 4
+    assert kept.head(3).ids == kept.ids[:3]  # a limit changes nothing before it
+    assert kept.key != once.key
+    seeds = {image_seed(i, k) for i in kept.ids for k in range(3)}
+    assert len(seeds) == 12  # as many pictures as three a line
+
+
+def test_prompts_that_are_given_as_texts():
+    given = prompts_of([' a cat ', '', 'a cat', 'a dog'], 'mine')
+    assert given == PromptSet('mine', ('a cat', 'a dog'), empty=1, repeated=1)
+    assert refusal(prompts_of, ['', ' '], 'mine') == 'the prompts holds no prompts'
 
 
 def test_key_is_of_the_prompts_and_their_order():
