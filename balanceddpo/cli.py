@@ -19,6 +19,7 @@ from balanceddpo.command import (  # noqa: F401
     alignment,
     evaluation,
     labelling,
+    scoring,
     studies,
     training,
     verification,
@@ -37,7 +38,7 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
-ORDER = 'align methods label encode train sample evaluate reproduce icons verify'.split()
+ORDER = 'align methods score label encode train sample evaluate reproduce icons verify'.split()
 
 
 def overview() -> str:

@@ -45,7 +45,7 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.studies cli'
+    ' command.evaluation command.scoring command.studies core.plugins cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'

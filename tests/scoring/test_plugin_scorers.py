@@ -52,9 +52,7 @@ def test_a_class_gets_its_source(tmp_path, monkeypatch):
     scorer = load_scorer('mine=2')
     assert scorer.score(IMAGES, TEXTS).tolist() == [2, 6]
     assert scorer.unit == 100
-    with pytest.raises(
-        InputError, match='the scorer mine.* failed .*could not convert'
-    ):
+    with pytest.raises(InputError, match='the scorer mine.* failed .*could not convert'):
         load_scorer('mine=much')
 
 
