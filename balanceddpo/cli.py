@@ -23,6 +23,7 @@ from balanceddpo.command import (  # noqa: F401
     exporting,
     inspection,
     labelling,
+    scoring,
     studies,
     training,
     verification,
@@ -50,8 +51,8 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
 ORDER = (
-    'align methods inspect label encode train sample evaluate export reproduce icons verify'
-    ' doctor completion'
+    'align methods inspect score label encode train sample evaluate export reproduce icons'
+    ' verify doctor completion'
 ).split()
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.models.config import SampleConfig
     from balanceddpo.models.image_store import ImageStore
+    from balanceddpo.models.picture_store import Pictures
     from balanceddpo.pipeline.stages import Evaluation
     from balanceddpo.scoring.registry import ScorerSpec
 
@@ -84,8 +85,8 @@ def tell_dropped(prompts: PromptSet) -> None:
         print(f'{prompts.name}: lines without text left out: {prompts.empty}')
     if prompts.repeated:
         print(
-            f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws each'
-            ' again, from other seeds)'
+            f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws'
+            ' each again, from other seeds)'
         )
 
 
@@ -183,9 +184,11 @@ def sample(options: SampleOptions, config: SampleConfig) -> None:
 class EvaluateOptions(PromptOptions, EngineOptions):
     "What `balanceddpo evaluate` takes beside `SampleConfig`."
 
-    # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images from balanceddpo sample
+    # two or more NAME=MODEL, NAME=MODEL+LORA, or NAME=FOLDER of images: from balanceddpo sample, or
+    # from another program (with its prompts, as balanceddpo score reads them)
     models: tuple[str, ...]
-    # prompt sets to draw for: FILE, NAME=FILE, or icons:pickapic|partiprompts|hpd
+    # prompt sets to draw for: FILE, NAME=FILE, or icons:pickapic|partiprompts|hpd; folders alone
+    # are compared on the prompts that they share
     prompts: tuple[str, ...] = ()
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; icons is the icon world's four; by default the
     # paper's four, or where a model of the icon world draws its own
@@ -230,7 +233,8 @@ class Contestant:
 
     name: str
     config: SampleConfig | None = None  # with model and LoRA, to draw them
-    images: Path | None = None  # or the folder that holds them
+    images: Path | None = None  # or the folder of balanceddpo sample that holds them
+    pictures: Pictures | None = None  # or what another program has drawn
 
 # %% ../../nbs/command/06_evaluation.ipynb #61ca1b35
 def check_model(model: str, name: str) -> None:
@@ -243,7 +247,7 @@ def check_model(model: str, name: str) -> None:
     if Path(model).exists() and not Path(model, 'model_index.json').is_file():
         raise InputError(
             f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of'
-            ' images (index.parquet)'
+            ' images (index.parquet), and holds no pictures'
         )
     if not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model):
         raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
@@ -251,12 +255,16 @@ def check_model(model: str, name: str) -> None:
 
 def contestant(name: str, source: str, config: SampleConfig) -> Contestant:
     "The contestant behind `source`. Raises InputError for a LoRA without its base model."
+    from balanceddpo.data.prompted_pictures import PictureSource, holds_pictures
     from balanceddpo.models.folders import PACKAGED
+    from balanceddpo.models.picture_store import Pictures
 
     model, lora = model_and_lora(source)
     if model not in PACKAGED:
         if Path(source, 'index.parquet').is_file():
             return Contestant(name, images=Path(source))
+        if holds_pictures(source):
+            return Contestant(name, pictures=Pictures(PictureSource.of(source)))
         check_model(model, name)
     if lora and not Path(lora).exists():
         raise InputError(f'{lora}: no such LoRA')
@@ -286,6 +294,22 @@ def refuse_settings_of_drawing(config: SampleConfig, sets: Sequence[PromptSet]) 
         if f.name in names and getattr(config, f.name) != f.default:
             option = f.name.replace('_', '-')
             raise InputError(f'all images are drawn already: --{option} has nothing to say')
+
+# %% ../../nbs/command/06_evaluation.ipynb #ffe70213
+def check_pictures(
+    contestant: Contestant,
+    found: Sequence[Contestant],
+    sets: Sequence[PromptSet],
+    config: SampleConfig,
+) -> None:
+    """Raises InputError if the pictures of another program are too few for the prompts that models
+    are to draw for; by their names alone, before any is read."""
+    if not contestant.pictures or not any(c.config for c in found):
+        return
+    from balanceddpo.models.picture_store import check_prompts
+
+    for prompt_set in sets:
+        check_prompts(contestant.pictures.source, prompt_set, config.images_per_prompt)
 
 # %% ../../nbs/command/06_evaluation.ipynb #1c521a94
 def contestants_and_sets(
@@ -317,6 +341,12 @@ def contestants_and_sets(
         )
     for c in found:
         check_drawn(c, sets)
+        check_pictures(c, found, sets, config)
+        if c.pictures and options.protocol == 'paired':
+            raise InputError(
+                f'the seeds of {c.name} are not known, so its images have no partners: compare the'
+                ' best or the mean of a prompt, not paired'
+            )
     if not any(c.config for c in found):
         refuse_settings_of_drawing(config, sets)
     return found, sets
@@ -329,15 +359,18 @@ def open_or_draw(
     from balanceddpo import pipeline
     from balanceddpo.models.image_store import open_images
 
-    models: dict[str, ImageStore | pipeline.Model] = {}
+    models: dict[str, ImageStore | pipeline.Model | Pictures] = {}
     for c in found:
         if c.images:
             models[c.name] = open_images(c.images)
+        elif c.pictures:
+            models[c.name] = c.pictures
         else:
             assert c.config  # one without images is drawn
             models[c.name] = pipeline.Model(c.name, c.config.model, c.config.lora)
-    if not sets:
+    if not sets and not any(c.pictures for c in found):
         return [(name, 'prompts', store) for name, store in models.items()]
+    sets = sets or [pipeline.own_prompts(models.values())]
     return pipeline.draw(models, sets, config, shows_progress())
 
 # %% ../../nbs/command/06_evaluation.ipynb #b94f7f22
@@ -353,6 +386,14 @@ def evaluate_plan(
     for config, prompt_set in to_draw:
         lines += sample_plan(config, prompt_set)
     lines += [f'take the images of {c.name} from {c.images}' for c in found if c.images]
+    lines += [
+        (
+            f'take the pictures of {c.name} from {c.pictures.place}: there are'
+            f' {amount(len(c.pictures.source))}, their prompts come from {c.pictures.source.how}'
+        )
+        for c in found
+        if c.pictures
+    ]
     n = sum(len(prompt_set) * config.images_per_prompt for config, prompt_set in to_draw)
     scorers = ', '.join(s.name for s in specs)
     comparisons = len(found) * (len(found) - 1) // 2
@@ -415,9 +456,16 @@ def _write_note(out: Path, options: EvaluateOptions, facts: dict, paths: Sequenc
     making = Making(
         command=shlex.join(['balanceddpo', *sys.argv[1:]]),
         parameters={'options': canonical(options), **facts},
-        seeds=sorted({inputs['seed'] for inputs in facts['images'].values()}),
+        seeds=sorted({i['seed'] for i in facts['images'].values() if 'seed' in i}),
     )
     write_provenance(out, making, outputs=paths)
+
+# %% ../../nbs/command/06_evaluation.ipynb #41a1b8a9
+def tell_prompts(found: Sequence[Contestant]) -> None:
+    "Print where the prompts of pictures from other programs come from."
+    for c in found:
+        if c.pictures:
+            print(f'{c.name}: prompts of {c.pictures.place} come from {c.pictures.source.how}')
 
 # %% ../../nbs/command/06_evaluation.ipynb #ad4687ca
 @verb(
@@ -443,6 +491,7 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     specs = scorer_specs(scorers_to_load(options.scorers, packaged), options.register)
     if options.dry_run:
         return show_plan(evaluate_plan(options, found, sets, specs))
+    tell_prompts(found)
     stores = open_or_draw(found, sets, config)
     refuse_unsound(count_unsound(stores), options.max_unsound)
     scorers = load_scorers(specs, config.device, options.scorer_dtype)

@@ -128,7 +128,7 @@ def _rows_of_group(
     first = 0
     for batch in file.iter_batches(64, row_groups=[group], columns=columns):
         here = between(numbers, first, first + len(batch))
-        yield from batch.take([n - first for n in here]).to_pylist()
+        yield from batch.take(pa.array([n - first for n in here], pa.int64())).to_pylist()
         first += len(batch)
         if not len(numbers) or first > numbers[-1]:
             return

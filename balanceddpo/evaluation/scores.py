@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.files import canonical, digest, first_difference
-from ..core.parallel import ahead_in_threads
 from ..core.seals import Damaged, read_sealed, write_sealed
 from ..core.stages import runs_root
 from .intervals import DEFAULT_BOOTSTRAP, Bootstrap, bootstrap_interval
@@ -80,10 +79,7 @@ def _images_with_text(
     store: ImageStore, images: pd.DataFrame, ids: Iterable[str]
 ) -> Iterator[tuple[str, Image, str]]:
     "(id, image, prompt) of the images of these rows of the store's index; read ahead in threads."
-    drawn = ahead_in_threads(
-        lambda row: store.image(row.prompt_id, row.image_index), images.itertuples()
-    )
-    for image_id, row, image in zip(ids, images.itertuples(), drawn):
+    for image_id, row, image in zip(ids, images.itertuples(), store.images(images)):
         yield image_id, image, row.prompt
 
 
@@ -93,7 +89,8 @@ def _refuse_infinite(scores: np.ndarray, scorer, store: ImageStore, images: pd.D
         return
     row = images.iloc[int(np.argmin(np.isfinite(scores)))]
     raise InputError(
-        f'scorer {scorer.name!r} gave no finite score for {store.folder / row.file}'
+        f'scorer {getattr(scorer, "told", scorer.name)!r} gave no finite score for'
+        f' {store.folder / row.file}'
         f' ({row.prompt!r}): look at the image and the scorer'
     )
 

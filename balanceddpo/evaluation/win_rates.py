@@ -22,12 +22,13 @@ from balanceddpo.evaluation.intervals import (
     rate_interval,
     wilson,
 )
+from ..models.image_store import ELSEWHERE
 
 # %% auto #0
 __all__ = ['score_table', 'win_rates', 'compare', 'mean_win_rates']
 
 # %% ../../nbs/evaluation/02_win_rates.ipynb #634b7f39
-# of a score table, beside one column for each scorer
+# of a score table, beside one column for each scorer; a seed below 0 is not known
 COLUMNS = ('model', 'prompt_set', 'prompt_id', 'image_index', 'seed', 'sampler', 'scorer_keys')
 
 
@@ -198,7 +199,8 @@ def _setting_differences(a: pd.DataFrame, b: pd.DataFrame, scorers: Sequence[str
     if x != y:
         yield f'the prompt sets are {x!r} and {y!r}'
     x, y = (json.loads(only_value(t, 'sampler')) for t in (a, b))
-    if found := first_difference(x, y):
+    known = ELSEWHERE['drawn'] not in (x.get('drawn'), y.get('drawn'))
+    if known and (found := first_difference(x, y)):
         yield 'the sampler setting {!r} is {!r} and {!r}'.format(*found)
     x, y = (json.loads(only_value(t, 'scorer_keys')) for t in (a, b))
     for k in scorers:
@@ -218,7 +220,8 @@ def _image_differences(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
             f'image {row.image_index} of prompt {row.prompt_id} is there for'
             f' {only_value(drawn, "model")} only'
         )
-    for row in both[both.seed_a != both.seed_b].itertuples():
+    known = (both.seed_a >= 0) & (both.seed_b >= 0)
+    for row in both[known & (both.seed_a != both.seed_b)].itertuples():
         yield (
             f'the seeds of prompt {row.prompt_id}, image {row.image_index} are {row.seed_a:.0f} and'
             f' {row.seed_b:.0f}'
@@ -240,6 +243,16 @@ def refuse_mismatch(a: pd.DataFrame, b: pd.DataFrame, scorers: Sequence[str] = (
     if difference := next(found, ''):
         names = f'{only_value(a, "model")} and {only_value(b, "model")}'
         raise InputError(f'{names} cannot be compared: {difference}')
+
+# %% ../../nbs/evaluation/02_win_rates.ipynb #efd0aaac
+def refuse_unknown_seeds(a: pd.DataFrame, b: pd.DataFrame, protocol: str) -> None:
+    "Raise InputError if images without known seeds are to be compared image by image."
+    for table in (a, b) if protocol == 'paired' else ():
+        if (table['seed'] < 0).any():
+            raise InputError(
+                f'the seeds of {only_value(table, "model")} are not known, so its images have no'
+                ' partners: compare the best or the mean of a prompt, not paired'
+            )
 
 # %% ../../nbs/evaluation/02_win_rates.ipynb #b744af83
 def comparison_names(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, str]:
@@ -266,6 +279,7 @@ def win_rates(
     'mean' | 'paired'; ties 'split' | 'drop' | 'loss' (the paper: 'best' with 'loss'). Raises
     InputError if the tables cannot be compared. Source: paper, Appendix X."""
     refuse_mismatch(a, b, scorers)
+    refuse_unknown_seeds(a, b, protocol)
     names, rows = comparison_names(a, b), []
     for k in scorers:
         sign = -1 if k in lower_is_better else 1
@@ -320,6 +334,7 @@ def mean_win_rates(
     rows = []
     for a, b in tables_of_pairs(scores, pairs):
         refuse_mismatch(a, b, scorers)
+        refuse_unknown_seeds(a, b, protocol)
         counted = [count_wins(score_grid(a, k), score_grid(b, k), protocol) for k in scorers]
         points, out_of = np.sum([tie_points(*c, ties) for c in counted], axis=0)
         each = sum(m for *_, m in counted)

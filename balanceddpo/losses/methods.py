@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ..core.errors import InputError, unknown
+from ..core.plugins import find_plugin
 from balanceddpo.losses.pair_losses import (
     capo,
     dmpo,
@@ -64,6 +65,7 @@ class Loss:
     noise: str = 'random'
     conventions: tuple[str, ...] = ('mean', 'sum')  # of the errors it makes sense with
     per_pair: bool = True  # a pair's loss does not depend on the other pairs of the batch
+    package: str = ''  # the installed package that offers it, and its version
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -215,6 +217,20 @@ LOSSES |= dict(
     ),
 )
 
+# %% ../../nbs/losses/04_methods.ipynb #8f368772
+def bring_in_loss(name: str) -> None:
+    """Put the loss of this name that an installed package offers into `LOSSES`, unless there is one
+    already. Raises InputError, with the package, if it fails or is no `Loss`."""
+    plugin = None if name in LOSSES else find_plugin('losses', name)
+    if plugin is None:
+        return
+    loss = plugin.load()
+    if not isinstance(loss, Loss):
+        raise InputError(
+            f'{plugin.told} is {type(loss).__name__}: a Loss (balanceddpo.losses.methods) is wanted'
+        )
+    LOSSES[name] = replace(loss, package=plugin.package)
+
 # %% ../../nbs/losses/04_methods.ipynb #f3c42253
 def _check_parameter(name: str, loss: Loss, key: str, value: object) -> None:
     "Raises InputError unless the loss `name` has a parameter `key` that may be `value`."
@@ -234,6 +250,7 @@ def choose_loss(name: str, convention: str = 'mean', **changes) -> Callable:
 
     Raises InputError with the reason: no such method or parameter, a value that makes no sense,
     the wrong convention."""
+    bring_in_loss(name)
     if name not in LOSSES:
         raise unknown('unknown method', name, LOSSES)
     loss = LOSSES[name]

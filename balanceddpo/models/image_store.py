@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from ..core.errors import InputError
 from ..core.files import digest, file_digest, read_json, staged
-from ..core.parallel import in_threads
+from ..core.parallel import ahead_in_threads, in_threads
 from ..core.seals import read_sealed
 from ..core.shard_notes import write_note
 from ..core.stages import check_hashes, read_manifest, verify_manifest
@@ -31,6 +31,8 @@ __all__ = ['image_file', 'ImageStore', 'open_images']
 
 # %% ../../nbs/models/12_image_store.ipynb #3b23c8db
 FLAGGED = 'balanceddpo:flagged'  # keyword of the text in a PNG that the safety checker has flagged
+# of pictures that no model of ours drew: among the inputs of their store, and in its index
+ELSEWHERE, UNKNOWN_SEED = {'drawn': 'elsewhere'}, -1
 
 
 def marked(image: Image.Image) -> Image.Image:
@@ -109,8 +111,14 @@ class ImageStore:
     def items(self) -> Iterator[tuple[str, Image.Image, str]]:
         """Yield (image id, PIL image, prompt) in the order of the index: what `scorers.score_items`
         takes."""
-        for row in self.index.itertuples():
-            yield row.sha256[:16], self.image(row.prompt_id, row.image_index), row.prompt
+        for row, image in zip(self.index.itertuples(), self.images(self.index)):
+            yield row.sha256[:16], image, row.prompt
+
+    def images(self, rows: pd.DataFrame) -> Iterator[Image.Image]:
+        "The images of these rows of the index, in their order; read ahead in threads."
+        return ahead_in_threads(
+            lambda row: self.image(row.prompt_id, row.image_index), rows.itertuples()
+        )
 
 # %% ../../nbs/models/12_image_store.ipynb #55920b39
 def open_images(folder: str | Path, verify: bool = True) -> ImageStore:

@@ -11,9 +11,11 @@ from .stages import (
     image_scores,
     label,
     made_once,
+    own_prompts,
     pair_scores,
     run_folder_of,
     sample,
+    score,
     train,
 )
 
@@ -29,5 +31,6 @@ __all__ = [
     'run_folder_of',
     'run_recipe',
     'sample',
+    'score',
     'train',
 ]

@@ -26,7 +26,7 @@ from ..core.stages import locked, read_manifest, runs_root
 from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
-from ..evaluation.scores import are_scored, score_images
+from ..evaluation.scores import Portions, are_scored, score_images
 from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..evaluation.win_rates import compare
 from ..models import sampling
@@ -47,7 +47,17 @@ from ..voting.config import LabelConfig
 from ..voting.labels import label_pairs, with_units, write_labels
 
 # %% auto #0
-__all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Evaluation', 'evaluate_images', 'evaluate']
+__all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Evaluation', 'evaluate_images', 'evaluate', 'score']
+
+# %% ../../nbs/pipeline/01_stages.ipynb #50344e69
+from ..data.prompted_pictures import PictureSource, holds_pictures
+from balanceddpo.models.picture_store import (
+    Pictures,
+    all_pictures,
+    fewest_pictures,
+    pictures_for,
+    shared_prompts,
+)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #c7f4d24c
 def made_once(*key) -> AbstractContextManager:
@@ -241,9 +251,43 @@ def image_scores(
     table.attrs['cut_texts'] = cut
     return table
 
+# %% ../../nbs/pipeline/01_stages.ipynb #a8071690
+Contestant = Model | ImageStore | Pictures
+
+
+def contestants(models: Mapping[str, str | Contestant]) -> dict[str, Contestant]:
+    "Each of `models` by its name; a text is a folder of pictures from elsewhere, or a model."
+    found: dict[str, Contestant] = {}
+    for name, model in models.items():
+        if isinstance(model, str) and model not in PACKAGED and holds_pictures(model):
+            model = Pictures(PictureSource.of(model))
+        found[name] = Model(name, model) if isinstance(model, str) else model
+    return found
+
+
+def own_prompts(found: Collection[Contestant]) -> PromptSet:
+    """The prompts of contestants that are all drawn already: those of the images of our models, or
+    those that all pictures from elsewhere share. Raises InputError if a model is to draw."""
+    if any(isinstance(model, Model) for model in found):
+        raise InputError('name the prompts to draw for')
+    for model in found:
+        if isinstance(model, ImageStore):
+            return PromptSet('prompts', tuple(dict.fromkeys(model.index.prompt)))
+    return shared_prompts([model for model in found if isinstance(model, Pictures)])
+
+
+def pictures_needed(found: Collection[Contestant], prompts: PromptSet, config: SampleConfig) -> int:
+    "How many pictures from elsewhere every prompt needs: as many as the other contestants have."
+    if any(isinstance(model, Model) for model in found):
+        return config.images_per_prompt
+    for model in found:
+        if isinstance(model, ImageStore):
+            return int(model.index.image_index.max()) + 1
+    return fewest_pictures([model for model in found if isinstance(model, Pictures)], prompts)
+
 # %% ../../nbs/pipeline/01_stages.ipynb #c56cd88c
 def draw(
-    models: Mapping[str, str | Model | ImageStore],
+    models: Mapping[str, str | Contestant],
     prompts: Sequence[PromptSet],
     config: SampleConfig,
     progress: bool = False,
@@ -251,20 +295,28 @@ def draw(
     """The images of each model, by its name, on each prompt set: drawn with `config`, or those that
     are there already.
 
-    A model that cannot be had is refused before hours are spent on drawing with the others."""
-    found = {
-        name: Model(name, model) if isinstance(model, str) else model
-        for name, model in models.items()
-    }
+    A model that cannot be had, or pictures that do not fit the prompts, are refused before hours
+    are spent on drawing with the others."""
+    found = contestants(models)
     for model in found.values():
         if isinstance(model, Model):
             check_drawing(model.folder, config.scheduler, config.steps)
+    there = {
+        (name, prompt_set.key): pictures_for(
+            model, prompt_set, pictures_needed(found.values(), prompt_set, config)
+        )
+        for prompt_set in prompts
+        for name, model in found.items()
+        if isinstance(model, Pictures)
+    }
     drawn = []
     for prompt_set in prompts:
         for name, model in found.items():
             if isinstance(model, Model):
                 own = replace(config, model=model.folder, lora=model.lora)
                 store = sample(own, prompt_set, progress=progress)
+            elif isinstance(model, Pictures):
+                store = there[name, prompt_set.key]
             else:
                 store = model
             drawn.append((name, prompt_set.name, store))
@@ -322,27 +374,57 @@ def loaded_scorers(
 
 # %% ../../nbs/pipeline/01_stages.ipynb #21414367
 def evaluate(
-    prompts: str | PromptSet | Sequence[str | PromptSet],
+    prompts: str | PromptSet | Sequence[str | PromptSet] | None = None,
     scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: SampleConfig | None = None,
     protocol: str = 'best',
     ties: str = 'split',
     progress: bool = False,
     max_unsound: float = 0.05,
-    **models: str | Model | ImageStore,
+    **models: str | Contestant,
 ) -> Evaluation:
     """Win rates of each of `models` over those named before it, on each set of `prompts`, by each
     scorer: what is missing is drawn with `config`, and scored.
 
-    A model is a pipeline folder, a Hub id, a packaged model, what `align` returns, or its images.
+    A model is a pipeline folder, a Hub id, a packaged model, what `align` returns, its images, or a
+    folder of pictures that another program has drawn. Without `prompts` folders are compared on
+    those that they share.
     `scorers`: by default the paper's four; with packaged models those of the icon world. `protocol`
     and `ties` as of `win_rates.compare`, `max_unsound` as of `evaluate_images`. Raises InputError
     for fewer than two models, or images that cannot be drawn, judged or compared."""
     config = config or SampleConfig()
     config.check()
+    found = contestants(models)
+    prompts = own_prompts(found.values()) if prompts is None else prompts
     sets = [prompts] if isinstance(prompts, (str, PromptSet)) else prompts
     sets = [s if isinstance(s, PromptSet) else read_prompts(s, limit=config.limit) for s in sets]
-    drawn = draw(models, sets, config, progress)
+    drawn = draw(found, sets, config, progress)
     packaged = any(m in PACKAGED for m in models.values() if isinstance(m, str))
     judges = loaded_scorers(scorers_to_load(scorers, packaged), config.device)
     return evaluate_images(drawn, judges, protocol, ties, progress, max_unsound)
+
+# %% ../../nbs/pipeline/01_stages.ipynb #be459262
+def score(
+    pictures: str | Path | Pictures,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+    device: str = 'auto',
+) -> DataFrame:
+    """The scores of pictures from anywhere: DataFrame, a row for each picture that can be decoded,
+    with its `file`, its `prompt` and a float32 column for each scorer (by default the paper's).
+
+    `pictures`: a file, a folder or a Parquet file that says its prompts itself, or `Pictures`.
+    `attrs['units']` has the published unit of each scorer. Raises InputError for pictures without
+    prompts, for none that can be decoded, and for a score that is not finite."""
+    if not isinstance(pictures, Pictures):
+        pictures = Pictures(PictureSource.of(pictures))
+    store, judges = all_pictures(pictures), loaded_scorers(scorers_to_load(scorers), device)
+    with made_once('scores', store.inputs):
+        table = score_images(store, judges, portions=Portions(batch_size), progress=progress)
+    tell_cut_texts(cut_texts(judges, list(store.index.prompt.unique())), 'prompts')
+    found = store.index[['file', 'prompt']].assign(
+        **{s.name: table[s.name].to_numpy() for s in judges}
+    )
+    found.attrs['units'] = published_units(judges)
+    return found

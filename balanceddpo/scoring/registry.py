@@ -9,12 +9,14 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..core.errors import InputError, unknown
 from ..core.files import asset, digest, read_json
+from ..core.plugins import blamed_on, find_plugin, names_offered
 from .encoders import load_encoder
 from balanceddpo.scoring.scorers import (
     USUAL_SPREAD,
@@ -92,11 +94,39 @@ def split_source(text: str) -> tuple[str, str | None]:
                 return text[:i], text[i + 1 :]
     return text, None
 
+# %% ../../nbs/scoring/05_registry.ipynb #57b34aa1
+def _build_of_package(build: Callable, package: str, spec: ScorerSpec, **where) -> Scorer:
+    "The scorer that `build` makes, with the package that it came from."
+    with blamed_on(f'the scorer {spec.name} (of the package {package})'):
+        scorer = build(spec, **where)
+    scorer.package = package
+    return scorer
+
+
+def is_registered(kind: str) -> bool:
+    """Whether a scorer is registered under this name; one that an installed package offers is
+    registered now. Raises InputError, with the package, if it fails."""
+    if kind in _REGISTERED or kind in PUBLISHED:
+        return kind in _REGISTERED
+    plugin = find_plugin('scorers', kind)
+    if plugin is None:
+        return False
+    made = plugin.load()
+    if not callable(made):
+        raise InputError(
+            f'{plugin.told} is {type(made).__name__}: a function (images, prompts) or a class is'
+            ' wanted'
+        )
+    if kind not in _REGISTERED:  # or it has registered itself
+        register_scorer(kind, plugin.package)(made)
+    _REGISTERED[kind] = partial(_build_of_package, _REGISTERED[kind], plugin.package)
+    return True
+
 # %% ../../nbs/scoring/05_registry.ipynb #339119ec
 def _refuse_unknown_kind(kind: str) -> None:
-    "Raises InputError for a kind of scorer that is neither published nor registered."
-    known = [*PUBLISHED, *_REGISTERED]
-    if kind not in known:
+    "Raises InputError for a kind of scorer that nobody has published, registered or installed."
+    if kind not in PUBLISHED and not is_registered(kind):
+        known = dict.fromkeys([*PUBLISHED, *_REGISTERED, *names_offered('scorers')])
         raise unknown('unknown scorer', kind, known, or_else='one that you register')
 
 
@@ -142,7 +172,8 @@ def _function_key(function, version: str) -> str:
 # %% ../../nbs/scoring/05_registry.ipynb #3da6263a
 def _class_scorer(cls, spec: ScorerSpec, version: str, device, dtype, batch_size) -> FunctionScorer:
     "The scorer that a class of one's own makes; `batch_size` is its own affair."
-    made, path = cls(spec.source, device, dtype), Path(spec.source).expanduser()
+    with blamed_on(f'the scorer {spec.name}'):
+        made, path = cls(spec.source, device, dtype), Path(spec.source).expanduser()
     if not callable(getattr(made, 'score', None)):
         raise InputError(f'{cls.__name__} is no scorer: it has no method score(images, prompts)')
     weights = source_digest(path) if spec.source and path.exists() else spec.source
@@ -225,7 +256,7 @@ def load_scorer(
     Raises InputError if the weights are not there, damaged, unsafe, or do not fit."""
     spec = parse_scorer(spec) if isinstance(spec, str) else spec
     kind = spec.kind or spec.name
-    if kind in _REGISTERED:
+    if is_registered(kind):
         return _REGISTERED[kind](spec, device=device, dtype=dtype, batch_size=batch_size)
     _refuse_unknown_kind(kind)
     source, beside = _weights_of(spec, kind)

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from ..core.errors import InputError
 from ..core.parallel import ahead_in_threads, batches
+from ..core.plugins import blamed_on
 from .encoders import Encoder
 from .pictures import ImageBatch, View, as_batch
 
@@ -61,6 +62,31 @@ def check_spread(name: str, scores: Iterable, ids: Iterable, usual: float = 0.0)
             stacklevel=3,
         )
 
+# %% ../../nbs/scoring/04_scorers.ipynb #ec09b78d
+def _kinds_in(measured: Any) -> str:
+    "In words, of what type a value is, and what is in it if it is a list."
+    if isinstance(measured, (list, tuple, np.ndarray)):
+        kinds = sorted({type(value).__name__ for value in measured})
+        return f'a {type(measured).__name__} of {" and ".join(kinds) or "nothing"}'
+    return type(measured).__name__
+
+
+def numbers_of(measured: Any, told: str, n: int) -> torch.Tensor:
+    """What a scorer gave for n images, float32 `[n]` on the CPU. Raises InputError, in which the
+    scorer is called as `told`, for anything but n numbers."""
+    try:
+        scores = torch.as_tensor(measured)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(
+            f'{told} gave {_kinds_in(measured)} for {n} images: give one number an image'
+        ) from e
+    scores = scores.detach().to('cpu', torch.float32)
+    if scores.shape != (n,):
+        raise InputError(
+            f'{told} gave the shape {list(scores.shape)} for {n} images: give one number an image'
+        )
+    return scores
+
 # %% ../../nbs/scoring/04_scorers.ipynb #e32250b1
 class BaseScorer(ABC):
     """A scorer whose subclass measures: `measure(batch, prompts)` gets an `ImageBatch` (a sequence
@@ -68,6 +94,7 @@ class BaseScorer(ABC):
 
     usual = 0.0  # the standard deviation to be expected over images
     unit = 1.0  # so many of its numbers make one of the published unit
+    package = ''  # the installed package that offers it, and its version; '' for any other
 
     def __init__(self, name: str, key: str):
         self.name, self.key = name, key
@@ -75,6 +102,11 @@ class BaseScorer(ABC):
     @abstractmethod
     def measure(self, batch: ImageBatch, prompts: list[str]) -> Any:
         "n numbers, one for each image and its prompt."
+
+    @property
+    def told(self) -> str:
+        "How it is called in errors: its name, and its package if it has one."
+        return f'{self.name} (of the package {self.package})' if self.package else self.name
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.name!r}, key={self.key!r})'
@@ -93,12 +125,7 @@ class BaseScorer(ABC):
             raise InputError(f'{self.name}: a prompt must be text, not {type(wrong[0]).__name__}')
         if not prompts:
             return torch.zeros(0)
-        scores = torch.as_tensor(self.measure(batch, prompts)).detach().to('cpu', torch.float32)
-        if scores.shape != (len(batch),):
-            raise InputError(
-                f'{self.name} gave the shape {list(scores.shape)} for {len(batch)} images: give one'
-                ' number an image'
-            )
+        scores = numbers_of(self.measure(batch, prompts), self.told, len(batch))
         if batch is not images:  # whoever makes the batches checks the whole
             check_spread(self.name, scores, batch.ids, self.usual)
         return scores
@@ -213,7 +240,7 @@ class AestheticScorer(BaseScorer):
 # %% ../../nbs/scoring/04_scorers.ipynb #a6340dff
 class FunctionScorer(BaseScorer):
     """A function `(images, prompts) -> n numbers` as a scorer; `images` is a sequence of PIL images
-    in RGB."""
+    in RGB. What the function raises is told in one line with its name."""
 
     encoder = None  # it looks through none
 
@@ -222,7 +249,8 @@ class FunctionScorer(BaseScorer):
         self.function = function
 
     def measure(self, batch: ImageBatch, prompts: list[str]) -> Any:
-        return self.function(batch, prompts)
+        with blamed_on(f'the scorer {self.told}'):
+            return self.function(batch, prompts)
 
 # %% ../../nbs/scoring/04_scorers.ipynb #bcc8d374
 def published_units(scorers: Iterable[Scorer]) -> dict[str, float]:

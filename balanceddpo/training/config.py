@@ -199,8 +199,9 @@ def check_values(config: TrainConfig) -> None:
 def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     "Name -> the values that a field with a fixed choice can have."
     from balanceddpo.losses.inversion import INVERSIONS
-    from balanceddpo.losses.methods import LOSSES
+    from balanceddpo.losses.methods import LOSSES, bring_in_loss
 
+    bring_in_loss(config.method)
     choices = {
         name: get_args(hint)
         for name, hint in get_type_hints(type(config)).items()

@@ -29,6 +29,7 @@ from ..core.numerics import numeric_path
 from ..core.ranks import check_same_disk, check_same_inputs, told_by_first
 from ..core.sharding import held_as, whole
 from ..core.stages import locked, open_stage
+from ..losses.methods import LOSSES
 from ..models.families import part_digests
 from ..models.family import Family
 from ..models.folders import local_folder
@@ -100,6 +101,7 @@ def label_inputs(pairs: LabelledPairs) -> dict:
 def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
     "Everything that the trained weights depend on; `folder` is the base model's."
     settings = asdict(with_targets(config, folder))
+    package = LOSSES[config.method].package
     return {
         'revision': TRAINING,
         'numerics': numeric_path(config.device, config.precision),
@@ -107,6 +109,7 @@ def run_inputs(config: TrainConfig, pairs: LabelledPairs, folder: Path) -> dict:
         'base': part_digests(folder, ('denoiser', 'scheduler')),
         'pairs': pairs.encoded.key,
         **label_inputs(pairs),
+        **({'package': package} if package else {}),  # a loss that is not ours
     }
 
 # %% ../../nbs/training/05_resume.ipynb #5b1fad3a

@@ -13,27 +13,30 @@ from ..core.errors import InputError
 # %% auto #0
 __all__ = ['LabelConfig']
 
+# %% ../../nbs/voting/01_config.ipynb #a455456a
+LabelMethod = Literal[
+    'human',
+    'single',
+    'random',
+    'sum_scores',
+    'sum_logits',
+    'sum_losses',
+    'zscore',
+    'minmax',
+    'majority',
+    'margin',
+    'confidence',
+    'smoothed',
+    'given',
+]
+
 # %% ../../nbs/voting/01_config.ipynb #7bc7c51e
 @dataclass(frozen=True)
 class LabelConfig:
     "How scores become labels. Raises InputError for a setting that contradicts itself."
 
-    # how the label is made; given: by other code
-    method: Literal[
-        'human',
-        'single',
-        'random',
-        'sum_scores',
-        'sum_logits',
-        'sum_losses',
-        'zscore',
-        'minmax',
-        'majority',
-        'margin',
-        'confidence',
-        'smoothed',
-        'given',
-    ] = 'majority'
+    # how the label is made; given: by other code; or a name that an installed package offers
+    method: LabelMethod | str = 'majority'
     scorer: str | None = None  # the scorer of methods single and smoothed
     # what a tied vote, or a human tie, becomes
     ties: Literal['drop', 'human', 'first', 'margin'] = 'drop'

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pandas import DataFrame
 
 from ..core.errors import InputError, unknown
 from ..core.files import canonical
+from ..core.plugins import Plugin, blamed_on, find_plugin
 from ..core.seals import read_sealed, write_sealed
 from .config import MAJORITY, LabelConfig
 from balanceddpo.voting.votes import (
@@ -274,6 +276,44 @@ def smoothed_labels(ballot: Ballot, config: LabelConfig) -> ndarray:
     "SmPO's smoothed preferences of `config.scorer`."
     return smoothed_weights(ballot.scores[:, :, _scorer_index(ballot, config)], config.limits)
 
+# %% ../../nbs/voting/03_labels.ipynb #9af34a25
+def _by_plugin(plugin: Plugin, made: Callable, ballot: Ballot, config: LabelConfig) -> ndarray:
+    with blamed_on(plugin.told):
+        return made(ballot, config)
+
+
+def labeller_named(method: str) -> Callable:
+    """The function `(ballot, config) -> weights [n, 2]` of a method: a row of `LABELLERS`, to which
+    one that an installed package offers is added now. Raises InputError for an unknown name."""
+    if method not in LABELLERS and (plugin := find_plugin('labels', method)):
+        made = plugin.load()
+        if not callable(made):
+            raise InputError(
+                f'{plugin.told} is {type(made).__name__}: a function (ballot, config) is wanted'
+            )
+        LABELLERS[method] = partial(_by_plugin, plugin, made)
+    if method not in LABELLERS:
+        raise InputError(f'unknown way to label {method!r}: use one of {", ".join(LABELLERS)}')
+    return LABELLERS[method]
+
+
+def weights_of(ballot: Ballot, config: LabelConfig) -> ndarray:
+    """The weights float32 `[n, 2]` of a ballot, by the method of a `LabelConfig`. Raises InputError
+    if its function gives anything else."""
+    w = labeller_named(config.method)(ballot, config)
+    try:
+        w = np.asarray(w, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(
+            f'the way to label {config.method!r} gave {type(w).__name__}: give weights [n, 2]'
+        ) from None
+    if w.shape != (len(ballot.pair_ids), 2) or not np.isfinite(w).all():
+        raise InputError(
+            f'the way to label {config.method!r} gave the shape {list(w.shape)}, or numbers that'
+            f' are not finite, for {len(ballot.pair_ids)} pairs: give finite weights [n, 2]'
+        )
+    return w
+
 # %% ../../nbs/voting/03_labels.ipynb #178616f0
 def check_voters(config: LabelConfig, names: Sequence[str]) -> None:
     """Raises InputError if scorers of these names cannot make the labels of a `LabelConfig`: it
@@ -282,6 +322,7 @@ def check_voters(config: LabelConfig, names: Sequence[str]) -> None:
         raise InputError(
             'labels of method given are made by other code: there is nothing to vote on'
         )
+    labeller_named(config.method)
     if not names and config.method != 'human':
         raise InputError(f'method {config.method} needs scorers, and there are none')
     if config.method == 'confidence' and len(names) < 3:
@@ -322,7 +363,7 @@ def label_pairs(table: DataFrame, config: LabelConfig = MAJORITY) -> DataFrame:
     check_voters(config, ballot.scorers)
     tell_abstentions(ballot, config)
     v = votes(ballot.scores)
-    w = LABELLERS[config.method](ballot, config)
+    w = weights_of(ballot, config)
     columns = {'pair_id': ballot.pair_ids.astype(str)}
     for k, name in enumerate(ballot.scorers):
         columns[f'vote_{name}'] = v[:, k]

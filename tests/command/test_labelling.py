@@ -149,5 +149,6 @@ def test_a_scorer_that_ends_the_program_is_told_and_leaves_no_labels(world, tmp_
     )
     out = tmp_path / 'labels.parquet'
     words = label_words(world, '--register', tmp_path / 'mine.py', '--scorers', 'leaves')
-    assert 'label was ended from within (sys.exit, code 0)' in run(*words, '--out', out, code=2)
+    said = run(*words, '--out', out, code=2)
+    assert f'the scorer leaves failed ({tmp_path}/mine.py, line 5): it ends the program' in said
     assert not out.exists()

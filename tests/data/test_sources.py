@@ -606,3 +606,15 @@ def test_what_cannot_be_counted(tmp_path):
     assert 'no such file' in refused(count_rows, tmp_path / 'gone.parquet')
     table(tmp_path / 'x.parquet', words=['x'], jpg_0=[plain(1)], jpg_1=[plain(2)])
     assert "no column 'caption'" in refused(count_rows, tmp_path / 'x.parquet')
+
+
+def test_a_share_of_a_large_row_group_is_read(tmp_path):
+    "Of a row group of more than 64 rows some batches hold none of the rows that are wanted."
+    write_pairs(some_pairs(200), tmp_path / 'small.parquet')
+    pq.write_table(pq.read_table(tmp_path / 'small.parquet'), tmp_path / 'large.parquet')
+    small, large = (
+        ids_of(PairSource(str(tmp_path / f'{name}.parquet'), share=0.01))
+        for name in ('small', 'large')
+    )
+    assert small == large
+    assert 0 < len(small) < 10

@@ -47,8 +47,8 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.exporting command.studies command.completion command.doctor'
-    ' core.config_files core.devices core.hub cli'
+    ' command.evaluation command.exporting command.scoring command.studies command.completion'
+    ' command.doctor core.config_files core.devices core.hub core.plugins cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'
