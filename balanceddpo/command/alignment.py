@@ -184,6 +184,16 @@ def rehearse(
         sep='\n  ',
     )
 
+# %% ../../nbs/command/05_alignment.ipynb #7cb3314a
+def end_alignment(options: AlignOptions, config: TrainConfig, model: Model) -> None:
+    "Say where the result is, write and push it as asked, and say what comes next."
+    place = Path(model.lora).parent if model.lora else Path(model.folder)
+    print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
+    if is_first_process():
+        write_forms(options.export_to, model, place)
+    end_push(options, place)
+    show_next_of_model(config, place)
+
 # %% ../../nbs/command/05_alignment.ipynb #8206e29a
 @verb(
     'align',
@@ -221,12 +231,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
         return rehearse(recipe, config, pairs, prompts, scorers, around)
     begin_push(options)
     model = pipeline.run_recipe(recipe, config, pairs, prompts, scorers, around, options.out)
-    place = Path(model.lora).parent if model.lora else Path(model.folder)
-    print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
-    if is_first_process():
-        write_forms(options.export_to, model, place)
-    end_push(options, place)
-    show_next_of_model(config, place)
+    end_alignment(options, config, model)
 
 # %% ../../nbs/command/05_alignment.ipynb #eb14e69c
 @dataclass(frozen=True)

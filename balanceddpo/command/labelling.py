@@ -31,6 +31,7 @@ from ..core.stages import runs_root
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from balanceddpo.data.pairs import PairReport
     from balanceddpo.data.sources import PairSource
     from balanceddpo.scoring.registry import ScorerSpec
     from balanceddpo.voting.config import LabelConfig
@@ -196,7 +197,7 @@ def tell_implied_scorers(options: LabelOptions, config: LabelConfig) -> None:
             ' (--scorers names others)'
         )
 
-
+# %% ../../nbs/command/03_labelling.ipynb #42554875
 def show_labels(labels: DataFrame, config: LabelConfig, out: Path) -> None:
     "Print how the votes went."
     from balanceddpo.voting.agreement import agreement, tie_report
@@ -242,6 +243,25 @@ def show_next_of_label(options: LabelOptions, config: LabelConfig, out: Path) ->
     place = ['--out', out.with_name('encoded')] if options.out else []
     show_next('encode', '--pairs', options.pairs, *words, *place)
 
+# %% ../../nbs/command/03_labelling.ipynb #3f350b10
+def tell_report(report: PairReport, out: Path) -> None:
+    "Print what became of the rows, and list beside the labels those that were left out."
+    if report.rows:
+        print(report)
+    if report.reasons and is_first_process():
+        left_out = out.with_name(out.name + '.left_out.jsonl')
+        print('rows that were left out, and why:', report.save(left_out))
+
+
+def write_for_others(
+    pairs: PairSource, labels: DataFrame, out: Path, undecided: Literal['drop', 'keep']
+) -> None:
+    "Write the pairs with their labels in the form of other trainers."
+    from balanceddpo.voting.pair_files import write_labelled_pairs
+
+    told = write_labelled_pairs(pairs.read(), labels, out, undecided)
+    print(f'{told}\npairs: {out}')
+
 # %% ../../nbs/command/03_labelling.ipynb #fc04161e
 @verb(
     'label',
@@ -255,7 +275,7 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
     from balanceddpo import pipeline
     from balanceddpo.data.pairs import PairReport
     from balanceddpo.scoring.registry import load_scorers
-    from balanceddpo.voting.pair_files import check_pair_file, write_labelled_pairs
+    from balanceddpo.voting.pair_files import check_pair_file
 
     specs, config = specs_and_config(options, config)
     out = labels_file(options, config)
@@ -276,13 +296,8 @@ def label(options: LabelOptions, config: LabelConfig) -> None:
         progress=shows_progress(),
         report=report,
     )
-    if report.rows:
-        print(report)
-    if report.reasons and is_first_process():
-        left_out = out.with_name(out.name + '.left_out.jsonl')
-        print('rows that were left out, and why:', report.save(left_out))
+    tell_report(report, out)
     show_labels(labels, config, out)
     if options.write_pairs and is_first_process():
-        told = write_labelled_pairs(pairs.read(), labels, options.write_pairs, options.undecided)
-        print(f'{told}\npairs: {options.write_pairs}')
+        write_for_others(pairs, labels, options.write_pairs, options.undecided)
     show_next_of_label(options, config, out)

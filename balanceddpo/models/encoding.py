@@ -31,6 +31,16 @@ from ..core.shares import Share, launched_share, make_stage, make_together
 from ..core.stages import Stage, check_hashes, open_stage, read_manifest
 from ..data.pairs import Pair, PairReport, number_ratings
 from ..data.sources import PairSource
+from .config import LATENT_SETTINGS, EncodeConfig
+from .families import part_digests
+from .family import Family
+from .pair_images import encode_unit
+from ..scoring.scorers import tell_cut_texts
+
+# %% auto #0
+__all__ = ['EncodedPairs', 'encode_pairs']
+
+# %% ../../nbs/models/10_encoding.ipynb #87e1d5c2
 from balanceddpo.data.units import (
     Others,
     Unit,
@@ -42,14 +52,6 @@ from balanceddpo.data.units import (
     shards_of,
     units_of,
 )
-from .config import LATENT_SETTINGS, EncodeConfig
-from .families import part_digests
-from .family import Family
-from .pair_images import encode_unit
-from ..scoring.scorers import tell_cut_texts
-
-# %% auto #0
-__all__ = ['EncodedPairs', 'encode_pairs']
 
 # %% ../../nbs/models/10_encoding.ipynb #614c3b0c
 # part of every key: to be raised when the same settings give other latents or embeddings

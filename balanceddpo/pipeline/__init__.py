@@ -18,11 +18,13 @@ from .stages import (
     score,
     train,
 )
+from .trials import Trial, tell_trial, try_recipe
 
 # what a user of the package calls; the rest serves the command line and the studies
 __all__ = [
     'Evaluation',
     'Model',
+    'Trial',
     'align',
     'encode',
     'evaluate',
@@ -32,5 +34,7 @@ __all__ = [
     'run_recipe',
     'sample',
     'score',
+    'tell_trial',
     'train',
+    'try_recipe',
 ]

@@ -40,7 +40,7 @@ from ..voting.group_rules import GROUP_RULES
 from ..voting.labels import check_voters
 
 # %% auto #0
-__all__ = ['Trial', 'duration', 'pairs_needed', 'tell_trial', 'try_recipe']
+__all__ = ['Trial', 'tell_trial', 'try_recipe']
 
 # %% ../../nbs/pipeline/04_trials.ipynb #5feab6fa
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Trial:
     memory: int  # bytes at most: of the GPU, or of this process
     drawing: float = 0.0  # seconds a group of images, for a method that makes its pairs
 
-
+# %% ../../nbs/pipeline/04_trials.ipynb #bb1ed330
 def duration(seconds: float) -> str:
     "Seconds in the unit that fits."
     for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
@@ -75,7 +75,7 @@ def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) 
         return labelled, labelled
     return labelled, min(visits, round(labelled * trial.decided))
 
-
+# %% ../../nbs/pipeline/04_trials.ipynb #2cbfc0bf
 def tell_trial(
     trial: Trial, settings: TrainConfig, count: int | None, all_pairs: bool = False
 ) -> list[str]:
