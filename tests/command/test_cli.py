@@ -36,7 +36,7 @@ LIGHT = """
     cli command core core.engines core.errors core.files core.jobs core.parallel core.processes
     core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.studies command.verification
+    command.evaluation command.scoring command.studies command.verification
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
     recipes recipes.config
 """.split()
@@ -115,7 +115,9 @@ def test_four_commands_from_parquet_to_win_rates_of_a_lora(world, tmp_path, run)
 
 
 def test_an_unknown_verb_is_told_the_others_in_their_order(refused):
-    others = 'align, methods, label, encode, train, sample, evaluate, reproduce, icons, verify'
+    others = (
+        'align, methods, score, label, encode, train, sample, evaluate, reproduce, icons, verify'
+    )
     assert f"unknown verb 'lable': use {others}" in refused('lable')
 
 
