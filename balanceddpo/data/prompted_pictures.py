@@ -45,7 +45,8 @@ def pictures_below(folder: Path) -> dict[str, Path]:
         folders[:] = [name for name in folders if not name.startswith('.')]
         for name in files:
             path = Path(here, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith('.'):
+            is_file = path.is_file() or not path.exists()  # a link that leads nowhere is told later
+            if path.suffix.lower() in SUFFIXES and not name.startswith('.') and is_file:
                 found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))
 
@@ -60,6 +61,15 @@ def holds_pictures(source: str | Path) -> bool:
     if not path.is_dir() or any((path / name).is_file() for name in ours):
         return False
     return bool(pictures_below(path))
+
+
+def _state_of(path: Path) -> list:
+    "What changes when a file is moved or written to."
+    try:
+        s = path.stat()
+    except OSError:  # it cannot be read either
+        return [str(path.absolute())]
+    return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
 
 def _read_cell(path: Path) -> Cell:
@@ -85,10 +95,7 @@ class PictureFiles:
     @property
     def state(self) -> str:
         "16 hex characters that change when a file is moved or written to."
-        stats = [(path.absolute(), path.stat()) for path in self.files.values()]
-        return digest(
-            [[str(p), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for p, s in stats]
-        )
+        return digest([_state_of(path) for path in self.files.values()])
 
     def cells(self, numbers: Sequence[int]) -> Iterator[Cell]:
         "The pictures with these ascending numbers, one at a time."
@@ -313,7 +320,7 @@ def _refuse_lacking(found: Found, prompts: Sequence, how: str) -> None:
     if lacking:
         raise InputError(
             f'{found.place}: prompts come from {how}, and {len(lacking)} of {len(prompts)} pictures'
-            f' have none, or one that is too long: the first is {lacking[0]}'
+            f' have none, or one that is too long: the first is {lacking[0]!r}'
         )
 
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from ..core.errors import InputError, unknown
-from ..core.plugins import find_plugin
+from ..core.plugins import Plugin, blamed_on, find_plugin
+from .outputs import Outputs
 from balanceddpo.losses.pair_losses import (
     capo,
     dmpo,
@@ -218,6 +221,19 @@ LOSSES |= dict(
 )
 
 # %% ../../nbs/losses/04_methods.ipynb #8f368772
+def _by_plugin(plugin: Plugin, function: Callable, outputs: Outputs, **parameters) -> tuple:
+    """What the function of a plug-in gives. Raises InputError, with the package, if it fails or
+    gives anything but a loss and a logit for each pair."""
+    with blamed_on(plugin.told):
+        losses, logits = function(outputs, **parameters)
+    n = len(outputs.weights)
+    for what, given in (('losses', losses), ('logits', logits)):
+        if not isinstance(given, Tensor) or tuple(given.shape) != (n,):
+            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise InputError(f'{plugin.told} gave {what} {shape} for {n} pairs: give tensors [n]')
+    return losses, logits
+
+
 def bring_in_loss(name: str) -> None:
     """Put the loss of this name that an installed package offers into `LOSSES`, unless there is one
     already. Raises InputError, with the package, if it fails or is no `Loss`."""
@@ -229,7 +245,8 @@ def bring_in_loss(name: str) -> None:
         raise InputError(
             f'{plugin.told} is {type(loss).__name__}: a Loss (balanceddpo.losses.methods) is wanted'
         )
-    LOSSES[name] = replace(loss, package=plugin.package)
+    function = partial(_by_plugin, plugin, loss.function)
+    LOSSES[name] = replace(loss, function=function, package=plugin.package)
 
 # %% ../../nbs/losses/04_methods.ipynb #f3c42253
 def _check_parameter(name: str, loss: Loss, key: str, value: object) -> None:

@@ -88,7 +88,7 @@ class PictureStore(ImageStore):
         source = self.pictures.source.found.cells(list(rows.number))
         for row, cell in zip(rows.itertuples(), source):
             if isinstance(cell, InputError) or sha256(cell).hexdigest() != row.sha256:
-                raise InputError(f'{row.file} in {self.folder} has changed: run this again')
+                raise InputError(f'{row.file!r} in {self.folder} has changed: run this again')
             yield cell
 
 # %% ../../nbs/models/16_picture_store.ipynb #b3e99504
@@ -169,7 +169,7 @@ class Pictures:
             first = self.index.iloc[0]
             raise InputError(
                 f'{self.place}: none of {len(self.index)} pictures can be decoded; the first,'
-                f' {first.file}: {first.reason}'
+                f' {first.file!r}: {first.reason}'
             )
         return rows.assign(image_index=rows.groupby('prompt_id').cumcount())
 
@@ -216,7 +216,7 @@ def pictures_for(pictures: Pictures, prompts: PromptSet, need: int) -> PictureSt
     if more := known.sum() - len(kept):
         told.append(f'{more} are more than the {need} of a prompt that are compared')
     if len(bad):
-        told.append(f'{len(bad)} cannot be decoded, the first is {bad.file.iloc[0]}')
+        told.append(f'{len(bad)} cannot be decoded, the first is {bad.file.iloc[0]!r}')
     if told:
         warnings.warn(f'{pictures.place}: pictures are left out: {"; ".join(told)}', stacklevel=2)
     kept = kept.assign(prompt=kept.prompt.map(texts))

@@ -36,8 +36,8 @@ LIGHT = """
     cli command core core.commands core.config_files core.devices core.engines core.errors
     core.files core.jobs core.parallel core.processes core.publishing core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.exporting command.inspection command.studies command.verification
-    command.doctor command.completion
+    command.evaluation command.exporting command.inspection command.scoring command.studies
+    command.verification command.doctor command.completion
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
     recipes recipes.config
 """.split()

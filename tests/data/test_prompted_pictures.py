@@ -99,7 +99,7 @@ def refused(folder, **options):
 def test_ways_are_not_mixed(folder):
     (folder / 'a_cat.txt').write_text('one')
     assert 'the .txt beside each picture, and 2 of 3 pictures have none' in refused(folder)
-    assert 'the first is b_cat_2.png' in refused(folder)
+    assert "the first is 'b_cat_2.png'" in refused(folder)
     (folder / 'metadata.jsonl').write_text(json.dumps(dict(file_name='a_cat.jpeg', text='x')))
     assert 'the metadata in the folder, and 2 of 3 pictures' in refused(folder)
 
