@@ -27,7 +27,7 @@ from balanceddpo.command import (  # noqa: F401
 from .command.options import VERBS, parse, split_values
 from .command.plans import shows_progress
 from .core.commands import running
-from .core.engines import run_on
+from .core.engines import ENGINE_FIELDS, run_on, words_without
 from .core.errors import InputError, first_line, reason_of
 from .core.files import no_room_in, package_folder, refuse_url
 from .core.processes import ProcessFailed
@@ -87,7 +87,7 @@ def dispatch(argv: Sequence[str]) -> None:
         options, settings = parse(VERBS[argv[0]], argv[1:])
         if getattr(options, 'out', None):
             check_place(options.out)
-        with running(argv):
+        with running(words_without(argv, ENGINE_FIELDS)):
             run_on(options, argv, partial(run_verb, argv[0], options, settings))
 
 

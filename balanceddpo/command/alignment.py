@@ -23,7 +23,7 @@ from balanceddpo.command.plans import (
 )
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
-from ..core.hub import HubOptions, begin_push, check_push, end_push
+from ..core.hub import HubOptions, begin_push, check_push, end_push, plan_of_push
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
 
@@ -103,6 +103,7 @@ def align_plan(
         *plan_of_steps(config, n or visits),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
+        *plan_of_push(options, 'the result'),
     ]
 
 # %% ../../nbs/command/05_alignment.ipynb #8206e29a

@@ -14,7 +14,7 @@ from .options import verb
 from .plans import show_plan
 from ..core.errors import InputError
 from ..core.files import content_files
-from ..core.hub import HubOptions, check_push, push
+from ..core.hub import HubOptions, check_push, plan_of_push, push
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -193,10 +193,7 @@ def export_plan(options: ExportOptions, found: Exported, place: Path) -> list[st
     "What `export` would do."
     named = ' + '.join(str(part) for part in (found.base, found.lora) if part)
     lines = [] if options.to == 'itself' else [f'write {named} as {options.to} to {place}']
-    if options.push_to_hub:
-        who_sees = 'public' if options.public else 'private'
-        lines.append(f'push {place} to {options.push_to_hub} on the Hub, {who_sees}')
-    return lines
+    return [*lines, *plan_of_push(options, place)]
 
 
 @verb(

@@ -119,6 +119,13 @@ def push(place: str | Path, name: str, public: bool = False, api: HfApi | None =
     return url
 
 # %% ../../nbs/core/20_hub.ipynb #e9371d42
+def plan_of_push(options: HubOptions, place: object) -> list[str]:
+    "What a dry run says of the push of what lies at `place`; nothing if none is asked for."
+    who_sees = 'public' if options.public else 'private'
+    pushed = f'push {place} to {options.push_to_hub} on the Hub, {who_sees}'
+    return [pushed] if options.push_to_hub else []
+
+
 def begin_push(options: HubOptions) -> None:
     "Open the repository that the result will be pushed to, if one is named. Errors as of `push`."
     if options.push_to_hub and is_first_process():
