@@ -3234,6 +3234,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'balanceddpo/training/batches.py')},
             'balanceddpo.training.card': { 'balanceddpo.training.card._before_use': ( 'training/card.html#_before_use',
                                                                                       'balanceddpo/training/card.py'),
+                                           'balanceddpo.training.card._eval_result': ( 'training/card.html#_eval_result',
+                                                                                       'balanceddpo/training/card.py'),
                                            'balanceddpo.training.card.as_text': ( 'training/card.html#as_text',
                                                                                   'balanceddpo/training/card.py'),
                                            'balanceddpo.training.card.base_name': ( 'training/card.html#base_name',

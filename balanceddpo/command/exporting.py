@@ -178,9 +178,12 @@ def check_options(options: ExportOptions, place: Path) -> None:
 def model_to_export(options: ExportOptions, place: Path) -> Exported:
     "The model that is meant. Raises InputError if it is not there, or cannot be exported so."
     from balanceddpo.models.exporting import check_export, find_model
+    from balanceddpo.training.card import parsed_card
 
     if options.to != 'itself':
-        return check_export(options.model, options.to, place)
+        found = check_export(options.model, options.to, place)
+        parsed_card(_card_in(found.folder))  # before hours of work, not after
+        return found
     found = find_model(options.model)
     if not place.exists():
         raise InputError(
