@@ -38,7 +38,7 @@ from balanceddpo.command.options import (
 )
 from .command.plans import shows_progress
 from .core.commands import running
-from .core.engines import run_on
+from .core.engines import ENGINE_FIELDS, run_on, words_without
 from .core.errors import InputError, first_line, reason_of, unknown
 from .core.files import no_room_in, package_folder, refuse_url
 from .core.processes import ProcessFailed
@@ -114,7 +114,7 @@ def call_verb(verb: Verb, words: Sequence[str]) -> None:
     if getattr(options, 'out', None):
         check_place(options.out)
     alone = words_of_all(verb, words, asked)
-    with running(alone):
+    with running(words_without(alone, ENGINE_FIELDS)):
         run_on(options, alone, partial(run_verb, verb.name, options, settings))
 
 # %% ../nbs/cli.ipynb #d474aef6

@@ -25,7 +25,13 @@ from balanceddpo.command.plans import (
 from .training import show_next_of_model
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
-from ..core.publishing import HubOptions, begin_push, check_push, end_push
+from balanceddpo.core.publishing import (
+    HubOptions,
+    begin_push,
+    check_push,
+    end_push,
+    plan_of_push,
+)
 from ..core.shares import is_first_process
 from ..core.stages import runs_root
 from ..recipes.config import AlignConfig
@@ -140,6 +146,7 @@ def align_plan(
         *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
+        *plan_of_push(options, 'the result'),
     ]
 
 # %% ../../nbs/command/05_alignment.ipynb #69c2b291

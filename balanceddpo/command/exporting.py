@@ -14,7 +14,7 @@ from .options import verb
 from .plans import show_plan
 from ..core.errors import InputError
 from ..core.files import content_files
-from ..core.publishing import HubOptions, check_push, push
+from ..core.publishing import HubOptions, check_push, plan_of_push, push
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -178,9 +178,12 @@ def check_options(options: ExportOptions, place: Path) -> None:
 def model_to_export(options: ExportOptions, place: Path) -> Exported:
     "The model that is meant. Raises InputError if it is not there, or cannot be exported so."
     from balanceddpo.models.exporting import check_export, find_model
+    from balanceddpo.training.card import parsed_card
 
     if options.to != 'itself':
-        return check_export(options.model, options.to, place)
+        found = check_export(options.model, options.to, place)
+        parsed_card(_card_in(found.folder))  # before hours of work, not after
+        return found
     found = find_model(options.model)
     if not place.exists():
         raise InputError(
@@ -193,10 +196,7 @@ def export_plan(options: ExportOptions, found: Exported, place: Path) -> list[st
     "What `export` would do."
     named = ' + '.join(str(part) for part in (found.base, found.lora) if part)
     lines = [] if options.to == 'itself' else [f'write {named} as {options.to} to {place}']
-    if options.push_to_hub:
-        who_sees = 'public' if options.public else 'private'
-        lines.append(f'push {place} to {options.push_to_hub} on the Hub, {who_sees}')
-    return lines
+    return [*lines, *plan_of_push(options, place)]
 
 
 @verb(

@@ -28,7 +28,13 @@ from balanceddpo.command.plans import (
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import read_json
-from ..core.publishing import HubOptions, begin_push, check_push, end_push
+from balanceddpo.core.publishing import (
+    HubOptions,
+    begin_push,
+    check_push,
+    end_push,
+    plan_of_push,
+)
 from ..core.stages import runs_root
 
 if TYPE_CHECKING:
@@ -234,6 +240,7 @@ def train_plan(
         *plan_of_steps(config, counts['trained on']),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
+        *plan_of_push(options, 'the result'),
     ]
 
 # %% ../../nbs/command/04_training.ipynb #6c73f1bb

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import InputError, reason_of
+from .errors import InputError
 from .shares import is_first_process
 
 if TYPE_CHECKING:
@@ -57,14 +57,15 @@ def check_push(name: str | None, public: bool = False) -> None:
         )
 
 # %% ../../nbs/core/22_publishing.ipynb #46f08b53
-def without_token(text: str, api: HfApi) -> str:
-    "What an error says, without the token if a library should tell it."
+def without_token(error: Exception, api: HfApi) -> str:
+    "An error in one short line, without the token if a library should tell it."
     from huggingface_hub import get_token
 
+    text = ' '.join(str(error).split())
     for token in (api.token, get_token()):
         if isinstance(token, str) and token:
             text = text.replace(token, '(token)')
-    return text
+    return f'{type(error).__name__}: {text:.200}'
 
 
 def open_repository(name: str, public: bool = False, api: HfApi | None = None) -> str:
@@ -77,7 +78,7 @@ def open_repository(name: str, public: bool = False, api: HfApi | None = None) -
         url = str(api.create_repo(name, private=not public, exist_ok=True))
         is_private = api.repo_info(name).private
     except Exception as e:  # errors of the network have no common class
-        reason = without_token(reason_of(e), api)
+        reason = without_token(e, api)
         raise InputError(f'{name} could not be opened on the Hub ({reason})') from None
     if not public and is_private is False:
         raise InputError(f'{name} is public: add --public to push to it, or name another one')
@@ -112,13 +113,20 @@ def push(place: str | Path, name: str, public: bool = False, api: HfApi | None =
                 commit_message=says,
             )
     except Exception as e:
-        reason = without_token(reason_of(e), api)
+        reason = without_token(e, api)
         raise InputError(
             f'the push to {name} was cut off ({reason}); the same again goes on'
         ) from None
     return url
 
 # %% ../../nbs/core/22_publishing.ipynb #e9371d42
+def plan_of_push(options: HubOptions, place: object) -> list[str]:
+    "What a dry run says of the push of what lies at `place`; nothing if none is asked for."
+    who_sees = 'public' if options.public else 'private'
+    pushed = f'push {place} to {options.push_to_hub} on the Hub, {who_sees}'
+    return [pushed] if options.push_to_hub else []
+
+
 def begin_push(options: HubOptions) -> None:
     "Open the repository that the result will be pushed to, if one is named. Errors as of `push`."
     if options.push_to_hub and is_first_process():

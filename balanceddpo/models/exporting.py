@@ -83,6 +83,11 @@ def base_of(folder: Path) -> str | None:
     return name if known else None
 
 # %% ../../nbs/models/15_exporting.ipynb #6d5cab16
+def _as_folder(place: Path) -> str:
+    "The text of a folder's place, which does not name a packaged model."
+    return f'./{place}' if str(place) in PACKAGED else str(place)
+
+
 def _model_without_lora(name: str) -> Exported:
     "The model that a text without a LoRA beside it names. Raises InputError if there is none."
     place = result_of(name)
@@ -93,7 +98,7 @@ def _model_without_lora(name: str) -> Exported:
         return Exported(base_of(file.parent), file)
     if place.is_dir():
         pipeline_index(place)
-        return Exported(str(place))
+        return Exported(_as_folder(place))
     if HUB_NAME.fullmatch(name):
         return Exported(name)
     raise InputError(f'{name}: no such folder or file, and no name on the Hub (owner/name)')
@@ -102,7 +107,7 @@ def _model_without_lora(name: str) -> Exported:
 def find_model(source: str | Path) -> Exported:
     """The model behind `source`: a run's folder, its `model`, a pipeline folder, a packaged model,
     a Hub id, a LoRA, or BASE+LORA. Raises InputError if it is none of these."""
-    text = str(source)
+    text = _as_folder(source) if isinstance(source, Path) else source
     name, _, after = text.partition('+')
     base, lora = (name, after or None) if name in PACKAGED else split_source(text)
     found = _model_without_lora(base)

@@ -240,29 +240,32 @@ def model_card(run: Run) -> str:
 RATES = ('model_a', 'model_b', 'prompt_set', 'scorer', 'n', 'win_rate', 'low', 'high')
 
 
-def eval_results(rates: DataFrame) -> list[EvalResult]:
-    """The win rates of an evaluation (comparisons.csv) as the Hub keeps results; the interval and
-    the number of prompts are arguments of the metric. Raises InputError if a column is missing."""
+def _eval_result(row: Any) -> EvalResult:
+    "A row of win rates as the Hub keeps a result. Raises ValueError for what is no number."
     from huggingface_hub import EvalResult
 
+    low, high = round(float(row.low), 4), round(float(row.high), 4)
+    return EvalResult(
+        task_type='text-to-image',
+        dataset_type=re.sub(r'[^\w.-]+', '-', str(row.prompt_set)),
+        dataset_name=str(row.prompt_set),
+        metric_type='win_rate',
+        metric_name=f'win rate of {row.model_a} over {row.model_b} by {row.scorer}',
+        metric_value=round(float(row.win_rate), 4),
+        metric_args={'low': low, 'high': high, 'n': int(row.n)},
+    )
+
+
+def eval_results(rates: DataFrame) -> list[EvalResult]:
+    """The win rates of an evaluation (comparisons.csv) as the Hub keeps results; the interval and
+    the number of prompts are arguments of the metric. Raises InputError if a column is missing, or
+    holds no numbers."""
     if missing := [c for c in RATES if c not in rates]:
         raise InputError(f'the win rates have no column {missing[0]!r}: use comparisons.csv')
-    return [
-        EvalResult(
-            task_type='text-to-image',
-            dataset_type=re.sub(r'[^\w.-]+', '-', str(row.prompt_set)),
-            dataset_name=str(row.prompt_set),
-            metric_type='win_rate',
-            metric_name=f'win rate of {row.model_a} over {row.model_b} by {row.scorer}',
-            metric_value=round(float(row.win_rate), 4),
-            metric_args={
-                'low': round(float(row.low), 4),
-                'high': round(float(row.high), 4),
-                'n': int(row.n),
-            },
-        )
-        for row in rates.dropna(subset=list(RATES)).itertuples()
-    ]
+    try:
+        return [_eval_result(row) for row in rates.dropna(subset=list(RATES)).itertuples()]
+    except ValueError as e:
+        raise InputError(f'the win rates are no numbers ({e}): use comparisons.csv') from e
 
 
 def results_section(rates: DataFrame) -> str:
@@ -297,6 +300,8 @@ def parsed_card(card: str) -> tuple[Any, str]:
     YAML."""
     from huggingface_hub import ModelCard
 
+    if not card.lstrip().startswith('---'):
+        card = f'---\nlibrary_name: diffusers\n---\n{card}'
     try:
         parsed = ModelCard(card, ignore_metadata_errors=True)
     except Exception as e:  # the YAML of somebody else may be anything
@@ -309,7 +314,7 @@ def card_with(
 ) -> str:
     """A card with the win rates of an evaluation in its head and its text, and with more sections.
     `name`: of the model, for its results. Errors as of `parsed_card`."""
-    data, text = parsed_card(card or f'---\nlibrary_name: diffusers\n---\n# {as_text(name)}\n')
+    data, text = parsed_card(card or f'# {as_text(name)}\n')
     if rates is not None:
         data.model_name, data.eval_results = name, eval_results(rates)
         sections = [results_section(rates), *sections]
@@ -322,7 +327,8 @@ def card_of_copy(card: str, says: str, code: str) -> str:
     """The card of a whole pipeline made from what `card` describes: what it is, and how it is
     loaded. Errors as of `parsed_card`."""
     data, text = parsed_card(card)
-    data.tags = [tag for tag in data.tags or [] if tag != 'lora']
+    if isinstance(data.tags, list):
+        data.tags = [tag for tag in data.tags if tag != 'lora']
     use = f'\n## Use\n\n{says}\n\n{code_block(code, "python")}\n'
     text = re.sub(r'(?s)\n## Use\n.*?(?=\n## |\Z)', lambda _: use, text, count=1)
     return whole_card(data, text)

@@ -11,6 +11,7 @@ from balanceddpo.core.publishing import (
     end_push,
     open_repository,
     push,
+    without_token,
 )
 from made_pairs import refused
 
@@ -84,6 +85,13 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub, result, capfd):
     place = HubOptions(push_to_hub='me/mine', public=False)
     says = refused(end_push, place, result)
     assert says.endswith(f'balanceddpo export {result} --push-to-hub me/mine')
+
+
+def test_a_long_error_is_cut_after_the_token_is_gone_from_it(hub):
+    from huggingface_hub import HfApi
+
+    for n in range(150, 200):
+        assert 'hf_' not in without_token(RuntimeError('x' * n + TOKEN), HfApi())
 
 
 @pytest.mark.parametrize('name', ['mine', 'a/b/c', 'me/my model', 'me/..', 'me/a--b', '/mine', ''])

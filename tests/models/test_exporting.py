@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from balanceddpo.models.exporting import (
     lora_layers,
 )
 from balanceddpo.models.lora import load_lora, lora_weights
-from balanceddpo.models.saving import save_pipeline
+from balanceddpo.models.saving import save_pipeline, sets_sorted
 from made_pairs import refused
 from tiny_models import (
     FLOW_KINDS,
@@ -145,12 +146,14 @@ def with_text_lora(folder, out):
         encoder = getattr(pipeline, name, None)
         if encoder is None:
             continue
-        config = LoraConfig(r=2, lora_alpha=2, target_modules=['q_proj', 'out_proj', 'fc1'])
+        config = LoraConfig(r=2, lora_alpha=6, target_modules=['q_proj', 'out_proj', 'fc1'])
         encoder.add_adapter(config)
         for n, p in encoder.named_parameters():
             if 'lora_B' in n:
                 p.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
         layers[f'{name}_lora_layers'] = get_peft_model_state_dict(encoder)
+        settings = sets_sorted(encoder.peft_config['default'].to_dict())
+        layers[f'{name}_lora_adapter_metadata'] = settings
     pipeline.save_lora_weights(out, **layers)
     return out
 
@@ -244,7 +247,9 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_run_is_named_by_its_folder_and_knows_a_base_that_others_have(folders, loras, tmp_path):
+def test_a_run_is_named_by_its_folder_and_knows_a_base_that_others_have(
+    folders, loras, tmp_path, monkeypatch
+):
     shutil.copytree(loras['sd15'], tmp_path / 'run/model')
     facts = tmp_path / 'run/model/training.json'
     found = find_model(tmp_path / 'run')
@@ -259,6 +264,10 @@ def test_a_run_is_named_by_its_folder_and_knows_a_base_that_others_have(folders,
     ]:
         facts.write_text(json.dumps({'config': {'model': told}}))
         assert find_model(tmp_path / 'run').base == base
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders['sd15'], 'icons')
+    assert find_model('icons').base == 'icons'
+    assert find_model('./icons').base == find_model(Path('icons')).base == './icons'
     full = tmp_path / 'full/model'
     shutil.copytree(folders['sd15'], full)
     assert find_model(tmp_path / 'full').base == str(full)

@@ -178,6 +178,7 @@ def test_win_rates_are_results_of_the_hub_and_a_table(made, tmp_path):
 def test_a_table_of_something_else_is_refused():
     says = refused(card_with, '', 'mine', rates().drop(columns='scorer'))
     assert "no column 'scorer'" in says
+    assert 'no numbers' in refused(card_with, '', 'mine', rates(n='many'))
 
 
 def test_a_copy_in_another_form_says_how_it_is_loaded(made, tmp_path):
@@ -186,6 +187,13 @@ def test_a_copy_in_another_form_says_how_it_is_loaded(made, tmp_path):
     assert 'lora' not in card.data.tags
     assert 'load_lora_weights' not in card.text
     assert 'It is merged.\n\n```python\npipeline = load()\n```\n\n## Settings' in card.text
+
+
+def test_a_card_of_somebody_else_is_kept_as_far_as_it_can_be():
+    plain = card_of_copy('# Theirs\n\nwith no head\n', 'x', 'y')
+    assert ModelCard(plain).text.startswith('# Theirs')
+    tagged = card_of_copy('---\ntags: theirs\n---\n', 'x', 'y')
+    assert ModelCard(tagged).data.tags == ['theirs']
 
 
 def test_a_head_that_is_no_yaml_is_refused():
