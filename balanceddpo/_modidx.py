@@ -29,6 +29,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'balanceddpo/command/alignment.py'),
                                                'balanceddpo.command.alignment.methods_table': ( 'command/alignment.html#methods_table',
                                                                                                 'balanceddpo/command/alignment.py'),
+                                               'balanceddpo.command.alignment.pairs_to_learn_from': ( 'command/alignment.html#pairs_to_learn_from',
+                                                                                                      'balanceddpo/command/alignment.py'),
                                                'balanceddpo.command.alignment.prompts_for_groups': ( 'command/alignment.html#prompts_for_groups',
                                                                                                      'balanceddpo/command/alignment.py'),
                                                'balanceddpo.command.alignment.specs_of_recipe': ( 'command/alignment.html#specs_of_recipe',

@@ -108,7 +108,7 @@ def call_verb(verb: Verb, words: Sequence[str]) -> None:
     alone = words_of_all(verb, words, asked)
     run_on(options, alone, partial(run_verb, verb.name, options, settings))
 
-
+# %% ../nbs/cli.ipynb #b8fecf2a
 def run_verb(name: str, options: object, settings: object) -> None:
     """Run a verb. Raises InputError if code that it calls, such as a scorer of one's own, ends the
     program; only a training that was told to stop may do so."""

@@ -29,6 +29,7 @@ from ..recipes.config import AlignConfig
 
 if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
+    from balanceddpo.data.sources import PairSource
     from balanceddpo.recipes.recipe import Recipe
     from balanceddpo.scoring.registry import ScorerSpec
     from balanceddpo.training.config import TrainConfig
@@ -77,6 +78,16 @@ def specs_of_recipe(options: AlignOptions, recipe: Recipe, config: TrainConfig) 
     return specs
 
 # %% ../../nbs/command/05_alignment.ipynb #fcd4d085
+def pairs_to_learn_from(options: AlignOptions) -> PairSource | None:
+    "The preference pairs that are named; None if none are."
+    from balanceddpo.data.sources import PairSource
+
+    if not options.pairs:
+        return None
+    limits = (options.split, options.share, options.limit)
+    return PairSource(options.pairs, *limits, background=options.background)
+
+
 def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
     """The prompts that groups of images are drawn for: a file, or those that are written out.
     Raises InputError if both are given."""
@@ -133,7 +144,6 @@ def align_plan(
 def align(options: AlignOptions, config: TrainConfig) -> None:
     "A base model and pairs to an aligned model."
     from balanceddpo import pipeline
-    from balanceddpo.data.sources import PairSource
     from balanceddpo.recipes.settings import check_settings
     from balanceddpo.recipes.table import recipe_named
     from balanceddpo.training.run import check_start
@@ -143,10 +153,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     check_start(config)
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
-    pairs = None
-    if options.pairs:
-        limits = (options.split, options.share, options.limit)
-        pairs = PairSource(options.pairs, *limits, background=options.background)
+    pairs = pairs_to_learn_from(options)
     if options.dry_run:
         return show_plan(align_plan(options, recipe, config, scorers))
     names = [f.name for f in fields(AlignConfig)]

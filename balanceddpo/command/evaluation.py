@@ -84,8 +84,8 @@ def tell_dropped(prompts: PromptSet) -> None:
         print(f'{prompts.name}: lines without text left out: {prompts.empty}')
     if prompts.repeated:
         print(
-            f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws each'
-            ' again, from other seeds)'
+            f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws'
+            ' each again, from other seeds)'
         )
 
 
