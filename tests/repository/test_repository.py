@@ -45,7 +45,7 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.studies command.completion core.config_files core.hub cli'
+    ' command.evaluation command.studies command.completion core.config_files core.hub_access cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'
