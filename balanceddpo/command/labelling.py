@@ -188,7 +188,7 @@ def label_plan(options: LabelOptions, config: LabelConfig, out: Path) -> list[st
         *([f'write the labelled pairs to {options.write_pairs}'] if options.write_pairs else []),
     ]
 
-
+# %% ../../nbs/command/03_labelling.ipynb #1d246a88
 def tell_implied_scorers(options: LabelOptions, config: LabelConfig) -> None:
     "Print whose scorers vote where that is implied by the pairs."
     if options.scorers is None and options.pairs == 'icons' and config.scorers:

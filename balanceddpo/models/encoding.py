@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
 from ..core.files import digest, file_digest, read_json, staged, write_json
-from ..core.hub import why_no_hub
+from ..core.hub_access import why_no_hub
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import batches
 from ..core.shard_notes import finish_shards, is_made, read_note, write_note

@@ -15,7 +15,7 @@ import torch
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError, reason_of, unknown
 from ..core.files import asset, read_json
-from ..core.hub import why_no_hub
+from ..core.hub_access import why_no_hub
 
 # %% auto #0
 __all__ = ['PACKAGED', 'local_folder']

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..core.errors import InputError, reason_of
 from ..core.files import digest, file_digest, read_json
-from ..core.hub import why_no_hub
+from ..core.hub_access import why_no_hub
 
 # %% auto #0
 __all__ = []

@@ -285,7 +285,7 @@ def test_bad_tables_are_refused_by_name(spoil, match):
 
 def test_bad_settings_are_refused():
     table = make_table(make_scores(10))
-    with pytest.raises(InputError, match="no scorer is called 'z': there are a, b, c, d"):
+    with pytest.raises(InputError, match="no scorer is called 'z': use a, b, c, d"):
         label_pairs(table, LabelConfig('single', scorer='z'))
     with pytest.raises(InputError, match='given are made by other code'):
         label_pairs(table, LabelConfig('given'))

@@ -61,7 +61,7 @@ def test_an_address_that_refuses_is_told_too(tmp_path):
 EVERYTHING = """
 from pathlib import Path
 from balanceddpo.core.errors import refusal
-from balanceddpo.core.hub import why_no_hub
+from balanceddpo.core.hub_access import why_no_hub
 from balanceddpo.models.folders import local_folder
 from balanceddpo.scoring.registry import load_scorer
 folder = Path({folder!r})
@@ -92,7 +92,7 @@ def test_models_scorers_and_processors_share_the_one_answer(tmp_path):
 
 
 def test_a_hub_that_answers_is_there_whatever_it_says(tmp_path):
-    code = 'from balanceddpo.core.hub import why_no_hub as w; print(repr(w()), repr(w()))'
+    code = 'from balanceddpo.core.hub_access import why_no_hub as w; print(repr(w()), repr(w()))'
     answer = b'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'
     with stand_in(answer) as (endpoint, callers):
         status, out, said = run_with_hub(code, endpoint, tmp_path)
