@@ -18,11 +18,13 @@ import fsspec
 from ..core.devices import need_extra
 from ..core.errors import InputError, first_line
 from ..core.files import asset, digest
+from ..core.plugins import blamed_on, load_named
 from .columns import find_meaning
 from .pairs import MAX_BAD, Background, Pair, PairReport, pairs_of_rows
 from .rows import Reading, Rows, rows_of_table
 from balanceddpo.data.tables import (
     LinesTable,
+    ListTable,
     ParquetTable,
     Table,
     _is_file,
@@ -187,6 +189,31 @@ def _place(source: str | Path) -> Path:
         )
     return path
 
+# %% ../../nbs/data/05_sources.ipynb #321ef979
+def _in_key(cell: Any) -> object:
+    "A cell as a part of a key: of bytes their digest, of a function nothing."
+    if isinstance(cell, bytes):
+        return digest(cell)
+    return None if callable(cell) else cell
+
+
+def offered_table(source: str, split: str) -> ListTable | None:
+    """The rows that a reader of an installed package finds, for `NAME:PLACE`; None if no package
+    offers that name. Raises InputError in one line if it fails, or gives anything but dicts."""
+    name, sep, place = source.partition(':')
+    if not sep or place.startswith('//') or Path(source).exists():
+        return None
+    if not (reader := load_named('readers', name)):
+        return None
+    with blamed_on(f'the reader {name!r}'):
+        rows = list(reader(place, split))
+    wrong = next((row for row in rows if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise InputError(f'the reader {name!r} gave {type(wrong).__name__}: rows are dicts')
+    found = [(f'{source}: row {n}', row) for n, row in enumerate(rows)]
+    facts = [sorted((str(k), _in_key(v)) for k, v in row.items()) for row in rows]
+    return ListTable(found, [], Path(place), f'the reader {name}', facts)
+
 # %% ../../nbs/data/05_sources.ipynb #bea3d5f6
 PLAIN = Reading()
 
@@ -196,6 +223,8 @@ def numbered_rows(source: str | Path, reading: Reading = PLAIN) -> Rows | None:
     Raises InputError if it is not there, or its columns do not say which are the pictures."""
     if is_hub(source):
         return None
+    if offered := offered_table(str(source), reading.split):
+        return rows_of_table(offered, reading, source)
     path = _place(source)
     table = table_of_folder(path, reading.split) if path.is_dir() else table_of_file(path)
     where = table.files()[0] if len(table.files()) == 1 else path

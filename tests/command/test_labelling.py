@@ -4,9 +4,10 @@ import io
 
 import pytest
 from PIL import Image
+from plugin_package import install
 
 from balanceddpo.data.sources import PairSource
-from balanceddpo.voting.labels import read_labels
+from balanceddpo.voting.labels import LABELLERS, read_labels
 from short_commands import file_times, label_words, scorer_texts
 from short_runs import picture
 
@@ -152,3 +153,13 @@ def test_a_scorer_that_ends_the_program_is_told_and_leaves_no_labels(world, tmp_
     said = run(*words, '--out', out, code=2)
     assert f'the scorer leaves failed ({tmp_path}/mine.py, line 5): it ends the program' in said
     assert not out.exists()
+
+
+def test_a_way_to_label_of_an_installed_package(world, tmp_path, run, monkeypatch):
+    monkeypatch.setattr('balanceddpo.voting.labels.LABELLERS', dict(LABELLERS))
+    code = 'def first(ballot, config):\n    return [[1.0, 0.0]] * len(ballot.pair_ids)\n'
+    install(tmp_path / 'site', monkeypatch, code, name='my-votes', labels={'first': 'first'})
+    words = label_words(world, '--scorers', *scorer_texts(world, ('clip',)))
+    said = run(*words, '--method', 'first', '--out', tmp_path / 'labels.parquet')
+    assert '8 pairs labelled by first: 8 for image 0' in said
+    assert read_labels(tmp_path / 'labels.parquet')[1].method == 'first'

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from plugin_package import install
 
 from balanceddpo.data import tables
 from balanceddpo.data.columns import label_of_word
@@ -243,3 +244,39 @@ def test_a_tar_does_not_hold_a_text_of_any_size(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, 'MAX_TEXT', 3)
     source = source_in('webdataset', tmp_path / 'data')
     assert 'at most 3' in refused(source.require)
+
+
+# --- readers of packages
+
+READERS = """
+from pathlib import Path
+
+def mine(place, split):
+    other = (Path(place) / '9.png').read_bytes
+    for n in range(2):
+        yield dict(prompt=f'{split} {n}', chosen=f'{n}.png', rejected=other)
+
+def fails(place, split):
+    yield dict(prompt='a')
+    raise OSError('the moon is full')
+
+def wrong(place, split):
+    return ['a']
+"""
+
+
+def test_a_reader_of_an_installed_package_is_called_by_its_name(tmp_path, monkeypatch):
+    offered = {name: name for name in ('mine', 'fails', 'wrong')}
+    install(tmp_path / 'site', monkeypatch, READERS, readers=offered)
+    for n in (0, 1, 9):
+        (tmp_path / f'{n}.png').write_bytes(plain(n))
+    source = PairSource(f'mine:{tmp_path}', split='test')
+    assert [(p.caption, p.images, p.label_0) for p in source.read()] == [
+        (f'test {n}', (plain(n), plain(9)), 1.0) for n in (0, 1)
+    ]
+    assert source.count() == 2
+    assert source.key != replace(source, split='train').key
+    assert "the reader 'fails' failed" in refused(PairSource('fails:x').require)
+    assert 'the moon is full' in refused(PairSource('fails:x').require)
+    assert "the reader 'wrong' gave str: rows are dicts" in refused(PairSource('wrong:x').require)
+    assert 'no such file' in refused(PairSource('nobody:x').require)
