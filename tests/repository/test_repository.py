@@ -241,6 +241,12 @@ def test_no_place_on_a_machine_is_committed(path):
     assert not re.findall(r'/(?:root|home|work|Users)/[\w.-]+', path.read_text())
 
 
+@named(NOTEBOOKS)
+def test_no_progress_bar_is_committed(path):
+    "A widget says nothing once its kernel is gone, and is a hundred lines long."
+    assert 'jupyter.widget' not in path.read_text()
+
+
 @named(SOURCES)
 def test_exported_cells_are_short(path):
     too_long = {}
