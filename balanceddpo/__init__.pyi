@@ -3,6 +3,7 @@
 # the name is to be had from here.
 from .core.errors import InputError as InputError
 from .data.pairs import write_pairs as write_pairs
+from .data.prompted_pictures import PictureSource as PictureSource
 from .data.prompts import PromptSet as PromptSet
 from .data.prompts import read_prompts as read_prompts
 from .data.sources import PairSource as PairSource
@@ -11,12 +12,14 @@ from .models.config import EncodeConfig as EncodeConfig
 from .models.config import SampleConfig as SampleConfig
 from .models.encoding import EncodedPairs as EncodedPairs
 from .models.exporting import export as export
+from .models.picture_store import Pictures as Pictures
 from .pipeline import Model as Model
 from .pipeline import align as align
 from .pipeline import encode as encode
 from .pipeline import evaluate as evaluate
 from .pipeline import label as label
 from .pipeline import sample as sample
+from .pipeline import score as score
 from .pipeline import train as train
 from .recipes.config import AlignConfig as AlignConfig
 from .recipes.settings import settings_of as settings_of

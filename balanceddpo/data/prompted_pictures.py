@@ -5,7 +5,6 @@
 # %% ../../nbs/data/11_prompted_pictures.ipynb #6b3c0ab7
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -28,13 +27,18 @@ from balanceddpo.data.kept_prompts import (
 )
 from .pairs import valid_text
 from .prompts import _prompt_column
-from .tables import between, open_parquet
+from balanceddpo.data.tables import (
+    PICTURE_ENDINGS,
+    LinesTable,
+    between,
+    delimited_table,
+    open_parquet,
+)
 
 # %% auto #0
 __all__ = ['PictureSource']
 
 # %% ../../nbs/data/11_prompted_pictures.ipynb #0501fd27
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 Cell = bytes | InputError  # an encoded picture, or why it cannot be read
 
 
@@ -46,7 +50,7 @@ def pictures_below(folder: Path) -> dict[str, Path]:
         for name in files:
             path = Path(here, name)
             is_file = path.is_file() or not path.exists()  # a link that leads nowhere is told later
-            if path.suffix.lower() in SUFFIXES and not name.startswith('.') and is_file:
+            if path.suffix.lower() in PICTURE_ENDINGS and not name.startswith('.') and is_file:
                 found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))
 
@@ -236,22 +240,8 @@ def index_prompts(found: PictureFiles) -> list[str | None]:
 # %% ../../nbs/data/11_prompted_pictures.ipynb #2b0fc688
 def _metadata_rows(path: Path) -> Iterator[tuple[str, dict]]:
     "`(where, row)` of a `metadata.jsonl` or `metadata.csv`. Raises InputError for a bad row."
-    try:
-        text = file_bytes(path).decode('utf-8-sig')
-        if path.suffix == '.csv':
-            for n, row in enumerate(csv.DictReader(io.StringIO(text, newline='')), 2):
-                yield f'{path}: line {n}', row
-            return
-        for n, line in enumerate(text.split('\n'), 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f'line {n} is no JSON object')
-                yield f'{path}: line {n}', row
-    except (ValueError, RecursionError, csv.Error) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f'{path} is damaged, or not UTF-8 ({first_line(e)})') from e
+    table = delimited_table(path) if path.suffix == '.csv' else LinesTable.open(path)
+    return table.take(range(len(table)), table.names)
 
 
 def metadata_prompts(found: PictureFiles) -> list[str | None]:
@@ -368,7 +358,7 @@ def find_pictures(images: Sequence[str | Path]) -> Found:
         return PictureRows.open(paths[0])
     if files := pictures_below(paths[0]):
         return PictureFiles(str(paths[0]), files, paths[0])
-    raise InputError(f'{paths[0]}: no pictures in this folder ({", ".join(SUFFIXES)})')
+    raise InputError(f'{paths[0]}: no pictures in this folder ({", ".join(PICTURE_ENDINGS)})')
 
 # %% ../../nbs/data/11_prompted_pictures.ipynb #cfc05a10
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ def test_no_way_is_refused_with_all_of_them(tmp_path):
     [
         ('{"file_name": "a_cat.jpeg"}', "line 1: no column 'Prompt'; found file_name"),
         ('{"jpg_0": "a_cat.jpeg", "caption": "x"}', 'line 1: no file_name; found jpg_0, caption'),
-        ('[]', 'line 1 is no JSON object'),
-        ('{', 'is damaged'),
+        ('[]', 'line 1: a JSON object is wanted, found list'),
+        ('{', 'line 1 is not JSON in UTF-8'),
     ],
 )
 def test_metadata_that_cannot_be_meant(folder, line, says):
