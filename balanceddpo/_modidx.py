@@ -374,6 +374,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training._embedding_numbers': ( 'command/training.html#_embedding_numbers',
                                                                                                    'balanceddpo/command/training.py'),
+                                              'balanceddpo.command.training._is_of_labels': ( 'command/training.html#_is_of_labels',
+                                                                                              'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training._latent_numbers': ( 'command/training.html#_latent_numbers',
                                                                                                 'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training.check_recipe': ( 'command/training.html#check_recipe',

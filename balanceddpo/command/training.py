@@ -101,12 +101,22 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     return [*lines, f'{latents} of latents, at most {embeddings} of embeddings']
 
 # %% ../../nbs/command/04_training.ipynb #efbb0a40
+def _is_of_labels(path: Path) -> bool:
+    "Whether a Parquet file has the columns of labels; no row is read, of which there may be many."
+    import pyarrow.parquet as pq
+
+    try:
+        return {'pair_id', 's', 'w0'} <= set(pq.read_schema(path).names)
+    except (OSError, ValueError):  # no Parquet, or none that can be read
+        return False
+
+
 def labels_of(encoded: EncodedPairs) -> tuple[Path, LabelConfig] | None:
     "The newest labels of pairs that are encoded, and how they were made; None if there are none."
     from balanceddpo.voting.labels import read_labels
 
     places = (encoded.folder.parent, runs_root() / 'labels')
-    files = {path for place in places for path in place.glob('*.parquet')}
+    files = {p for place in places for p in place.glob('*.parquet') if _is_of_labels(p)}
     ids = set(encoded.pair_ids)
     for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
         with suppress(InputError):  # it holds something else
@@ -115,7 +125,7 @@ def labels_of(encoded: EncodedPairs) -> tuple[Path, LabelConfig] | None:
                 return path, config
     return None
 
-
+# %% ../../nbs/command/04_training.ipynb #f77338be
 # what training sets where the pairs were encoded without what a row needs
 WITHOUT = {
     'mirrored': '--mirror=no',

@@ -18,6 +18,7 @@ import fsspec
 from ..core.devices import need_extra
 from ..core.errors import InputError, first_line
 from ..core.files import asset, digest
+from ..core.hub_access import why_no_hub
 from ..core.plugins import blamed_on, load_named
 from .columns import find_meaning
 from .pairs import MAX_BAD, Background, Pair, PairReport, pairs_of_rows
@@ -105,10 +106,12 @@ def _ask_datasets(name: str, split: str, load: Callable) -> tuple:
     """The name or folder without a revision, and what `load` (a function of `datasets`) says of
     `owner/name[@revision]`; its many errors in one line."""
     path, _, revision = (name, '', '') if Path(name).exists() else name.partition('@')
+    silent = '' if Path(path).exists() else why_no_hub()
     try:
         return path, load(path, revision=revision or None)
     except Exception as e:
-        raise InputError(f'hub:{name}, split {split!r}: {type(e).__name__}: {first_line(e)}') from e
+        why = silent or f'{type(e).__name__}: {first_line(e)}'
+        raise InputError(f'hub:{name}, split {split!r}: {why}') from e
 
 
 def _hub_cell(cell, path: str):

@@ -116,7 +116,7 @@ def settings_of(
     recipe = recipe_named(recipe)
     names = [f.name for f in fields(TrainConfig)]
     if others := changes.keys() - set(names):
-        listed = 'TrainConfig has them'
+        listed = 'TrainConfig lists them'
         raise unknown('a training run has no setting', min(others), names, listed)
     config = TrainConfig(**row_settings(recipe, model, values, mode) | changes)
     check_settings(recipe, config)

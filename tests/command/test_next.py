@@ -17,6 +17,7 @@ from balanceddpo.command.training import show_next_of_model, words_of_row
 from balanceddpo.core.files import asset
 from balanceddpo.models.config import EncodeConfig
 from balanceddpo.training.config import TrainConfig
+from balanceddpo.voting import labels
 from balanceddpo.voting.config import LabelConfig
 from short_commands import DRAW, TRAIN, encode_words, label_words
 
@@ -56,7 +57,8 @@ def test_each_stage_leads_to_the_next(world, tmp_path, run):
     assert (config.steps, config.resolution, config.images_per_prompt) == (2, 32, 2)
 
 
-def test_pairs_that_nobody_has_labelled_are_labelled_next(world, tmp_path, run):
+def test_pairs_that_nobody_has_labelled_are_labelled_next(world, tmp_path, run, monkeypatch):
+    opened, read = [], labels.read_labels
     words = encode_words(world, '--device', 'cpu', '--share', 0.9)
     verb, options, _ = next_of(run(*words, '--out', tmp_path / 'a/encoded'))
     assert (verb, options.share) == ('label', 0.9)
@@ -64,8 +66,13 @@ def test_pairs_that_nobody_has_labelled_are_labelled_next(world, tmp_path, run):
     verb, options, _ = next_of(run(*words))  # kept under runs
     assert (verb, options.out) == ('label', None)
     run(*label_words(world, '--method', 'human'))
+    # what else lies there is not read: it may be as large as all pictures
+    (tmp_path / 'runs/encode/pairs.parquet').symlink_to(world / 'pairs.parquet')
+    (tmp_path / 'runs/encode/notes.parquet').write_text('none')
+    monkeypatch.setattr(labels, 'read_labels', lambda path: opened.append(path) or read(path))
     verb, options, _ = next_of(run(*words))
     assert verb == 'train'
+    assert opened == [options.labels]
     assert options.labels.parent == tmp_path / 'runs/labels'
 
 

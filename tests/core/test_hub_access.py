@@ -98,3 +98,12 @@ def test_a_hub_that_answers_is_there_whatever_it_says(tmp_path):
         status, out, said = run_with_hub(code, endpoint, tmp_path)
     assert (status, out) == (0, "'' ''\n"), said
     assert [line.split()[0] for line in callers] == [b'HEAD']
+
+
+def test_a_dataset_of_the_hub_is_told_at_once_too(tmp_path):
+    code = LABEL.replace('--pairs icons', '--pairs hub:owner/name').replace('hps clip', 'icons')
+    with stand_in() as (endpoint, callers):
+        status, _, said = run_with_hub(code, endpoint, tmp_path)
+    assert (status, len(said)) == (2, 1), said
+    assert f"hub:owner/name, split 'train': {endpoint} does not answer" in said[0]
+    assert len(callers) == 1, callers

@@ -203,6 +203,17 @@ def test_labels_are_those_of_one_process(alone, scorer, tmp_path, capfd):
     assert said.err == ''
 
 
+def test_a_config_file_may_name_the_engine(alone, scorer, tmp_path, capfd):
+    "Its processes are told its words, not the file: they would start others."
+    out, path = tmp_path / 'labels.parquet', tmp_path / 'run.yaml'
+    path.write_text('pairs: icons\nlimit: 12\ndevice: cpu\non: gpus\nprocesses: 2\n')
+    assert main(['label', *scorer, '--config', str(path), '--out', str(out)]) == 0
+    assert out.read_bytes() == (alone / 'labels.parquet').read_bytes()
+    said = capfd.readouterr()
+    assert said.out.count('12 pairs labelled') == said.out.count('\nnext: ') == 1
+    assert said.err == ''
+
+
 def test_two_processes_train_what_one_trains(alone, tmp_path, capfd):
     "But for the rounding of the gradients that they exchange."
     inputs = ['--labels', str(alone / 'labels.parquet'), '--encoded', str(alone / 'encoded')]
