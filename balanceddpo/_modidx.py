@@ -414,6 +414,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'balanceddpo/core/config_files.py'),
                                                'balanceddpo.core.config_files._yaml_settings': ( 'core/config_files.html#_yaml_settings',
                                                                                                  'balanceddpo/core/config_files.py'),
+                                               'balanceddpo.core.config_files.names_known': ( 'core/config_files.html#names_known',
+                                                                                              'balanceddpo/core/config_files.py'),
                                                'balanceddpo.core.config_files.read_settings': ( 'core/config_files.html#read_settings',
                                                                                                 'balanceddpo/core/config_files.py'),
                                                'balanceddpo.core.config_files.value_of_type': ( 'core/config_files.html#value_of_type',

@@ -16,7 +16,12 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..core.config_files import read_settings, without_none, words_of_type
+from balanceddpo.core.config_files import (
+    names_known,
+    read_settings,
+    without_none,
+    words_of_type,
+)
 from ..core.engines import words_without
 from ..core.errors import InputError, unknown
 from ..paper import repro_notebooks, reproduction
@@ -167,7 +172,7 @@ def _help_field(verb: Verb, name: str, option: Option) -> tuple[str, object, Fie
     if is_positional:
         marks.append(tyro.conf.Positional)
     value = field() if option.default is MISSING else field(default=option.default)
-    return name, Annotated[(option.kind, *marks)], value
+    return name, Annotated[(names_known(option.kind) or option.kind, *marks)], value
 
 
 def help_form(verb: Verb, defaults: Mapping[str, Any] | None = None) -> type:
@@ -240,6 +245,7 @@ def _reader(name: str, kind: Any) -> PrimitiveConstructorSpec:
     "How the words of an option become its value: as tyro does it; raises NotRead."
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+    kind = str if names_known(kind) else kind
     spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
     assert isinstance(spec, PrimitiveConstructorSpec), f'{name}: {kind}'
     read_words = spec.instance_from_str

@@ -17,14 +17,23 @@ from typing import Any, Literal, get_args, get_origin
 from .errors import InputError, first_line
 
 # %% auto #0
-__all__ = ['without_none', 'words_of_type', 'value_of_type', 'Setting', 'read_settings']
+__all__ = ['names_known', 'without_none', 'words_of_type', 'value_of_type', 'Setting', 'read_settings']
 
 # %% ../../nbs/core/20_config_files.ipynb #9a9f4536
 _WORDS = {str: 'text', int: 'a whole number', float: 'a number', bool: 'true or false'}
 
 
+def names_known(kind: Any) -> Any:
+    "Of a setting that takes other names too (`Literal[...] | str`) those that are known, or None."
+    inner = get_args(kind)
+    named = [a for a in inner if get_origin(a) is Literal]
+    return named[0] if named and str in inner else None
+
+
 def without_none(kind: Any) -> Any:
     "The type of a setting that may be nothing, when it is something."
+    if names_known(kind):
+        return str
     inner = [a for a in get_args(kind) if a is not NoneType]
     return inner[0] if NoneType in get_args(kind) and len(inner) == 1 else kind
 

@@ -22,7 +22,7 @@ from pandas import DataFrame
 
 from ..core.errors import InputError, unknown
 from ..core.files import canonical
-from ..core.plugins import Plugin, blamed_on, find_plugin
+from ..core.plugins import Plugin, blamed_on, find_plugin, names_offered
 from ..core.seals import read_sealed, write_sealed
 from .config import MAJORITY, LabelConfig
 from balanceddpo.voting.votes import (
@@ -293,7 +293,8 @@ def labeller_named(method: str) -> Callable:
             )
         LABELLERS[method] = partial(_by_plugin, plugin, made)
     if method not in LABELLERS:
-        raise InputError(f'unknown way to label {method!r}: use one of {", ".join(LABELLERS)}')
+        names = [*LABELLERS, *names_offered('labels')]
+        raise unknown('unknown way to label', method, names)
     return LABELLERS[method]
 
 

@@ -39,7 +39,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def test_verbs_are_completed(offered):
     assert set(ORDER) <= set(offered(''))
     assert offered('al') == ['align']
-    assert set(offered('e')) == {'encode', 'evaluate'}
+    assert set(offered('e')) == {'encode', 'evaluate', 'export'}
 
 
 def test_the_options_of_the_verb_are_completed(offered):

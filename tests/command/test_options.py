@@ -113,10 +113,11 @@ def test_a_number_without_sense_is_refused_in_one_line(run, words, says):
         ('label --pairs x --share half', "--share must be a number, not 'half'"),
         ('label --pairs x --weights 1 b', "--weights must be a list, each a number, not '1 b'"),
         ('label --pairs x --limits 1', "--limits must be a list of 2, each a number, not '1'"),
-        ('label --pairs x --method most', "--method cannot be 'most': use human, single"),
+        ('label --pairs x --method most', "unknown way to label 'most': use majority, human"),
+        ('label --pairs x --ties most', "--ties cannot be 'most': use "),
         (
             'label --pairs x --method majorty',
-            "--method cannot be 'majorty': did you mean majority?",
+            "unknown way to label 'majorty': did you mean majority?",
         ),
         ('label --pairs x --dtype', '--dtype needs a value (see balanceddpo label --help)'),
         ('label --pairs x --dtype --limit 3', '--dtype needs a value (one that begins with -'),
