@@ -112,7 +112,7 @@ def test_refusals_are_one_line_and_say_where(folders, tmp_path):
 
     (tmp_path / 'empty').mkdir()
     refused('empty is not a diffusers pipeline folder', tmp_path / 'empty')
-    refused('no-such is no folder', 'no-such')
+    refused("no model 'no-such': use icons, icons-xl, or a folder", 'no-such')
     refused("unknown precision 'fp8'", folders['sd15'], dtype='fp8')
     refused(
         "prediction type 'sample'",
