@@ -234,7 +234,7 @@ def test_two_processes_train_what_one_trains(alone, tmp_path, capfd):
     for whole, shared in zip(*rows, strict=True):
         assert shared['grad_norm'] == pytest.approx(whole['grad_norm'], rel=1e-4)
     said = capfd.readouterr()
-    assert said.out.count(str(tmp_path / 'two' / 'model')) == 1
+    assert said.out.count(f'model: {tmp_path}/two/model') == 1
 
 
 def test_one_that_is_killed_ends_all_and_the_same_command_goes_on(
