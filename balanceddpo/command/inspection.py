@@ -45,7 +45,7 @@ def inspect(options: InspectOptions, _: None = None) -> None:
         return show_plan([f'look at {looked} of {amount(n, "pairs")}', f'write {out}'])
     found = inspect_pairs(pairs, options.look)
     print(*found.lines(), sep='\n')
-    print(f'five of them: {write_page(found, out)}')
+    print(f'some of them: {write_page(found, out)}')
     model = 'icons' if options.pairs == 'icons' else SD15
     named = ['--pairs', options.pairs, *changed_words(options, PAIR_FIELDS)]
     show_next('align', 'BalancedDPO', '--model', model, *named, '--out', 'work/run')

@@ -45,7 +45,8 @@ class Inspection:
             self.form,
             f'{rows} pairs, of which {self.report.rows} were looked at: {self.report}',
             'labels: ' + _counted(self.labels),
-            'pictures: ' + _counted(Counter({f'{w}x{h}': n for (w, h), n in self.sizes.items()})),
+            'pictures: '
+            + _counted(Counter({f'of {w}x{h}': n for (w, h), n in self.sizes.items()})),
         ]
         if self.captions:
             words = sorted(len(text.split()) for text in self.captions)
@@ -62,7 +63,7 @@ def _counted(counts: Counter, most: int = 4) -> str:
         return 'none'
     words = [f'{n} {what}' for what, n in counts.most_common(most)]
     rest = len(counts) - most
-    return ', '.join(words) + (f', and {rest} other kinds' if rest > 0 else '')
+    return ', '.join(words) + (f', and {rest} more kinds' if rest > 0 else '')
 
 
 def _why(reason: dict) -> str:
@@ -156,7 +157,7 @@ def pair_in_page(pair: Pair, pictures: Sequence[Image.Image]) -> str:
         f'<small>image {i}{" " + escape(pair.models[i]) if pair.models[i] else ""}</small></div>'
         for i, picture in enumerate(pictures)
     ]
-    said = 'no label' if label is None else f'label {label:g}'
+    said = 'no label' if label is None else f'label_0 = {label:g}'
     return (
         f'<figure><figcaption>{escape(pair.caption)} <small>{said}</small></figcaption>'
         f'<div class=pair>{"".join(sides)}</div></figure>'

@@ -97,7 +97,8 @@ class PairRows:
         "What it is, in words."
         of = self.meaning.columns
         return (
-            f'{self.table.form}, a pair a row: {of["jpg_0"]} and {of["jpg_1"]} of {of["caption"]}'
+            f'{self.table.form}: a row is a pair, pictures in {of["jpg_0"]} and {of["jpg_1"]},'
+            f' captions in {of["caption"]}'
         )
 
     def content(self) -> list:
@@ -245,8 +246,8 @@ class RankedRows:
         of = self.meaning.columns
         how = of.get('rank') or of['preference']
         return (
-            f'{self.table.form}, ranked pictures ({of["image"]} by {how}), of which every two'
-            f' ({self.rule}) are a pair'
+            f'{self.table.form}: ranked pictures in {of["image"]}, ranks in {how}, captions in'
+            f' {of["caption"]}; pairs by the rule {self.rule}'
         )
 
     def content(self) -> list:

@@ -59,7 +59,7 @@ def test_what_is_found_is_counted(tmp_path):
     }
     assert found.sizes == {(2, 2): 8, (96, 96): 1, (32, 32): 1}
     lines = found.lines()
-    assert 'pictures: 8 2x2, 1 96x96, 1 32x32' in lines
+    assert 'pictures: 8 of 2x2, 1 of 96x96, 1 of 32x32' in lines
     assert any('both pictures are the same' in line for line in lines)
     assert any('jpg_0: 10 bytes that do not open' in line for line in lines)
     # of many rows some are looked at, from everywhere
