@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from plugin_package import install
 
-from balanceddpo.data import tables
+from balanceddpo.data import samples
 from balanceddpo.data.columns import label_of_word
 from balanceddpo.data.pairs import PairReport
 from balanceddpo.data.rows import Ranked, pairs_of_group
@@ -241,7 +241,7 @@ def test_a_picture_of_one_side_alone_is_one_sided(tmp_path):
 
 
 def test_a_tar_does_not_hold_a_text_of_any_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, 'MAX_TEXT', 3)
+    monkeypatch.setattr(samples, 'MAX_TEXT', 3)
     source = source_in('webdataset', tmp_path / 'data')
     assert 'at most 3' in refused(source.require)
 

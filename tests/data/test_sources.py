@@ -337,7 +337,7 @@ def test_folder_of_images(folder):
 )
 def test_names_that_lead_out_are_refused(folder, name, monkeypatch):
     lines(folder, dict(caption='a', jpg_0='images/0.png', jpg_1=name))
-    monkeypatch.setattr(rows, '_read_file', lambda path: pytest.fail(f'{path} was read'))
+    monkeypatch.setattr(rows, 'read_named', lambda path: pytest.fail(f'{path} was read'))
     assert 'metadata.jsonl: line 1' in refused(list, read_pairs(folder, max_bad=1))
 
 
