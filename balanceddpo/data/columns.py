@@ -331,5 +331,6 @@ def ranked_meaning(
             ' fetched: take the form of the set that has the pictures, or download them and name'
             ' their files in columns jpg_0 and jpg_1'
         )
-    missing = 'caption' if 'caption' not in roles else 'jpg_1' if 'jpg_0' in found else 'jpg_0'
+    has_first = 'jpg_0' in found or 'jpg_0' in given
+    missing = 'caption' if 'caption' not in roles else 'jpg_1' if has_first else 'jpg_0'
     raise no_column(missing, names, where)

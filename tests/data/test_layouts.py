@@ -212,6 +212,12 @@ def test_columns_that_make_no_sense_are_refused(tmp_path, wrong):
     assert wrong.split('=')[0] in message or 'gone' in message
 
 
+def test_the_picture_that_is_not_said_is_named(tmp_path):
+    path = table(tmp_path / 'x.parquet', caption=['a'], one=[plain(1)], other=[plain(2)])
+    assert "no column 'jpg_1'" in refused(PairSource(str(path), columns=('jpg_0=one',)).require)
+    assert "no column 'jpg_0'" in refused(PairSource(str(path), columns=('jpg_1=one',)).require)
+
+
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / 'a.csv').write_text('caption,jpg_0,jpg_1\na,b\n')
     (tmp_path / 'a.json').write_text('{"caption": 1}')
