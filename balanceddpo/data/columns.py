@@ -23,6 +23,8 @@ PAIR_ROLES = ('caption', 'jpg_0', 'jpg_1', 'label_0', 'label_1', 'has_label', 'm
 # of a table in which a row is one picture of several that were ranked, or a list of them
 RANKED_ROLES = ('image', 'rank', 'preference', 'group')
 
+# Pick-a-Pic's labels: a row of JSON may have one that the first row has not
+LABELS = {name: name for name in ('label_0', 'label_1', 'has_label')}
 CAPTIONS = ('caption', 'prompt', 'text')
 # the usual names of two pictures, and whether the first is always the better one
 SLOTS = (
@@ -116,7 +118,7 @@ class Meaning:
 
     def cell(self, cells: Mapping, role: str) -> Any:
         "What a row has in a role, None where it has nothing."
-        return cells.get(self.columns.get(role, role))
+        return cells.get(self.columns[role]) if role in self.columns else None
 
     def row(self, cells: Mapping, where: str, number: int, seed: int = 0) -> dict:
         """A row under Pick-a-Pic's names. `number`: of the row, for drawing. Raises InputError if a
@@ -225,13 +227,16 @@ def find_meaning(
     roles = dict(caption=caption, jpg_0=pair[0], jpg_1=pair[1])
     roles |= model_columns(found) | given
     refuse_addresses(pair, first, where)
-    label = label_columns(found, roles, first)
-    if label or 'label_0' in given or 'label_1' in given:
-        return Meaning(roles | label, votes=None)
-    votes = vote_columns(found, pair)
-    used = {*roles.values(), *(votes or ())}
-    overlooked = () if votes or first_is_better else may_be_labels(names, used)
-    return Meaning(roles, first_is_better and not votes, votes, overlooked)
+    if 'label_0' in given or 'label_1' in given:
+        return Meaning(roles)  # no other label is read beside the one that is said
+    if label := label_columns(found, roles, first):
+        return Meaning(roles | label)
+    if votes := vote_columns(found, pair):
+        return Meaning(roles, votes=votes)
+    if first_is_better:
+        return Meaning(roles, first_is_better=True)
+    overlooked = may_be_labels(names, roles.values())
+    return Meaning(LABELS | roles, overlooked=overlooked)
 
 # %% ../../nbs/data/02_columns.ipynb #861f4bcd
 def slots_among(
@@ -260,9 +265,9 @@ def label_columns(
     found: Mapping[str, str], roles: Mapping[str, str], first: Mapping
 ) -> dict[str, str]:
     "The columns of labels: Pick-a-Pic's, or one whose first cell says in a word which is better."
-    plain = {name: found[name] for name in ('label_0', 'label_1', 'has_label') if name in found}
+    plain = {name: found[name] for name in LABELS if name in found}
     if 'label_0' in plain or 'label_1' in plain:
-        return plain
+        return LABELS | plain
     slots = (roles['jpg_0'], roles['jpg_1'])
     for name in (name for name in CHOICES if name in found):
         column = found[name]

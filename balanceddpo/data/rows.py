@@ -5,7 +5,7 @@
 # %% ../../nbs/data/06_rows.ipynb #913864bb
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -29,6 +29,9 @@ from .tables import ParquetTable
 __all__ = ['Reading']
 
 # %% ../../nbs/data/06_rows.ipynb #d7669ca7
+SLOT_ROLES = ('jpg_0', 'jpg_1', 'image')  # those that hold pictures
+
+
 def picture_cell(cell: Any, root: Path, where: str, column: str) -> Any:
     """Bytes, a function that reads them from a file in `root`, or None. Raises InputError for an
     address, a name that leads out, or anything else."""
@@ -56,10 +59,6 @@ def folder_of_pictures(root: Path, name: Any, split: str) -> Path:
         if is_there(folder / name):
             return folder
     return root
-
-
-def same_folder(root: Path) -> Callable[[Any], Path]:
-    return lambda name: root
 
 # %% ../../nbs/data/06_rows.ipynb #33bcccd7
 @dataclass(frozen=True)
@@ -109,37 +108,14 @@ class PairRows:
             return self.table.content()  # as it was named before other columns could be read
         return [*self.table.content(), self.meaning.content(), self.seed]
 
-    def image_files(self) -> list[Path | None]:
-        "The files that the rows name as pictures, in their order; None where a row names none."
-        if isinstance(self.table, ParquetTable) and not names_files(self.table, self.meaning):
-            return []
-        rows = (row for _, row in self.take(range(len(self))))
-        return [file_of(row[c]) for row in rows for c in ('jpg_0', 'jpg_1')]
-
-# %% ../../nbs/data/06_rows.ipynb #582d177c
-def file_of(cell: Any) -> Path | None:
-    "The file that a picture is read from, None for one that is in the table."
-    is_file = isinstance(cell, partial) and cell.func is read_named
-    return cell.args[0] if is_file else None
-
-
-def names_files(table: Table, meaning: Meaning) -> bool:
-    "Whether a Parquet table names files: whether its first row has a name for a picture."
-    cells = (meaning.cell(table.first(), role) for role in SLOT_ROLES)
-    return any(
-        isinstance(c, dict) and c.get('bytes') is None or isinstance(c, (str, list)) for c in cells
-    )
-
-
-SLOT_ROLES = ('jpg_0', 'jpg_1', 'image')
-
 # %% ../../nbs/data/06_rows.ipynb #f78677ed
 class Ranked(NamedTuple):
-    "A picture of a group: its row, its place in a list there (None if the row is one), its rank."
+    "A picture of a group; `place` and `among` say where it is in a list that is a row."
 
     row: int
-    place: int | None
+    place: int | None  # None if the row is the picture
     rank: float
+    among: int = 1  # as many ranks as the row has
 
 
 class Comparison(NamedTuple):
@@ -195,7 +171,8 @@ def groups_of_table(table: Table, meaning: Meaning) -> list[list[Ranked]]:
         value = cells[column]
         if isinstance(value, list):
             ranks = [rank_of(v, sign, where, column) for v in value]
-            groups[n, 'row'] = [Ranked(n, place, rank) for place, rank in enumerate(ranks)]
+            group = [Ranked(n, place, rank, len(ranks)) for place, rank in enumerate(ranks)]
+            groups[n, 'row'] = group
         else:
             rank = rank_of(value, sign, where, column)
             groups.setdefault(str(cells[group_column]), []).append(Ranked(n, None, rank))
@@ -237,8 +214,10 @@ class RankedRows:
         column = self.meaning.columns['image']
         cell = self.meaning.cell(cells, 'image')
         if ranked.place is not None:
-            if not isinstance(cell, list) or ranked.place >= len(cell):
-                raise InputError(f'{where}: column {column!r} has fewer pictures than ranks')
+            if not isinstance(cell, list) or len(cell) != ranked.among:
+                raise InputError(
+                    f'{where}: column {column!r} needs {ranked.among} pictures, a rank each'
+                )
             cell = cell[ranked.place]
         return picture_cell(cell, self.root, where, column)
 
@@ -255,17 +234,34 @@ class RankedRows:
     def content(self) -> list:
         return [*self.table.content(), self.meaning.content(), self.rule, self.seed]
 
-    def image_files(self) -> list[Path | None]:
-        "As of `PairRows`; a picture comes as often as it is in a pair."
-        if isinstance(self.table, ParquetTable) and not names_files(self.table, self.meaning):
-            return []
-        rows = (row for _, row in self.take(range(len(self))))
-        return [file_of(row[c]) for row in rows for c in ('jpg_0', 'jpg_1')]
-
-# %% ../../nbs/data/06_rows.ipynb #bc3f3bc5
+# %% ../../nbs/data/06_rows.ipynb #557c9754
 Rows = PairRows | RankedRows
 
 
+def file_of(cell: Any) -> Path | None:
+    "The file that a picture is read from, None for one that is in the table."
+    is_file = isinstance(cell, partial) and cell.func is read_named
+    return cell.args[0] if is_file else None
+
+
+def names_a_file(cell: Any) -> bool:
+    "Whether a cell of pictures has a name, or several, in the place of bytes."
+    if isinstance(cell, dict):
+        return cell.get('bytes') is None
+    return isinstance(cell, (str, list))
+
+
+def image_files(rows: Rows) -> list[Path | None]:
+    """The files that rows name as pictures, in their order, None where a row names none; a picture
+    comes as often as it is in a pair. Of Parquet whose first row has bytes nothing is read."""
+    first = rows.table.first()
+    named = any(names_a_file(rows.meaning.cell(first, role)) for role in SLOT_ROLES)
+    if isinstance(rows.table, ParquetTable) and not named:
+        return []
+    cells = (row for _, row in rows.take(range(len(rows))))
+    return [file_of(row[role]) for row in cells for role in ('jpg_0', 'jpg_1')]
+
+# %% ../../nbs/data/06_rows.ipynb #bc3f3bc5
 def rows_of_table(table: Table, reading: Reading, where: str | Path) -> Rows:
     "The pairs in a table. Raises InputError if its columns do not say which are the pictures."
     first = table.first()

@@ -131,9 +131,19 @@ def side_folders(path: Path) -> tuple[Path, Path] | None:
 
 
 def _pictures_in(folder: Path) -> dict[str, Path]:
-    "Name without its ending, within a folder -> the picture."
-    files = (f for f in sorted(folder.rglob('*')) if f.suffix.lower() in PICTURE_ENDINGS)
-    return {f.relative_to(folder).with_suffix('').as_posix(): f for f in files}
+    """Name without its ending, within a folder -> the picture. Raises InputError for two of one
+    name."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob('*')):
+        if file.suffix.lower() not in PICTURE_ENDINGS:
+            continue
+        name = file.relative_to(folder).with_suffix('').as_posix()
+        if name in found:
+            raise InputError(
+                f'{folder}: {found[name].name} and {file.name} have one name: keep one'
+            )
+        found[name] = file
+    return found
 
 
 def _caption_beside(name: str, folders: Iterable[Path]) -> str:

@@ -23,7 +23,7 @@ from ..core.plugins import blamed_on, load_named
 from .columns import find_meaning
 from .named_files import inside, is_remote, is_there, read_named
 from .pairs import MAX_BAD, Background, Pair, PairReport, pairs_of_rows
-from .rows import Reading, Rows, rows_of_table
+from .rows import Reading, Rows, image_files, rows_of_table
 from balanceddpo.data.samples import (
     ListTable,
     Table,
@@ -334,7 +334,7 @@ def pairs_key(source: str | Path, split: str = 'train', reading: Reading | None 
         name = str(source)[4:]
         said = [reading.columns, reading.caption_seed] if reading != Reading(reading.split) else []
         return digest('hub', name, reading.split, _hub_origin(name, reading.split), *said)
-    files = rows.image_files()
+    files = image_files(rows)
     names_some = isinstance(rows.table, LinesTable) or any(files)
     return digest(*rows.content(), *([_sizes_of(files)] if names_some else []))
 
@@ -352,7 +352,7 @@ def pairs_state(source: str | Path, split: str = 'train', reading: Reading | Non
     rows = numbered_rows(source, reading or Reading(split))
     if rows is None:
         return ''
-    named = sorted({f for f in rows.image_files() if f and is_there(f)})
+    named = sorted({f for f in image_files(rows) if f and is_there(f)})
     return digest([_state_of_file(f) for f in [*rows.table.files(), *named]])
 
 # %% ../../nbs/data/07_sources.ipynb #6b008f85

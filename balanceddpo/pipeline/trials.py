@@ -81,14 +81,16 @@ def tell_trial(
 ) -> list[str]:
     "What an alignment with these settings will take here, a line a stage."
     visits = settings.max_steps * settings.batch_size
-    labelled, encoded = pairs_needed(trial, visits, count, all_pairs)
+    if trial.drawing:  # each visit of a group has a pair of its own
+        first, encoded = ('drawing and scoring', trial.drawing, 'group', count or 0), visits
+    else:
+        labelled, encoded = pairs_needed(trial, visits, count, all_pairs)
+        first = ('labelling', trial.labelling, 'pair', labelled)
     parts = [
-        ('labelling', trial.labelling, 'pair', labelled),
+        first,
         ('encoding', trial.encoding, 'pair', encoded),
         ('training', trial.step, 'step', settings.max_steps),
     ]
-    if trial.drawing:
-        parts.insert(0, ('drawing and scoring', trial.drawing, 'group', count or 0))
     lines = [
         f'{name}: {each:.3g} s a {unit}, {n} {unit}s: {duration(each * n)}'
         for name, each, unit, n in parts
@@ -190,9 +192,11 @@ def try_groups(
     rule = GROUP_RULES[recipe.groups](groups.scorers)[0]
     source, labels = group_pairs(groups, rule)
     encoding = encoding_for(settings, config)
-    encoded, seconds = timed(lambda: encode(source, encoding, device=settings.device))
+    one, short = timed(lambda: encode(few_of(source, 1), encoding, device=settings.device))
+    encoded, long = timed(lambda: encode(source, encoding, device=settings.device))
     pairs = LabelledPairs(encoded, labels, LabelConfig('given'))
-    return pairs, slope(first, few, some, many), seconds / len(encoded)
+    rate = slope(len(one), short, len(encoded), long)
+    return pairs, slope(first, few, some, many), rate
 
 # %% ../../nbs/pipeline/04_trials.ipynb #b5920818
 def try_recipe(
@@ -222,8 +226,7 @@ def try_recipe(
             some, drawing, encoding = try_groups(recipe, settings, chosen, scorers, config)
         elif pairs:
             voters = _load_voters(recipe, scorers, settings, config.dtype)
-            found = try_pairs(recipe, settings, pairs, voters, config, count)
-            some, labelling, encoding = found
+            some, labelling, encoding = try_pairs(recipe, settings, pairs, voters, config, count)
         else:
             raise InputError(f'{recipe.name} needs pairs, or prompts to draw for')
         steps, step = try_training(settings, some, steps, Path(folder))

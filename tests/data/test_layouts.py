@@ -126,6 +126,35 @@ def test_a_soft_vote_of_people_is_a_soft_label(tmp_path):
     assert labels.s.tolist() == [1, -1, 0, 1]
 
 
+@pytest.mark.parametrize('form', ['parquet', 'jsonl'])
+def test_the_label_that_is_said_is_the_only_one(tmp_path, form):
+    names = files(tmp_path, PAIRS[:1])[0]
+    row = dict(caption='a', jpg_0=names[0], jpg_1=names[1], label_0=1.0, label_1=0.0, mine=0.25)
+    path = tmp_path / f'pairs.{form}'
+    if form == 'parquet':
+        table(path, **{name: [value] for name, value in row.items()})
+    else:
+        path.write_text(json.dumps(row))
+
+    def label(*columns):
+        (pair,) = PairSource(str(path), columns=columns).read()
+        return pair.label_0
+
+    assert label() == 1.0
+    assert label('label_0=mine') == 0.25
+    assert label('label_1=mine') == 0.75
+    assert label('label_0=label_1') == 0.0
+
+
+def test_a_label_that_comes_later_in_a_file_of_lines_is_read(tmp_path):
+    names = files(tmp_path, PAIRS)
+    rows = [dict(caption='a', jpg_0=a, jpg_1=b) for a, b in names]
+    rows[2]['label_0'] = 1
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    labels = [p.label_0 for p in PairSource(str(tmp_path / 'pairs.jsonl')).read()]
+    assert labels == [None, None, 1.0]
+
+
 # --- captions
 
 
@@ -179,7 +208,7 @@ def test_a_list_of_ranked_files_is_a_group(tmp_path):
     ends = replace(source, rankings='ends')
     assert [(p.images, p.label_0) for p in ends.read()] == [((plain(1), plain(2)), 0.0)]
     assert ends.key != source.key
-    for wrong in ([1, 2, 'best'], [1, 2, 3, 4]):
+    for wrong in ([1, 2, 'best'], [1, 2, 3, 4], [1, 2]):
         (tmp_path / 'x.json').write_text(json.dumps([row | {'ranking': wrong}]))
         assert 'x.json: row 0' in refused(lambda: list(source.read()))
 
@@ -242,6 +271,9 @@ def test_a_picture_of_one_side_alone_is_one_sided(tmp_path):
     assert pair.caption == 'fox b'
     assert report.one_sided == 2
     assert [r['fault'] for r in report.reasons] == ['one_sided'] * 2
+    (tmp_path / 'win' / 'fox b.jpg').write_bytes(plain(3))
+    assert 'fox b.jpg and fox b.png have one name' in refused(PairSource(str(tmp_path)).require)
+    (tmp_path / 'win' / 'fox b.jpg').unlink()
     (tmp_path / 'win' / '17.png').write_bytes(plain(1))
     assert '17.txt' in refused(PairSource(str(tmp_path)).require)
 

@@ -42,7 +42,10 @@ def test_what_it_takes_is_added_up():
     ]
     assert told[4] == 'together about 66.5 minutes, and at most 2 GB of memory'
     drawn = tell_trial(Trial(**vars(TRIAL) | dict(drawing=60.0, labelling=0.0)), settings, 10)
-    assert drawn[1] == 'drawing and scoring: 60 s a group, 10 groups: 10.0 minutes'
+    assert drawn[1:3] == [
+        'drawing and scoring: 60 s a group, 10 groups: 10.0 minutes',
+        'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',  # another pair at each visit
+    ]
 
 
 def test_units_of_time():
