@@ -145,7 +145,7 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
         found[name] = file
     return found
 
-
+# %% ../../nbs/data/05_samples.ipynb #9f78e48d
 def _caption_beside(name: str, folders: Iterable[Path]) -> str:
     "The caption of a picture: of a text beside it, or its own name if that has words."
     for folder in folders:
