@@ -39,7 +39,7 @@ from balanceddpo.command.options import (
 from .command.plans import shows_progress
 from .core.commands import running
 from .core.engines import ENGINE_FIELDS, run_on, words_without
-from .core.errors import InputError, first_line, reason_of, unknown
+from .core.errors import InputError, first_line, lacks_memory, reason_of, unknown
 from .core.files import no_room_in, package_folder, refuse_url
 from .core.processes import ProcessFailed
 from .core.shares import is_first_process
@@ -187,8 +187,7 @@ def report_os_error(error: OSError) -> int:
 def refusal_of_the_machine(error: Exception) -> str | None:
     "What to say of an error of a library if memory or disk are at its root; None for any other."
     said = first_line(error)
-    # torch's; importing it to compare would slow down every start
-    if type(error).__name__ in ('MemoryError', 'OutOfMemoryError') or 'allocate memory' in said:
+    if lacks_memory(error):
         return f'{said}; {LESS_MEMORY}'
     if no_room_in(error):
         return f'{said}; make room, or choose another place; {GOES_ON}'

@@ -318,6 +318,7 @@ def contestants_and_sets(
     """The contestants and prompt sets of an evaluation. Raises InputError if there are too few of
     either, or if they do not fit each other."""
     from balanceddpo.data.prompts import prompts_of, read_prompts
+    from balanceddpo.evaluation.win_rates import unknown_seeds
 
     models = sources_by_name(options.models, 'a model', 'models')
     found = [contestant(name, source, config) for name, source in models.items()]
@@ -343,10 +344,7 @@ def contestants_and_sets(
         check_drawn(c, sets)
         check_pictures(c, found, sets, config)
         if c.pictures and options.protocol == 'paired':
-            raise InputError(
-                f'the seeds of {c.name} are not known, so its images have no partners: compare the'
-                ' best or the mean of a prompt, not paired'
-            )
+            raise unknown_seeds(c.name)
     if not any(c.config for c in found):
         refuse_settings_of_drawing(config, sets)
     return found, sets

@@ -25,6 +25,13 @@ def reason_of(error: BaseException) -> str:
     "An error of a library in one short line: its class and what it says."
     return f'{type(error).__name__}: {" ".join(str(error).split()) or "no reason given":.200}'
 
+# %% ../../nbs/core/01_errors.ipynb #7b6acdb7
+def lacks_memory(error: BaseException) -> bool:
+    "Whether too little memory, of the machine or of its GPU, is at the root of an error."
+    # by name: importing torch to compare would slow down every start
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {'MemoryError', 'OutOfMemoryError'}) or 'allocate memory' in str(error)
+
 # %% ../../nbs/core/01_errors.ipynb #b7956209
 FEW = 16  # as many names are told in one line
 
@@ -37,7 +44,7 @@ def unknown(
     `or_else` what may stand in the place of a name."""
     from difflib import get_close_matches
 
-    names = list(known)
+    names = list(dict.fromkeys(known))
     by_small = {one.lower(): one for one in reversed(names)}
     begun = [one for one in by_small if name and one.startswith(name.lower())]
     near = [*begun, *get_close_matches(name.lower(), by_small, 2, cutoff=0.65)]

@@ -121,6 +121,12 @@ def content_digest(path: str | Path) -> str:
         return digest([[name, file_digest(path / name)] for name in content_files(path)])
     return file_digest(path)[:16]
 
+
+def file_state(path: Path) -> list:
+    "What changes when a file is moved or written to, whatever its new content."
+    s = path.stat()
+    return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+
 # %% ../../nbs/core/02_files.ipynb #a3daf3d3
 _LIVE = set()  # temporary names of this process that are in use
 

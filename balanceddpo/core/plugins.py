@@ -11,21 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError, reason_of
+from .errors import InputError, lacks_memory, reason_of
 from .files import no_room_in
 
 # %% auto #0
 __all__ = ['load_named']
 
 # %% ../../nbs/core/23_plugins.ipynb #a358723e
-def _is_of_the_machine(error: BaseException) -> bool:
-    "Whether too little memory or a full disk is at the root of an error."
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if names & {'MemoryError', 'OutOfMemoryError'} or 'allocate memory' in str(error):
-        return True
-    return isinstance(error, Exception) and no_room_in(error) is not None
-
-
 def _place_of(error: BaseException) -> str:
     "` (FILE, line N)` of the code that raised an error; nothing for code without a file."
     here, frames = blamed_on.__code__.co_filename, traceback.extract_tb(error.__traceback__)
@@ -42,13 +34,15 @@ def blamed_on(what: str) -> Generator[None, None, None]:
         yield
     except InputError:
         raise
-    except (Exception, SystemExit) as e:
-        if _is_of_the_machine(e):
+    except SystemExit as e:
+        raise InputError(
+            f'{what} failed{_place_of(e)}: it ends the program (sys.exit, code {e.code!r}), and has'
+            ' to return'
+        ) from e
+    except Exception as e:
+        if lacks_memory(e) or no_room_in(e):
             raise
-        said = reason_of(e)
-        if isinstance(e, SystemExit):
-            said = f'it ends the program (sys.exit, code {e.code!r}), and has to return'
-        raise InputError(f'{what} failed{_place_of(e)}: {said}') from e
+        raise InputError(f'{what} failed{_place_of(e)}: {reason_of(e)}') from e
 
 # %% ../../nbs/core/23_plugins.ipynb #a534bf84
 # group -> what one of it is called
@@ -78,6 +72,10 @@ class Plugin:
         "What is offered, imported now. Raises InputError in one line if that fails."
         with blamed_on(self.told):
             return self.read()
+
+    def misfit(self, made: object, wanted: str) -> InputError:
+        "The error for what was loaded and is something else than what is wanted, in words."
+        return InputError(f'{self.told} is {type(made).__name__}: {wanted} is wanted')
 
 # %% ../../nbs/core/23_plugins.ipynb #745eaf0a
 def plugins_of(group: str) -> list[Plugin]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -50,13 +49,17 @@ def _inputs_of(graph: dict, number: object) -> dict:
     return inputs if isinstance(inputs, dict) else {}
 
 
-def _links(inputs: dict) -> Iterator[str]:
+def _linked(link: object) -> str | None:
+    "The number of the node that an input is linked to; None for a value."
+    number = link[0] if isinstance(link, list) and link else None
+    return number if isinstance(number, str) else None
+
+
+def _links(inputs: dict) -> list[str]:
     "The numbers of the nodes that lead on from one towards a text."
     names = [n for n in inputs if n.startswith('positive')]  # what is negative is another way
     names = names or [n for n in inputs if n in _TEXTS or n.startswith('conditioning')]
-    for name in names:
-        if isinstance(inputs[name], list) and inputs[name] and isinstance(inputs[name][0], str):
-            yield inputs[name][0]
+    return [number for name in names if (number := _linked(inputs[name])) is not None]
 
 
 def _texts_from(graph: dict, number: str) -> set[str]:
@@ -77,12 +80,12 @@ def _texts_from(graph: dict, number: str) -> set[str]:
 def _starts(graph: dict) -> list[str]:
     "The nodes from which a way leads to the prompt: those that are linked as positive."
     starts = []
-    for number, node in graph.items():
-        inputs, kind = _inputs_of(graph, number), str(node.get('class_type', ''))
+    for one, node in graph.items():
+        inputs, kind = _inputs_of(graph, one), str(node.get('class_type', ''))
         for name, link in inputs.items():
-            wanted = name == 'positive' or name == 'conditioning' and kind.endswith('Guider')
-            if wanted and isinstance(link, list) and link and isinstance(link[0], str):
-                starts.append(link[0])
+            wanted = name == 'positive' or (name == 'conditioning' and kind.endswith('Guider'))
+            if wanted and (number := _linked(link)) is not None:
+                starts.append(number)
     return starts
 
 

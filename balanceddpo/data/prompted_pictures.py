@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..core.errors import InputError, first_line
-from ..core.files import digest, file_bytes
+from ..core.errors import InputError
+from ..core.files import digest, file_bytes, file_state
 from ..core.parallel import in_threads
 from balanceddpo.data.kept_prompts import (
     LONGEST,
@@ -30,7 +30,7 @@ from .prompts import _prompt_column
 from .samples import PICTURE_ENDINGS
 from balanceddpo.data.tables import (
     LinesTable,
-    between,
+    ParquetTable,
     delimited_table,
     open_parquet,
 )
@@ -68,12 +68,11 @@ def holds_pictures(source: str | Path) -> bool:
 
 
 def _state_of(path: Path) -> list:
-    "What changes when a file is moved or written to."
+    "What changes when a file is moved or written to, or comes back."
     try:
-        s = path.stat()
+        return file_state(path)
     except OSError:  # it cannot be read either
         return [str(path.absolute())]
-    return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
 
 def _read_cell(path: Path) -> Cell:
@@ -141,19 +140,20 @@ def _cell_of(value: Any) -> Cell:
 class PictureRows:
     "Pictures in a column of a Parquet file, by the numbers of the rows."
 
-    file: Path
+    table: ParquetTable  # of this one file
     column: str
-    columns: tuple[str, ...]  # all of the file
-    rows: int
 
     @classmethod
     def open(cls, path: Path) -> PictureRows:
         "Raises InputError for a file that is no Parquet, or has no column of pictures."
         with open_parquet(path) as file:
-            schema = file.schema_arrow
-            return cls(
-                path, picture_column(schema, path), tuple(schema.names), file.metadata.num_rows
-            )
+            column = picture_column(file.schema_arrow, path)
+        return cls(ParquetTable.open([path], path.parent), column)
+
+    @property
+    def file(self) -> Path:
+        "The Parquet file."
+        return self.table.paths[0]
 
     @property
     def place(self) -> str:
@@ -163,43 +163,41 @@ class PictureRows:
     @property
     def names(self) -> list[str]:
         "The name of each picture."
-        return [f'row {n}' for n in range(self.rows)]
+        return [f'row {n}' for n in range(len(self.table))]
 
     @property
     def state(self) -> str:
         "16 hex characters that change when the file is moved or written to."
         return PictureFiles('', {'': self.file}).state
 
+    def _cells_in(self, column: str, numbers: Sequence[int]) -> Iterator[Any]:
+        return (row[column] for _, row in self.table.take(numbers, [column]))
+
     def texts(self) -> list:
-        "What the column of prompts holds. Raises InputError if there is none."
-        name = _prompt_column(self.columns, None, self.file)
-        with open_parquet(self.file) as file:
-            return file.read(columns=[name])[name].to_pylist()
+        "What the column of prompts holds. Raises InputError if there is none, or it is damaged."
+        name = _prompt_column(self.table.names, None, self.file)
+        return list(self._cells_in(name, range(len(self.table))))
 
     def cells(self, numbers: Sequence[int]) -> Iterator[Cell]:
         "The pictures in the rows with these ascending numbers, one at a time."
-        with open_parquet(self.file) as file:
-            first = 0
-            try:
-                for batch in file.iter_batches(64, columns=[self.column]):
-                    here = between(numbers, first, first + len(batch))
-                    rows = batch.take(pa.array([n - first for n in here], pa.int64()))
-                    yield from map(_cell_of, rows.column(0).to_pylist())
-                    first += len(batch)
-            except (pa.ArrowException, OSError) as e:
-                raise InputError(f'{self.file} is damaged ({first_line(e)})') from e
+        return map(_cell_of, self._cells_in(self.column, numbers))
 
 # %% ../../nbs/data/12_prompted_pictures.ipynb #cc6b731e
 Found = PictureFiles | PictureRows
 
 
+def text_of(path: Path) -> str:
+    "The text of a file. Raises InputError if it cannot be read, or is not UTF-8."
+    try:
+        return file_bytes(path).decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise InputError(f'{path} is not UTF-8 ({e.reason})') from e
+
+
 def lines_of(path: Path, count: int) -> list[str]:
     """The lines of a file of prompts, one for each of `count` pictures. Raises InputError if there
     are more or fewer, or an empty one."""
-    try:
-        lines = file_bytes(path).decode('utf-8-sig').split('\n')
-    except UnicodeDecodeError as e:
-        raise InputError(f'{path} is not UTF-8 ({e.reason})') from e
+    lines = text_of(path).split('\n')
     if not lines[-1].strip():
         lines.pop()
     if len(lines) != count:
@@ -265,10 +263,7 @@ def _text_beside(path: Path) -> str | None:
     beside = path.with_suffix('.txt')
     if not beside.is_file() or beside.stat().st_size > 4 * LONGEST:
         return None
-    try:
-        return tidy_prompt(file_bytes(beside).decode('utf-8-sig'))
-    except UnicodeDecodeError as e:
-        raise InputError(f'{beside} is not UTF-8 ({e.reason})') from e
+    return tidy_prompt(text_of(beside))
 
 
 def texts_beside(found: PictureFiles) -> list[str | None]:

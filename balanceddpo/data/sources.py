@@ -17,7 +17,7 @@ import fsspec
 
 from ..core.devices import need_extra
 from ..core.errors import InputError, first_line
-from ..core.files import asset, digest
+from ..core.files import asset, digest, file_state
 from ..core.hub_access import why_no_hub
 from ..core.plugins import blamed_on, load_named
 from .columns import find_meaning
@@ -342,8 +342,7 @@ def pairs_key(source: str | Path, split: str = 'train', reading: Reading | None 
 def _state_of_file(path: Any) -> list:
     if is_remote(path):
         return [str(path), sorted([k, str(v)] for k, v in path.fs.info(path.path).items())]
-    s = path.stat()
-    return [str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+    return file_state(path)
 
 
 def pairs_state(source: str | Path, split: str = 'train', reading: Reading | None = None) -> str:

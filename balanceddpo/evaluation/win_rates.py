@@ -245,14 +245,19 @@ def refuse_mismatch(a: pd.DataFrame, b: pd.DataFrame, scorers: Sequence[str] = (
         raise InputError(f'{names} cannot be compared: {difference}')
 
 # %% ../../nbs/evaluation/02_win_rates.ipynb #efd0aaac
+def unknown_seeds(model: str) -> InputError:
+    "The error for images without known seeds that are to be compared image by image."
+    return InputError(
+        f'the seeds of {model} are not known, so its images have no partners: compare the best or'
+        ' the mean of a prompt, not paired'
+    )
+
+
 def refuse_unknown_seeds(a: pd.DataFrame, b: pd.DataFrame, protocol: str) -> None:
     "Raise InputError if images without known seeds are to be compared image by image."
     for table in (a, b) if protocol == 'paired' else ():
         if (table['seed'] < 0).any():
-            raise InputError(
-                f'the seeds of {only_value(table, "model")} are not known, so its images have no'
-                ' partners: compare the best or the mean of a prompt, not paired'
-            )
+            raise unknown_seeds(only_value(table, 'model'))
 
 # %% ../../nbs/evaluation/02_win_rates.ipynb #b744af83
 def comparison_names(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, str]:

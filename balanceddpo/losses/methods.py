@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import InputError, unknown
-from ..core.plugins import Plugin, blamed_on, find_plugin
+from ..core.plugins import Plugin, blamed_on, find_plugin, names_offered
 from .outputs import Outputs
 from balanceddpo.losses.pair_losses import (
     capo,
@@ -242,9 +242,7 @@ def bring_in_loss(name: str) -> None:
         return
     loss = plugin.load()
     if not isinstance(loss, Loss):
-        raise InputError(
-            f'{plugin.told} is {type(loss).__name__}: a Loss (balanceddpo.losses.methods) is wanted'
-        )
+        raise plugin.misfit(loss, 'a Loss (balanceddpo.losses.methods)')
     function = partial(_by_plugin, plugin, loss.function)
     LOSSES[name] = replace(loss, function=function, package=plugin.package)
 
@@ -269,7 +267,7 @@ def choose_loss(name: str, convention: str = 'mean', **changes) -> Callable:
     the wrong convention."""
     bring_in_loss(name)
     if name not in LOSSES:
-        raise unknown('unknown method', name, LOSSES)
+        raise unknown('unknown method', name, [*LOSSES, *names_offered('losses')])
     loss = LOSSES[name]
     for key, value in changes.items():
         _check_parameter(name, loss, key, value)

@@ -226,7 +226,7 @@ def pictures_for(pictures: Pictures, prompts: PromptSet, need: int) -> PictureSt
 def shared_prompts(several: Sequence[Pictures]) -> PromptSet:
     """The prompts that all of several pictures have, in the order of the first. Raises InputError
     if there are none."""
-    first, *others = ({**dict.fromkeys(p.sound().prompt)} for p in several)
+    first, *others = (dict.fromkeys(p.sound().prompt) for p in several)
     shared = tuple(prompt for prompt in first if all(prompt in other for other in others))
     if not shared:
         examples = ' and '.join(repr(next(iter(found))[:60]) for found in (first, *others))

@@ -113,10 +113,7 @@ def is_registered(kind: str) -> bool:
         return False
     made = plugin.load()
     if not callable(made):
-        raise InputError(
-            f'{plugin.told} is {type(made).__name__}: a function (images, prompts) or a class is'
-            ' wanted'
-        )
+        raise plugin.misfit(made, 'a function (images, prompts) or a class')
     if kind not in _REGISTERED:  # or it has registered itself
         register_scorer(kind, plugin.package)(made)
     _REGISTERED[kind] = partial(_build_of_package, _REGISTERED[kind], plugin.package)
@@ -126,7 +123,7 @@ def is_registered(kind: str) -> bool:
 def _refuse_unknown_kind(kind: str) -> None:
     "Raises InputError for a kind of scorer that nobody has published, registered or installed."
     if kind not in PUBLISHED and not is_registered(kind):
-        known = dict.fromkeys([*PUBLISHED, *_REGISTERED, *names_offered('scorers')])
+        known = [*PUBLISHED, *_REGISTERED, *names_offered('scorers')]
         raise unknown('unknown scorer', kind, known, or_else='one that you register')
 
 

@@ -288,9 +288,7 @@ def labeller_named(method: str) -> Callable:
     if method not in LABELLERS and (plugin := find_plugin('labels', method)):
         made = plugin.load()
         if not callable(made):
-            raise InputError(
-                f'{plugin.told} is {type(made).__name__}: a function (ballot, config) is wanted'
-            )
+            raise plugin.misfit(made, 'a function (ballot, config)')
         LABELLERS[method] = partial(_by_plugin, plugin, made)
     if method not in LABELLERS:
         names = [*LABELLERS, *names_offered('labels')]

@@ -196,6 +196,8 @@ def test_a_full_disk_is_one_line_in_every_verb_and_the_same_command_goes_on(
         (FileExistsError(errno.EEXIST, 'File exists', 'x'), 2, 'x: File exists'),
         (OSError('Unable to load\nmore of it'), 2, 'OSError: Unable to load more of it'),
         (MemoryError(), 1, 'MemoryError; use less at once'),
+        # numpy's own class of it
+        (type('_ArrayMemoryError', (MemoryError,), {})('Unable to allocate 1 TiB'), 1, 'use less'),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, 'use less'),
         (RuntimeError('PytorchStreamWriter failed: file write failed'), 1, 'make room, or choose'),
         (SafetensorError('I/O error: No space left on device (os error 28)'), 1, 'make room, or'),

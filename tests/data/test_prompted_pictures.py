@@ -212,6 +212,15 @@ def test_many_rows_are_read_in_their_order(tmp_path):
     assert list(found.cells([3, 69, 70, 199])) == [b'3', b'69', b'70', b'199']
 
 
+def test_damaged_prompts_of_a_parquet_are_told_with_the_file(tmp_path):
+    path = tmp_path / 'x.parquet'
+    table = pa.table({'prompt': [f'a fox {n}' for n in range(500)], 'picture': [b'x'] * 500})
+    pq.write_table(table, path, use_dictionary=False)
+    data = path.read_bytes()
+    path.write_bytes(data[:60] + b'\xff' * 200 + data[260:])
+    assert f'{path} is damaged' in refused(path)
+
+
 def test_the_state_changes_with_a_file_and_not_with_time(folder):
     def state():
         return PictureSource.of(folder).found.state

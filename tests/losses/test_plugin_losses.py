@@ -56,8 +56,9 @@ def test_a_run_takes_a_loss_by_its_name():
 def test_what_is_no_loss_is_told_with_its_package():
     with pytest.raises(InputError, match="'wrong' of the package my-plugins 1.0 is function"):
         choose_loss('wrong')
-    with pytest.raises(InputError, match="unknown method 'yours'"):
+    with pytest.raises(InputError, match="unknown method 'yours': use dpo, .*, wrong") as told:
         choose_loss('yours')
+    assert str(told.value).count(' dpo,') == 1  # the name of a built-in loss is offered too
 
 
 def test_a_built_in_loss_cannot_be_taken_over():
