@@ -15,6 +15,7 @@ from balanceddpo.voting.agreement import tie_report
 from balanceddpo.voting.config import LabelConfig
 from balanceddpo.voting.groups import calibrated_rewards
 from balanceddpo.voting.labels import (
+    LABELLERS,
     SMPO_LIMITS,
     confidence_votes,
     confidence_weights,
@@ -247,6 +248,20 @@ def test_the_label_table_has_the_documented_columns_and_types():
         'w0': 'float32',
         'w1': 'float32',
         'margin': 'float32',
+    }
+    assert set(LABELLERS) == {
+        'human',
+        'single',
+        'random',
+        'sum_scores',
+        'sum_logits',
+        'sum_losses',
+        'zscore',
+        'minmax',
+        'majority',
+        'margin',
+        'confidence',
+        'smoothed',
     }
 
 
