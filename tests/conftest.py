@@ -30,6 +30,16 @@ def runs_in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    "A Hub of this machine, which `huggingface_hub` takes for the Hub in this test."
+    from local_hub import local_hub, use_hub
+
+    with local_hub() as hub:
+        use_hub(hub, monkeypatch)
+        yield hub
+
+
 @pytest.fixture(scope='session')
 def made(tmp_path_factory):
     "kind -> a tiny pipeline folder, its encoded pairs and their labels; made once."

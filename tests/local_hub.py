@@ -17,6 +17,7 @@ class LocalHub:
     "Repositories, by their names, and what was asked of them."
 
     def __init__(self) -> None:
+        self.url = ''  # where it answers, once it does
         self.private: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.asked: list[tuple[str, str, str]] = []  # method, path, authorization

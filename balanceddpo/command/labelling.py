@@ -69,12 +69,14 @@ class PairOptions(ReadingOptions):
         pair_source(self)
 
 # %% ../../nbs/command/03_labelling.ipynb #d9203f97
+PAIR_FIELDS = tuple(f.name for f in fields(ReadingOptions))
+
+
 def pair_source(options: Any) -> PairSource:
     "The pairs that options name. Raises InputError for what makes no sense about them."
     from balanceddpo.data.sources import PairSource
 
-    said = {f.name: getattr(options, f.name) for f in fields(ReadingOptions)}
-    return PairSource(options.pairs, **said)
+    return PairSource(options.pairs, **{name: getattr(options, name) for name in PAIR_FIELDS})
 
 # %% ../../nbs/command/03_labelling.ipynb #e71b7ee7
 @dataclass(frozen=True)
@@ -217,9 +219,6 @@ def show_labels(labels: DataFrame, config: LabelConfig, out: Path) -> None:
     print(f'labels: {out}')
 
 # %% ../../nbs/command/03_labelling.ipynb #c48d76af
-PAIR_FIELDS = tuple(f.name for f in fields(ReadingOptions))
-
-
 def recipe_of_labels(config: LabelConfig) -> str | None:
     "The first row of the table of methods that learns from such labels; None if there is none."
     from balanceddpo.recipes.table import RECIPES

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .errors import InputError
 from .shares import is_first_process
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 # %% auto #0
 __all__ = []
@@ -57,28 +53,27 @@ def check_push(name: str | None, public: bool = False) -> None:
         )
 
 # %% ../../nbs/core/22_publishing.ipynb #46f08b53
-def without_token(error: Exception, api: HfApi) -> str:
+def without_token(error: Exception) -> str:
     "An error in one short line, without the token if a library should tell it."
     from huggingface_hub import get_token
 
     text = ' '.join(str(error).split())
-    for token in (api.token, get_token()):
-        if isinstance(token, str) and token:
-            text = text.replace(token, '(token)')
+    if token := get_token():
+        text = text.replace(token, '(token)')
     return f'{type(error).__name__}: {text:.200}'
 
 
-def open_repository(name: str, public: bool = False, api: HfApi | None = None) -> str:
+def open_repository(name: str, public: bool = False) -> str:
     """Make the repository `name` on the Hub, or find it there; its URL. Raises InputError if that
     cannot be, or if it is public and `public` is not said."""
     from huggingface_hub import HfApi
 
-    api = api or HfApi()
+    api = HfApi()
     try:
         url = str(api.create_repo(name, private=not public, exist_ok=True))
         is_private = api.repo_info(name).private
     except Exception as e:  # errors of the network have no common class
-        reason = without_token(e, api)
+        reason = without_token(e)
         raise InputError(f'{name} could not be opened on the Hub ({reason})') from None
     if not public and is_private is False:
         raise InputError(f'{name} is public: add --public to push to it, or name another one')
@@ -89,13 +84,13 @@ def open_repository(name: str, public: bool = False, api: HfApi | None = None) -
 NOT_PUSHED = ['manifest.json', '.lock', '*.tmp-*', '*.old-*', '.cache/**']
 
 
-def push(place: str | Path, name: str, public: bool = False, api: HfApi | None = None) -> str:
+def push(place: str | Path, name: str, public: bool = False) -> str:
     """Push a folder, or a file, to the repository `name` of the Hub; its URL there. Raises
     InputError if that fails, which says how to go on, and as `open_repository`."""
     from huggingface_hub import HfApi
 
-    api, place = api or HfApi(), Path(place)
-    url = open_repository(name, public, api)
+    api, place = HfApi(), Path(place)
+    url = open_repository(name, public)
     says = 'Upload by balanceddpo'
     try:
         if place.is_dir():
@@ -113,7 +108,7 @@ def push(place: str | Path, name: str, public: bool = False, api: HfApi | None =
                 commit_message=says,
             )
     except Exception as e:
-        reason = without_token(e, api)
+        reason = without_token(e)
         raise InputError(
             f'the push to {name} was cut off ({reason}); the same again goes on'
         ) from None

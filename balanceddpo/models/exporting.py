@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, reason_of
 from ..core.files import read_json, staged
+from ..core.publishing import check_repository
 from .families import load_family, plain_pipeline
 from balanceddpo.models.folders import (
     PACKAGED,
@@ -33,9 +32,9 @@ from balanceddpo.models.folders import (
 from .lora import load_lora, lora_file, lora_weights
 from balanceddpo.models.saving import (
     copy_part,
-    save_folder,
     sort_header,
     write_index,
+    write_part,
 )
 from .schedules import prediction_of
 from ..scoring.registry import split_source
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ['FORMS', 'check_export', 'export']
 
 # %% ../../nbs/models/15_exporting.ipynb #a4a4d96d
-HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
-
-
 @dataclass(frozen=True)
 class Exported:
     "What is exported: a pipeline, a LoRA, or both."
@@ -72,6 +68,15 @@ def result_of(place: str | Path) -> Path:
     return place / 'model' if is_run else place
 
 
+def _is_hub_name(name: str) -> bool:
+    "Whether a text is OWNER/NAME as the Hub takes it."
+    try:
+        check_repository(name)
+    except InputError:
+        return False
+    return True
+
+
 def base_of(folder: Path) -> str | None:
     """The base model that `training.json` beside a LoRA names, if it is packaged or on the Hub;
     None for one that was a folder, whose place is not kept."""
@@ -79,7 +84,7 @@ def base_of(folder: Path) -> str | None:
     facts = read_json(path) if path.is_file() else {}
     config = facts.get('config') if isinstance(facts, dict) else None
     name = config.get('model') if isinstance(config, dict) else None
-    known = isinstance(name, str) and (name in PACKAGED or HUB_NAME.fullmatch(name))
+    known = isinstance(name, str) and (name in PACKAGED or _is_hub_name(name))
     return name if known else None
 
 # %% ../../nbs/models/15_exporting.ipynb #6d5cab16
@@ -99,7 +104,7 @@ def _model_without_lora(name: str) -> Exported:
     if place.is_dir():
         pipeline_index(place)
         return Exported(_as_folder(place))
-    if HUB_NAME.fullmatch(name):
+    if _is_hub_name(name):
         return Exported(name)
     raise InputError(f'{name}: no such folder or file, and no name on the Hub (owner/name)')
 
@@ -349,24 +354,16 @@ def merge(model: Exported) -> tuple[DiffusionPipeline, list[str]]:
     return pipeline, changed
 
 
-def write_part(folder: Path, name: str, part: Any, target: Path, **options) -> None:
-    "Write a part into a pipeline folder, with the config that it has in `folder`."
-    shutil.rmtree(target / name, ignore_errors=True)
-    part.save_pretrained(target / name, safe_serialization=True, **options)
-    # the library's would hold a local path
-    shutil.copyfile(folder / name / 'config.json', target / name / 'config.json')
-
-
 def save_merged(model: Exported, out: Path) -> Path:
     "Write the pipeline folder of a base with its LoRA added to the weights. Errors as of `merge`."
     folder = local_folder(str(model.base))
     pipeline, changed = merge(model)
     with staged(out) as temporary:
-        denoiser = 'unet' if hasattr(pipeline, 'unet') else 'transformer'
-        save_folder(folder, getattr(pipeline, denoiser), temporary)
-        for name in changed:
-            if name != denoiser:
+        for name in write_index(folder, temporary):
+            if name in changed:
                 write_part(folder, name, getattr(pipeline, name), temporary)
+            else:
+                copy_part(folder / name, temporary / name)
     return out
 
 # %% ../../nbs/models/15_exporting.ipynb #164b6648

@@ -73,6 +73,14 @@ def write_index(folder: Path, target: Path) -> list[str]:
     return present
 
 
+def write_part(folder: Path, name: str, part: Any, target: Path, **options) -> None:
+    """Write a model as the part `name` of the pipeline folder `target`, with the config that it has
+    in `folder`; `options` go to `save_pretrained`."""
+    part.save_pretrained(target / name, safe_serialization=True, **options)
+    # the library's would hold a local path
+    shutil.copyfile(folder / name / 'config.json', target / name / 'config.json')
+
+
 def save_folder(folder: Path, model: ModelMixin, out: str | Path) -> Path:
     """Write `out` as the pipeline in `folder` with `model` as its denoiser, all of it or nothing.
     Returns `out`. Raises InputError as `check_parts`."""
@@ -81,9 +89,7 @@ def save_folder(folder: Path, model: ModelMixin, out: str | Path) -> Path:
         for name in write_index(folder, temporary):
             if name != denoiser:
                 copy_part(folder / name, temporary / name)
-        model.save_pretrained(temporary / denoiser, safe_serialization=True)
-        # the library's would hold a local path
-        shutil.copyfile(folder / denoiser / 'config.json', temporary / denoiser / 'config.json')
+        write_part(folder, denoiser, model, temporary)
     return Path(out)
 
 # %% ../../nbs/models/08_saving.ipynb #86a6df28

@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,15 +120,16 @@ def write_folders(pairs: Iterable[Pair], out: Path) -> None:
                 (folder / side / f'{name}.txt').write_text(caption, encoding='utf-8')
 
 # %% ../../nbs/voting/09_pair_files.ipynb #46d6d9fc
-def _writer_for(out: Path) -> Callable[[Iterable[Pair]], object]:
-    "The function that writes pairs to `out`, by its suffix. Raises InputError for another suffix."
+def _writer_for(out: Path) -> Callable[[Iterable[Pair], Path], object]:
+    """The function (pairs, place) that writes pairs to a place with the suffix of `out`. Raises
+    InputError for another suffix."""
     writers = {'.parquet': write_pairs, '.jsonl': write_rows, '': write_folders}
     if out.suffix not in writers:
         raise InputError(
             f'{out}: labelled pairs are written to a .parquet, to a .jsonl, or to a folder, whose'
             ' name has no suffix'
         )
-    return partial(writers[out.suffix], **{'path' if out.suffix == '.parquet' else 'out': out})
+    return writers[out.suffix]
 
 
 def check_pair_file(out: Path, undecided: str = 'drop') -> None:
@@ -164,5 +164,5 @@ def write_labelled_pairs(
         if not counts['written']:
             raise InputError(f'{out}: no pair to write: none of them is decided')
 
-    _writer_for(out)(decided())
+    _writer_for(out)(decided(), out)
     return Written(*(counts[name] for name in Written._fields))

@@ -3,7 +3,7 @@ and a Hub of this machine."""
 
 import pytest
 from huggingface_hub import ModelCard
-from local_hub import TOKEN, local_hub, use_hub
+from local_hub import TOKEN
 from safetensors.torch import load_file
 
 from balanceddpo.models.config import SampleConfig
@@ -13,13 +13,6 @@ from short_runs import go
 from tiny_models import diffusers_pipeline, draw_array
 
 LORA = 'pytorch_lora_weights.safetensors'
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with local_hub() as hub:
-        use_hub(hub, monkeypatch)
-        yield hub
 
 
 @pytest.fixture(scope='module')

@@ -9,21 +9,15 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.models import sampling
 from balanceddpo.models.config import SampleConfig
 from balanceddpo.models.lora import load_lora, lora_weights
-from balanceddpo.models.saving import save_pipeline
-from tiny_models import FLOW_KINDS, KINDS, diffusers_pipeline, with_adapters
+from tiny_models import FLOW_KINDS, KINDS, diffusers_pipeline
 
 LORA = 'pytorch_lora_weights.safetensors'
 
 
-@pytest.fixture(scope='module')
-def loras(folders, tmp_path_factory):
+@pytest.fixture
+def files(loras):
     "kind -> the file of a LoRA for the tiny pipeline of that kind."
-    root = tmp_path_factory.mktemp('loras')
-    return {
-        kind: save_pipeline(folders[kind], with_adapters(folders[kind]), root / kind, 'default')
-        / LORA
-        for kind in (*KINDS, *FLOW_KINDS)
-    }
+    return {kind: folder / LORA for kind, folder in loras.items()}
 
 
 def changed(file, target, change):
@@ -51,17 +45,17 @@ def refused(folder, file, says):
 
 
 @pytest.mark.parametrize('kind', [*KINDS, *FLOW_KINDS])
-def test_every_key_of_ours_finds_its_place(folders, loras, kind):
+def test_every_key_of_ours_finds_its_place(folders, files, kind):
     pipeline = diffusers_pipeline(folders[kind])
-    load_lora(pipeline, loras[kind])
-    assert len(lora_weights(pipeline)) == len(load_file(loras[kind]))
+    load_lora(pipeline, files[kind])
+    assert len(lora_weights(pipeline)) == len(load_file(files[kind]))
 
 
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
 @pytest.mark.parametrize('kept', [torch.float32, torch.float16, torch.bfloat16])
-def test_a_file_of_another_precision_fits(folders, loras, tmp_path, dtype, kept):
+def test_a_file_of_another_precision_fits(folders, files, tmp_path, dtype, kept):
     file = changed(
-        loras['sd15'], tmp_path / LORA, lambda ts: {n: t.to(kept) for n, t in ts.items()}
+        files['sd15'], tmp_path / LORA, lambda ts: {n: t.to(kept) for n, t in ts.items()}
     )
     config = SampleConfig(model=str(folders['sd15']), lora=str(file), dtype=dtype, device='cpu')
     _, pipeline = sampling.load_generator(config)
@@ -69,7 +63,7 @@ def test_a_file_of_another_precision_fits(folders, loras, tmp_path, dtype, kept)
 
 
 @pytest.mark.parametrize('layout', ['new', 'kohya'])
-def test_other_layouts_that_the_library_knows_are_loaded(folders, loras, tmp_path, layout):
+def test_other_layouts_that_the_library_knows_are_loaded(folders, files, tmp_path, layout):
     def new(name):
         return f'unet.{peft_name(name)}'
 
@@ -79,7 +73,7 @@ def test_other_layouts_that_the_library_knows_are_loaded(folders, loras, tmp_pat
         return f'lora_unet_{module.replace(".", "_")}.{side}.weight'
 
     rename = {'new': new, 'kohya': kohya}[layout]
-    file = changed(loras['sd15'], tmp_path / LORA, lambda ts: {rename(n): t for n, t in ts.items()})
+    file = changed(files['sd15'], tmp_path / LORA, lambda ts: {rename(n): t for n, t in ts.items()})
     pipeline = diffusers_pipeline(folders['sd15'])
     load_lora(pipeline, file)
     assert len(lora_weights(pipeline)) == len(load_file(file))
@@ -100,9 +94,9 @@ def test_a_lora_of_the_text_encoder_finds_its_place(folders, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['sd15', 'sdxl', 'sd3', 'flux'])
-def test_names_of_peft_are_refused_and_not_drawn_without_the_lora(folders, loras, tmp_path, kind):
+def test_names_of_peft_are_refused_and_not_drawn_without_the_lora(folders, files, tmp_path, kind):
     "Not a single key fits: the library loads nothing and says so in its log only."
-    file = changed(loras[kind], tmp_path / LORA, peft_names)
+    file = changed(files[kind], tmp_path / LORA, peft_names)
     n = len(load_file(file))
     # FLUX's loader takes the file for another layout, and misses a key of that
     says = 'KeyError' if kind == 'flux' else f'{n} of its {n} weights have no place'
@@ -110,9 +104,9 @@ def test_names_of_peft_are_refused_and_not_drawn_without_the_lora(folders, loras
 
 
 @pytest.fixture
-def named(loras):
+def named(files):
     "The tensors of the SD1.5 LoRA by PEFT's names, and the first of its layers."
-    tensors = {f'unet.{peft_name(n)}': t for n, t in load_file(loras['sd15']).items()}
+    tensors = {f'unet.{peft_name(n)}': t for n, t in load_file(files['sd15']).items()}
     return tensors, min(tensors).removesuffix('.lora_A.weight')
 
 
@@ -140,15 +134,15 @@ def test_dora_is_refused_and_not_loaded_without_its_magnitudes(folders, named, t
     refused(folders['sd15'], tmp_path / LORA, 'DoRA is not supported .*dora_scale')
 
 
-def test_a_lora_of_another_model_is_refused(folders, loras):
+def test_a_lora_of_another_model_is_refused(folders, files):
     for kind, other in (('sd15', 'sdxl'), ('sdxl', 'sd3'), ('sd3', 'sd15'), ('flux', 'sd3')):
-        refused(folders[kind], loras[other], 'does not fit this model')
+        refused(folders[kind], files[other], 'does not fit this model')
 
 
 @pytest.mark.parametrize('n', [0, 5, 200, -10])
-def test_a_damaged_file_is_one_line(folders, loras, tmp_path, n):
+def test_a_damaged_file_is_one_line(folders, files, tmp_path, n):
     file = tmp_path / LORA
-    file.write_bytes(loras['sd15'].read_bytes()[:n])
+    file.write_bytes(files['sd15'].read_bytes()[:n])
     refused(folders['sd15'], file, 'is damaged, or no safetensors file')
 
 
@@ -157,22 +151,22 @@ def test_a_file_without_weights_is_refused(folders, tmp_path):
     refused(folders['sd15'], tmp_path / LORA, 'does not fit this model')
 
 
-def test_what_is_loaded_changes_the_denoiser(folders, loras):
+def test_what_is_loaded_changes_the_denoiser(folders, files):
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 16, 32)
     pipeline = diffusers_pipeline(folders['sd15'])
     with torch.no_grad():
         before = pipeline.unet(*inputs)[0]
-        load_lora(pipeline, loras['sd15'])
+        load_lora(pipeline, files['sd15'])
         after = pipeline.unet(*inputs)[0]
     assert np.abs(before - after).max() > 1e-3
 
 
-def test_a_lora_that_was_never_trained_is_told(folders, loras, tmp_path):
+def test_a_lora_that_was_never_trained_is_told(folders, files, tmp_path):
     "Every key has its place, and the pictures are the base model's."
 
     def untrained(tensors):
         return {n: t * ('lora.up' not in n) for n, t in tensors.items()}
 
-    file = changed(loras['sd15'], tmp_path / LORA, untrained)
+    file = changed(files['sd15'], tmp_path / LORA, untrained)
     with pytest.warns(UserWarning, match='changes nothing'):
         load_lora(diffusers_pipeline(folders['sd15']), file)
