@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError
+from .files import HOLDER, LOCK
 from .shares import is_first_process
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def open_repository(name: str, public: bool = False, api: HfApi | None = None) -
 
 # %% ../../nbs/core/22_publishing.ipynb #99907782
 # of a result's folder, what only this machine uses
-NOT_PUSHED = ['manifest.json', '.lock', '*.tmp-*', '*.old-*', '.cache/**']
+NOT_PUSHED = ['manifest.json', LOCK, HOLDER, '*.tmp-*', '*.old-*', '.cache/**']
 
 
 def push(place: str | Path, name: str, public: bool = False, api: HfApi | None = None) -> str:
