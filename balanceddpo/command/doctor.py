@@ -44,12 +44,18 @@ class Finding:
     @property
     def line(self) -> str:
         "The finding as it is printed."
-        return f'{self.state:<6}  {self.name:<13}  {self.says}' + f': {self.remedy}' * bool(
-            self.remedy
-        )
+        told = f'{self.says}: {self.remedy}' if self.remedy else self.says
+        return f'{self.state:<6}  {self.name:<13}  {told}'
 
 
 Look = Callable[[], Iterator[Finding]]  # looks at one thing
+
+
+# name -> what to do where that cannot be looked at
+REMEDIES = {
+    'torch': 'pip install "torch>=2.10" torchvision',
+    'balanceddpo': 'unset BALANCEDDPO_NUMERICS',
+}
 
 
 def looked(name: str, look: Look) -> Iterator[Finding]:
@@ -57,7 +63,8 @@ def looked(name: str, look: Look) -> Iterator[Finding]:
     try:
         yield from look()
     except Exception as e:  # whatever a library does in an environment that is ill
-        yield Finding(name, 'broken', reason_of(e))
+        says = str(e) if isinstance(e, InputError) else reason_of(e)
+        yield Finding(name, 'broken', says, REMEDIES.get(name, ''))
 
 # %% ../../nbs/command/11_doctor.ipynb #5db21364
 OLDEST = (3, 11)  # Python
@@ -109,12 +116,8 @@ def about_package() -> Iterator[Finding]:
     import balanceddpo
     from balanceddpo.core.numerics import numeric_path
 
-    try:
-        path = numeric_path()
-    except InputError as e:
-        yield Finding('balanceddpo', 'broken', str(e), 'unset BALANCEDDPO_NUMERICS')
-        return
-    yield Finding('balanceddpo', 'ok', f'{balanceddpo.__version__}, fp32 on the CPU by {path}')
+    says = f'{balanceddpo.__version__}, fp32 on the CPU by {numeric_path()}'
+    yield Finding('balanceddpo', 'ok', says)
 
 
 def about_torchvision() -> Iterator[Finding]:
@@ -160,12 +163,9 @@ def about_gpu(index: int) -> Finding:
 
 # %% ../../nbs/command/11_doctor.ipynb #8177d3ad
 def about_torch() -> Iterator[Finding]:
-    "The version of torch, and for which GPUs it was built."
-    try:
-        import torch
-    except (ImportError, OSError) as e:  # OSError: a library that its own half needs
-        yield Finding('torch', 'broken', reason_of(e), 'pip install "torch>=2.10" torchvision')
-        return
+    "The version of torch, and the threads that it uses."
+    import torch
+
     yield Finding('torch', 'ok', f'{torch.__version__}, threads: {torch.get_num_threads()}')
 
 
@@ -282,7 +282,7 @@ def about_extras() -> Iterator[Finding]:
             yield Finding(f'[{extra}]', 'ok', WHAT_FOR[extra])
 
 # %% ../../nbs/command/11_doctor.ipynb #48034d04
-# a repository that holds weights has one of them; one that is named for its processor, of those
+# names of which a repository of weights has one, and one that is read for its processor
 WEIGHTS = (
     *('model.safetensors', 'pytorch_model.bin', 'model.safetensors.index.json'),
     *('open_clip_model.safetensors', 'open_clip_pytorch_model.bin'),
@@ -313,10 +313,11 @@ def about_scorers() -> Iterator[Finding]:
     from balanceddpo.scoring.registry import PAPER_SCORERS
 
     for kind in PAPER_SCORERS:
-        missing = []
-        for repository, names in scorer_sources(kind).items():
-            if not any(isinstance(try_to_load_from_cache(repository, n), str) for n in names):
-                missing.append(repository)
+        missing = [
+            repository
+            for repository, names in scorer_sources(kind).items()
+            if not any(isinstance(try_to_load_from_cache(repository, n), str) for n in names)
+        ]
         if missing:
             says = f'{", ".join(missing)} not in the cache of the Hub'
             remedy = f'downloaded at its first use, or name a copy, --scorers {kind}=PATH'
@@ -329,13 +330,9 @@ def base_models() -> list[str]:
     "The base models that rows of the table of methods name, each once."
     from balanceddpo.recipes.table import RECIPES
 
-    named = {}
-    for recipe in RECIPES.values():
-        for values in recipe.values.values():
-            model = values.get('model')
-            if model is not None and '/' in str(model.value):
-                named[str(model.value)] = True
-    return list(named)
+    stages = [values for recipe in RECIPES.values() for values in recipe.values.values()]
+    named = [str(values['model'].value) for values in stages if 'model' in values]
+    return list(dict.fromkeys(model for model in named if '/' in model))
 
 
 def about_models() -> Iterator[Finding]:
@@ -375,19 +372,6 @@ def about_hub(offline: bool) -> Iterator[Finding]:
         yield Finding('Hub', 'ok', f'{place} answers')
 
 # %% ../../nbs/command/11_doctor.ipynb #cd59edbf
-@dataclass(frozen=True)
-class DoctorOptions:
-    "What `balanceddpo doctor` takes."
-
-    offline: bool = False  # do not ask whether the Hub can be reached
-    json: bool = False  # print a list for programs: name, state, says and remedy of each finding
-    dry_run: bool = False  # say what would be looked at, and stop
-
-
-class NotFit(ProcessFailed):
-    "Something is broken that every run needs: the command line exits with 1."
-
-
 def looks(offline: bool) -> dict[str, Look]:
     "Name -> what is looked at, in its order."
     return {
@@ -419,6 +403,19 @@ def findings(offline: bool) -> Iterator[Finding]:
         for found in looked(name, look):
             has_torch = has_torch and (found.name, found.state) != ('torch', 'broken')
             yield found
+
+# %% ../../nbs/command/11_doctor.ipynb #ec3d8512
+@dataclass(frozen=True)
+class DoctorOptions:
+    "What `balanceddpo doctor` takes."
+
+    offline: bool = False  # do not ask whether the Hub can be reached
+    json: bool = False  # print a list for programs: name, state, says and remedy of each finding
+    dry_run: bool = False  # say what would be looked at, and stop
+
+
+class NotFit(ProcessFailed):
+    "Something is broken that every run needs: the command line exits with 1."
 
 # %% ../../nbs/command/11_doctor.ipynb #120316bd
 @verb(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
+from .files import HOLDER, LOCK
 from .shares import is_first_process
 
 # %% auto #0
@@ -81,7 +82,7 @@ def open_repository(name: str, public: bool = False) -> str:
 
 # %% ../../nbs/core/22_publishing.ipynb #99907782
 # of a result's folder, what only this machine uses
-NOT_PUSHED = ['manifest.json', '.lock', '*.tmp-*', '*.old-*', '.cache/**']
+NOT_PUSHED = ['manifest.json', LOCK, HOLDER, '*.tmp-*', '*.old-*', '.cache/**']
 
 
 def push(place: str | Path, name: str, public: bool = False) -> str:

@@ -83,6 +83,7 @@ def _make_one(
 
 
 def _says_made(claim: Path) -> bool:
+    "Whether the file of a share says that it is made."
     try:
         return claim.read_text(encoding='utf-8') == 'made'
     except FileNotFoundError:

@@ -165,13 +165,6 @@ POSITIVE = (
 NOT_NEGATIVE = ('warmup_steps', 'weight_decay', 'clip', 'refresh_every', 'refresh_drift')
 
 
-def known_trackers() -> list[str]:
-    "The trackers that the installed accelerate knows, or was told of."
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    return sorted(map(str, LOGGER_TYPE_TO_CLASS))
-
-
 def check_values(config: TrainConfig) -> None:
     "Raises InputError naming the first field of a `TrainConfig` whose value makes no sense."
 
@@ -188,14 +181,18 @@ def check_values(config: TrainConfig) -> None:
     require('empty_prompt_rate', 0 <= config.empty_prompt_rate <= 1, 'from 0 to 1')
     require('refresh_alpha', 0 < config.refresh_alpha <= 1, 'above 0 and at most 1')
     require('ema', 0 <= config.ema < 1, '0 or more and below 1')
-    if config.tracker not in ('auto', 'none'):
-        known = known_trackers()
-        require('tracker', config.tracker in known, f'one of auto, none, {", ".join(known)}')
     for name, choices in choices_of(config).items():
         if (value := getattr(config, name)) not in choices:
             raise unknown(f'{name} must be a known word, not', str(value), choices)
 
 # %% ../../nbs/training/01_config.ipynb #af96dd80
+def known_trackers() -> list[str]:
+    "The trackers that the installed accelerate knows, or was told of."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return sorted(map(str, LOGGER_TYPE_TO_CLASS))
+
+
 def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     "Name -> the values that a field with a fixed choice can have."
     from balanceddpo.losses.inversion import INVERSIONS
@@ -209,6 +206,8 @@ def choices_of(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     }
     choices['method'] = tuple(LOSSES)
     choices['noise'] = ('auto', 'random', *INVERSIONS)
+    if config.tracker not in ('auto', 'none'):  # asking accelerate takes long
+        choices['tracker'] = ('auto', 'none', *known_trackers())
     return choices
 
 # %% ../../nbs/training/01_config.ipynb #ca28574a

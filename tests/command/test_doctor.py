@@ -7,6 +7,7 @@ import sys
 from collections import namedtuple
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
 from threading import Thread
 
 import pytest
@@ -70,14 +71,12 @@ def test_a_package_that_is_missing_or_too_old_has_its_line(monkeypatch):
 
     def version(name):
         if name not in there:
-            raise doctor_metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return there[name]
 
-    import importlib.metadata as doctor_metadata
-
     needs = ['torch>=2.10', 'numpy>=2', 'peft>=0.17', 'ray>=2.50; extra == "ray"']
-    monkeypatch.setattr(doctor_metadata, 'requires', lambda name: needs)
-    monkeypatch.setattr(doctor_metadata, 'version', version)
+    monkeypatch.setattr(metadata, 'requires', lambda name: needs)
+    monkeypatch.setattr(metadata, 'version', version)
     assert found(doctor.about_packages) == {
         'packages': (
             'broken',
@@ -126,7 +125,11 @@ def test_results_that_cannot_be_written_are_told(monkeypatch, tmp_path):
 
 def test_a_numeric_path_that_does_not_exist_is_told(monkeypatch):
     monkeypatch.setenv('BALANCEDDPO_NUMERICS', 'fast')
-    assert found(doctor.about_package)['balanceddpo'][0] == 'broken'
+    assert found(doctor.looked, 'balanceddpo', doctor.about_package)['balanceddpo'] == (
+        'broken',
+        "BALANCEDDPO_NUMERICS is 'fast': use auto, plain, onednn",
+        'unset BALANCEDDPO_NUMERICS',
+    )
 
 
 def pretend_gpu(monkeypatch, driver, built, capability=None, kernels=()):

@@ -30,7 +30,7 @@ def test_a_module_of_an_extra_is_told(module, extra, words, what, monkeypatch, t
     monkeypatch.setitem(sys.modules, module, None)
     told = f'balanceddpo: {what} needs {module}: pip install "balanceddpo[{extra}]"'
     assert run(*words, code=2) == told
-    assert not [p for p in tmp_path.rglob('*') if p.is_file() and p.name not in ('.lock',)]
+    assert not [p for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock']
 
 
 @pytest.mark.parametrize('module', ['matplotlib', 'seaborn'])
@@ -64,7 +64,8 @@ def test_a_tracker_that_is_not_installed(encoded, world, run, monkeypatch):
     assert 'mlflow is not installed: pip install mlflow, or' in run(*words, code=2)
     words[words.index('--tracker') + 1] = 'tensorbord'
     known = ', '.join(sorted(LOGGER_TYPE_TO_CLASS))
-    assert f"one of auto, none, {known}, not 'tensorbord'" in run(*words, code=2)
+    told = f"not 'tensorbord': did you mean tensorboard? There are auto, none, {known}"
+    assert told in run(*words, code=2)
     assert {t.value for t in LoggerType} - {'all'} == set(LOGGER_TYPE_TO_CLASS)
 
 

@@ -25,6 +25,7 @@ def result(tmp_path):
     (folder / 'unet/weights.safetensors').write_bytes(b'\0' * 100)
     (folder / 'manifest.json').write_text('{}')
     (folder / '.lock').touch()
+    (folder / '.holder').write_text('12 on host')  # of one that was killed
     return folder
 
 
