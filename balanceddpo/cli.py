@@ -28,14 +28,13 @@ from balanceddpo.command import (  # noqa: F401
     training,
     verification,
 )
-from balanceddpo.command.options import (
-    VERBS,
-    Verb,
+from balanceddpo.command.asking import (
     ask_or_help,
     config_lines,
     settings_asked,
     words_of_all,
 )
+from .command.options import VERBS, Verb
 from .command.plans import shows_progress
 from .core.commands import running
 from .core.engines import ENGINE_FIELDS, run_on, words_without

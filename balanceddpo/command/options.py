@@ -9,20 +9,13 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from balanceddpo.core.config_files import (
-    names_known,
-    read_settings,
-    without_none,
-    words_of_type,
-)
-from ..core.engines import words_without
+from ..core.config_files import names_known, without_none, words_of_type
 from ..core.errors import InputError, unknown
 from ..paper import repro_notebooks, reproduction
 
@@ -95,6 +88,9 @@ class ConfigOptions:
     print_config: bool = False  # print a config file of all options as they would be, and stop
 
 
+CONFIG_FIELDS = tuple(f.name for f in fields(ConfigOptions))
+
+# %% ../../nbs/command/01_options.ipynb #75b70a2b
 @dataclass(frozen=True)
 class Option:
     "One option of a verb."
@@ -104,7 +100,7 @@ class Option:
     comment: str = ''  # what it means
     is_of_stage: bool = False
 
-
+# %% ../../nbs/command/01_options.ipynb #7c00fc22
 @lru_cache(maxsize=32)
 def options_of(verb: Verb) -> dict[str, Option]:
     "Name -> option: the verb's own, those of its stage, and those of every verb."
@@ -121,10 +117,19 @@ def options_of(verb: Verb) -> dict[str, Option]:
                 found[f.name] = Option(types[f.name], default, comment, config is stage)
     return found
 
-
+# %% ../../nbs/command/01_options.ipynb #6fde57fd
 def flag(name: str) -> str:
     "How an option is written."
     return f'--{name.replace("_", "-")}'
+
+
+def words_of_value(name: str, value: Any) -> list[str]:
+    "The words that give an option a value."
+    if isinstance(value, bool):
+        return [flag(name if value else f'no_{name}')]
+    if isinstance(value, tuple):
+        return [flag(name), *map(str, value)]
+    return [f'{flag(name)}={value}']
 
 # %% ../../nbs/command/01_options.ipynb #a6a2e9bd
 def metavar(kind) -> str | None:
@@ -232,7 +237,7 @@ class Given:
 class NotRead(Exception):
     "Words that are no value of their option, told in one line."
 
-
+# %% ../../nbs/command/01_options.ipynb #1e22ee02
 def wrong_words(name: str, kind: Any, words: Sequence[str]) -> str:
     "What is said of words that are no value of an option."
     kind, found = without_none(kind), ' '.join(words)
@@ -322,175 +327,3 @@ def read_words(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
     refuse_left(verb, options, left)
     given = {name: v for name, v in vars(found).items() if v is not None}
     return {name: v.value if isinstance(v, Given) else v for name, v in given.items()}
-
-# %% ../../nbs/command/01_options.ipynb #c4d4ce08
-def _recipe_in(verb: Verb, chosen: Mapping[str, Any]) -> str | None:
-    "The row of the table of methods that options name; None if they name none."
-    takes_one = 'recipe' in {f.name for f in fields(verb.options)}
-    return chosen.get('recipe') if takes_one else None
-
-
-def row_values(verb: Verb, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the row that the options name, for the base model that they name.
-
-    Raises InputError for an unknown row, or a model for which it has no values."""
-    if (name := _recipe_in(verb, chosen)) is None:
-        return {}
-    from balanceddpo.recipes.table import recipe_named
-
-    recipe = recipe_named(name)
-    if not chosen.get('model'):  # it is asked for later
-        return {'method': recipe.loss}
-    from balanceddpo.recipes.settings import row_settings
-
-    asked = [chosen.get(option) or '' for option in ('values', 'mode')]
-    return row_settings(recipe, chosen['model'], *asked)
-
-
-def row_sources(verb: Verb, chosen: Mapping[str, Any]) -> dict[str, str]:
-    "Option -> where the row has its value from."
-    if (name := _recipe_in(verb, chosen)) is None:
-        return {}
-    from balanceddpo.recipes.recipe import values_of
-    from balanceddpo.recipes.settings import kind_of
-    from balanceddpo.recipes.table import RECIPES, recipe_named
-
-    kind = chosen.get('values') or kind_of(chosen['model'], chosen.get('mode') or 'full')
-    return {name: v.source for name, v in values_of(recipe_named(name), kind, RECIPES).items()}
-
-# %% ../../nbs/command/01_options.ipynb #9975ad06
-def read_config(verb: Verb, path: Path) -> dict[str, Any]:
-    """Option -> value of a config file of a verb. Raises InputError naming file, line and key for
-    an option that the verb does not have, or a value of another type."""
-    options, found = options_of(verb), {}
-    names = [name for name in options if name not in ('config', 'print_config')]
-    for name, setting in read_settings(path).items():
-        if name not in names:
-            listed = f'see balanceddpo {verb.name} --help'
-            what = f'{setting.where}: {verb.name} has no option'
-            raise unknown(what, setting.key, names, listed=listed)
-        found[name] = setting.of_type(options[name].kind)
-    return found
-
-
-@dataclass(frozen=True)
-class Asked:
-    "What a call asks of a verb: option -> value, by where it is said."
-
-    given: dict[str, Any]  # by the words of the command
-    kept: dict[str, Any]  # in the config file
-    row: dict[str, Any]  # by the row of the table of methods
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        "What the caller has said, the command line before the file."
-        return self.kept | self.given
-
-
-def ask(verb: Verb, words: Sequence[str]) -> Asked:
-    "What the words after a verb ask for. Raises InputError for what cannot be read."
-    given = read_words(verb, words)
-    kept = read_config(verb, given['config']) if given.get('config') else {}
-    return Asked(given, kept, row_values(verb, kept | given))
-
-
-def values_asked(verb: Verb, asked: Asked) -> dict[str, Any]:
-    "The value of each option, those that nobody has said left out."
-    options = options_of(verb)
-    defaults = {name: o.default for name, o in options.items() if o.default is not MISSING}
-    row = {name: v for name, v in asked.row.items() if name in options}
-    return defaults | row | asked.chosen
-
-# %% ../../nbs/command/01_options.ipynb #1cc075ea
-def words_of_value(name: str, value: Any) -> list[str]:
-    "The words that give an option a value."
-    if isinstance(value, bool):
-        return [flag(name if value else f'no_{name}')]
-    if isinstance(value, tuple):
-        return [flag(name), *map(str, value)]
-    return [f'{flag(name)}={value}']
-
-
-def words_of_all(verb: Verb, words: Sequence[str], asked: Asked) -> list[str]:
-    "The words of a command that says all by itself: those after the verb, and those of its file."
-    own, before = words_without(words, ('config',)), []
-    for name, value in asked.kept.items():
-        if name not in verb.positional:
-            before += words_of_value(name, value)
-        elif name not in asked.given:
-            own = [*map(str, value if isinstance(value, tuple) else (value,)), *own]
-    at = next((i for i, word in enumerate(own) if word.startswith('-')), len(own))
-    return [verb.name, *own[:at], *before, *own[at:]]
-
-# %% ../../nbs/command/01_options.ipynb #ef821ed3
-def _lines_of_option(
-    name: str, option: Option, values: Mapping[str, Any], source: str
-) -> list[str]:
-    "An option in a config file: what it means, where its value is from, and the value."
-    import yaml
-
-    about = wrap(option.comment, 96) + wrap(source and f'from: {source}', 96)
-    lines = [f'# {line}' for line in about]
-    if name not in values:
-        return [*lines, f'# {name}:  (has to be given)']
-    value = values[name]
-    value = list(value) if isinstance(value, tuple) else value
-    value = str(value) if isinstance(value, Path) else value
-    shown = yaml.safe_dump({name: value}, default_flow_style=True, width=10**6, allow_unicode=True)
-    return [*lines, shown.strip()[1:-1]]  # without the braces
-
-
-def config_lines(verb: Verb, asked: Asked) -> Iterator[str]:
-    "A config file of a verb: all its options as they would be, with what they mean."
-    values = values_asked(verb, asked)
-    sources = row_sources(verb, asked.chosen) if asked.chosen.get('model') else {}
-    yield f'# Options of balanceddpo {verb.name}: give this file to it with --config. What the'
-    yield '# command line says wins over it; paths are relative to the working folder.'
-    for name, option in options_of(verb).items():
-        if name in ('config', 'print_config'):
-            continue
-        said = sources.get(name, '') if name not in asked.chosen else ''
-        yield ''
-        yield from _lines_of_option(name, option, values, said)
-
-# %% ../../nbs/command/01_options.ipynb #270215ba
-def show_help(verb: Verb, words: Sequence[str]) -> None:
-    "Print the help of a verb, with the defaults that the words choose, and raise SystemExit(0)."
-    import tyro
-
-    try:
-        defaults = values_asked(verb, ask(verb, words))
-    except InputError:
-        defaults = {}
-    tyro.cli(
-        help_form(verb, defaults),
-        prog=f'balanceddpo {verb.name}',
-        description=verb.does,
-        args=['--help'],
-    )
-
-
-def ask_or_help(verb: Verb, words: Sequence[str]) -> Asked:
-    "`ask`; but if the words ask for help, it is printed, and SystemExit(0) raised."
-    others = [word for word in words if word not in ('-h', '--help')]
-    if len(others) < len(words):
-        show_help(verb, others)
-    return ask(verb, others)
-
-
-def settings_asked(verb: Verb, asked: Asked) -> tuple:
-    """(options, settings) of a verb. Raises InputError for an option that has to be given and is
-    not, and for a value that makes no sense."""
-    values, options = values_asked(verb, asked), options_of(verb)
-    if lacking := [name for name in options if name not in values]:
-        shown = [name.upper() if name in verb.positional else flag(name) for name in lacking]
-        raise InputError(
-            f'{verb.name} needs {" and ".join(shown)} (see balanceddpo {verb.name} --help)'
-        )
-    return unpack_options(verb, values, asked.row)
-
-
-def parse(verb: Verb, words: Sequence[str]) -> tuple:
-    """(options, settings) of a verb from the words after it. Raises InputError for options that
-    cannot be read; for --help it prints the help and raises SystemExit(0)."""
-    return settings_asked(verb, ask_or_help(verb, words))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import InputError, first_line
+from .files import file_bytes
 
 # %% auto #0
 __all__ = ['names_known', 'without_none', 'words_of_type', 'value_of_type', 'Setting', 'read_settings']
@@ -100,7 +101,7 @@ class Setting:
                 f'{self.where}: {self.key} must be {e}, not {short_repr(self.value)}{hint}'
             ) from e
 
-
+# %% ../../nbs/core/20_config_files.ipynb #694e6bc5
 def _yaml_settings(text: str, path: Path) -> Iterator[Setting]:
     "The settings in YAML. Raises ValueError if it has another form, or more than data."
     import yaml
@@ -122,29 +123,27 @@ def _yaml_settings(text: str, path: Path) -> Iterator[Setting]:
     finally:
         loader.dispose()
 
-# %% ../../nbs/core/20_config_files.ipynb #1bd9b6a1
-def _settings_in(path: Path) -> Iterable[Setting]:
-    "The settings in a file, by its suffix."
-    text = path.read_text(encoding='utf-8-sig')
-    if path.suffix in ('.yaml', '.yml'):
-        return list(_yaml_settings(text, path))
-    if path.suffix == '.toml':
-        import tomllib
 
-        return [Setting(key, value, str(path)) for key, value in tomllib.loads(text).items()]
-    raise InputError(f'{path}: a config file ends in .yaml, .yml or .toml')
+def _toml_settings(text: str, path: Path) -> Iterator[Setting]:
+    "The settings in TOML, which has no lines to tell. Raises ValueError if it has another form."
+    import tomllib
+
+    for key, value in tomllib.loads(text).items():
+        yield Setting(key, value, str(path))
+
+# %% ../../nbs/core/20_config_files.ipynb #1bd9b6a1
+_READERS = {'.yaml': _yaml_settings, '.yml': _yaml_settings, '.toml': _toml_settings}
 
 
 def read_settings(path: str | Path) -> dict[str, Setting]:
     """The settings in a YAML or TOML file by their names, which have underscores. Raises InputError
     naming file and line if it cannot be read, holds anything but data, or a key twice."""
     path = Path(path)
+    if path.suffix not in _READERS:
+        raise InputError(f'{path}: a config file ends in .yaml, .yml or .toml')
+    content = file_bytes(path)
     try:
-        settings = _settings_in(path)
-    except OSError as e:
-        raise InputError(f'cannot read {path}: {e.strerror}') from e
-    except InputError:
-        raise
+        settings = list(_READERS[path.suffix](content.decode('utf-8-sig'), path))
     except (ValueError, RecursionError) as e:
         raise InputError(f'{path} cannot be read: {first_line(e)}') from e
     found: dict[str, Setting] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 # %% auto #0
-__all__ = ['FEW', 'InputError', 'first_line', 'reason_of', 'unknown']
+__all__ = ['InputError', 'first_line', 'reason_of', 'unknown']
 
 # %% ../../nbs/core/01_errors.ipynb #b784aa89
 class InputError(ValueError):
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 def first_line(error: Exception) -> str:
     "The first line of what an error says, or its class where it says nothing."
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def reason_of(error: BaseException) -> str:
@@ -33,7 +33,7 @@ def lacks_memory(error: BaseException) -> bool:
     return bool(names & {'MemoryError', 'OutOfMemoryError'}) or 'allocate memory' in str(error)
 
 # %% ../../nbs/core/01_errors.ipynb #b7956209
-FEW = 16  # as many names are told in one line
+_FEW = 16  # as many names are told in one line
 
 
 def unknown(
@@ -51,7 +51,7 @@ def unknown(
     near = [by_small[one] for one in dict.fromkeys(near)][:2]
     every = ', '.join(names) or 'none'
     every += or_else and f', or {or_else}'
-    few = len(names) <= FEW
+    few = len(names) <= _FEW
     if near:
         rest = f' There are {every}' if few else f' ({listed})' if listed else ''
         return InputError(f'{what} {name!r}: did you mean {" or ".join(near)}?{rest}')

@@ -163,7 +163,7 @@ def _checked_prompts(texts: Iterable, where) -> list[str]:
 
 
 def prompts_of(
-    texts: Sequence, name: str, keep_repeats: bool = False, where: str | Path = 'the prompts'
+    texts: Sequence, name: str, keep_repeats: bool = False, where: str | Path = 'the list of texts'
 ) -> PromptSet:
     """A set of prompts that are given as texts. Empty ones are dropped and counted, and so are
     repeated ones unless they are kept. Raises InputError, with `where` they are from, if none is

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..core.devices import ensure_torchvision
-from ..core.errors import InputError, reason_of, unknown
+from ..core.errors import InputError, first_line, reason_of, unknown
 from ..core.files import asset, read_json
 from ..core.hub_access import why_no_hub
 
@@ -119,8 +119,7 @@ def load_part(folder: str | Path, name: str, dtype: torch.dtype | None = None) -
         part = kind.from_pretrained(folder, subfolder=name, **options)
     except (OSError, ValueError) as e:
         raise InputError(
-            f'{Path(folder) / name} could not be loaded as {kind.__name__}:'
-            f' {str(e).strip().splitlines()[0]}'
+            f'{Path(folder) / name} could not be loaded as {kind.__name__}: {first_line(e)}'
         ) from e
     return part.eval().requires_grad_(False) if is_module else part
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from balanceddpo.cli import VERBS
-from balanceddpo.command.options import ask, options_of, parse, values_asked, words_of_all
+from balanceddpo.command.asking import ask, parse, values_asked, words_of_all
+from balanceddpo.command.options import options_of
 from balanceddpo.core.engines import ENGINE_FIELDS, words_without
 from balanceddpo.recipes.recipe import KINDS, values_of
 from balanceddpo.recipes.table import RECIPES
@@ -35,6 +36,10 @@ WORDS = {
     'reproduce': ['reproduce', 'table1', '--parameters', 'a=1', 'b=[2, 3]'],
     'icons': ['icons', '--rows', '3'],
     'verify': ['verify', 'a folder'],
+    'inspect': ['inspect', 'x', '--columns', 'caption=words', 'jpg_0=one', '--look', '3'],
+    'score': ['score', 'a.png', 'b.png', '--prompt', "it's", '--json'],
+    'export': ['export', 'a+b', '--to', 'fp16', '--push-to-hub', 'me/mine'],
+    'doctor': ['doctor', '--offline'],
     'completion': ['completion', 'bash'],
 }
 

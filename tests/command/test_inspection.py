@@ -15,11 +15,6 @@ from public_layouts import LAYOUTS, pairs_of
 from short_commands import TRAIN
 
 
-def words_of(name, folder):
-    source, said = LAYOUTS[name][0](folder)
-    return [source, *(word for c in said.get('columns', ()) for word in ('--columns', c))]
-
-
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_a_layout_is_inspected_labelled_and_learned_from(world, run, tmp_path, name):
     source, said = LAYOUTS[name][0](tmp_path / 'data')

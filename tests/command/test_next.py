@@ -6,13 +6,13 @@ import shlex
 import pytest
 
 from balanceddpo.cli import VERBS
+from balanceddpo.command.asking import parse
 from balanceddpo.command.labelling import (
     LabelOptions,
     recipe_of_labels,
     specs_and_config,
     tell_implied_scorers,
 )
-from balanceddpo.command.options import parse
 from balanceddpo.command.training import show_next_of_model, words_of_row
 from balanceddpo.core.files import asset
 from balanceddpo.models.config import EncodeConfig

@@ -8,7 +8,8 @@ import pytest
 
 import balanceddpo
 from balanceddpo.cli import VERBS, main
-from balanceddpo.command.options import option_comments, parse
+from balanceddpo.command.asking import parse
+from balanceddpo.command.options import option_comments
 
 
 def test_a_recipe_gives_defaults_that_can_be_changed():

@@ -182,7 +182,7 @@ def test_a_kept_repeat_is_a_prompt_of_its_own(tmp_path):
 def test_prompts_that_are_given_as_texts():
     given = prompts_of([' a cat ', '', 'a cat', 'a dog'], 'mine')
     assert given == PromptSet('mine', ('a cat', 'a dog'), empty=1, repeated=1)
-    assert refusal(prompts_of, ['', ' '], 'mine') == 'the prompts holds no prompts'
+    assert refusal(prompts_of, ['', ' '], 'mine') == 'the list of texts holds no prompts'
 
 
 def test_key_is_of_the_prompts_and_their_order():

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from balanceddpo.cli import VERBS, main
-from balanceddpo.command.options import parse
+from balanceddpo.command.asking import parse
 from balanceddpo.voting.labels import read_labels
 from short_commands import make_tiny_world, scorer_texts
 

@@ -168,7 +168,7 @@ def test_a_process_is_measured(tmp_path):
 @pytest.mark.parametrize('mode', ['full', 'lora'])
 def test_our_command_line_takes_the_options(course, tmp_path, mode):
     from balanceddpo.cli import VERBS
-    from balanceddpo.command.options import parse
+    from balanceddpo.command.asking import parse
 
     race.write_model(course.model)
     *python, verb, recipe = race.our_command(mode, course, 3, tmp_path)[:5]
