@@ -80,11 +80,10 @@ def check_forms(forms: Sequence[str], config: TrainConfig) -> None:
 
 def write_forms(forms: Sequence[str], model: Model, place: Path) -> None:
     "Write a result, in the folder `place`, in other forms beside it, in place of older ones."
-    from balanceddpo.models.exporting import export
+    from balanceddpo.models.exporting import ONE_FILE, export
 
     for form in forms:
-        one_file = form in ('kohya', 'comfyui')
-        out = place.parent / (f'{form}.safetensors' if one_file else form)
+        out = place.parent / (f'{form}.safetensors' if form in ONE_FILE else form)
         shutil.rmtree(out, ignore_errors=True)
         out.unlink(missing_ok=True)
         export(f'{model.folder}+{model.lora}' if model.lora else place, form, out)
@@ -157,7 +156,7 @@ def plan_of_what_is_there(out: Path | None) -> list[str]:
     steps = [p.name for p in (out / 'checkpoints').glob('step-????????')] if out else []
     if not steps:
         return []
-    return [f'go on from step {int(max(steps).split("-")[1].split(".")[0])} in {out}']
+    return [f'go on from step {int(max(steps).removeprefix("step-"))} in {out}']
 
 # %% ../../nbs/command/05_alignment.ipynb #81092849
 def settings_around(options: AlignOptions) -> AlignConfig:

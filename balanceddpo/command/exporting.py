@@ -151,7 +151,7 @@ def push_with_card(place: Path, name: str, public: bool, extras: CardExtras) -> 
 # %% ../../nbs/command/10_exporting.ipynb #e685cd02
 def export_place(options: ExportOptions) -> Path:
     "Where the export is written, as named or under runs/export; or the place of the model itself."
-    from balanceddpo.models.exporting import result_of
+    from balanceddpo.models.exporting import ONE_FILE, result_of
 
     if options.to == 'itself':
         return result_of(options.model)
@@ -159,18 +159,20 @@ def export_place(options: ExportOptions) -> Path:
         return options.out
     parts = [part for part in Path(options.model).parts if part not in ('/', 'model')]
     stem = parts[-1].removesuffix('.safetensors') if parts else 'model'
-    suffix = '.safetensors' if options.to in ('kohya', 'comfyui') else ''
+    suffix = '.safetensors' if options.to in ONE_FILE else ''
     return runs_root() / 'export' / f'{stem}-{options.to}{suffix}'
 
 
 def check_options(options: ExportOptions, place: Path) -> None:
     "Raises InputError for options that have nothing to do, or do not fit each other."
+    from balanceddpo.models.exporting import ONE_FILE
+
     check_push(options.push_to_hub, options.public)
     if options.to == 'itself' and not options.push_to_hub:
         raise InputError('name a form with --to, or a repository of the Hub with --push-to-hub')
     if options.to == 'itself' and options.out:
         raise InputError('--out is where another form is written: name the form with --to')
-    one_file = options.to in ('kohya', 'comfyui') or place.is_file()
+    one_file = options.to in ONE_FILE or place.is_file()
     if one_file and (options.results or options.samples):
         raise InputError('a single file has no card for --results and --samples: push the folder')
 

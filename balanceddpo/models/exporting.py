@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 # %% auto #0
-__all__ = ['FORMS', 'check_export', 'export']
+__all__ = ['ONE_FILE', 'FORMS', 'check_export', 'export']
 
 # %% ../../nbs/models/15_exporting.ipynb #a4a4d96d
 @dataclass(frozen=True)
@@ -391,6 +391,7 @@ def save_half(model: Exported, out: Path) -> Path:
 
 # %% ../../nbs/models/15_exporting.ipynb #2ade5b68
 # form -> function (model, place) that writes it
+ONE_FILE = ('kohya', 'comfyui')  # forms of a LoRA, in one .safetensors; the others are folders
 FORMS = {'kohya': save_kohya, 'comfyui': save_comfyui, 'merged': save_merged, 'fp16': save_half}
 
 
@@ -401,7 +402,7 @@ def check_export(source: str | Path, form: str, out: str | Path) -> Exported:
     if form not in FORMS:
         raise InputError(f'unknown form {form!r}: use {", ".join(FORMS)}')
     model, out = find_model(source), Path(out)
-    in_one_file = form in ('kohya', 'comfyui')
+    in_one_file = form in ONE_FILE
     if in_one_file and not model.lora:
         raise InputError(f'{source} has no LoRA, and {form} is a form of LoRAs: use merged or fp16')
     if form == 'merged' and not model.lora:
