@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .options import verb
 from .plans import amount, show_plan
@@ -17,6 +18,9 @@ from ..core.errors import InputError
 from ..core.files import asset, staged
 from ..core.shares import launched_share
 from ..paper import repro_notebooks, reproduction
+
+if TYPE_CHECKING:
+    from balanceddpo.paper.scales import ScaleChanges
 
 # %% auto #0
 __all__ = []
@@ -38,14 +42,18 @@ class ReproduceOptions:
     # where models and images are made: on this machine, or as jobs of Slurm
     on: Literal['here', 'slurm'] = 'here'
     slurm: str | None = None  # what to ask Slurm for: partition=gpu,gpus_per_node=1,timeout_min=90
-    dry_run: bool = False  # list the notebooks and their parameters, and stop
+    # run it at its shortest, time a little of each stage, say what all would take, and keep nothing
+    rehearse: bool = False
+    dry_run: bool = False  # list the notebooks, their parameters and what they would make, and stop
 
 # %% ../../nbs/command/07_studies.ipynb #f5e68477
 def reproduce_plan(request: reproduction.Request) -> list[str]:
-    "The notebooks that would be run, each with its parameters, and those that are left out."
-    lines = []
-    for job in reproduction.plan_jobs(request):
+    """The notebooks that would be run, each with its parameters, those that are left out, and what
+    they would make."""
+    lines, jobs, to_do = [], reproduction.plan_jobs(request), []
+    for job in jobs:
         state = 'done' if reproduction.is_done(job) else 'to do'
+        to_do += [job] if state == 'to do' else []
         lines.append(
             f'{job.name}: {state}; results in {job.folder}, executed notebook {job.executed}'
         )
@@ -56,16 +64,31 @@ def reproduce_plan(request: reproduction.Request) -> list[str]:
         found = repro_notebooks.notebooks()
         absent = reproduction.notebooks_left_out(found, request.scale, request.out)
         lines += [f'{name}: left out, {why}' for name, why in absent.items()]
-    return lines
+    return [*lines, *cost_of(request, to_do)]
+
+
+def cost_of(request: reproduction.Request, jobs: Sequence[reproduction.Job]) -> list[str]:
+    "What notebooks to be run would make. Raises InputError for a source that is not there."
+    from balanceddpo.paper.scales import scale_of
+    from balanceddpo.paper.study_trials import check_sources, work_of
+
+    if request.from_scores or not jobs:
+        return []
+    if any('changes' in job.parameters for job in jobs):
+        check_sources(scale_of(request.scale, request.changes))
+    work = work_of(jobs)
+    told = 'all in all, as far as it can be told before, and if nothing is made yet'
+    return [f'{told}: {work}'] if work.models or work.sets else []
 
 # %% ../../nbs/command/07_studies.ipynb #7a1c0e62
 @verb(
     'reproduce',
     'Make a table or figure of the paper, or all of them.',
     ReproduceOptions,
+    stage='paper.scales.ScaleChanges',
     positional=('name',),
 )
-def reproduce(options: ReproduceOptions, _=None) -> None:
+def reproduce(options: ReproduceOptions, changes: ScaleChanges) -> None:
     """Run repro notebooks, or render them from what they have kept. Raises InputError if a launcher
     has started several processes."""
     need_extra('repro', 'reproduce')
@@ -74,6 +97,7 @@ def reproduce(options: ReproduceOptions, _=None) -> None:
         scale=options.scale,
         out=options.out,
         parameters=options.parameters,
+        changes=changes.given(),
         from_scores=options.from_scores,
         pdf=options.pdf,
     )
@@ -83,6 +107,10 @@ def reproduce(options: ReproduceOptions, _=None) -> None:
         raise InputError(
             'reproduce starts processes of its own (--workers): run it without a launcher'
         )
+    if options.rehearse:
+        from balanceddpo.paper.study_trials import rehearse_study
+
+        return rehearse_study(request)
     execution = reproduction.Execution(options.workers, options.on, options.slurm)
     reproduction.reproduce(request, force=options.force, execution=execution)
 

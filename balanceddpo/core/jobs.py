@@ -33,6 +33,7 @@ class Job:
     after: str | None = None  # key of the job whose result it takes
     takes: str = ''  # name of the argument that is that result
     cost: float = 1.0  # in any unit
+    makes: str = ''  # what it makes, in a word: model, images
 
     def with_result(self, results: Mapping[str, Any]) -> dict[str, Any]:
         "Its arguments, when the job before it has ended."

@@ -18,7 +18,7 @@ from PIL import Image
 from .. import pipeline
 from ..core.errors import InputError
 from ..core.files import digest, staged
-from ..core.jobs import Job, ToBeMade, ask, is_rehearsal
+from ..core.jobs import Job, NotMadeYet, ToBeMade, ask, is_rehearsal
 from ..core.stages import runs_root
 from ..data.pairs import Pair
 from ..data.prompts import read_prompts
@@ -30,6 +30,7 @@ from ..models.config import EncodeConfig, SampleConfig
 from ..models.encoding import EncodedPairs
 from ..models.image_store import ImageStore
 from ..models.weights import merged_weights
+from .repro_notebooks import OWN_SCALES
 from .scales import Scale
 from ..pipeline import Model
 from ..pipeline.rehearsals import ask_for_images, ask_for_model, passes_of_images
@@ -75,6 +76,8 @@ def pair_stream(scale: Scale) -> Iterator[Pair]:
 def pair_scores(scale: Scale) -> DataFrame:
     """DataFrame: the scores of all pairs by the four voters; made once, and in a process looked up
     once: a table of ten label sources asks for it ten times."""
+    if is_rehearsal() and scale.name not in OWN_SCALES:  # that would take its scorers
+        raise NotMadeYet('scores of pairs')
     return _pair_scores(scale, pair_source(scale).key, runs_root()).copy()
 
 
@@ -96,7 +99,7 @@ def base_model(scale: Scale, name: str = 'base') -> Model:
 
 def encoded_pairs(scale: Scale, settings: TrainConfig | None = None) -> EncodedPairs:
     "The pairs as latents and embeddings, with all that a run of `settings` needs; made once."
-    config = EncodeConfig(scale.model, scale.resolution, dtype=scale.dtype)
+    config = EncodeConfig(scale.model, scale.resolution, vae=scale.vae, dtype=scale.dtype)
     if settings:
         config = replace(config, **encoding_needs(settings))
     return pipeline.encode(pair_source(scale), config, device=scale.device, progress=True)
@@ -111,7 +114,7 @@ def training_settings(scale: Scale, recipe: str | Recipe, **changes) -> TrainCon
     shorter = dict(scale.train)
     if values_of(row, scale.values, RECIPES)['refresh_every'].value <= 1:
         shorter.pop('refresh_every', None)
-    changes = {'device': scale.device, **shorter, **changes}
+    changes = {'device': scale.device, 'resolution': scale.resolution, **shorter, **changes}
     return settings_of(row, scale.model, scale.values, **changes)
 
 
@@ -279,7 +282,7 @@ def draw_groups(scale: Scale, n_prompts: int = 200, n_images: int = 8) -> Groups
         arguments: dict = dict(scale=scale, n_prompts=n_prompts, n_images=n_images)
         cost = passes_of_images(config, n_prompts)
         key, title = digest('groups', arguments), f'groups of {n_images} images'
-        ask(key, Job(title, draw_groups, arguments, cost=cost))
+        ask(key, Job(title, draw_groups, arguments, cost=cost, makes='images'))
         return cast(Groups, ToBeMade())
     return pipeline.draw_groups(config, voters(scale), progress=True)
 

@@ -27,7 +27,6 @@ __all__ = ['FIGURES', 'Figure', 'notebooks', 'notebook_parameters']
 # %% ../../nbs/paper/06_repro_notebooks.ipynb #06fbeb71
 SCALES = ('smoke', 'icons', 'sd15', 'sdxl')
 OWN_SCALES = ('smoke', 'icons')  # scales that need nothing from elsewhere
-PATHS = ('model', 'pairs', 'prompts')  # parameters for what the others need
 
 
 def notebooks_folder() -> Path:
@@ -55,7 +54,7 @@ class Figure:
     notebook: str
     title: str
     parameters: dict  # what makes the notebook this figure, beside its name, `figure`
-    scales: tuple[str, ...] = ('smoke', 'icons', 'sd15')
+    scales: tuple[str, ...] = SCALES
 
 
 def _side_by_side(number: int, title: str, prompt_set: str) -> Figure:
@@ -207,6 +206,13 @@ def scales_of(known: dict[str, dict], figure: Figure | None = None) -> list[str]
     words = re.findall(r'\w+', known['scale']['help'] or '') if 'scale' in known else []
     scales = [s for s in SCALES if s in words] or list(SCALES)
     return [s for s in scales if not figure or s in figure.scales]
+
+
+def needs_paths(known: dict[str, dict], scale: str) -> bool:
+    """Whether a notebook needs model, pairs and prompts at a scale: if the scale has none of its
+    own, and the comment on the parameter `changes` says so."""
+    said = (known.get('changes') or {}).get('help') or ''
+    return scale not in OWN_SCALES and 'need' in said
 
 
 def parameter_names(parameters: dict | Sequence[str]) -> list[str]:

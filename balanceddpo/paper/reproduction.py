@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -42,13 +42,12 @@ __all__ = ['BY_NAME', 'ONE_BY_ONE', 'notebooks_left_out', 'Request', 'plan_jobs'
 # %% ../../nbs/paper/28_reproduction.ipynb #2200ad45
 from .making import look_ahead, make_ahead
 from balanceddpo.paper.repro_notebooks import (
-    OWN_SCALES,
-    PATHS,
     SCALES,
     Figure,
     check_parameter,
     figure_of,
     load_papermill,
+    needs_paths,
     notebook_parameters,
     notebooks,
     parameter_names,
@@ -58,6 +57,7 @@ from balanceddpo.paper.repro_notebooks import (
     scales_of,
 )
 from .results_page import write_index
+from .scales import scale_of
 
 # %% ../../nbs/paper/28_reproduction.ipynb #a416302d
 @dataclass(frozen=True)
@@ -148,6 +148,9 @@ class Request:
     out: Path | None = None  # folder of the results; by default paper_figures/<scale>
     # of the notebook: a dict, or texts NAME=VALUE; in a run of all they go to those that have them
     parameters: dict | Sequence[str] = ()
+    # settings in the place of the scale's, as of `ScaleChanges`; in a run of all they go to those
+    # that take them
+    changes: Mapping[str, Any] = field(default_factory=dict)
     from_scores: bool = False  # render what a run has kept in `out`/NAME/kept, without a model
     pdf: bool = False  # write the figures as PDF too
     place: Path | None = None  # folder of the notebooks; by default the package's own
@@ -196,6 +199,8 @@ def _plan_all(found: dict[str, Path], request: Request) -> list[Job]:
     for name, its in known.items():
         one = replace(request, name=name, parameters=parameters_for(its, parameters))
         one = replace(one, pdf=request.pdf and 'pdf' in its)
+        if 'changes' not in its:
+            one = replace(one, changes={})
         jobs.append(_plan_job(found[name], its, one))
     return jobs
 
@@ -211,7 +216,7 @@ def _check_request(known: dict[str, dict], request: Request, figure: Figure | No
         return
     if 'from_scores' not in known:
         raise InputError('it keeps no scores to render from: it has no parameter from_scores')
-    other = sorted({*parameter_names(request.parameters)} - {*PATHS, 'from_scores', 'pdf'})
+    other = sorted({*parameter_names(request.parameters)} - {'changes', 'from_scores', 'pdf'})
     if other:
         raise InputError(
             f'a rendering shows what was kept, made with its own {other[0]}: leave it out'
@@ -224,19 +229,22 @@ def _injected_parameters(known: dict[str, dict], request: Request, figure: Figur
         given = dict(request.parameters)
     else:
         given = dict(parse_parameter(text, known) for text in request.parameters)
-    values = {'scale': request.scale, 'out': str(results_folder(request.scale, request.out))}
+    values: dict[str, Any] = {
+        'scale': request.scale,
+        'out': str(results_folder(request.scale, request.out)),
+    }
     if figure:
         values |= {'figure': request.name, **figure.parameters}
     values |= {flag: True for flag in ('from_scores', 'pdf') if getattr(request, flag)}
+    if request.changes:
+        if 'changes' not in known:
+            raise InputError('it has no settings of a scale that could be replaced')
+        values['changes'] = dict(request.changes)
     values |= given
     for name, value in values.items():
         check_parameter(name, value, known)
-    needs_paths = request.scale not in OWN_SCALES and {*PATHS} <= {*known}
-    if needs_paths and not all(values.get(p) for p in PATHS):
-        raise InputError(
-            f'scale {request.scale!r} needs the paths of weights and data: '
-            '--parameters model=FOLDER pairs=FILE prompts=NAME=FILE,NAME=FILE'
-        )
+    if needs_paths(known, request.scale) or request.changes:
+        scale_of(request.scale, values.get('changes'))
     return values
 
 # %% ../../nbs/paper/28_reproduction.ipynb #11f46573

@@ -5,14 +5,21 @@
 # %% ../../nbs/paper/07_scales.ipynb #f592e013
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from ast import literal_eval
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_type_hints
 
-from ..core.errors import InputError
+from ..core.config_files import value_of_type
+from ..core.errors import InputError, unknown
+from ..models.config import SampleConfig
 from .repro_notebooks import OWN_SCALES
+from ..recipes.recipe import KINDS
+from ..training.config import TrainConfig
 
 # %% auto #0
-__all__ = ['scale_of', 'sdxl_scale_of', 'only_set']
+__all__ = ['ScaleChanges', 'scale_of', 'check_scale', 'sdxl_scale_of', 'only_set']
 
 # %% ../../nbs/paper/07_scales.ipynb #a7900e5e
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Scale:
     tuning: str  # prompts that hyperparameters are chosen on
     values: str  # kind of base model whose values the recipes take: icons, sd15, sdxl
     resolution: int  # pixels of each side
+    vae: str = ''  # another autoencoder that encodes the pairs; empty: the model's own
     n_pairs: int | None = None  # only the first pairs
     n_prompts: int | None = None  # prompts of each set
     images_per_prompt: int = 5  # images per prompt (the paper: five)
@@ -63,64 +71,156 @@ ICONS = Scale(
     checks=('recognised', 'closeness'),
     device='cpu',
 )
-SMOKE = replace(
-    ICONS,
-    name='smoke',
-    n_pairs=64,
-    n_prompts=6,
-    images_per_prompt=2,
-    steps=6,
-    train=(
-        ('max_steps', 4),
-        ('batch_size', 8),
-        ('micro_batch_size', 8),
-        ('warmup_steps', 1),
-        ('refresh_every', 2),
-        ('checkpoint_every', 4),
-    ),
+# what makes any scale so short that it only shows that all runs
+SHORT: dict[str, Any] = dict(n_pairs=64, n_prompts=6, images_per_prompt=2, steps=6)
+SHORT_TRAINING: dict[str, Any] = dict(
+    max_steps=4,
+    batch_size=8,
+    micro_batch_size=8,
+    warmup_steps=1,
+    refresh_every=2,
+    checkpoint_every=4,
 )
+SMOKE = replace(ICONS, name='smoke', **SHORT, train=tuple(SHORT_TRAINING.items()))
 
 # %% ../../nbs/paper/07_scales.ipynb #f3a2c703
-def published_scale(
-    name: str, model: str, pairs: str, prompts: dict[str, str], tuning: str = '', **changes
-) -> Scale:
-    """The scale of a published model: 'sd15' or 'sdxl'.
-
-    model: folder or Hub id. pairs: Parquet in Pick-a-Pic's columns. prompts: name of a prompt
-    set -> file. Raises `InputError` for another name or no paths."""
-    if name not in ('sd15', 'sdxl'):
-        raise InputError(f"no scale {name!r}: use 'smoke', 'icons', 'sd15' or 'sdxl'")
-    given = {'model': model, 'pairs': pairs, 'prompts': prompts}
-    missing = [what for what, value in given.items() if not value]
-    if missing:
-        raise InputError(
-            f'scale {name!r} needs {" and ".join(missing)}: give the paths of the weights and data'
-            ' as parameters'
-        )
-    settings: dict[str, Any] = dict(
+def _published(name: str, resolution: int) -> Scale:
+    "The scale of a published model, without its model, pairs and prompts."
+    return Scale(
+        name,
+        model='',
+        pairs='',
         scorers=('hps', 'clip', 'pickscore', 'aesthetic'),
-        tuning=tuning,
+        prompts=(),
+        tuning='',
         values=name,
-        resolution=512 if name == 'sd15' else 1024,
+        resolution=resolution,
         dtype='bf16',
     )
-    settings |= changes
-    return Scale(name, model=model, pairs=pairs, prompts=tuple(prompts.items()), **settings)
+
+
+KNOWN_SCALES = {
+    scale.name: scale for scale in (SMOKE, ICONS, _published('sd15', 512), _published('sdxl', 1024))
+}
+NEEDED = ('model', 'pairs', 'prompts')
+
+# %% ../../nbs/paper/07_scales.ipynb #826af176
+@dataclass(frozen=True)
+class ScaleChanges:
+    "What replaces settings of a scale. Empty or None replaces nothing."
+
+    model: str = ''  # base model: pipeline folder or Hub id; sd15 and sdxl need it
+    pairs: str = ''  # preference pairs, as balanceddpo inspect reads them; sd15 and sdxl need them
+    # prompt sets, NAME=FILE each: pickapic, partiprompts, hpd; sd15 and sdxl need them
+    prompts: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ()  # those that vote, KIND=WEIGHTS each; by default from the Hub
+    mode: Literal['full', 'lora'] | None = None  # what of the model is trained
+    train: tuple[str, ...] = ()  # NAME=VALUE each: settings of training that replace the methods'
+    vae: str = ''  # another autoencoder that encodes the pairs
+    device: Literal['auto', 'cpu', 'cuda'] | None = None  # where all is computed
+    dtype: Literal['fp32', 'bf16', 'fp16'] | None = None  # precision of encoding, drawing, scoring
+    resolution: int | None = None  # pixels of each side
+    n_pairs: int | None = None  # only the first pairs
+    n_prompts: int | None = None  # only the first prompts of each set
+    images_per_prompt: int | None = None  # images of each prompt
+    steps: int | None = None  # denoising steps of an image
+    guidance: float | None = None  # classifier-free guidance
+    scheduler: Literal['ddim', 'dpm++', 'pndm', 'euler'] | None = None  # sampler
+    batch_size: int | None = None  # images drawn at once
+
+    def given(self) -> dict[str, Any]:
+        "Those that replace something, as JSON can hold them."
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {k: v for k, v in values.items() if v not in (None, '', [])}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ScaleChanges:
+        "From a dict. Raises InputError for an unknown name or a value of another type."
+        return cls(**typed(values, get_type_hints(cls), 'a scale has no setting'))
+
+# %% ../../nbs/paper/07_scales.ipynb #802edb54
+def typed(values: Mapping[str, Any], types: Mapping[str, Any], says: str) -> dict[str, Any]:
+    """The values, each of its type. Raises InputError for a name that is not in `types`, in the
+    words of `says`, or a value of another type."""
+    found = {}
+    for name, value in values.items():
+        if name not in types:
+            raise unknown(says, name, types)
+        try:
+            value = list(value) if isinstance(value, tuple) else value
+            found[name] = value_of_type(types[name], value)
+        except ValueError as e:
+            raise InputError(f'{name} must be {e}, not {value!r}') from e
+    return found
+
+
+def named(texts: Iterable[str], form: str) -> dict[str, str]:
+    """Name -> what follows it, of texts NAME=SOMETHING; `form` says what they should be. Raises
+    InputError for a text of another form, or a name that comes twice."""
+    found = {}
+    for text in texts:
+        name, sep, rest = text.partition('=')
+        if not (name and sep and rest):
+            raise InputError(f'{text!r} has no name or no value: write {form}')
+        if name in found:
+            raise InputError(f'{name} is given twice: {found[name]} and {rest}')
+        found[name] = rest
+    return found
+
+
+def training_changes(texts: Iterable[str]) -> dict[str, Any]:
+    "Setting of training -> value, of texts NAME=VALUE. Raises InputError for what is none."
+    values: dict[str, Any] = {}
+    for name, text in named(texts, 'NAME=VALUE').items():
+        values[name] = text
+        with suppress(ValueError, SyntaxError):  # text without quotes stays as it is
+            values[name] = literal_eval(text)
+    return typed(values, get_type_hints(TrainConfig), 'training has no setting')
 
 # %% ../../nbs/paper/07_scales.ipynb #1ac9bbb9
-def scale_of(name: str, **paths) -> Scale:
-    """The scale of a name; `paths` (model, pairs, prompts, and any field of `Scale`) for the
-    published models."""
-    given = {k: v for k, v in paths.items() if v}
-    if name not in OWN_SCALES:
-        needed: dict[str, Any] = {'model': '', 'pairs': '', 'prompts': {}}
-        return published_scale(name, **needed | given)
-    if 'prompts' in given:
-        given['prompts'] = tuple(given['prompts'].items())
-    return replace({'smoke': SMOKE, 'icons': ICONS}[name], **given)
+def scale_of(name: str, changes: Mapping[str, Any] | None = None, **more: Any) -> Scale:
+    """The scale of a name, with `changes` and `more`, both as of `ScaleChanges`, in the place of
+    its own settings. Raises InputError for an unknown scale, unknown or wrong changes, or a
+    published scale without its model, pairs or prompts."""
+    if name not in KNOWN_SCALES:
+        raise unknown('unknown scale', name, KNOWN_SCALES)
+    asked = ScaleChanges.of({**(changes or {}), **more})
+    given = {k: getattr(asked, k) for k in asked.given() if k not in ('mode', 'train')}
+    if asked.prompts:
+        given['prompts'] = tuple(named(asked.prompts, 'NAME=FILE').items())
+    before = KNOWN_SCALES[name]
+    train = dict(before.train) | training_changes(asked.train)
+    if asked.mode:
+        train['mode'] = asked.mode
+    adapted = f'{before.values}_lora'  # a LoRA has a rate and a length of its own
+    values = adapted if train.get('mode') == 'lora' and adapted in KINDS else before.values
+    scale = replace(before, **given, values=values, train=tuple(train.items()))
+    check_scale(scale)
+    return scale
+
+
+def check_scale(scale: Scale) -> None:
+    "Raises InputError if a scale lacks what it needs, or has a number out of its range."
+    missing = [what for what in NEEDED if not getattr(scale, what)]
+    if missing:
+        given = ['--prompts NAME=FILE ...' if m == 'prompts' else f'--{m} ...' for m in missing]
+        raise InputError(
+            f'scale {scale.name!r} needs {" and ".join(missing)}: give {" ".join(given)}'
+        )
+    if scale.n_pairs is not None and scale.n_pairs < 1:
+        raise InputError(f'n_pairs must be at least 1, not {scale.n_pairs}')
+    SampleConfig(
+        images_per_prompt=scale.images_per_prompt,
+        limit=scale.n_prompts,
+        steps=scale.steps,
+        guidance=scale.guidance,
+        batch_size=scale.batch_size,
+        resolution=scale.resolution,
+    ).check()
 
 # %% ../../nbs/paper/07_scales.ipynb #8eeea6bf
-def sdxl_scale_of(name: str, model: str = '', **paths) -> Scale:
+def sdxl_scale_of(name: str, changes: Mapping[str, Any] | None = None) -> Scale:
     """As `scale_of`, for what the paper makes with SDXL, its second and stronger base model: in the
     icon world that is icons-xl.
 
@@ -129,7 +229,8 @@ def sdxl_scale_of(name: str, model: str = '', **paths) -> Scale:
         raise InputError(
             "this is about the paper's second base model: use scale 'sdxl', or 'icons' or 'smoke'"
         )
-    return scale_of(name, model=model or ('icons-xl' if name in OWN_SCALES else ''), **paths)
+    model = {'model': 'icons-xl'} if name in OWN_SCALES else {}
+    return scale_of(name, model | dict(changes or {}))
 
 
 def only_set(scale: Scale, name: str) -> Scale:
@@ -152,3 +253,12 @@ def few_prompts(scale: Scale, n_prompts: int, images: int, sets: int | None = No
         n_prompts=min(n_prompts, known),
         images_per_prompt=images,
     )
+
+
+def shortened(scale: Scale, micro_batch_size: int) -> dict[str, Any]:
+    """The changes that make a scale so short that it only shows that all runs, with micro-batches
+    as large as before where they are not larger than a batch now."""
+    short = {k: min(v, getattr(scale, k) or v) for k, v in SHORT.items()}
+    micro = min(SHORT_TRAINING['batch_size'], micro_batch_size)
+    training = dict(scale.train) | SHORT_TRAINING | {'micro_batch_size': micro}
+    return short | {'train': [f'{k}={v}' for k, v in training.items()]}

@@ -66,10 +66,11 @@ def ask_for_model(
         raise NotMadeYet(f'pairs for {row.name}')
     key = digest('model', settings, row.labels, row.groups, _in_a_key(pairs))
     cost = passes_per_pair(settings) * settings.batch_size * settings.max_steps
-    ask(key, Job(f'training of {row.name}, seed {settings.seed}', work, arguments, cost=cost))
+    title = f'training of {row.name}, seed {settings.seed}'
+    ask(key, Job(title, work, arguments, cost=cost, makes='model'))
     return Model(row.name, TO_BE_MADE + key)
 
-
+# %% ../../nbs/pipeline/03_rehearsals.ipynb #2e028090
 def ask_for_images(
     work: Callable, model: Model, config: SampleConfig, arguments: Mapping[str, Any]
 ) -> Any:
@@ -81,7 +82,8 @@ def ask_for_images(
     key = digest(work.__name__, config)
     if model.folder.startswith(TO_BE_MADE):
         after = model.folder.removeprefix(TO_BE_MADE)
-        ask(key, Job(title, work, arguments, after, 'model', cost))
+        ask(key, Job(title, work, arguments, after, 'model', cost, makes='images'))
     else:
-        ask(key, Job(title, work, {**arguments, 'model': model}, cost=cost))
+        with_model = {**arguments, 'model': model}
+        ask(key, Job(title, work, with_model, cost=cost, makes='images'))
     return ToBeMade()

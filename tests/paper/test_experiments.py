@@ -14,26 +14,26 @@ from balanceddpo.voting.config import LabelConfig
 TINY = replace(scales.SMOKE, n_pairs=12, n_prompts=2, images_per_prompt=1, steps=2)
 
 
-def test_the_published_scales_ask_for_paths():
-    with pytest.raises(InputError, match='model and pairs and prompts'):
-        scales.scale_of('sd15')
-    with pytest.raises(InputError, match="no scale 'sd3'"):
-        scales.scale_of('sd3', model='x')
-    scale = scales.scale_of('sd15', model='m', pairs='p', prompts={'pickapic': 'a.txt'})
-    assert scale.prompts == (('pickapic', 'a.txt'),)
-    assert scale.images_per_prompt == 5
-    assert scale.steps == 50
+GIVEN = dict(model='m', pairs='p', prompts=['pickapic=a.txt'])
 
 
 def test_the_second_base_model_is_icons_xl_or_the_one_given():
     assert scales.sdxl_scale_of('smoke') == replace(scales.SMOKE, model='icons-xl')
-    assert scales.sdxl_scale_of(
-        'sdxl', model='m', pairs='p', prompts={'a': 'b'}
-    ) == scales.scale_of('sdxl', model='m', pairs='p', prompts={'a': 'b'})
+    assert scales.sdxl_scale_of('smoke', {'model': 'm'}).model == 'm'
+    assert scales.sdxl_scale_of('sdxl', GIVEN) == scales.scale_of('sdxl', GIVEN)
     with pytest.raises(InputError, match="use scale 'sdxl'"):
-        scales.sdxl_scale_of('sd15', model='m', pairs='p', prompts={'a': 'b'})
+        scales.sdxl_scale_of('sd15', GIVEN)
     with pytest.raises(InputError, match='needs model and pairs and prompts'):
         scales.sdxl_scale_of('sdxl')
+
+
+def test_a_scale_sets_what_training_and_encoding_see():
+    scale = scales.scale_of('sdxl', GIVEN, mode='lora', resolution=512, device='cpu', vae='other')
+    settings = experiments.training_settings(scale, 'BalancedDPO')
+    assert (settings.mode, settings.resolution, settings.device) == ('lora', 512, 'cpu')
+    assert settings.learning_rate == 1e-5  # the LoRA's, not the full fine-tune's
+    longer = replace(scale, train=(*scale.train, ('max_steps', 7)))
+    assert experiments.training_settings(longer, 'BalancedDPO').max_steps == 7
 
 
 def test_diffusion_dpo_keeps_its_reference_whatever_the_scale_says():
@@ -96,7 +96,7 @@ def test_a_lora_is_merged_into_the_weights_it_adapts():
 
 
 def test_prompt_sets_of_ones_own_at_the_scale_of_the_icons(tmp_path):
-    scale = scales.scale_of('smoke', prompts={'mine': str(tmp_path / 'a.txt')})
+    scale = scales.scale_of('smoke', prompts=[f'mine={tmp_path / "a.txt"}'])
     assert scale.prompts == (('mine', str(tmp_path / 'a.txt')),)
     assert scale.prompts[:1] == scale.prompts
     assert hash(scale)

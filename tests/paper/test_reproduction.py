@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lazy_loader
@@ -18,7 +19,7 @@ from balanceddpo.cli import main
 from balanceddpo.core import files
 from balanceddpo.core.errors import InputError
 from balanceddpo.paper import repro_notebooks, reproduction, results_page
-from balanceddpo.paper.repro_notebooks import notebook_parameters, notebooks
+from balanceddpo.paper.repro_notebooks import FIGURES, notebook_parameters, notebooks
 from balanceddpo.paper.reproduction import (
     NotebookError,
     Request,
@@ -29,6 +30,7 @@ from balanceddpo.paper.reproduction import (
 from balanceddpo.paper.results_page import between_markers
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER = [*(f'table{k}' for k in range(1, 7)), *(f'figure{k:02d}' for k in range(1, 12))]
 SETTINGS = (
     "scale: str = 'icons'  # size\nout: str = 'x'  # results\nn: int = 100  # prompts a set\nrate ="
     " 0.5\nlabel: str = 'a'  # a word\nrates: list[float] = [1.]  # some"
@@ -409,10 +411,13 @@ def test_a_notebook_of_several_figures_is_run_under_the_name_of_each(shared, pla
     assert all(map(is_done, jobs))
 
 
-def test_a_figure_of_a_notebook_of_several_has_its_own_title_and_scales(shared, place):
+def test_a_figure_of_a_notebook_of_several_has_its_own_title_and_scales(shared, place, monkeypatch):
     assert repro_notebooks.title_of('figure09', shared) == 'Figure 9: samples for PartiPrompts'
     assert repro_notebooks.title_of('sample_sheet', shared) == 'Example'
-    with pytest.raises(InputError, match='figure09: it runs at smoke or icons or sd15, not'):
+    monkeypatch.setitem(
+        FIGURES, 'figure09', replace(FIGURES['figure09'], scales=('smoke', 'icons'))
+    )
+    with pytest.raises(InputError, match='figure09: it runs at smoke or icons, not'):
         plan('figure09', 'sdxl')
     with pytest.raises(InputError, match='figure09: the figure is the one that is asked for'):
         plan('figure09', parameters=['figure=figure10'])
@@ -564,9 +569,9 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
         assert [j.name for j in plan('all', scale)] == [
             n for n in notebooks() if scale == 'smoke' or n not in named
         ]
-    paths = ['model=folder', 'pairs=pairs.parquet', 'prompts=mine=a.txt']
+    paths = dict(model='folder', pairs='pairs.parquet', prompts=['mine=a.txt'])
     large = {
-        scale: [j.name for j in plan('all', scale, parameters=paths)] for scale in ('sd15', 'sdxl')
+        scale: [j.name for j in plan('all', scale, changes=paths)] for scale in ('sd15', 'sdxl')
     }
     assert {'table1', 'table3', 'figure04', 'seeds', 'paper_audit'} <= {*large['sd15']}
     assert not {
@@ -575,13 +580,14 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
         'noise',
         'rivals',
     } & {*large['sd15']}
-    assert {'table2', 'figure03', 'paper_audit'} <= {*large['sdxl']}
-    assert 'table1' not in large['sdxl']
+    # the paper's own, and more, on the second base model too
+    assert {*large['sd15']} | {'table2', 'figure03'} == {*large['sdxl']}
+    assert {*PAPER} <= {*large['sdxl']}
     for name, scale, says in (
-        ('table1', 'sd15', 'needs the paths of weights and data'),
-        ('table1', 'sdxl', 'runs at smoke or icons or sd15, not'),
+        ('table1', 'sd15', 'table1: scale .sd15. needs model and pairs and prompts: give'),
+        ('figure03', 'sd15', 'runs at smoke or icons or sdxl, not'),
         ('tuning', 'sd15', 'runs at smoke or icons, not'),
-        ('all', 'sd15', 'needs the paths'),
+        ('all', 'sd15', 'needs model and pairs and prompts'),
     ):
         with pytest.raises(InputError, match=says):
             plan(name, scale)
