@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..core.checked_files import has_hash
 from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
-from ..core.files import digest, file_digest, read_json, staged, write_json
+from ..core.files import digest, read_json, staged, write_json
 from ..core.hub_access import why_no_hub
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import batches
@@ -154,7 +155,7 @@ class Shards:
         hash is wrong."""
         if name not in self.touched:
             path = self.folder / name
-            if name not in self.files or file_digest(path) != self.files[name]['sha256']:
+            if name not in self.files or not has_hash(path, self.files[name]['sha256']):
                 raise InputError(
                     f'{path} is damaged: run the encoding again, it makes this shard anew'
                 )
