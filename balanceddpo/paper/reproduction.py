@@ -37,11 +37,13 @@ from ..core.processes import ProcessFailed
 from ..core.stages import locked, runs_root
 
 # %% auto #0
-__all__ = ['BY_NAME', 'ONE_BY_ONE', 'notebooks_left_out', 'Request', 'plan_jobs', 'is_done', 'NotebookError', 'reproduce']
+__all__ = ['BY_NAME', 'NEEDS_MORE', 'ONE_BY_ONE', 'notebooks_left_out', 'Request', 'plan_jobs', 'is_done', 'NotebookError',
+           'reproduce']
 
 # %% ../../nbs/paper/28_reproduction.ipynb #2200ad45
 from .making import look_ahead, make_ahead
 from balanceddpo.paper.repro_notebooks import (
+    OWN_SCALES,
     SCALES,
     Figure,
     check_parameter,
@@ -111,6 +113,7 @@ class Job:
 
 # %% ../../nbs/paper/28_reproduction.ipynb #992d71f8
 BY_NAME = ('claims', 'icon_world', 'rivals', 'rivals_tuning', 'votes')  # run only when named
+NEEDS_MORE = {'benchmarks': 'metadata'}  # name -> parameter, beside model, pairs and prompts
 
 # %% ../../nbs/paper/28_reproduction.ipynb #1887000a
 def names_to_run(name: str, scale: str, names: Iterable[str]) -> list[str]:
@@ -159,8 +162,9 @@ class Request:
 def plan_jobs(request: Request) -> list[Job]:
     """The jobs of a notebook, or for 'all' of every notebook that runs at the scale.
 
-    Each is checked, and nothing is computed. All is what `names_to_run` says, or to render
-    `from_scores` what `notebooks_left_out` does not name. Raises InputError for an unknown
+    Each is checked, and nothing is computed. All is what `names_to_run` says, without
+    those of `NEEDS_MORE` whose parameter a published scale lacks, or to render `from_scores` what
+    `notebooks_left_out` does not name. Raises InputError for an unknown
     notebook, scale, parameter or value, a scale that the notebook has not or whose paths are not
     given, a notebook without its one tagged cell, and one that lacks a parameter that it needs:
     `scale`, `out`, or `from_scores` if that is asked for."""
@@ -187,12 +191,14 @@ def _plan_all(found: dict[str, Path], request: Request) -> list[Job]:
     if request.from_scores and not known:
         results = results_folder(scale, out)
         raise InputError(f'nothing is kept in {results}: run it without --from-scores first')
+    given = parameter_names(parameters)
     known = {
         name: its
         for name, its in known.items()
         if scale in scales_of(its, figure_of(name, found[name]))
+        and (scale in OWN_SCALES or NEEDS_MORE.get(name) in (None, *given))
     }
-    for name in parameter_names(parameters):
+    for name in given:
         if not any(name in its for its in known.values()):
             raise InputError(f'unknown parameter {name!r}: no notebook has it')
     jobs = []

@@ -583,6 +583,10 @@ def test_every_repro_notebook_can_be_planned_at_every_scale():
     # the paper's own, and more, on the second base model too
     assert {*large['sd15']} | {'table2', 'figure03'} == {*large['sdxl']}
     assert {*PAPER} <= {*large['sdxl']}
+    # GenEval's prompts are not among the three sets
+    assert 'benchmarks' not in large['sdxl']
+    asked = plan('all', 'sdxl', changes=paths, parameters=['metadata=geneval.jsonl'])
+    assert 'benchmarks' in [job.name for job in asked]
     for name, scale, says in (
         ('table1', 'sd15', 'table1: scale .sd15. needs model and pairs and prompts: give'),
         ('figure03', 'sd15', 'runs at smoke or icons or sdxl, not'),
