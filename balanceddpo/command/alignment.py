@@ -140,7 +140,8 @@ def align_plan(
     )
     return [
         f'{recipe.name}: {recipe.does}',
-        f'label pairs from {source} with {names}, {labelled}; encode those that are decided',
+        f'label pairs from {source} with {names}, {labelled}; encode those that are decided'
+        + (' when a step asks for them' if options.lazily else ''),
         *plan_of_steps(config, n or visits),
         *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',

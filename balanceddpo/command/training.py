@@ -78,6 +78,12 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     from balanceddpo.models.folders import native_resolution
 
     n = pair_source(options).count()
+    if config.lazily:
+        return [
+            f'list {amount(n, "pairs")} from {options.pairs}: each is encoded with {config.model}'
+            ' when a step of training asks for it, and nothing is kept',
+            f'write to {options.out or runs_root() / "encode"}',
+        ]
     folder = model_folder(config.model)
     resolution = config.resolution
     if folder and not resolution:

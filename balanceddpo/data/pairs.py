@@ -266,6 +266,7 @@ class Row:
     column: str = ''  # which column is undecodable
     reason: str = ''  # and why
     pictures: tuple[Image.Image, ...] = field(default=(), repr=False)
+    number: int | None = None  # in its source, if that has numbers
 
     @property
     def content(self) -> list:

@@ -55,7 +55,8 @@ class Unit:
 
 # %% ../../nbs/data/09_units.ipynb #e401b269
 def _rows_by_number(rows: Rows, numbers: Sequence[int], background: Background) -> Iterator[Row]:
-    return (name_row(where, row, background) for where, row in rows.take(numbers))
+    for n, (where, row) in zip(numbers, rows.take(numbers)):
+        yield replace(name_row(where, row, background), number=n)
 
 
 def _rows_of_stream(rows: list[tuple[str, dict]], background: Background) -> Iterator[Row]:

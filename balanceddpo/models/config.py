@@ -37,6 +37,8 @@ class EncodeConfig:
     batch_size: int = 8
     shard_size: int = 512  # pairs, and captions, a file
     workers: int = 4  # threads that decode and resize images
+    # only list the pairs: each is encoded when a step of training asks for it, and nothing is kept
+    lazily: bool = False
 
 # %% ../../nbs/models/01_config.ipynb #545e64cb
 # the settings that latents and embeddings depend on, beside the model and its precision

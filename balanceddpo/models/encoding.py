@@ -33,9 +33,10 @@ from ..core.stages import Stage, check_hashes, open_stage, read_manifest
 from ..data.pairs import Pair, PairReport, number_ratings
 from ..data.sources import PairSource
 from .config import LATENT_SETTINGS, EncodeConfig
-from .families import part_digests
+from .families import load_family, part_digests
 from .family import Family
-from .pair_images import encode_unit
+from .folders import PACKAGED
+from .pair_images import encode_unit, list_unit
 from ..scoring.scorers import tell_cut_texts
 
 # %% auto #0
@@ -76,6 +77,7 @@ def encode_inputs(family: Family, config: EncodeConfig, pairs_key: str = '') -> 
         'compute': compute,
         'pairs': pairs_key,
         **{name: getattr(config, name) for name in LATENT_SETTINGS},
+        **({'lazily': True} if config.lazily else {}),
     }
 
 # %% ../../nbs/models/10_encoding.ipynb #f463935c
@@ -107,6 +109,14 @@ def with_autoencoder(family: Family, source: str, dtype: str) -> Family:
     named = digest({k: sha256(v).hexdigest() for k, v in weights.items()})
     vae = at_full_speed(vae.to(family.device), family.device).eval().requires_grad_(False)
     return replace(family, parts=family.parts | {'vae': vae}, autoencoder=named)
+
+
+def encoding_family(config: EncodeConfig, device: str = 'auto') -> Family:
+    """The parts that encode, in their precision: text encoders and autoencoder of the model, or
+    another autoencoder that `config` names. Raises InputError as `load_family`."""
+    parts = ('text',) if config.vae else ('text', 'vae')
+    family = load_family(config.model, config.dtype, device, components=parts)
+    return with_autoencoder(family, config.vae, config.dtype) if config.vae else family
 
 # %% ../../nbs/models/10_encoding.ipynb #d993785f
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
@@ -210,7 +220,10 @@ class EncodedPairs:
             'moments': [*accumulate(table.pop('counts'))],
             'prompts': [*range(size, captions, size), captions],
         }
-        return cls(folder, inputs, **table, shards=Shards(folder, manifest['files'], ends))
+        shards = Shards(folder, manifest['files'], ends)
+        if inputs.get('lazily'):
+            shards = _encoding_shards(shards, table, manifest['listed'])
+        return cls(folder, inputs, **table, shards=shards)
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -244,6 +257,14 @@ class EncodedPairs:
         "The unconditional conditioning, name -> [1, ...]."
         return self.shards.shard('empty.safetensors')
 
+
+def _encoding_shards(listed: Shards, table: dict, facts: dict) -> Shards:
+    "What encodes listed pairs when they are asked for."
+    from balanceddpo.models.lazy_encoding import LazyShards  # which needs what is above
+
+    source, config = PairSource(**facts['source']), EncodeConfig(**facts['config'])
+    return LazyShards.of(listed, table, source, config)
+
 # %% ../../nbs/models/10_encoding.ipynb #7a20ef3a
 def mirrored_moments(encoded: EncodedPairs, indexes: Iterable[int | np.integer]) -> Tensor:
     "Moments of the mirrored images of these pairs, fp32 [n, 2, 2c, h, w] on the CPU."
@@ -275,7 +296,8 @@ def encoding_work(
     "How the shards of images are made; a note says the pairs that its shard holds."
 
     def make(unit: Unit, path: Path) -> tuple[list, PairReport, dict]:
-        tensors, pairs, contents, report = encode_unit(unit, family, config)
+        made = list_unit(unit) if config.lazily else encode_unit(unit, family, config)
+        tensors, pairs, contents, report = made
         write_tensors(path, tensors)
         return contents, report, {'pairs': [[p.pair_id, p.caption] for p in pairs]}
 
@@ -314,10 +336,17 @@ def write_prompts(
 
 # %% ../../nbs/models/10_encoding.ipynb #e8258881
 def finish_encoding(
-    stage: Stage, work: Work, count: int, family: Family, config: EncodeConfig, share: Share
+    stage: Stage,
+    work: Work,
+    count: int,
+    family: Family,
+    config: EncodeConfig,
+    share: Share,
+    listed: dict | None = None,
 ) -> None:
     """Write what is missing of a share of the captions of `count` shards of images; and where no
-    other's is missing then, the table of pairs and the manifest."""
+    other's is missing then, the table of pairs and the manifest. `listed`: how pairs that are only
+    listed are to be read and encoded."""
     if not count:
         raise InputError('there are no pairs to encode: the source is empty')
     report, folder = report_of_units(work, count), stage.folder
@@ -330,7 +359,9 @@ def finish_encoding(
     if config.empty_text:
         numbers.setdefault('', len(numbers))
     captions = list(numbers)
-    theirs = write_prompts(folder, captions, family, config, work.state, share)
+    theirs = []
+    if not config.lazily:
+        theirs = write_prompts(folder, captions, family, config, work.state, share)
     if not all_made(theirs, work):
         return  # somebody else is the last
     ids = [pair_id for pair_id, _ in pairs]
@@ -344,6 +375,7 @@ def finish_encoding(
     write_json(folder / 'pairs.json', table)
     facts = dict(pairs=len(rows), captions=len(captions), cut_texts=family.cut_texts(captions))
     facts |= dict(state=work.state or '', report=asdict(report))
+    facts |= {'listed': listed} if listed else {}
     finish_shards(stage, sorted(folder.glob('*.safetensors')), **facts)
 
 # %% ../../nbs/models/10_encoding.ipynb #922aff9b
@@ -376,6 +408,23 @@ def share_images(stage: Stage, images: Images, state: str) -> None:
         place = stage.folder.with_name(f'{stage.folder.name}.images')
         make_together(place, share, images.make, images.all_there)
 
+# %% ../../nbs/models/10_encoding.ipynb #e913cb9f
+def _absolute(place: str) -> str:
+    "A path from wherever one is; a name that is no path as it is."
+    is_path = place and place not in PACKAGED and Path(place).exists()
+    return str(Path(place).absolute()) if is_path else place
+
+
+def listing_of(pairs: PairSource | Iterable[Pair], config: EncodeConfig) -> dict:
+    """How listed pairs are to be read and encoded later, in terms of JSON. Raises InputError for
+    pairs that cannot be read again."""
+    if not isinstance(pairs, PairSource):
+        raise InputError('only pairs of a source that can be read again are encoded lazily')
+    images = _absolute(pairs.images) if pairs.images else None
+    source = replace(pairs, source=_absolute(pairs.source), images=images)
+    places = replace(config, model=_absolute(config.model), vae=_absolute(config.vae))
+    return {'source': asdict(source), 'config': asdict(places)}
+
 # %% ../../nbs/models/10_encoding.ipynb #fe776154
 def encode_pairs(
     pairs: PairSource | Iterable[Pair],
@@ -403,10 +452,13 @@ def encode_pairs(
     files = named.state if named else None
     work = encoding_work(stage.folder, units, family, config, files, allowed_bad(pairs))
     state, images = work.state or '', Images(work, progress)
+    listed = listing_of(pairs, config) if config.lazily else None
     share_images(stage, images, state)
     make_stage(
         stage,
-        lambda share: finish_encoding(stage, work, images.make(share), family, config, share),
+        lambda share: finish_encoding(
+            stage, work, images.make(share), family, config, share, listed
+        ),
         state,
         look_again=named is None,
     )

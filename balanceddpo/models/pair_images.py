@@ -107,3 +107,20 @@ def encode_unit(
     kept = {name: torch.cat([b[name] for b in encoded]) for name in (encoded[0] if encoded else ())}
     refuse_not_finite(kept, pairs, family, config)
     return kept, pairs, contents, report
+
+# %% ../../nbs/models/09_pair_images.ipynb #eb59bfdd
+def list_unit(unit: Unit) -> tuple[dict[str, Tensor], list[Pair], list, PairReport]:
+    """As `encode_unit`, but of each pair only its 'row' in the source, int64 [n]. Raises InputError
+    for a source whose rows have no numbers."""
+    pairs, contents, numbers, report = [], [], [], PairReport()
+    for row in unit.named():
+        contents.append(row.content)
+        report.count(row)
+        if row.pair is None or row.fault:
+            continue
+        if row.number is None:
+            raise InputError('pairs of a stream cannot be encoded lazily: download the dataset')
+        report.kept += 1
+        pairs.append(row.pair)
+        numbers.append(row.number)
+    return {'row': torch.tensor(numbers, dtype=torch.int64)}, pairs, contents, report

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 from pandas import DataFrame
@@ -114,8 +114,8 @@ def training_settings(scale: Scale, recipe: str | Recipe, **changes) -> TrainCon
     shorter = dict(scale.train)
     if values_of(row, scale.values, RECIPES)['refresh_every'].value <= 1:
         shorter.pop('refresh_every', None)
-    changes = {'device': scale.device, 'resolution': scale.resolution, **shorter, **changes}
-    return settings_of(row, scale.model, scale.values, **changes)
+    own: dict[str, Any] = {'device': scale.device, 'resolution': scale.resolution, **shorter}
+    return settings_of(row, scale.model, scale.values, **own | changes)
 
 
 def steps_of(scale: Scale, steps: int) -> int:

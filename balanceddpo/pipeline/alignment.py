@@ -100,9 +100,8 @@ def _load_voters(
 def encoding_for(settings: TrainConfig, config: AlignConfig) -> EncodeConfig:
     "How the pairs of a run with these settings are encoded: with all that it will ask of them."
     needs = encoding_needs(settings)
-    return EncodeConfig(
-        settings.model, settings.resolution, vae=config.vae, dtype=config.dtype, **needs
-    )
+    around = dict(vae=config.vae, dtype=config.dtype, lazily=config.lazily)
+    return EncodeConfig(settings.model, settings.resolution, **around, **needs)
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #b2cb140e
 def labelled_pairs(

@@ -31,8 +31,8 @@ from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..evaluation.win_rates import compare
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
-from ..models.encoding import EncodedPairs, encode_pairs, with_autoencoder
-from ..models.families import check_drawing, load_family
+from ..models.encoding import EncodedPairs, encode_pairs, encoding_family
+from ..models.families import check_drawing
 from ..models.folders import PACKAGED, local_folder
 from ..models.image_store import ImageStore
 from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
@@ -145,10 +145,7 @@ def encode(
 
     Raises InputError for a bad source, or if `out` was made with other settings or pairs."""
     with _unless_named(out, 'encode', config, pairs.key, sorted(only or ())):
-        parts = ('text',) if config.vae else ('text', 'vae')
-        family = load_family(config.model, config.dtype, device, components=parts)
-        if config.vae:
-            family = with_autoencoder(family, config.vae, config.dtype)
+        family = encoding_family(config, device)
         encoded = encode_pairs(pairs, family, config, out, progress, only)
         add_report(report, encoded.folder)
         return encoded

@@ -1,5 +1,6 @@
 """balanceddpo align and methods."""
 
+import json
 import re
 
 import pytest
@@ -78,3 +79,19 @@ def test_a_run_that_is_there_is_told(tmp_path, run):
     assert f'go on from step 10 in {tmp_path / "a"}' in run(*words, tmp_path / 'a')
     (tmp_path / 'a' / 'model').mkdir()
     assert 'holds a finished run' in run(*words, tmp_path / 'a')
+
+
+def test_align_lazily_keeps_no_latents_and_trains_the_same(tmp_path, run, monkeypatch):
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    words = 'align BalancedDPO --model icons --pairs icons --limit 8 --device cpu --log-every 1'
+    words += ' --max-steps 1 --batch-size 4 --micro-batch-size 4'
+    told = run(*words.split(), '--lazily', '--out', tmp_path / 'lazy')
+    assert 'encode those that are decided when a step asks for them' in told
+    kept = sum(f.stat().st_size for f in (tmp_path / 'runs' / 'encode').rglob('*.safetensors'))
+    assert kept < 1000
+    run(*words.split(), '--out', tmp_path / 'kept')
+    losses = [
+        json.loads((tmp_path / name / 'metrics.jsonl').read_text())['loss']
+        for name in ('lazy', 'kept')
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
