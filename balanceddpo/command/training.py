@@ -78,12 +78,10 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     from balanceddpo.models.folders import native_resolution
 
     n = pair_source(options).count()
+    place = f'write to {options.out or runs_root() / "encode"}'
     if config.lazily:
-        return [
-            f'list {amount(n, "pairs")} from {options.pairs}: each is encoded with {config.model}'
-            ' when a step of training asks for it, and nothing is kept',
-            f'write to {options.out or runs_root() / "encode"}',
-        ]
+        listed = f'list {amount(n, "pairs")} from {options.pairs}: each is encoded with'
+        return [f'{listed} {config.model} when a step asks for it, and nothing is kept', place]
     folder = model_folder(config.model)
     resolution = config.resolution
     if folder and not resolution:
@@ -97,7 +95,7 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
             f' {amount(times(n, 1), "passes")} through the text encoder and one for the empty'
             ' caption'
         ),
-        f'write to {options.out or runs_root() / "encode"}',
+        place,
     ]
     if folder is None:
         return [*lines, to_download(config.model)]

@@ -31,7 +31,8 @@ from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..evaluation.win_rates import compare
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
-from ..models.encoding import EncodedPairs, encode_pairs, encoding_family
+from ..models.encoders import encoding_family
+from ..models.encoding import EncodedPairs, encode_pairs
 from ..models.families import check_drawing
 from ..models.folders import PACKAGED, local_folder
 from ..models.image_store import ImageStore

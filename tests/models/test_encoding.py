@@ -17,13 +17,13 @@ from balanceddpo.data import rows
 from balanceddpo.data.pairs import draw_view, make_pair, told_sizes, transform_pair, write_pairs
 from balanceddpo.data.sources import PairSource
 from balanceddpo.models.config import LATENT_SETTINGS, EncodeConfig
+from balanceddpo.models.encoders import with_autoencoder
 from balanceddpo.models.encoding import (
     EncodedPairs,
     empty_text,
     encode_pairs,
     mirrored_moments,
     picture_sizes,
-    with_autoencoder,
 )
 from balanceddpo.models.families import load_family
 from balanceddpo.models.saving import save_pipeline

@@ -11,13 +11,13 @@ import torch
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.pairs import make_pair, write_pairs
 from balanceddpo.data.sources import PairSource
-from balanceddpo.models import lazy_encoding
+from balanceddpo.models import lazy_shards
 from balanceddpo.models.config import EncodeConfig
+from balanceddpo.models.encoders import encoding_family
 from balanceddpo.models.encoding import (
     EncodedPairs,
     empty_text,
     encode_pairs,
-    encoding_family,
     mirrored_moments,
     picture_sizes,
 )
@@ -115,11 +115,11 @@ def test_training_lazily_is_training_with_kept_latents_and_resumes_to_the_bit(pl
 
 
 def test_embeddings_are_kept_for_the_next_step_and_no_more_than_a_number(place, monkeypatch):
-    monkeypatch.setattr(lazy_encoding, 'KEPT_CAPTIONS', 2)
+    monkeypatch.setattr(lazy_shards, 'KEPT_CAPTIONS', 2)
     _, lazy = both_ways(place)
-    asked, encode = [], lazy_encoding.encode_captions
+    asked, encode = [], lazy_shards.encode_captions
     monkeypatch.setattr(
-        lazy_encoding, 'encode_captions', lambda texts, *a: asked.extend(texts) or encode(texts, *a)
+        lazy_shards, 'encode_captions', lambda texts, *a: asked.extend(texts) or encode(texts, *a)
     )
     lazy.conditioning([0, 3, 1])  # two captions
     lazy.conditioning([0, 1])
