@@ -200,6 +200,8 @@ class EvaluateOptions(PromptOptions, EngineOptions):
     ties: Literal['split', 'drop', 'loss'] = 'split'
     # share of a model's images that may be flagged by its safety checker or of a single colour
     max_unsound: float = 0.05
+    # index.html beside the tables: every image, with its scores, to look at and to vote on
+    page: bool = True
     scorer_dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     register: Path | None = None  # Python file that registers scorers of your own; it is run
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -458,6 +460,46 @@ def _write_note(out: Path, options: EvaluateOptions, facts: dict, paths: Sequenc
     )
     write_provenance(out, making, outputs=paths)
 
+# %% ../../nbs/command/06_evaluation.ipynb #4170f398
+def redrawing(found: Sequence[Contestant], keep_repeats: bool) -> dict[str, list[str]]:
+    """The words of the command that draws an image of each model again, up to its prompt. None for
+    prompts that are drawn several times: their seeds do not follow from their text alone."""
+    from balanceddpo.models.config import IMAGE_SETTINGS
+
+    wanted = set(IMAGE_SETTINGS) - {'images_per_prompt'}
+    commands = {}
+    for c in found:
+        if c.config and not keep_repeats:
+            source = '+'.join(filter(None, [c.config.model, c.config.lora]))
+            words = ['balanceddpo', 'sample', '--model', source]
+            commands[c.name] = [*words, *changed_words(c.config, wanted)]
+    return commands
+
+
+def leave_page(
+    options: EvaluateOptions,
+    found: Sequence[Contestant],
+    measured: Evaluation,
+    stores: Sequence[tuple],
+    scorers: Sequence,
+    out: Path,
+) -> None:
+    "Write the page of an evaluation, and print where it is."
+    from balanceddpo.evaluation.comparison import compare_models
+    from balanceddpo.models.folders import PACKAGED
+    from balanceddpo.page.contents import About
+    from balanceddpo.page.report import write_report
+
+    scores, names = measured.scores, [s.name for s in scorers]
+    models = list(dict.fromkeys(model for model, _, _ in stores))
+    compared = compare_models(scores, models, names, options.protocol, options.ties)
+    about = About(commands=redrawing(found, options.keep_repeats))
+    if any(c.config and c.config.model in PACKAGED for c in found):
+        from balanceddpo.icon_world.page_truth import with_truth
+
+        scores, about = with_truth(scores, stores, scorers, about)
+    print(f'page: {write_report(out, compared, scores, stores, about)}')
+
 # %% ../../nbs/command/06_evaluation.ipynb #41a1b8a9
 def tell_prompts(found: Sequence[Contestant]) -> None:
     "Print where the prompts of pictures from other programs come from."
@@ -505,3 +547,5 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     drawn = {f'{model}, {prompt_set}': store.inputs for model, prompt_set, store in stores}
     if is_first_process():
         write_results(out, measured, options, drawn)
+        if options.page:
+            leave_page(options, found, measured, stores, scorers, out)

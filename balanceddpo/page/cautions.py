@@ -55,8 +55,8 @@ def carried_by_one(rates: DataFrame) -> list[Caution]:
 
 # %% ../../nbs/page/01_cautions.ipynb #98d276e1
 def gained_by_one(gains: DataFrame, scorers: Sequence[str]) -> list[Caution]:
-    """A caution for each comparison and prompt set of `gains` (of `gains_by_scorer`) whose mean over
-    three scorers or more is above 0, but not without the scorer that gained most."""
+    """A caution for each comparison and prompt set of `gains` (of `gains_by_scorer`) whose mean
+    over three scorers or more is above 0, but not without the scorer that gained most."""
     found = []
     for (a, b, where), here in _contests(gains[gains['scorer'].isin(scorers)]):
         if len(here) < 3:

@@ -51,10 +51,15 @@ function marginOf(scorer, row, [a, b]) {
 
 const marginsOf = (row, contest) => scorers.map((scorer) => marginOf(scorer, row, contest));
 
-// How strongly the scorers contradict each other: the smaller of the largest margin for a and the
-// largest margin for b. It is above 0 exactly where some prefer a and others b.
+// How strongly the scorers contradict each other. Of votes: how many are in the minority. Of scores:
+// the smaller of the largest margin for a and the largest margin for b, above 0 exactly where some
+// prefer a and others b.
 function disagreement(row, contest) {
   const margins = marginsOf(row, contest).filter((margin) => margin !== null);
+  if (ofPairs) {
+    const [first, second] = [1, -1].map((side) => margins.filter((margin) => margin === side).length);
+    return Math.min(first, second);
+  }
   return margins.length ? Math.min(Math.max(...margins), -Math.min(...margins)) : -Infinity;
 }
 
@@ -91,12 +96,12 @@ function ordersOf(contest) {
     return margin === null ? -Infinity : -margin;
   };
   const found = { none: [ofPairs ? 'as in the source' : 'as drawn', () => 0] };
-  if (scorers.length) {
+  if (scorers.length && !ofPairs) {
     found.ahead = [`${a} ahead of ${b}`, byMargin(1)];
     found.behind = [`${a} behind ${b}`, byMargin(-1)];
-    found.split = ['scorers disagree', (row) => disagreement(row, contest)];
   }
-  if (ofPairs && scorers.length && rows.label) {
+  if (scorers.length > 1) found.split = ['scorers disagree', (row) => disagreement(row, contest)];
+  if (ofPairs && scorers.length && rows.label.some(known)) {
     found.label = ['scorers against the label', (row) => againstLabel(row, contest)];
   }
   if (images.truth) found.truth = [`truth: ${a} behind ${b}`, byTruth];

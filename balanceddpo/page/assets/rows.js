@@ -41,11 +41,19 @@ function imageButton(row, model, k, size) {
   }, picture(place, 'small', label));
 }
 
+// How many scorers prefer an image of a pair.
+function votesFor(row, model) {
+  const other = 1 - model;
+  const mine = marginsOf(row, [model, other]).filter((margin) => margin > 0).length;
+  return `${mine} of ${scorers.length} scorers prefer it`;
+}
+
 function noteOf(row, model, k) {
   const place = placeOf(row, model, k);
   const truth = truthIn(row, model);
   const parts = [];
-  if (list.scorer) parts.push(`${display(list.scorer)} ${rounded(scoreOf(list.scorer, place))}`);
+  if (ofPairs && scorers.length) parts.push(votesFor(row, model));
+  else if (list.scorer) parts.push(`${display(list.scorer)} ${rounded(scoreOf(list.scorer, place))}`);
   if (truth !== null) parts.push(`${Math.round(truth * countIn(row))} of ${countIn(row)} true`);
   if (images.flagged?.[place]) parts.push('flagged');
   return parts.join(' \u00b7 ');
@@ -94,15 +102,24 @@ function leanCell(margin) {
   return make('td', {}, make('div', { class: `lean ${kind}` }, bar));
 }
 
+// The margin as it is drawn: to the right for the image on the right.
+function shownMargin(scorer, row) {
+  const margin = marginOf(scorer, row, list.contest);
+  return ofPairs && margin !== null ? -margin : margin;
+}
+
 function marginTable(row) {
   const [a, b] = list.contest.map(nameOf);
   const body = scorers.map((scorer) => {
-    const margin = marginOf(scorer, row, list.contest);
-    const text = margin === null ? '\u2013' : `${margin > 0 ? '\u25b8' : margin < 0 ? '\u25c2' : ''} ${signed(margin)}`;
-    return make('tr', {}, make('th', { scope: 'row', text: display(scorer), title: display(scorer), class: scorer === list.scorer && 'chosen' }),
+    const margin = shownMargin(scorer, row);
+    const number = ofPairs ? '' : ` ${known(margin) ? signed(margin) : '\u2013'}`;
+    const text = `${margin > 0 ? '\u25b8' : margin < 0 ? '\u25c2' : ''}${number}`;
+    return make('tr', {}, make('th', { scope: 'row', text: display(scorer), title: display(scorer), class: !ofPairs && scorer === list.scorer && 'chosen' }),
       leanCell(margin), make('td', { class: 'value', text }));
   });
-  const caption = `${b} \u25c2  \u25b8 ${a}, \u00b1${list.scale.toFixed(1)} s.d.`;
+  const unit = ofPairs ? 'votes' : `\u00b1${list.scale.toFixed(1)} s.d.`;
+  const [left, right] = ofPairs ? [a, b] : [b, a];
+  const caption = `${left} \u25c2  \u25b8 ${right}, ${unit}`;
   return make('aside', { class: 'margins' },
     make('table', {}, make('caption', { text: caption, title: caption }), make('tbody', {}, ...body)));
 }

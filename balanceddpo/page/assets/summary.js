@@ -82,7 +82,7 @@ function forest(contest) {
   const ends = mine.flatMap((row) => [row.gain_low, row.gain_high]).filter(known).map(Math.abs);
   const scale = Math.max(0.1, ...ends) * 1.05;
   const head = ['', 'win rate, 0 to 100 %', '', `gain, \u00b1${scale.toFixed(2)} s.d.`, '', 'p']
-    .map((text, k) => make('th', { text, class: ['name', 'plotted', 'number', 'plotted', 'number', 'p'][k] }));
+    .map((text, k) => make('th', { text, class: ['name', 'plotted', 'number rate', 'plotted', 'number', 'p'][k] }));
   const sets = page.sets.filter((set) => mine.some((row) => row.prompt_set === set));
   return make('table', { class: 'forest' },
     make('thead', {}, make('tr', {}, ...head)),
