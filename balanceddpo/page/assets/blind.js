@@ -1,5 +1,5 @@
-// Blind votes: two images, no names, no scores. Sides, order and the number of the image follow from
-// the voter's seed alone, so whoever has the file can tell what was shown where.
+// Blind votes: two images, no names, no scores. Sides, order and the number of the image follow
+// from the voter's seed alone, so whoever has the file can tell what was shown where.
 
 let ballot = null; // { voter, seed, pair, rows, votes, shownAt, kept }
 
@@ -30,7 +30,8 @@ function sidesOf(row, { seed, pair }) {
   return drawn(seed, 'side', row) < 0.5 ? sides : sides.reverse();
 }
 
-const nameOfBallot = ({ voter, seed, pair }) => `votes ${page.digest} ${pair.join('-')} ${seed} ${voter}`;
+const nameOfBallot = ({ voter, seed, pair }) =>
+  `votes ${page.digest} ${pair.join('-')} ${seed} ${voter}`;
 
 function sideInFile({ model, k, place }) {
   const sha256 = images.sha256[place];
@@ -105,18 +106,36 @@ function saveVotes() {
 
 function ballotBar(done, all) {
   const close = () => byId('blind').close();
-  const told = ballot.kept === false ? 'This browser keeps nothing: save before you close.' : `${done} of ${all} votes`;
-  return make('div', { class: 'bar' },
+  const told =
+    ballot.kept === false
+      ? 'This browser keeps nothing: save before you close.'
+      : `${done} of ${all} votes`;
+  return make(
+    'div',
+    { class: 'bar' },
     make('span', { class: 'soft', role: 'status', text: told }),
-    make('div', {},
+    make(
+      'div',
+      {},
       button('Undo (u)', undo, { disabled: done === 0 }),
       button('Save votes', saveVotes, { disabled: done === 0, id: 'save-votes' }),
-      button('Close', close)));
+      button('Close', close),
+    ),
+  );
 }
 
 function sideButton(side, name, choice) {
   const image = picture(side.place, 'full', `${name} image`);
-  return make('button', { type: 'button', class: name, 'aria-label': `the ${name} image is better`, onclick: () => cast(choice) }, image);
+  return make(
+    'button',
+    {
+      type: 'button',
+      class: name,
+      'aria-label': `the ${name} image is better`,
+      onclick: () => cast(choice),
+    },
+    image,
+  );
 }
 
 function showBallot() {
@@ -127,15 +146,28 @@ function showBallot() {
   const [left, right] = sidesOf(row, ballot);
   const bar = ballotBar(done, ballot.rows.length);
   bar.append(make('progress', { max: ballot.rows.length, value: done, 'aria-label': 'progress' }));
-  const choices = make('div', { class: 'choices' },
+  const choices = make(
+    'div',
+    { class: 'choices' },
     button('\u2190 Left', () => cast('left'), { id: 'vote-left' }),
     button('\u2193 Alike', () => cast('alike'), { id: 'vote-alike' }),
-    button('Right \u2192', () => cast('right'), { id: 'vote-right' }));
-  byId('blind').replaceChildren(make('div', { class: 'ballot', 'data-row': row },
-    bar,
-    make('p', { class: 'prompt', text: rows.prompt[row] }),
-    make('div', { class: 'pair' }, sideButton(left, 'left', 'left'), sideButton(right, 'right', 'right')),
-    choices));
+    button('Right \u2192', () => cast('right'), { id: 'vote-right' }),
+  );
+  byId('blind').replaceChildren(
+    make(
+      'div',
+      { class: 'ballot', 'data-row': row },
+      bar,
+      make('p', { class: 'prompt', text: rows.prompt[row] }),
+      make(
+        'div',
+        { class: 'pair' },
+        sideButton(left, 'left', 'left'),
+        sideButton(right, 'right', 'right'),
+      ),
+      choices,
+    ),
+  );
   byId('vote-alike').focus();
   ballot.shownAt = performance.now();
   loadNext(row);
@@ -149,44 +181,89 @@ function loadNext(row) {
 }
 
 function showDone(done) {
-  byId('blind').replaceChildren(make('div', { class: 'done' },
-    make('h2', { text: `All ${done} voted. Thank you!` }),
-    make('p', { text: 'Save the votes as a file. The page keeps them too, in this browser.' }),
-    ballotBar(done, ballot.rows.length)));
+  byId('blind').replaceChildren(
+    make(
+      'div',
+      { class: 'done' },
+      make('h2', { text: `All ${done} voted. Thank you!` }),
+      make('p', { text: 'Save the votes as a file. The page keeps them too, in this browser.' }),
+      ballotBar(done, ballot.rows.length),
+    ),
+  );
   byId('save-votes').focus();
+}
+
+const RULE = [
+  'Two images at a time, without names and scores. Sides and order are shuffled by the seed; both',
+  'images have the same number among those of their prompt.',
+].join(' ');
+
+function fieldFor(id, value, settings) {
+  const field = make('input', { id, required: true, ...settings });
+  field.value = value;
+  return field;
+}
+
+function selectFor(id, choices, value) {
+  const field = make('select', { id });
+  fill(field, choices, value);
+  return field;
+}
+
+// The fields of the setup, filled with what the last voter of this page had.
+function setupFields() {
+  const last = kept.get(`voter ${page.digest}`) ?? {};
+  const pair = last.pair ?? [...list.contest].reverse();
+  const names = models.map(({ name }, k) => [String(k), name]);
+  const several = [
+    ['all', `all ${everyRow.length}`],
+    ['shown', `the ${list.shown.length} that the list shows`],
+  ];
+  const random = crypto.getRandomValues(new Uint32Array(1))[0] % 1000000;
+  const ofSeed = { type: 'number', min: 0, max: 4294967295, step: 1 };
+  const ofVoter = { maxlength: 60, autocomplete: 'off', placeholder: 'anna' };
+  return {
+    voter: fieldFor('voter', last.voter ?? '', ofVoter),
+    seed: fieldFor('seed', last.seed ?? random, ofSeed),
+    first: selectFor('first', names, String(pair[0])),
+    second: selectFor('second', names, String(pair[1])),
+    which: selectFor('which', several, 'all'),
+  };
+}
+
+function beginWith({ voter, seed, first, second, which }) {
+  const pair = models.length > 2 ? [Number(first.value), Number(second.value)] : [0, 1];
+  if (pair[0] === pair[1]) return toast('choose two models');
+  const some = which.value === 'all' ? everyRow : list.shown;
+  return begin(voter.value.trim() || 'anonymous', Number(seed.value), pair, some);
 }
 
 // Whose votes: a name, a seed, two models, and all prompts or those of the filter.
 function showSetup() {
-  const last = kept.get(`voter ${page.digest}`) ?? {};
-  const voter = make('input', { id: 'voter', required: true, maxlength: 60, autocomplete: 'off', placeholder: 'anna' });
-  voter.value = last.voter ?? '';
-  const seed = make('input', { id: 'seed', type: 'number', min: 0, max: 4294967295, step: 1, required: true });
-  seed.value = last.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] % 1000000;
-  const choices = models.map(({ name }, k) => [String(k), name]);
-  const [first, second] = [make('select', { id: 'first' }), make('select', { id: 'second' })];
-  const pair = last.pair ?? [...list.contest].reverse();
-  fill(first, choices, String(pair[0]));
-  fill(second, choices, String(pair[1]));
-  const some = make('select', { id: 'which' });
-  fill(some, [['all', `all ${everyRow.length}`], ['shown', `the ${list.shown.length} that the list shows`]], 'all');
+  const fields = setupFields();
   const named = (text, field) => make('label', {}, text, field);
-  const form = make('form', { class: 'setup' },
+  const two = (...children) => make('div', { class: 'two' }, ...children);
+  const form = make(
+    'form',
+    { class: 'setup' },
     make('h2', { text: 'Vote blind' }),
-    make('p', { class: 'soft', text: 'Two images at a time, without names and scores. Sides and order are shuffled by the seed; both images have the same number among those of their prompt.' }),
-    named('Your name', voter),
-    make('div', { class: 'two' }, named('Seed', seed), named(ofPairs ? 'Pairs' : 'Prompts', some)),
-    models.length > 2 ? make('div', { class: 'two' }, named('Compare', first), named('with', second)) : null,
-    make('div', { class: 'choices' }, make('button', { class: 'strong', text: 'Begin', id: 'begin' }),
-      button('Close', () => byId('blind').close())));
+    make('p', { class: 'soft', text: RULE }),
+    named('Your name', fields.voter),
+    two(named('Seed', fields.seed), named(ofPairs ? 'Pairs' : 'Prompts', fields.which)),
+    models.length > 2 ? two(named('Compare', fields.first), named('with', fields.second)) : null,
+    make(
+      'div',
+      { class: 'choices' },
+      make('button', { class: 'strong', text: 'Begin', id: 'begin' }),
+      button('Close', () => byId('blind').close()),
+    ),
+  );
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    const chosen = models.length > 2 ? [Number(first.value), Number(second.value)] : [0, 1];
-    if (chosen[0] === chosen[1]) return toast('choose two models');
-    return begin(voter.value.trim() || 'anonymous', Number(seed.value), chosen, some.value === 'all' ? everyRow : list.shown);
+    beginWith(fields);
   });
   byId('blind').replaceChildren(form);
-  voter.focus();
+  fields.voter.focus();
 }
 
 function begin(voter, seed, pair, some) {

@@ -51,13 +51,15 @@ function marginOf(scorer, row, [a, b]) {
 
 const marginsOf = (row, contest) => scorers.map((scorer) => marginOf(scorer, row, contest));
 
-// How strongly the scorers contradict each other. Of votes: how many are in the minority. Of scores:
-// the smaller of the largest margin for a and the largest margin for b, above 0 exactly where some
-// prefer a and others b.
+// How strongly the scorers contradict each other. Of votes: how many are in the minority. Of
+// scores: the smaller of the largest margin for a and the largest margin for b, above 0 exactly
+// where some prefer a and others b.
 function disagreement(row, contest) {
   const margins = marginsOf(row, contest).filter((margin) => margin !== null);
   if (ofPairs) {
-    const [first, second] = [1, -1].map((side) => margins.filter((margin) => margin === side).length);
+    const [first, second] = [1, -1].map(
+      (side) => margins.filter((margin) => margin === side).length,
+    );
     return Math.min(first, second);
   }
   return margins.length ? Math.min(Math.max(...margins), -Math.min(...margins)) : -Infinity;
@@ -66,8 +68,10 @@ function disagreement(row, contest) {
 // The share of a model's images in a row that are true to the prompt; null where it is not known.
 function truthIn(row, model) {
   if (!images.truth) return null;
-  const known = Array.from({ length: countIn(row) }, (_, k) => images.truth[placeOf(row, model, k)])
-    .filter((right) => right !== null);
+  const known = Array.from(
+    { length: countIn(row) },
+    (_, k) => images.truth[placeOf(row, model, k)],
+  ).filter((right) => right !== null);
   return known.length ? sum(known) / known.length : null;
 }
 
@@ -81,7 +85,7 @@ function againstLabel(row, contest) {
   const label = rows.label?.[row] ?? null;
   const margins = marginsOf(row, contest).filter((margin) => margin !== null && margin !== 0);
   if (label === null || label === 0.5 || !margins.length) return -1;
-  return margins.filter((margin) => (margin > 0) !== (label > 0.5)).length / margins.length;
+  return margins.filter((margin) => margin > 0 !== label > 0.5).length / margins.length;
 }
 
 // Orders of the rows: name -> [what is said of it, number of a row (the largest first)].
@@ -143,9 +147,11 @@ function sourceOf(place, size) {
 function commandFor(row, model, k) {
   const words = models[model].command;
   // eslint-disable-next-line no-control-regex
-  if (!words || /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/.test(rows.prompt[row])) return '';
+  if (!words || /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/.test(rows.prompt[row]))
+    return '';
   const all = [...words, '--prompt', rows.prompt[row], '--images-per-prompt', String(k + 1)];
   return all.map(quoted).join(' ');
 }
 
-const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+const quoted = (word) =>
+  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;

@@ -17,7 +17,8 @@ function make(name, settings = {}, ...children) {
 
 const unbroken = (text) => text.replaceAll(' %', '\u00a0%'); // a number and its unit stay together
 const percent = (share) => (100 * share).toFixed(0);
-const signed = (value, digits = 2) => (value < 0 ? '\u2212' : '+') + Math.abs(value).toFixed(digits);
+const signed = (value, digits = 2) =>
+  (value < 0 ? '\u2212' : '+') + Math.abs(value).toFixed(digits);
 // How a scorer or a prompt set is written.
 const display = (name) => page.names[name] ?? name;
 const known = (value) => value !== null && value !== undefined;
@@ -48,7 +49,7 @@ function picture(place, size, alt) {
 
 function fill(select, choices, chosen) {
   select.replaceChildren(...choices.map(([value, text]) => make('option', { value, text })));
-  select.value = choices.some(([value]) => value === chosen) ? chosen : choices[0]?.[0] ?? '';
+  select.value = choices.some(([value]) => value === chosen) ? chosen : (choices[0]?.[0] ?? '');
 }
 
 function toast(text) {

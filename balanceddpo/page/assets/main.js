@@ -6,7 +6,9 @@ const system = window.matchMedia('(prefers-color-scheme: dark)');
 function setTheme(name) {
   const dark = name === 'dark' || (name === 'auto' && system.matches);
   document.documentElement.dataset.theme = dark ? 'dark' : 'light';
-  byId('theme').textContent = { auto: 'Theme: auto', light: 'Theme: light', dark: 'Theme: dark' }[name];
+  byId('theme').textContent = { auto: 'Theme: auto', light: 'Theme: light', dark: 'Theme: dark' }[
+    name
+  ];
   byId('theme').dataset.name = name;
 }
 
@@ -19,8 +21,16 @@ function nextTheme() {
 // --- what is chosen
 
 function fillControls() {
-  fill(byId('contest'), contests.map((each, k) => [String(k), each.map(nameOf).join(' vs ')]), '0');
-  fill(byId('scorer'), scorers.map((name) => [name, display(name)]), scorers[0]);
+  fill(
+    byId('contest'),
+    contests.map((each, k) => [String(k), each.map(nameOf).join(' vs ')]),
+    '0',
+  );
+  fill(
+    byId('scorer'),
+    scorers.map((name) => [name, display(name)]),
+    scorers[0],
+  );
   fill(byId('set'), [['', 'all'], ...page.sets.map((name) => [name, display(name)])], '');
   byId('pick-contest').hidden = contests.length < 2;
   byId('pick-scorer').hidden = !scorers.length || ofPairs;
@@ -40,7 +50,10 @@ function update() {
   const some = filtered(byId('set').value, byId('find').value);
   list.shown = sorted(some, (row) => number(row, list.scorer));
   const what = ofPairs ? 'pairs' : 'prompts';
-  byId('count').textContent = some.length === everyRow.length ? `${some.length} ${what}` : `${some.length} of ${everyRow.length} ${what}`;
+  byId('count').textContent =
+    some.length === everyRow.length
+      ? `${some.length} ${what}`
+      : `${some.length} of ${everyRow.length} ${what}`;
   layOut();
 }
 
@@ -90,7 +103,11 @@ const KEYS = [
   ['z', 'zoom; arrows go on there, Escape closes', () => zoomHere()],
   ['/', 'find', () => byId('find').focus()],
   ['s', 'next order', () => nextOrder()],
-  ['b', 'vote blind; there: arrows or a and l, down or space for alike, u to undo', () => openBlind()],
+  [
+    'b',
+    'vote blind; there: arrows or a and l, down or space for alike, u to undo',
+    () => openBlind(),
+  ],
   ['t', 'light or dark', () => nextTheme()],
   ['?', 'this list', () => byId('keys').showModal()],
 ];
@@ -110,13 +127,18 @@ function nextOrder() {
 function fillKeys() {
   const words = { ArrowRight: '\u2192', ArrowLeft: '\u2190' };
   const lines = KEYS.map(([key, does]) => [words[key] ?? key, does]);
-  if (scorers.length && !ofPairs) lines.splice(4, 0, ['1 \u2026 9', 'mark the best by this scorer']);
-  byId('keys-table').replaceChildren(...lines.map(([key, does]) =>
-    make('tr', {}, make('td', {}, make('kbd', { text: key })), make('td', { text: does }))));
+  if (scorers.length && !ofPairs)
+    lines.splice(4, 0, ['1 \u2026 9', 'mark the best by this scorer']);
+  byId('keys-table').replaceChildren(
+    ...lines.map(([key, does]) =>
+      make('tr', {}, make('td', {}, make('kbd', { text: key })), make('td', { text: does })),
+    ),
+  );
 }
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]')) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector('dialog[open]'))
+    return;
   if (event.target.matches('input, select, textarea')) {
     if (event.key === 'Escape') event.target.blur();
     return;
@@ -132,7 +154,9 @@ function onKey(event) {
 
 function listen() {
   byId('controls').addEventListener('submit', (event) => event.preventDefault());
-  byId('contest').addEventListener('change', () => chooseContest(contests[Number(byId('contest').value)]));
+  byId('contest').addEventListener('change', () =>
+    chooseContest(contests[Number(byId('contest').value)]),
+  );
   for (const id of ['scorer', 'sort', 'set']) byId(id).addEventListener('change', update);
   byId('find').addEventListener('input', update);
   byId('theme').addEventListener('click', nextTheme);

@@ -1,5 +1,5 @@
-// The rows: one a prompt, one column a model. All rows are as high as the first, so the place of each
-// is known; only those near the window are in the page, however many there are.
+// The rows: one a prompt, one column a model. All rows are as high as the first, so the place of
+// each is known; only those near the window are in the page, however many there are.
 
 const AHEAD = 3; // rows beyond the window, above and below
 const PRINTED = 300; // rows that go on paper
@@ -29,16 +29,24 @@ function imageButton(row, model, k, size) {
   const place = placeOf(row, model, k);
   const best = !ofPairs && list.scorer && countIn(row) > 1 && k === bestShown(row, model);
   const classes = ['image', size === 'big' && 'big', best && 'best', isFalse(place) && 'false'];
-  const said = [describe(row, model, k), best && `best by ${display(list.scorer)}`, isFalse(place) && 'not true to the prompt'];
+  const said = [
+    describe(row, model, k),
+    best && `best by ${display(list.scorer)}`,
+    isFalse(place) && 'not true to the prompt',
+  ];
   const label = said.filter(Boolean).join(', ');
-  return make('button', {
-    type: 'button',
-    class: classes.filter(Boolean).join(' '),
-    title: label,
-    'data-model': model,
-    'data-k': k,
-    onclick: () => openZoom(row, model, k),
-  }, picture(place, 'small', label));
+  return make(
+    'button',
+    {
+      type: 'button',
+      class: classes.filter(Boolean).join(' '),
+      title: label,
+      'data-model': model,
+      'data-k': k,
+      onclick: () => openZoom(row, model, k),
+    },
+    picture(place, 'small', label),
+  );
 }
 
 // How many scorers prefer an image of a pair.
@@ -53,7 +61,8 @@ function noteOf(row, model, k) {
   const truth = truthIn(row, model);
   const parts = [];
   if (ofPairs && scorers.length) parts.push(votesFor(row, model));
-  else if (list.scorer) parts.push(`${display(list.scorer)} ${rounded(scoreOf(list.scorer, place))}`);
+  else if (list.scorer)
+    parts.push(`${display(list.scorer)} ${rounded(scoreOf(list.scorer, place))}`);
   if (truth !== null) parts.push(`${Math.round(truth * countIn(row))} of ${countIn(row)} true`);
   if (images.flagged?.[place]) parts.push('flagged');
   return parts.join(' \u00b7 ');
@@ -64,7 +73,7 @@ function labelOf(row, model) {
   const label = rows.label?.[row] ?? null;
   if (label === null) return '';
   if (label === 0.5) return 'tie';
-  return (model === 0) === (label > 0.5) ? 'preferred' : '';
+  return (model === 0) === label > 0.5 ? 'preferred' : '';
 }
 
 function cell(row, model) {
@@ -77,17 +86,29 @@ function cell(row, model) {
   if (won === 'preferred') big.classList.add('won', 'best');
   const every = Array.from({ length: count }, (_, k) => k);
   const others = list.mosaic ? every.filter((k) => k !== best) : every;
-  const strip = page.per > 1
-    ? make('div', { class: list.mosaic ? 'others' : 'strip' }, ...others.map((k) => imageButton(row, model, k, 'small')))
-    : null;
-  return make('section', { class: 'cell' }, make('h4', { text: title, title }),
+  const strip =
+    page.per > 1
+      ? make(
+          'div',
+          { class: list.mosaic ? 'others' : 'strip' },
+          ...others.map((k) => imageButton(row, model, k, 'small')),
+        )
+      : null;
+  return make(
+    'section',
+    { class: 'cell' },
+    make('h4', { text: title, title }),
     make('div', { class: list.mosaic ? 'mosaic' : 'stack' }, big, strip),
-    make('p', { class: 'note', text: noteOf(row, model, best) }));
+    make('p', { class: 'note', text: noteOf(row, model, best) }),
+  );
 }
 
 // A margin that few are beyond, so that the bars of all rows can be compared.
 function marginScale(contest) {
-  const all = everyRow.flatMap((row) => marginsOf(row, contest)).filter(known).map(Math.abs);
+  const all = everyRow
+    .flatMap((row) => marginsOf(row, contest))
+    .filter(known)
+    .map(Math.abs);
   all.sort((a, b) => a - b);
   return Math.max(0.1, Math.ceil(10 * (all[Math.floor(0.95 * all.length)] ?? 1)) / 10);
 }
@@ -114,31 +135,71 @@ function marginTable(row) {
     const margin = shownMargin(scorer, row);
     const number = ofPairs ? '' : ` ${known(margin) ? signed(margin) : '\u2013'}`;
     const text = `${margin > 0 ? '\u25b8' : margin < 0 ? '\u25c2' : ''}${number}`;
-    return make('tr', {}, make('th', { scope: 'row', text: display(scorer), title: display(scorer), class: !ofPairs && scorer === list.scorer && 'chosen' }),
-      leanCell(margin), make('td', { class: 'value', text }));
+    return make(
+      'tr',
+      {},
+      make('th', {
+        scope: 'row',
+        text: display(scorer),
+        title: display(scorer),
+        class: !ofPairs && scorer === list.scorer && 'chosen',
+      }),
+      leanCell(margin),
+      make('td', { class: 'value', text }),
+    );
   });
   const unit = ofPairs ? 'votes' : `\u00b1${list.scale.toFixed(1)} s.d.`;
   const [left, right] = ofPairs ? [a, b] : [b, a];
   const caption = `${left} \u25c2  \u25b8 ${right}, ${unit}`;
-  return make('aside', { class: 'margins' },
-    make('table', {}, make('caption', { text: caption, title: caption }), make('tbody', {}, ...body)));
+  return make(
+    'aside',
+    { class: 'margins' },
+    make(
+      'table',
+      {},
+      make('caption', { text: caption, title: caption }),
+      make('tbody', {}, ...body),
+    ),
+  );
 }
 
 const linkTo = (row) => `#row=${encodeURIComponent(keyOf(row))}`;
 
 function rowElement(row) {
-  const link = make('a', { class: 'link', href: linkTo(row), text: '#', title: 'link to this row', 'aria-label': 'link to this row' });
-  const head = make('header', {}, make('h3', { text: rows.prompt[row], title: rows.prompt[row] }),
-    page.sets.length > 1 ? make('span', { class: 'tag', text: display(page.sets[rows.set[row]]) }) : null, link);
-  const columns = make('div', { class: 'columns' }, ...models.map((_, model) => cell(row, model)),
-    scorers.length ? marginTable(row) : null);
+  const link = make('a', {
+    class: 'link',
+    href: linkTo(row),
+    text: '#',
+    title: 'link to this row',
+    'aria-label': 'link to this row',
+  });
+  const head = make(
+    'header',
+    {},
+    make('h3', { text: rows.prompt[row], title: rows.prompt[row] }),
+    page.sets.length > 1
+      ? make('span', { class: 'tag', text: display(page.sets[rows.set[row]]) })
+      : null,
+    link,
+  );
+  const columns = make(
+    'div',
+    { class: 'columns' },
+    ...models.map((_, model) => cell(row, model)),
+    scorers.length ? marginTable(row) : null,
+  );
   const here = row === list.at.row;
-  return make('article', {
-    class: here ? 'row here' : 'row',
-    tabindex: '-1',
-    'data-row': row,
-    'aria-label': rows.prompt[row],
-  }, head, columns);
+  return make(
+    'article',
+    {
+      class: here ? 'row here' : 'row',
+      tabindex: '-1',
+      'data-row': row,
+      'aria-label': rows.prompt[row],
+    },
+    head,
+    columns,
+  );
 }
 
 // The large image and two lines of the others beside it, if the column is wide enough for that;
@@ -148,7 +209,11 @@ function imageSizes(column) {
   const big = Math.min(260, Math.floor((column - 2 * beside) / (1 + beside / 2)));
   if (page.per > 1 && big >= 120) return { big, small: Math.floor((big - 4) / 2), mosaic: true };
   const small = Math.max(26, Math.min(48, Math.floor((column - 4 * page.per) / page.per)));
-  return { big: Math.max(72, Math.min(ofPairs ? 340 : 260, Math.floor(column))), small, mosaic: false };
+  return {
+    big: Math.max(72, Math.min(ofPairs ? 340 : 260, Math.floor(column))),
+    small,
+    mosaic: false,
+  };
 }
 
 // Sizes that follow from the width of the window.
@@ -196,7 +261,10 @@ function drawNear() {
   if (!list.shown.length) return;
   const from = (window.scrollY - topOfList()) / list.height;
   const first = Math.max(0, Math.floor(from) - AHEAD);
-  const last = Math.min(list.shown.length - 1, Math.ceil(from + window.innerHeight / list.height) + AHEAD);
+  const last = Math.min(
+    list.shown.length - 1,
+    Math.ceil(from + window.innerHeight / list.height) + AHEAD,
+  );
   drawBetween(first, last);
 }
 
@@ -213,7 +281,9 @@ function drawBetween(first, last) {
     element.style.top = `${position * list.height}px`;
     element.setAttribute('aria-posinset', position + 1);
     element.setAttribute('aria-setsize', list.shown.length);
-    const after = [...list.there.entries()].filter(([other]) => other > position).sort((a, b) => a[0] - b[0])[0];
+    const after = [...list.there.entries()]
+      .filter(([other]) => other > position)
+      .sort((a, b) => a[0] - b[0])[0];
     byId('list').insertBefore(element, after ? after[1] : null);
     list.there.set(position, element);
   }
@@ -226,14 +296,16 @@ function goTo(position, model = 0, k = null) {
   list.at = { row, model, k };
   const top = topOfList() + position * list.height;
   const bar = byId('controls').offsetHeight;
-  const seen = top >= window.scrollY + bar && top + list.height <= window.scrollY + window.innerHeight;
+  const seen =
+    top >= window.scrollY + bar && top + list.height <= window.scrollY + window.innerHeight;
   if (!seen) window.scrollTo({ top: top - bar - 12 });
   drawNear();
   for (const element of list.there.values()) {
     element.classList.toggle('here', Number(element.dataset.row) === row);
   }
   const element = list.there.get(position);
-  const image = k === null ? null : element?.querySelector(`.image[data-model="${model}"][data-k="${k}"]`);
+  const image =
+    k === null ? null : element?.querySelector(`.image[data-model="${model}"][data-k="${k}"]`);
   (image ?? element)?.focus({ preventScroll: true });
 }
 

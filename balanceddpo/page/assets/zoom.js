@@ -9,12 +9,21 @@ function scoreTable(row, model, k) {
     const scores = scoresIn(scorer, row, model);
     const cells = [rounded(scoreOf(scorer, place))];
     if (several) cells.push(rounded(Math.max(...scores)), rounded(sum(scores) / scores.length));
-    return make('tr', {}, make('th', { scope: 'row', text: display(scorer) }), ...cells.map((text) => make('td', { text })));
+    return make(
+      'tr',
+      {},
+      make('th', { scope: 'row', text: display(scorer) }),
+      ...cells.map((text) => make('td', { text })),
+    );
   });
   const head = ['', 'this image', ...(several ? ['best', 'mean'] : [])];
   return scorers.length
-    ? make('table', { class: 'scores' }, make('thead', {}, make('tr', {}, ...head.map((text) => make('th', { text })))),
-      make('tbody', {}, ...body))
+    ? make(
+        'table',
+        { class: 'scores' },
+        make('thead', {}, make('tr', {}, ...head.map((text) => make('th', { text })))),
+        make('tbody', {}, ...body),
+      )
     : null;
 }
 
@@ -24,30 +33,64 @@ function factsOf(row, model, k) {
   const lines = page.sets.length > 1 ? [['set', display(page.sets[rows.set[row]])]] : [];
   if (known(seed)) lines.push(['seed', seed < 0 ? 'not known' : String(seed)]);
   if (images.truth && known(images.truth[place])) {
-    lines.push(['truth', images.truth[place] ? `as the prompt says (${page.truth})` : `not as the prompt says (${page.truth})`]);
+    lines.push([
+      'truth',
+      images.truth[place]
+        ? `as the prompt says (${page.truth})`
+        : `not as the prompt says (${page.truth})`,
+    ]);
   }
   if (images.flagged?.[place]) lines.push(['flagged', 'by the safety checker']);
-  if (ofPairs && rows.label && known(rows.label[row])) lines.push(['label', `label_0 = ${rows.label[row]}`]);
+  if (ofPairs && rows.label && known(rows.label[row]))
+    lines.push(['label', `label_0 = ${rows.label[row]}`]);
   lines.push(['sha256', images.sha256[place].slice(0, 16)]);
-  return make('table', { class: 'told' }, make('tbody', {}, ...lines.map(([name, text]) =>
-    make('tr', {}, make('th', { scope: 'row', text: name }), make('td', { text })))));
+  return make(
+    'table',
+    { class: 'told' },
+    make(
+      'tbody',
+      {},
+      ...lines.map(([name, text]) =>
+        make('tr', {}, make('th', { scope: 'row', text: name }), make('td', { text })),
+      ),
+    ),
+  );
 }
 
 function redrawn(row, model, k) {
   const command = commandFor(row, model, k);
   if (!command) return null;
-  const area = make('textarea', { readonly: true, 'aria-label': 'command that draws it again', rows: 3 });
+  const area = make('textarea', {
+    readonly: true,
+    'aria-label': 'command that draws it again',
+    rows: 3,
+  });
   area.value = command;
   area.addEventListener('focus', () => area.select());
   const text = `draws it again, as image ${k + 1}`;
-  return make('div', {}, make('small', { text }), make('div', { class: 'redraw' }, area, button('Copy', () => copy(command))));
+  return make(
+    'div',
+    {},
+    make('small', { text }),
+    make(
+      'div',
+      { class: 'redraw' },
+      area,
+      button('Copy', () => copy(command)),
+    ),
+  );
 }
 
 function film(row, model, k) {
   const strips = models.map(({ name }, m) => {
     const shots = Array.from({ length: countIn(row) }, (_, i) => {
       const label = describe(row, m, i);
-      const settings = { type: 'button', class: 'image', title: label, onclick: () => openZoom(row, m, i) };
+      const settings = {
+        type: 'button',
+        class: 'image',
+        title: label,
+        onclick: () => openZoom(row, m, i),
+      };
       if (m === model && i === k) settings['aria-current'] = 'true';
       return make('button', settings, picture(placeOf(row, m, i), 'small', label));
     });
@@ -58,11 +101,22 @@ function film(row, model, k) {
 
 function zoomBar(row) {
   const address = () => `${location.href.split('#')[0]}${linkTo(row)}`;
-  return make('div', { class: 'bar' },
-    make('div', {}, button('\u2190', () => stepZoom(0, -1), { 'aria-label': 'image before' }),
-      button('\u2192', () => stepZoom(0, 1), { 'aria-label': 'next image' })),
-    make('div', {}, button('Copy link', () => copy(address())),
-      button('Close', () => byId('zoom').close(), { class: 'strong', id: 'zoom-close' })));
+  return make(
+    'div',
+    { class: 'bar' },
+    make(
+      'div',
+      {},
+      button('\u2190', () => stepZoom(0, -1), { 'aria-label': 'image before' }),
+      button('\u2192', () => stepZoom(0, 1), { 'aria-label': 'next image' }),
+    ),
+    make(
+      'div',
+      {},
+      button('Copy link', () => copy(address())),
+      button('Close', () => byId('zoom').close(), { class: 'strong', id: 'zoom-close' }),
+    ),
+  );
 }
 
 function openZoom(row, model, k) {
@@ -70,10 +124,15 @@ function openZoom(row, model, k) {
   const place = placeOf(row, model, k);
   const alt = `${describe(row, model, k)}: ${rows.prompt[row]}`;
   const figure = make('figure', {}, picture(place, 'full', alt), film(row, model, k));
-  const side = make('div', { class: 'side' },
+  const side = make(
+    'div',
+    { class: 'side' },
     make('p', { class: 'prompt', text: rows.prompt[row] }),
     make('h3', { text: describe(row, model, k) }),
-    scoreTable(row, model, k), factsOf(row, model, k), redrawn(row, model, k));
+    scoreTable(row, model, k),
+    factsOf(row, model, k),
+    redrawn(row, model, k),
+  );
   const dialog = byId('zoom');
   dialog.replaceChildren(zoomBar(row), make('div', { class: 'zoomed' }, figure, side));
   if (!dialog.open) dialog.showModal();
