@@ -287,7 +287,8 @@ def shown_images(
     scores: DataFrame, drawn: Sequence[Drawn], scorers: Sequence[str], truth: str
 ) -> tuple[dict, list]:
     "The sets, rows and images of a `Page`, and what its top says of them."
-    models, sets = ([*dict.fromkeys(d[k] for d in drawn)] for k in (0, 1))
+    models = [*dict.fromkeys(model for model, _, _ in drawn)]
+    sets = [*dict.fromkeys(prompt_set for _, prompt_set, _ in drawn)]
     images = image_table(scores, drawn)
     rows = rows_of(images, sets)
     grid, per = in_grid(images, rows, models)

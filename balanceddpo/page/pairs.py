@@ -64,7 +64,7 @@ def agreement_checks(votes: DataFrame, labels: Sequence[float | None]) -> list[d
 # %% ../../nbs/page/06_pairs.ipynb #36150d69
 def pair_rows(pairs: Sequence[Pair], ids: Sequence[str]) -> dict:
     "The rows of a page of pairs."
-    rows: dict = {
+    rows: dict[str, list] = {
         'set': [0] * len(pairs),
         'id': list(ids),
         'prompt': [pair.caption for pair in pairs],
@@ -98,6 +98,7 @@ def page_of_pairs(found: Inspection, votes: DataFrame | None = None) -> Page:
     own = votes_in_rows(votes, ids)
     hashes = [sha256(data).hexdigest() for pair in pairs for data in pair.images]
     rows = pair_rows(pairs, ids)
+    images: dict = {'sha256': hashes, 'scores': pair_scores(own)}
     return Page(
         kind='pairs',
         title=f'Pairs of {found.pairs.source}',
@@ -105,7 +106,7 @@ def page_of_pairs(found: Inspection, votes: DataFrame | None = None) -> Page:
         scorers=[*own],
         sets=[''],
         rows=rows,
-        images={'sha256': hashes, 'scores': pair_scores(own)},
+        images=images,
         per=1,
         facts=facts_of_pairs(found),
         names={name: display_name(name) for name in own},
