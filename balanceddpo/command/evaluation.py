@@ -413,8 +413,7 @@ def tell_prompts(found: Sequence[Contestant]) -> None:
 # %% ../../nbs/command/06_evaluation.ipynb #ad4687ca
 @verb(
     'evaluate',
-    'Draw what is missing with two models or more, score the images, and print win rates and gains'
-    ' with intervals.',
+    'Draw what is missing, score the images, and print win rates and gains with intervals.',
     EvaluateOptions,
     stage='models.config.SampleConfig',
     hidden=('model', 'prompts', 'lora'),

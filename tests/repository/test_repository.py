@@ -48,7 +48,7 @@ LIGHT = (
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
     ' command.evaluation command.results command.exporting command.scoring command.studies'
-    ' command.completion command.doctor command.asking core.config_files core.devices'
+    ' command.completion command.doctor command.votes command.asking core.config_files core.devices'
     ' core.hub_access core.plugins cli'
 ).split()
 HEAVY = (
