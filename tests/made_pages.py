@@ -1,7 +1,9 @@
 """Made-up evaluations with real images, and pages of them, for the tests of the report page."""
 
 import io
+import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from hashlib import sha256
@@ -129,6 +131,13 @@ def beside(pictures, folder):
     for sha, png in pictures.items():
         (folder / f'{sha[:16]}.png').write_bytes(png)
     return KeptPictures({sha[:16]: 'png' for sha in pictures}, None, frozenset(), folder.name)
+
+
+def data_of(path):
+    "What the script of a page reads."
+    text = path.read_text(encoding='utf-8')
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(found)
 
 
 def find_chromium():

@@ -4,14 +4,21 @@ votes, and that nothing of a stranger runs in it."""
 import base64
 import json
 import shlex
+from collections import Counter
 from hashlib import sha256
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from balanceddpo.data.inspection import Inspection
+from balanceddpo.data.pairs import PairReport, make_pair
+from balanceddpo.data.sources import PairSource
+from balanceddpo.evaluation.vote_files import read_votes
+from balanceddpo.page.pairs import write_pairs_page
 from balanceddpo.page.pictures import KeptPictures
 from balanceddpo.page.writing import write_page
-from made_pages import SCORERS, bare_page, beside, made_page
+from made_pages import SCORERS, bare_page, beside, made_page, noise_png
 
 EVIL = [
     '</script><script>window.ran = 1</script>',
@@ -172,6 +179,15 @@ def vote(page, keys, seed='5', voter='anna'):
     page.click('#begin')
     for key in keys:
         page.keyboard.press(key)
+
+
+def saved_file(page, folder):
+    "Where the file of votes that the page saves lies."
+    with page.expect_download() as download:
+        page.click('#save-votes')
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path
 
 
 def saved(page):
@@ -424,3 +440,63 @@ def test_images_that_are_not_true_are_marked_and_sorted_to_the_top(tmp_path, ope
     choose(shown, sort='truth')  # model 1 behind model 0
     assert shown_prompts(shown) == ['two', 'three', 'one']
     assert '0 of 2 true' in shown.locator('.row').first.inner_text()
+
+
+def test_votes_that_are_saved_are_votes_that_are_read(made, tmp_path, open_page):
+    page = open_page(made.page)
+    vote(page, TEN)
+    table = read_votes([saved_file(page, tmp_path)])
+    assert len(table) == 10
+    _, file = saved(page)
+    choice = {'left': 1, 'right': -1, 'alike': 0}
+    later = [
+        choice[v['choice']] * (1 if v['left']['model'] == 'ours' else -1) for v in file['votes']
+    ]
+    assert table['vote'].tolist() == later
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    "A page of four pairs with the votes of three scorers, and the pairs."
+    made = [
+        make_pair(f'pair {n}', (noise_png(2 * n), noise_png(2 * n + 1)), label)
+        for n, label in enumerate([1.0, 0.0, 0.5, None])
+    ]
+    source = PairSource('made up')
+    found = Inspection(source, 'made up', 4, PairReport(), Counter(), Counter(), shown=made)
+    ids = [pair.pair_id for pair in made]
+    votes = {'hps': [1, 1, 1, -1], 'clip': [1, 1, -1, -1], 'aesthetic': [1, 1, 0, -1]}
+    votes = pd.DataFrame(votes, index=ids)
+    return write_pairs_page(found, tmp_path / 'pairs.html', votes), made
+
+
+def test_a_pair_shows_its_label_and_the_votes_of_the_scorers(pairs, open_page):
+    page = open_page(pairs[0], viewport={'width': 1300, 'height': 2500})
+    titles = page.locator('.row .cell h4').all_text_contents()
+    preferred = ['preferred' in title for title in titles]
+    assert preferred == [True, False, False, True, False, False, False, False]
+    assert ['tie' in title for title in titles][4:6] == [True, True]
+    notes = page.locator('.row .note').all_text_contents()
+    assert [note.split(' ')[0] for note in notes] == list('30301103')
+    choose(page, sort='split')
+    assert shown_prompts(page)[0] == 'pair 2'  # one for each, the others are of one mind
+    choose(page, sort='label')
+    assert shown_prompts(page)[0] == 'pair 1'  # all three contradict its label
+    told = page.locator('.checks').inner_text()
+    assert 'HPS agrees with the label on 1 of 2' in told.replace('\u00a0', ' ')
+
+
+def test_votes_on_pairs_name_the_pair_and_its_images(pairs, tmp_path, open_page):
+    path, made = pairs
+    page = open_page(path)
+    vote(page, ['a', 'l', ' '])
+    _, file = saved(page)
+    ids = {pair.pair_id: pair for pair in made}
+    for v in file['votes']:
+        pair = ids[v['pair_id']]
+        assert v['prompt'] == pair.caption
+        for side in ('left', 'right'):
+            picture = pair.images[v[side]['image']]
+            assert v[side]['sha256'] == sha256(picture).hexdigest()
+        assert {v['left']['image'], v['right']['image']} == {0, 1}
+    assert len(read_votes([saved_file(page, tmp_path)])) == 3
