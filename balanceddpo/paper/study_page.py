@@ -47,12 +47,13 @@ def write_study_page(
 ) -> Path:
     """Write the page of a study, `out`/index.html, and return its path; scores: of `score_models`
     for all these models, the first of which is the base."""
+    voters, names = scorer_names(scale), [model.name for model in models]
+    found = compare_models(scores, names, voters)  # first: a rehearsal, without scores, ends here
     drawn = [
         (model.name, name, draw(scale, model, source))
         for name, source in scale.prompts
         for model in models
     ]
-    voters, names = scorer_names(scale), [model.name for model in models]
     truth = next((check for check in scale.checks if check == 'recognised'), '')
     true = ceilings(score_true_pictures(scale), scores, voters, names[0]) if truth else None
     sources = {model.name: sample_config(scale, model, '') for model in models}
@@ -63,5 +64,4 @@ def write_study_page(
         truth=truth,
         most=true,
     )
-    found = compare_models(scores, names, voters)
     return write_report(out, found, scores, drawn, about, compact=THUMBNAIL)
