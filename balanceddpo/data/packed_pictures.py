@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.errors import InputError, first_line
 from ..core.files import digest, file_state
@@ -30,16 +30,17 @@ def state_of(path: Path) -> list:
     except OSError:  # it cannot be read either
         return [str(path.absolute())]
 
-# %% ../../nbs/data/11_packed_pictures.ipynb #4937b712
+# %% ../../nbs/data/11_packed_pictures.ipynb #e7114891
 _PACKED = ['prompt_id', 'image_index', 'prompt', 'file', 'begins', 'length']
 
-
+# %% ../../nbs/data/11_packed_pictures.ipynb #4937b712
 @dataclass(frozen=True)
 class PackedPictures:
     "Pictures in the tars of a folder of `balanceddpo sample`, by the rows of its index."
 
     folder: Path
     rows: tuple[dict[str, Any], ...] = field(repr=False)  # with the columns `_PACKED`
+    how: ClassVar[str] = 'the index of balanceddpo sample'  # where the prompts come from, in words
 
     @classmethod
     def open(cls, folder: Path) -> PackedPictures | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -132,6 +132,7 @@ class PictureRows:
 
     table: ParquetTable  # of this one file
     column: str
+    how: ClassVar[str] = 'the column of texts'  # where the prompts come from, in words
 
     @classmethod
     def open(cls, path: Path) -> PictureRows:
@@ -308,11 +309,9 @@ def prompts_of(
     if given is not None:
         return given, f'the file {file}' if file else 'the one that is given for all'
     if not isinstance(found, PictureFiles):
-        packed = isinstance(found, PackedPictures)
-        how = 'the index of balanceddpo sample' if packed else 'the column of texts'
         texts = [tidy_prompt(text) for text in found.texts()]
-        _refuse_lacking(found, texts, how)
-        return [t for t in texts if t], how
+        _refuse_lacking(found, texts, found.how)
+        return [t for t in texts if t], found.how
     for how, read in WAYS.items():
         texts = read(found)
         if any(texts):
