@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from balanceddpo.models.config import SampleConfig
     from balanceddpo.models.image_store import ImageStore
     from balanceddpo.models.picture_store import Pictures
+    from balanceddpo.pipeline.stages import Evaluation
     from balanceddpo.scoring.registry import ScorerSpec
+    from balanceddpo.scoring.scorers import Scorer
 
 # %% auto #0
 __all__ = []
@@ -198,6 +200,8 @@ class EvaluateOptions(PromptOptions, EngineOptions):
     ties: Literal['split', 'drop', 'loss'] = 'split'
     # share of a model's images that may be flagged by its safety checker or of a single colour
     max_unsound: float = 0.05
+    # index.html beside the tables: every image, with its scores, to look at and to vote on
+    page: bool = True
     scorer_dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     register: Path | None = None  # Python file that registers scorers of your own; it is run
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -410,6 +414,42 @@ def tell_prompts(found: Sequence[Contestant]) -> None:
         if c.pictures:
             print(f'{c.name}: prompts of {c.pictures.place} come from {c.pictures.source.how}')
 
+# %% ../../nbs/command/06_evaluation.ipynb #5da08c2b
+def redrawing(found: Sequence[Contestant], keep_repeats: bool) -> dict[str, list[str]]:
+    """The words of the command that draws an image of each model again, up to its prompt. None for
+    prompts that are drawn several times: their seeds do not follow from their text alone."""
+    from balanceddpo.models.config import IMAGE_SETTINGS
+
+    wanted = set(IMAGE_SETTINGS) - {'images_per_prompt'}
+    commands = {}
+    for c in found:
+        if c.config and not keep_repeats:
+            source = '+'.join(filter(None, [c.config.model, c.config.lora]))
+            words = ['balanceddpo', 'sample', '--model', source]
+            commands[c.name] = [*words, *changed_words(c.config, wanted)]
+    return commands
+
+
+def leave_page(
+    out: Path,
+    measured: Evaluation,
+    stores: Sequence[tuple],
+    scorers: Sequence[Scorer],
+    commands: dict[str, list[str]],
+    packaged: bool,
+) -> None:
+    """Write the page of an evaluation, and print where it is; `packaged`: a model of the icon world
+    is among those compared, so that the truth of its prompts may be known."""
+    from balanceddpo.page.contents import About
+    from balanceddpo.page.report import write_report
+
+    scores, about = measured.scores, About(commands=commands)
+    if packaged:
+        from balanceddpo.icon_world.page_truth import with_truth
+
+        scores, about = with_truth(scores, stores, scorers, about)
+    print(f'page: {write_report(out, measured, scores, stores, about)}')
+
 # %% ../../nbs/command/06_evaluation.ipynb #ad4687ca
 @verb(
     'evaluate',
@@ -448,3 +488,6 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
     )
     if is_first_process():
         write_results(out, measured, stores, options)
+        if options.page:
+            commands = redrawing(found, options.keep_repeats)
+            leave_page(out, measured, stores, scorers, commands, packaged)

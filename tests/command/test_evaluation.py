@@ -12,6 +12,7 @@ from balanceddpo.command.evaluation import contestant
 from balanceddpo.evaluation.result_images import ResultImages
 from balanceddpo.models.config import SampleConfig
 from balanceddpo.models.image_store import open_images
+from made_pages import data_of
 from short_commands import DRAW, encode_words, label_words, train_words
 
 
@@ -257,3 +258,27 @@ def test_the_icon_worlds_scorers_judge_where_its_models_draw(world, run, monkeyp
 )
 def test_bad_input_is_one_line_and_code_2(refused, words, says):
     assert says.lower() in refused(words)
+
+
+def test_a_page_shows_every_image_that_was_compared(world, tmp_path, run):
+    models = [f'{name}={world}/model' for name in 'ab']
+    words = [*models, '--prompts', world / 'prompts.txt', *DRAW, '--scorers', f'clip={world}/clip']
+    out = tmp_path / 'out'
+    assert f'page: {out}/index.html' in run('evaluate', *words, '--out', out)
+    data, scores = data_of(out / 'index.html'), pd.read_parquet(out / 'scores.parquet')
+    listed = pd.read_parquet(out / 'images.parquet')
+    assert sorted(data['images']['sha256']) == sorted(listed.sha256)
+    by_hash = listed.merge(scores, on=['model', 'prompt_set', 'prompt_id', 'image_index'])
+    first = by_hash[(by_hash.model == 'a') & (by_hash.prompt == 'a red cat')]
+    assert data['images']['scores']['clip'][:2] == pytest.approx(list(first['clip']), rel=1e-6)
+    # the command that it gives draws the very image again
+    command = [*data['models'][0]['command'], '--prompt', 'a dog', '--images-per-prompt', '2']
+    assert command[:2] == ['balanceddpo', 'sample']
+    run(*command[1:], '--device', 'cpu', '--out', tmp_path / 'again')
+    again = open_images(tmp_path / 'again').index
+    wanted = listed[(listed.model == 'a') & (listed.prompt == 'a dog')]
+    assert again.sha256.tolist() == wanted.sha256.tolist()
+    # it is left out if that is asked for, and then none of before is touched
+    before = (out / 'index.html').read_bytes()
+    assert 'page:' not in run('evaluate', *words, '--out', out, '--no-page')
+    assert (out / 'index.html').read_bytes() == before
