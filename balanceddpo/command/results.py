@@ -122,7 +122,8 @@ def printed_results(measured: Evaluation) -> str:
         f'gain: of the mean score, in s.d. of {base}; 95 % interval, bold if above 0',
     ]
     if tests:
-        told.append(f'p: sign test over prompts, corrected for {tests} comparisons (Holm)')
+        several = f', corrected for {tests} comparisons (Holm)' if tests > 1 else ''
+        told.append(f'p: sign test over prompts{several}')
     told += ['', rates_table(measured.rates)]
     if len(measured.ranks):
         over = f'expected win rate: over {base}'

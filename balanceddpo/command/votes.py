@@ -142,7 +142,9 @@ def _interval(row: object, name: str, factor: float, digits: int) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return '' if value != value else f'{value:.{digits}f}'
+    if value != value:  # NaN
+        return ''
+    return f'{round(value, digits) + 0.0:.{digits}f}'  # no -0.0
 
 
 def _table(rows: Iterable[dict[str, object]], named: int) -> list[str]:
@@ -240,7 +242,8 @@ class Counted:
         if self.of_scorers is not None:
             told += agreement_lines(self.of_scorers, 'the joined choice of a pair, and each scorer')
         told += agreement_lines(self.of_people, 'each two people, where both have chosen')
-        return [*told, *people_lines(self.people)]
+        told += people_lines(self.people)
+        return told[1:] if not told[0] else told
 
 # %% ../../nbs/command/16_votes.ipynb #b5402a3e
 def count_votes(found: Ballots, ties: str) -> Counted:
