@@ -85,7 +85,7 @@ def check_results(folder, said):
     assert f'{rates.gain[0]:.3f} [{rates.gain_low[0]:.2f}, {rates.gain_high[0]:.2f}]' in said
     tables = {'win_rates.csv', 'win_rates.md', 'win_rates.tex'}
     outputs = tables | {'comparisons.csv', 'scores.parquet', 'images.parquet'}
-    assert {p.name for p in folder.iterdir()} == outputs | {'provenance.json'}
+    assert {p.name for p in folder.iterdir()} == outputs | {'provenance.json', 'index.html'}
     kept = json.loads((folder / 'provenance.json').read_text())
     assert kept['parameters']['options']['protocol'] == 'best'
     assert set(kept['outputs']) == outputs
