@@ -27,6 +27,7 @@ from balanceddpo.command import (  # noqa: F401
     studies,
     training,
     verification,
+    votes,
 )
 from balanceddpo.command.asking import (
     ask_or_help,
@@ -50,7 +51,7 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #cbb4665f
 # the verbs as the overview lists them
 ORDER = (
-    'align methods inspect score label encode train sample evaluate export reproduce icons'
+    'align methods inspect score label encode train sample evaluate votes export reproduce icons'
     ' verify doctor completion'
 ).split()
 

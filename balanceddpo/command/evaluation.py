@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,9 +24,10 @@ from balanceddpo.command.plans import (
     shows_progress,
     to_download,
 )
+from .results import write_results
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
-from ..core.files import canonical, digest, read_json, staged
+from ..core.files import digest, read_json
 from ..core.shares import is_first_process
 from ..core.stages import runs_root
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from balanceddpo.models.picture_store import Pictures
     from balanceddpo.pipeline.stages import Evaluation
     from balanceddpo.scoring.registry import ScorerSpec
+    from balanceddpo.scoring.scorers import Scorer
 
 # %% auto #0
 __all__ = []
@@ -200,6 +200,8 @@ class EvaluateOptions(PromptOptions, EngineOptions):
     ties: Literal['split', 'drop', 'loss'] = 'split'
     # share of a model's images that may be flagged by its safety checker or of a single colour
     max_unsound: float = 0.05
+    # index.html beside the tables: every image, with its scores, to look at and to vote on
+    page: bool = True
     scorer_dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers' encoders
     register: Path | None = None  # Python file that registers scorers of your own; it is run
     dry_run: bool = False  # say what would be done and what it would cost, and stop
@@ -402,61 +404,8 @@ def evaluate_plan(
             f' {amount(n * len(specs), "image passes")}'
         ),
         f'{comparisons} comparisons on {max(1, len(sets))} prompt sets by {len(specs)} scorers',
-        f'write win_rates.csv, .md, .tex to {options.out or runs_root() / "evaluate"}',
+        f'write tables, scores and the list of images to {options.out or runs_root() / "evaluate"}',
     ]
-
-# %% ../../nbs/command/06_evaluation.ipynb #541275e7
-_UNITS = {  # what is compared, by the protocol
-    'best': 'the best image a prompt',
-    'mean': 'the mean of the images of a prompt',
-    'paired': 'image by image',
-}
-
-
-def write_results(out: Path, measured: Evaluation, options: EvaluateOptions, drawn: dict) -> None:
-    """Write and print the table of win rates; beside it every number (comparisons.csv), the scores
-    of the images, how many could not be judged if there are any (unsound.csv), and how it was made:
-    `drawn` has what each store of images came from."""
-    from balanceddpo.evaluation.soundness import unsound_lines
-    from balanceddpo.figures import tables
-
-    rates, told = measured.rates, unsound_lines(measured.unsound)
-    table, low, high = (tables.win_rate_table(rates, value=v) for v in ('win_rate', 'low', 'high'))
-    bold, interval = low > 50, (low, high)
-    caption = (
-        f'Win rates (%) with 95 % intervals, {_UNITS[options.protocol]}, ties: {options.ties};'
-        ' bold: the interval is above 50'
-    )
-    stem, label = out / 'win_rates', 'tab:win-rates'
-    paths = tables.save_table(table, stem, caption, label, bold=bold, interval=interval)
-    paths += [out / 'comparisons.csv', out / 'scores.parquet']
-    with staged(out / 'comparisons.csv') as t:
-        rates.to_csv(t, index=False)
-    with staged(out / 'scores.parquet') as t:
-        measured.scores.to_parquet(t, index=False)
-    (out / 'unsound.csv').unlink(missing_ok=True)  # of an evaluation before
-    if told:
-        paths.append(out / 'unsound.csv')
-        with staged(out / 'unsound.csv') as t:
-            measured.unsound.to_csv(t, index=False)
-    cut = measured.scores.attrs.get('cut_texts', {})
-    _write_note(out, options, {'images': drawn, 'cut_texts': cut}, paths)
-    cells = tables.table_cells(table, 1, interval)
-    printed = tables.markdown_table(cells, tables.bold_cells(table, bold))
-    print(f'{caption}\n\n{printed}', *told, f'tables: {out}', sep='\n')
-
-# %% ../../nbs/command/06_evaluation.ipynb #96a3ee49
-def _write_note(out: Path, options: EvaluateOptions, facts: dict, paths: Sequence[Path]) -> None:
-    """Write how the files of an evaluation were made: provenance.json. `facts`: what each store of
-    images came from, and the prompts that a scorer does not read to the end."""
-    from balanceddpo.paper.provenance import Making, write_provenance
-
-    making = Making(
-        command=shlex.join(['balanceddpo', *sys.argv[1:]]),
-        parameters={'options': canonical(options), **facts},
-        seeds=sorted({i['seed'] for i in facts['images'].values() if 'seed' in i}),
-    )
-    write_provenance(out, making, outputs=paths)
 
 # %% ../../nbs/command/06_evaluation.ipynb #41a1b8a9
 def tell_prompts(found: Sequence[Contestant]) -> None:
@@ -465,11 +414,46 @@ def tell_prompts(found: Sequence[Contestant]) -> None:
         if c.pictures:
             print(f'{c.name}: prompts of {c.pictures.place} come from {c.pictures.source.how}')
 
+# %% ../../nbs/command/06_evaluation.ipynb #5da08c2b
+def redrawing(found: Sequence[Contestant], keep_repeats: bool) -> dict[str, list[str]]:
+    """The words of the command that draws an image of each model again, up to its prompt. None for
+    prompts that are drawn several times: their seeds do not follow from their text alone."""
+    from balanceddpo.models.config import IMAGE_SETTINGS
+
+    wanted = set(IMAGE_SETTINGS) - {'images_per_prompt'}
+    commands = {}
+    for c in found:
+        if c.config and not keep_repeats:
+            source = '+'.join(filter(None, [c.config.model, c.config.lora]))
+            words = ['balanceddpo', 'sample', '--model', source]
+            commands[c.name] = [*words, *changed_words(c.config, wanted)]
+    return commands
+
+
+def leave_page(
+    out: Path,
+    measured: Evaluation,
+    stores: Sequence[tuple],
+    scorers: Sequence[Scorer],
+    commands: dict[str, list[str]],
+    packaged: bool,
+) -> None:
+    """Write the page of an evaluation, and print where it is; `packaged`: a model of the icon world
+    is among those compared, so that the truth of its prompts may be known."""
+    from balanceddpo.page.contents import About
+    from balanceddpo.page.report import write_report
+
+    scores, about = measured.scores, About(commands=commands)
+    if packaged:
+        from balanceddpo.icon_world.page_truth import with_truth
+
+        scores, about = with_truth(scores, stores, scorers, about)
+    print(f'page: {write_report(out, measured, scores, stores, about)}')
+
 # %% ../../nbs/command/06_evaluation.ipynb #ad4687ca
 @verb(
     'evaluate',
-    'Draw what is missing with two models or more, score the images, and print win rates with'
-    ' intervals.',
+    'Draw what is missing, score the images, and print win rates and gains with intervals.',
     EvaluateOptions,
     stage='models.config.SampleConfig',
     hidden=('model', 'prompts', 'lora'),
@@ -502,6 +486,8 @@ def evaluate(options: EvaluateOptions, config: SampleConfig) -> None:
         options.protocol,
         options.ties,
     )
-    drawn = {f'{model}, {prompt_set}': store.inputs for model, prompt_set, store in stores}
     if is_first_process():
-        write_results(out, measured, options, drawn)
+        write_results(out, measured, stores, options)
+        if options.page:
+            commands = redrawing(found, options.keep_repeats)
+            leave_page(out, measured, stores, scorers, commands, packaged)

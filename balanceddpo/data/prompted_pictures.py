@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from ..core.errors import InputError
-from ..core.files import digest, file_bytes, file_state
+from ..core.files import digest, file_bytes
 from ..core.parallel import in_threads
 from balanceddpo.data.kept_prompts import (
     LONGEST,
@@ -25,6 +25,7 @@ from balanceddpo.data.kept_prompts import (
     prompt_in_png,
     tidy_prompt,
 )
+from .packed_pictures import Cell, PackedPictures, state_of
 from .pairs import valid_text
 from .prompts import _prompt_column
 from .samples import PICTURE_ENDINGS
@@ -39,9 +40,6 @@ from balanceddpo.data.tables import (
 __all__ = ['PictureSource']
 
 # %% ../../nbs/data/12_prompted_pictures.ipynb #0501fd27
-Cell = bytes | InputError  # an encoded picture, or why it cannot be read
-
-
 def pictures_below(folder: Path) -> dict[str, Path]:
     "Name -> file of the pictures of a folder, sorted by name; links to folders are not followed."
     found = {}
@@ -67,14 +65,6 @@ def holds_pictures(source: str | Path) -> bool:
     return bool(pictures_below(path))
 
 
-def _state_of(path: Path) -> list:
-    "What changes when a file is moved or written to, or comes back."
-    try:
-        return file_state(path)
-    except OSError:  # it cannot be read either
-        return [str(path.absolute())]
-
-
 def _read_cell(path: Path) -> Cell:
     try:
         return file_bytes(path)
@@ -98,7 +88,7 @@ class PictureFiles:
     @property
     def state(self) -> str:
         "16 hex characters that change when a file is moved or written to."
-        return digest([_state_of(path) for path in self.files.values()])
+        return digest([state_of(path) for path in self.files.values()])
 
     def cells(self, numbers: Sequence[int]) -> Iterator[Cell]:
         "The pictures with these ascending numbers, one at a time."
@@ -142,6 +132,7 @@ class PictureRows:
 
     table: ParquetTable  # of this one file
     column: str
+    how: ClassVar[str] = 'the column of texts'  # where the prompts come from, in words
 
     @classmethod
     def open(cls, path: Path) -> PictureRows:
@@ -183,7 +174,7 @@ class PictureRows:
         return map(_cell_of, self._cells_in(self.column, numbers))
 
 # %% ../../nbs/data/12_prompted_pictures.ipynb #cc6b731e
-Found = PictureFiles | PictureRows
+Found = PictureFiles | PictureRows | PackedPictures
 
 
 def text_of(path: Path) -> str:
@@ -317,10 +308,10 @@ def prompts_of(
     given = given_prompts(found, prompt, file)
     if given is not None:
         return given, f'the file {file}' if file else 'the one that is given for all'
-    if isinstance(found, PictureRows):
+    if not isinstance(found, PictureFiles):
         texts = [tidy_prompt(text) for text in found.texts()]
-        _refuse_lacking(found, texts, 'the column of texts')
-        return [t for t in texts if t], 'the column of texts'
+        _refuse_lacking(found, texts, found.how)
+        return [t for t in texts if t], found.how
     for how, read in WAYS.items():
         texts = read(found)
         if any(texts):
@@ -351,6 +342,8 @@ def find_pictures(images: Sequence[str | Path]) -> Found:
         return PictureFiles(f'{len(files)} files', dict(sorted(files.items())))
     if paths[0].is_file():
         return PictureRows.open(paths[0])
+    if packed := PackedPictures.open(paths[0]):
+        return packed
     if files := pictures_below(paths[0]):
         return PictureFiles(str(paths[0]), files, paths[0])
     raise InputError(f'{paths[0]}: no pictures in this folder ({", ".join(PICTURE_ENDINGS)})')

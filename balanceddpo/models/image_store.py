@@ -108,6 +108,12 @@ class ImageStore:
         with Image.open(io.BytesIO(self.png(prompt_id, index))) as image:
             return image.convert('RGB')
 
+    def encoded(self, rows: pd.DataFrame) -> Iterator[bytes]:
+        "The encoded images of these rows of the index, in their order; read ahead in threads."
+        return ahead_in_threads(
+            lambda row: self.png(row.prompt_id, row.image_index), rows.itertuples()
+        )
+
     def items(self) -> Iterator[tuple[str, Image.Image, str]]:
         """Yield (image id, PIL image, prompt) in the order of the index: what `scorers.score_items`
         takes."""

@@ -70,7 +70,7 @@ class PictureStore(ImageStore):
     def png(self, prompt_id: str, index: int = 0) -> bytes:
         "The encoded picture, in whatever format it has."
         mine = (self.index.prompt_id == prompt_id) & (self.index.image_index == index)
-        (cell,) = self._cells(self.index[mine])
+        (cell,) = self.encoded(self.index[mine])
         return cell
 
     def image(self, prompt_id: str, index: int = 0) -> Image.Image:
@@ -80,10 +80,10 @@ class PictureStore(ImageStore):
     def images(self, rows: pd.DataFrame) -> Iterator[Image.Image]:
         "The pictures of these rows, in the order of the index; decoded ahead in threads."
         return ahead_in_threads(
-            partial(decode, background=self.pictures.background), self._cells(rows)
+            partial(decode, background=self.pictures.background), self.encoded(rows)
         )
 
-    def _cells(self, rows: pd.DataFrame) -> Iterator[bytes]:
+    def encoded(self, rows: pd.DataFrame) -> Iterator[bytes]:
         "The encoded pictures of rows. Raises InputError for one that has changed."
         source = self.pictures.source.found.cells(list(rows.number))
         for row, cell in zip(rows.itertuples(), source):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -26,9 +25,9 @@ from ..core.stages import locked, read_manifest, runs_root
 from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
+from ..evaluation.comparison import Comparison, compare_models
 from ..evaluation.scores import Portions, are_scored, score_images
 from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
-from ..evaluation.win_rates import compare
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
 from ..models.encoders import encoding_family
@@ -322,18 +321,15 @@ def draw(
 
 # %% ../../nbs/pipeline/01_stages.ipynb #8c356572
 @dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found: `rates` as of `compare`, the `scores` they were counted from, and how
-    many images could not be judged, as of `count_unsound`."""
+class Evaluation(Comparison):
+    """What `evaluate` found: the `rates`, `gains` and `ranks` of a `Comparison`, the `scores` they
+    were counted from, and how many images could not be judged, as of `count_unsound`."""
 
-    rates: DataFrame
     scores: DataFrame
     unsound: DataFrame = field(default_factory=lambda: count_unsound([]))
 
     def __str__(self) -> str:
-        columns = ['model_a', 'model_b', 'prompt_set', 'scorer', 'n', 'win_rate', 'low', 'high']
-        table = self.rates[columns].to_string(index=False, float_format='%.3f')
-        return '\n'.join([table, *unsound_lines(self.unsound)])
+        return '\n'.join([super().__str__(), *unsound_lines(self.unsound)])
 
 
 def evaluate_images(
@@ -344,22 +340,21 @@ def evaluate_images(
     progress: bool = False,
     max_unsound: float = 0.05,
 ) -> Evaluation:
-    """Win rates of each model over those named before it, on each prompt set, by each scorer, from
-    images that are there.
+    """Win rates and gains of each model over those named before it, on each prompt set, by each
+    scorer, from images that are there; of three models or more the order.
 
-    `protocol` and `ties` as of `win_rates.compare`. Raises InputError for fewer than two models,
-    images that cannot be compared, or a model of which more than the share `max_unsound` of the
-    images are flagged by its safety checker or of a single colour."""
+    `protocol` and `ties` as of `win_rates.compare`; the first model is the unit of gains. Raises
+    InputError for fewer than two models, images that cannot be compared, or a model of which more
+    than the share `max_unsound` of the images are flagged by its safety checker or of a
+    single colour."""
     models = list(dict.fromkeys(model for model, _, _ in drawn))
     if len(models) < 2:
         raise InputError('win rates need two models or more')
     unsound = count_unsound(drawn)
     refuse_unsound(unsound, max_unsound)
     scores = image_scores(drawn, scorers, progress)
-    pairs = [(second, first) for first, second in combinations(models, 2)]
-    names = [s.name for s in scorers]
-    rates = compare(scores, pairs, names, protocol=protocol, ties=ties)
-    return Evaluation(rates, scores, unsound)
+    found = compare_models(scores, models, [s.name for s in scorers], protocol, ties)
+    return Evaluation(found.rates, found.gains, found.ranks, scores, unsound)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #2d863056
 def loaded_scorers(
@@ -381,8 +376,8 @@ def evaluate(
     max_unsound: float = 0.05,
     **models: str | Contestant,
 ) -> Evaluation:
-    """Win rates of each of `models` over those named before it, on each set of `prompts`, by each
-    scorer: what is missing is drawn with `config`, and scored.
+    """Win rates and gains of each of `models` over those named before it, on each set of `prompts`,
+    by each scorer: what is missing is drawn with `config`, and scored.
 
     A model is a pipeline folder, a Hub id, a packaged model, what `align` returns, its images, or a
     folder of pictures that another program has drawn. Without `prompts` folders are compared on

@@ -36,8 +36,9 @@ LIGHT = """
     cli command core core.commands core.config_files core.devices core.engines core.errors
     core.files core.jobs core.parallel core.processes core.publishing core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.exporting command.inspection command.scoring command.studies
-    command.verification command.doctor command.completion command.asking
+    command.evaluation command.results command.exporting command.inspection command.scoring
+    command.studies command.votes command.verification command.doctor command.completion
+    command.asking
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
     recipes recipes.config
 """.split()
@@ -80,9 +81,11 @@ def check_results(folder, said):
     assert (rates.low <= rates.win_rate).all()
     assert (rates.win_rate <= rates.high).all()
     assert f'{100 * rates.win_rate[0]:.1f} [' in said
+    assert rates[['gain', 'gain_low', 'gain_high', 'p', 'p_holm']].notna().all(axis=None)
+    assert f'{rates.gain[0]:.3f} [{rates.gain_low[0]:.2f}, {rates.gain_high[0]:.2f}]' in said
     tables = {'win_rates.csv', 'win_rates.md', 'win_rates.tex'}
-    outputs = tables | {'comparisons.csv', 'scores.parquet'}
-    assert {p.name for p in folder.iterdir()} == outputs | {'provenance.json'}
+    outputs = tables | {'comparisons.csv', 'scores.parquet', 'images.parquet'}
+    assert {p.name for p in folder.iterdir()} == outputs | {'provenance.json', 'index.html'}
     kept = json.loads((folder / 'provenance.json').read_text())
     assert kept['parameters']['options']['protocol'] == 'best'
     assert set(kept['outputs']) == outputs

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from balanceddpo.command.evaluation import contestant
+from balanceddpo.evaluation.result_images import ResultImages
 from balanceddpo.models.config import SampleConfig
 from balanceddpo.models.image_store import open_images
+from made_pages import data_of
 from short_commands import DRAW, encode_words, label_words, train_words
 
 
@@ -98,6 +100,56 @@ def test_prompts_that_are_not_read_to_the_end_are_in_the_note(world, tmp_path, r
         run('evaluate', *words, '--scorers', f'clip={world}/clip', '--out', tmp_path / 'out')
     noted = json.loads((tmp_path / 'out/provenance.json').read_text())
     assert noted['parameters']['cut_texts'] == {'clip': [1, long.strip()]}
+
+
+@pytest.fixture
+def three(world, tmp_path, run):
+    "The words that compare three sets of images, drawn from different seeds."
+    for seed in range(3):
+        words = ['--prompts', world / 'prompts.txt', *DRAW, '--seed', seed]
+        run('sample', '--model', world / 'model', *words, '--out', tmp_path / f's{seed}')
+    # as another program's, whose seeds are not known
+    for seed in (1, 2):
+        index = pd.read_parquet(tmp_path / f's{seed}/index.parquet')
+        (tmp_path / f't{seed}').mkdir()
+        for n, row in enumerate(index.itertuples()):
+            shutil.copy(tmp_path / f's{seed}' / row.file, tmp_path / f't{seed}/{n}.png')
+            (tmp_path / f't{seed}/{n}.txt').write_text(row.prompt)
+    contest = ['evaluate', *(f'{n}={tmp_path / n}' for n in ('s0', 't1', 't2'))]
+    return [*contest, '--scorers', f'clip={world}/clip', '--device', 'cpu']
+
+
+def test_three_models_have_an_order_and_the_images_are_listed(three, tmp_path, run):
+    out = tmp_path / 'out'
+    said = run(*three, '--out', out)
+    rates, ranks = (pd.read_csv(out / f'{name}.csv') for name in ('comparisons', 'ranking'))
+    assert list(zip(rates.model_a, rates.model_b)) == [('t1', 's0'), ('t2', 's0'), ('t2', 't1')]
+    assert sorted(ranks['rank']) == [1, 2, 3]
+    assert 'Order by all prompts and scorers' in said
+    assert 'p: sign test over prompts, corrected for 3 comparisons (Holm)' in said
+    rows = [line for line in said.splitlines() if line.startswith('|')]
+    assert len(rows) == 2 + 3 + 2 + 3
+    assert max(map(len, rows)) <= 100
+    images = ResultImages.open(out)
+    assert len([data for _, data in images.all_data()]) == 12
+    scores = pd.read_parquet(out / 'scores.parquet')
+    key = ['model', 'prompt_set', 'prompt_id', 'image_index', 'seed']
+    assert images.rows[key].equals(scores[key])
+    assert set(images.rows.store) == {'../s0', '../t1', '../t2'}
+    assert set(images.rows.prompt) == {'a red cat', 'a dog'}
+    told = json.loads((out / 'provenance.json').read_text())
+    assert {'ranking.csv', 'images.parquet'} < set(told['outputs'])
+    # of two models there is none, and that of the three is not left behind
+    assert 'Order' not in run(*three[:3], *three[4:], '--out', out)
+    assert not (out / 'ranking.csv').exists()
+
+
+def test_image_by_image_there_is_no_p(world, tmp_path, run):
+    models = [f'{name}={world}/model' for name in 'ab']
+    words = [*models, '--prompts', world / 'prompts.txt', *DRAW, '--scorers', f'clip={world}/clip']
+    said = run('evaluate', *words, '--protocol', 'paired', '--out', tmp_path / 'out')
+    assert 'sign test' not in said
+    assert pd.read_csv(tmp_path / 'out/comparisons.csv').p.isna().all()
 
 
 def test_a_lora_needs_its_base(world, tmp_path, run):
@@ -206,3 +258,27 @@ def test_the_icon_worlds_scorers_judge_where_its_models_draw(world, run, monkeyp
 )
 def test_bad_input_is_one_line_and_code_2(refused, words, says):
     assert says.lower() in refused(words)
+
+
+def test_a_page_shows_every_image_that_was_compared(world, tmp_path, run):
+    models = [f'{name}={world}/model' for name in 'ab']
+    words = [*models, '--prompts', world / 'prompts.txt', *DRAW, '--scorers', f'clip={world}/clip']
+    out = tmp_path / 'out'
+    assert f'page: {out}/index.html' in run('evaluate', *words, '--out', out)
+    data, scores = data_of(out / 'index.html'), pd.read_parquet(out / 'scores.parquet')
+    listed = pd.read_parquet(out / 'images.parquet')
+    assert sorted(data['images']['sha256']) == sorted(listed.sha256)
+    by_hash = listed.merge(scores, on=['model', 'prompt_set', 'prompt_id', 'image_index'])
+    first = by_hash[(by_hash.model == 'a') & (by_hash.prompt == 'a red cat')]
+    assert data['images']['scores']['clip'][:2] == pytest.approx(list(first['clip']), rel=1e-6)
+    # the command that it gives draws the very image again
+    command = [*data['models'][0]['command'], '--prompt', 'a dog', '--images-per-prompt', '2']
+    assert command[:2] == ['balanceddpo', 'sample']
+    run(*command[1:], '--device', 'cpu', '--out', tmp_path / 'again')
+    again = open_images(tmp_path / 'again').index
+    wanted = listed[(listed.model == 'a') & (listed.prompt == 'a dog')]
+    assert again.sha256.tolist() == wanted.sha256.tolist()
+    # it is left out if that is asked for, and then none of before is touched
+    before = (out / 'index.html').read_bytes()
+    assert 'page:' not in run('evaluate', *words, '--out', out, '--no-page')
+    assert (out / 'index.html').read_bytes() == before

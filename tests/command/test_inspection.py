@@ -6,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from balanceddpo.data.inspection import inspect_pairs, write_page
+from balanceddpo.data.inspection import inspect_pairs
 from balanceddpo.data.pairs import make_pair, write_pairs
 from balanceddpo.data.sources import PairSource
+from balanceddpo.page.pairs import write_pairs_page
 from balanceddpo.voting.labels import read_labels
+from made_pages import data_of
 from made_pairs import encoded, noise, plain, some_pairs
 from public_layouts import LAYOUTS, pairs_of
 from short_commands import TRAIN
@@ -22,7 +24,7 @@ def test_a_layout_is_inspected_labelled_and_learned_from(world, run, tmp_path, n
     told = run('inspect', source, *columns, '--out', tmp_path / 'page.html')
     count = len(pairs_of(name))
     assert f'{count} pairs, of which {count} were looked at' in told
-    assert (tmp_path / 'page.html').read_text().count('<figure>') == count
+    assert len(data_of(tmp_path / 'page.html')['rows']['id']) == count
     # the command that it names
     assert f' --pairs {source}' in told.splitlines()[-1]
     assert ' '.join(columns) in told.splitlines()[-1]
@@ -67,14 +69,16 @@ def test_the_page_shows_the_winner_and_runs_nothing_of_a_stranger(tmp_path):
     evil = '<script>alert(1)</script> & "quotes"'
     pairs = [make_pair(evil, (plain(1), plain(2)), 0.0, ('<b>', 'x'))]
     source = PairSource(str(write_pairs(pairs, tmp_path / '<i>.parquet')))
-    page = write_page(inspect_pairs(source), tmp_path / 'page.html').read_text()
-    assert '<script' not in page
+    path = write_pairs_page(inspect_pairs(source), tmp_path / 'page.html')
+    page, data = path.read_text(), data_of(path)
+    assert page.count('<script') == 2  # the data and our own
     assert '<b>' not in page
     assert '<i>' not in page
-    assert '&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;quotes&quot;' in page
-    sides = re.findall(r'<div( class=won)?><img', page)
-    assert sides == ['', ' class=won']
-    assert 'http' not in page
+    assert 'alert(1)</script>' not in page
+    assert data['rows']['prompt'] == [evil]
+    assert (data['rows']['label'], data['rows']['sources']) == ([0.0], [['<b>', 'x']])
+    assert 'http:' not in page
+    assert 'https:' not in page
 
 
 def test_a_large_picture_is_small_on_the_page(tmp_path):
@@ -82,7 +86,7 @@ def test_a_large_picture_is_small_on_the_page(tmp_path):
 
     big = encoded(Image.effect_noise((2000, 1000), 50).convert('RGB'))
     source = PairSource(str(write_pairs([make_pair('a', (big, plain(1)))], tmp_path / 'p.parquet')))
-    page = write_page(inspect_pairs(source), tmp_path / 'page.html').read_text()
+    page = write_pairs_page(inspect_pairs(source), tmp_path / 'page.html').read_text()
     assert len(page) < len(big) / 8
 
 
@@ -116,3 +120,27 @@ def test_too_many_bad_rows_stop_and_all_are_listed(run, tmp_path, monkeypatch):
     assert '9 pairs labelled' in told
     assert 'rows that were left out, and why' in told
     assert (tmp_path / 'labels.parquet.left_out.jsonl').read_text().count('undecodable') == 3
+
+
+def test_votes_of_scorers_stand_beside_their_pairs(world, run, tmp_path):
+    pairs = ['--pairs', f'{world}/pairs.parquet', '--device', 'cpu']
+    scorers = [f'{k}={world}/{k}' for k in ('hps', 'clip')]
+    labels = tmp_path / 'labels.parquet'
+    run('label', *pairs, '--scorers', *scorers, '--out', labels)
+    page = tmp_path / 'page.html'
+    told = run('inspect', f'{world}/pairs.parquet', '--labels', labels, '--show', 3, '--out', page)
+    assert str(page) in told
+    data, (table, _) = data_of(page), read_labels(labels)
+    assert data['scorers'] == ['hps', 'clip']
+    assert len(data['rows']['id']) == 3  # of eight, spread over them
+    votes = table.set_index('pair_id').loc[data['rows']['id']]
+    for name in data['scorers']:
+        scores = data['images']['scores'][name]
+        margins = [a - b for a, b in zip(scores[::2], scores[1::2])]
+        assert margins == votes[f'vote_{name}'].tolist()
+    # labels of people alone have no votes, and others are of other pairs
+    run('label', *pairs, '--method', 'human', '--out', tmp_path / 'human.parquet')
+    words = ['inspect', f'{world}/pairs.parquet', '--out', page, '--labels']
+    assert 'no votes of scorers' in run(*words, tmp_path / 'human.parquet', code=2)
+    words[1] = write_pairs(some_pairs(2), tmp_path / 'other.parquet')
+    assert 'the labels are of other pairs' in run(*words, labels, code=2)

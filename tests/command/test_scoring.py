@@ -13,9 +13,10 @@ from balanceddpo import pipeline
 from balanceddpo.core.stages import runs_root
 from balanceddpo.data.pairs import make_pair, write_pairs
 from balanceddpo.data.sources import PairSource
+from balanceddpo.models import sampling
 from balanceddpo.scoring import encoders, registry
 from balanceddpo.scoring.registry import load_scorers
-from short_commands import scorer_texts
+from short_commands import DRAW, scorer_texts
 from tiny_scorers import noise
 
 
@@ -224,3 +225,24 @@ def test_ours_is_written_over_and_nothing_else(world, folder, tmp_path, run):
     (tmp_path / 'x.csv').write_text('name,age\n')
     assert 'is not overwritten' in run(*words, code=2)
     assert (tmp_path / 'x.csv').read_text() == 'name,age\n'
+
+
+def test_images_in_tars_are_scored_like_loose_ones(world, tmp_path, run, monkeypatch):
+    draw = ['sample', '--model', world / 'model', '--prompts', world / 'prompts.txt', *DRAW]
+    run(*draw, '--out', tmp_path / 'loose')
+    monkeypatch.setattr(sampling, 'PACKED_FROM', 4)
+    run(*draw, '--out', tmp_path / 'packed')
+    assert (tmp_path / 'packed/images-00000.tar').is_file()
+    tables = []
+    for name in ('loose', 'packed'):
+        words = ['score', tmp_path / name, '--scorers', f'clip={world}/clip', '--device', 'cpu']
+        said = run(*words, '--out', tmp_path / f'{name}.parquet')
+        assert 'prompts: the index of balanceddpo sample' in said
+        tables.append(pd.read_parquet(tmp_path / f'{name}.parquet'))
+    loose, packed = (t.sort_values(['prompt', 'clip']).reset_index(drop=True) for t in tables)
+    assert loose[['prompt', 'clip']].equals(packed[['prompt', 'clip']])
+    assert packed.file.str.fullmatch(r'[0-9a-f]{16}-[01]\.png').all()
+    assert '4 pictures' in run(*words, '--dry-run')
+    # a tar that is gone is told like any picture that cannot be read
+    (tmp_path / 'packed/images-00000.tar').unlink()
+    assert 'none of 4 pictures can be decoded' in run(*words, code=2)

@@ -38,7 +38,7 @@ MODULES = sorted(
 # The way of the data; a room imports from those before it.
 ROOMS = (
     'core data scoring voting losses models training recipes'
-    ' evaluation pipeline figures icon_world paper command cli'
+    ' evaluation pipeline figures page icon_world paper command cli'
 ).split()
 # Rooms that can be imported as a whole: their `__init__.py` is written by hand.
 DOORS = {'pipeline'}
@@ -47,8 +47,9 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.exporting command.scoring command.studies command.completion'
-    ' command.doctor command.asking core.config_files core.devices core.hub_access core.plugins cli'
+    ' command.evaluation command.results command.exporting command.scoring command.studies'
+    ' command.completion command.doctor command.votes command.asking core.config_files core.devices'
+    ' core.hub_access core.plugins cli'
 ).split()
 HEAVY = (
     'torch torchvision diffusers transformers accelerate peft datasets open_clip timm pandas'
