@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.devices import pick_dtype
 from ..core.errors import InputError, first_line
@@ -26,6 +25,7 @@ from ..core.files import digest, file_digest, read_json, staged, write_json
 from ..core.hub_access import why_no_hub
 from ..core.numerics import at_full_speed, numeric_path
 from ..core.parallel import batches
+from ..core.progress import Progress
 from ..core.shard_notes import finish_shards, is_made, read_note, write_note
 from ..core.shares import Share, launched_share, make_stage, make_together
 from ..core.stages import Stage, check_hashes, open_stage, read_manifest
@@ -49,6 +49,7 @@ from balanceddpo.data.units import (
     allowed_bad,
     make_units,
     report_of_units,
+    rows_of,
     shards_of,
     units_of,
 )
@@ -352,12 +353,13 @@ class Images:
 
     work: Work
     progress: bool
+    rows: Callable[[], int | None]  # how many there are in all, as far as that is known
     theirs: Others | None = None  # shards of other processes; none before a share was made
 
     def make(self, share: Share) -> int:
         "Make what is missing of a share; returns the number of all shards."
-        with tqdm(desc='pairs', unit='pair', disable=not self.progress) as bar:
-            count, self.theirs = make_units(self.work, share, bar.update)
+        with Progress('encoding', self.rows(), 'pair', shown=self.progress) as progress:
+            count, self.theirs = make_units(self.work, share, progress)
         return count
 
     def all_there(self) -> bool:
@@ -401,7 +403,7 @@ def encode_pairs(
     units = partial(units_of, pairs, config.shard_size, only)
     files = named.state if named else None
     work = encoding_work(stage.folder, units, family, config, files, allowed_bad(pairs))
-    state, images = work.state or '', Images(work, progress)
+    state, images = work.state or '', Images(work, progress, partial(rows_of, pairs))
     share_images(stage, images, state)
     make_stage(
         stage,
