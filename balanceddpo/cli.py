@@ -36,12 +36,12 @@ from balanceddpo.command.asking import (
     words_of_all,
 )
 from .command.options import VERBS, Verb
-from .command.plans import shows_progress
 from .core.commands import running
 from .core.engines import ENGINE_FIELDS, run_on, words_without
 from .core.errors import InputError, first_line, lacks_memory, reason_of, unknown
 from .core.files import no_room_in, package_folder, refuse_url
 from .core.processes import ProcessFailed
+from .core.progress import LEVEL, log_to_stderr, on_terminal
 from .core.shares import is_first_process
 from .paper import reproduction
 
@@ -66,10 +66,10 @@ Align text-to-image diffusion models with several scorers at once.
 
 {lines}
 
-Every verb takes --dry-run, and --config FILE with its options in YAML or TOML, of which
---print-config writes one. Results are kept under ./runs (or $BALANCEDDPO_RUNS) unless --out names a
-place. --numerics plain (or $BALANCEDDPO_NUMERICS) leaves fp32 on the CPU to torch alone; auto and
-onednn are the other choices."""
+Every verb takes --dry-run, --config FILE with its options in YAML or TOML, of which --print-config
+writes one, and --log-level for what is said on stderr while it runs. Results are kept under ./runs
+(or $BALANCEDDPO_RUNS) unless --out names a place. --numerics plain (or $BALANCEDDPO_NUMERICS)
+leaves fp32 on the CPU to torch alone; auto and onednn are the other choices."""
 
 
 def without_numerics(argv: Sequence[str]) -> list[str]:
@@ -114,7 +114,9 @@ def call_verb(verb: Verb, words: Sequence[str]) -> None:
     if getattr(options, 'out', None):
         check_place(options.out)
     alone = words_of_all(verb, words, asked)
-    with running(words_without(alone, ENGINE_FIELDS)):
+    said = words_without(alone, (*ENGINE_FIELDS, 'log-level', 'log_level'))
+    level = asked.chosen.get('log_level') or os.environ.get(LEVEL) or 'info'
+    with running(said), log_to_stderr(level):
         run_on(options, alone, partial(run_verb, verb.name, options, settings))
 
 # %% ../nbs/cli.ipynb #d474aef6
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('DIFFUSERS_VERBOSITY', 'error')
-    if not shows_progress():
+    if not on_terminal():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     try:
         with only_first_prints(), warnings_in_one_line():

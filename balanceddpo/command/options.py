@@ -86,9 +86,12 @@ class ConfigOptions:
     # YAML or TOML file with options of this verb, by their names; the command line wins
     config: Path | None = None
     print_config: bool = False  # print a config file of all options as they would be, and stop
+    # what is said on stderr while it runs; how far a stage is, off a terminal, is of level info;
+    # by default as $BALANCEDDPO_LOG_LEVEL says
+    log_level: Literal['debug', 'info', 'warning', 'error', 'off'] = 'info'
 
 
-CONFIG_FIELDS = tuple(f.name for f in fields(ConfigOptions))
+CONFIG_FIELDS = ('config', 'print_config')  # what no config file has
 
 # %% ../../nbs/command/01_options.ipynb #75b70a2b
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import re
 import shlex
-import sys
 from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from .options import words_of_value
 from ..core.errors import InputError
-from ..core.processes import PROGRESS
+from ..core.progress import LOG, on_terminal
 from ..core.shares import launched_share
 
 if TYPE_CHECKING:
     from balanceddpo.training.config import TrainConfig
+    from balanceddpo.training.memory import StepMemory
 
 # %% auto #0
 __all__ = []
@@ -94,9 +94,8 @@ def times(n: int | None, *factors: int) -> int | None:
 
 
 def shows_progress() -> bool:
-    """Whether a person sees stderr: only then are there progress bars. Who passes it on to a
-    terminal says so in BALANCEDDPO_PROGRESS."""
-    return sys.stderr.isatty() or os.environ.get(PROGRESS) == '1'
+    "Whether stages tell how far they are: on a terminal, or in lines of the log."
+    return on_terminal() or LOG.isEnabledFor(logging.INFO)
 
 
 def show_plan(lines: Iterable[str]) -> None:
@@ -122,18 +121,19 @@ def show_next(*words: object) -> None:
     print(f'next: {shlex.join(["balanceddpo", *map(str, words)])}')
 
 # %% ../../nbs/command/02_plans.ipynb #b57279eb
-def plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:
-    "What the steps of a training on `n_pairs` would take."
+def plan_of_steps(config: TrainConfig, n_pairs: int | None) -> list[str]:
+    "What the steps of a training on `n_pairs` would take; None where nobody knows how many."
     from balanceddpo.losses.inversion import INVERSIONS
     from balanceddpo.losses.methods import LOSSES
 
     visits = config.max_steps * config.batch_size
     through_reference = 2 * visits * LOSSES[config.method].needs_reference
     refreshes = config.max_steps // config.refresh_every if config.refresh_every else 0
+    epochs = f', {visits / n_pairs:.3g} epochs' if n_pairs else ''
     lines = [
         (
             f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs:'
-            f' {amount(visits, "visits")}, {visits / n_pairs:.3g} epochs'
+            f' {amount(visits, "visits")}{epochs}'
         ),
         (
             f'{amount(2 * visits, "passes")} forward and backward through the policy,'
@@ -149,14 +149,11 @@ def plan_of_steps(config: TrainConfig, n_pairs: int) -> list[str]:
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #82fcabfe
-# bytes of a parameter's moments; Adafactor keeps their sums
-MOMENTS = {'adamw': 8, 'adamw8bit': 2, 'adafactor': 0}
-
-
 def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool) -> int:
     """What each of so many processes needs for weights, gradients and optimizer in a training of a
     denoiser of `n` parameters; what a LoRA adds is small and left out."""
     from balanceddpo.losses.methods import LOSSES
+    from balanceddpo.training.memory import MOMENTS
 
     half = config.precision != 'fp32'
     if config.mode == 'lora':
@@ -170,31 +167,52 @@ def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool)
     return round(n * (kept / (processes if sharded else 1) + on_top))
 
 
-def plan_of_memory(config: TrainConfig, n: int) -> list[str]:
+def words_of_memory(counted: StepMemory, pairs: int, exchange: int = 0) -> str:
+    """The memory of a step, and what it is made of; `exchange`: the room in which processes
+    exchange gradients."""
+    parts = {
+        'weights': counted.weights,
+        'gradients': counted.gradients,
+        'optimizer': counted.optimizer,
+        'copies in half precision': counted.copies,
+        f'what {pairs} pairs keep for the backward pass': counted.activations,
+        'latents and texts': counted.inputs,
+        'exchange of gradients': exchange,
+    }
+    told = ', '.join(f'{name} {amount(n, "bytes")}' for name, n in parts.items() if n)
+    return f'{amount(counted.total + exchange, "bytes")} of memory in the middle of a step: {told}'
+
+# %% ../../nbs/command/02_plans.ipynb #b699283d
+def plan_of_memory(config: TrainConfig, n: int, source: Path | str) -> list[str]:
     """What each process of a training of `n` parameters needs, and what it would if each held a
-    part of the weights."""
+    part of the weights; `source` is a folder, or the name of a published model."""
+    from balanceddpo.training.memory import counted_memory
+
     processes = launched_share().processes
-    mine = bytes_of_weights(config, n, processes, config.sharding == 'fsdp')
+    counted = counted_memory(source, config, 'cpu' if config.device == 'cpu' else 'cuda')
+    whole = processes > 1 and config.sharding != 'fsdp'
+    exchange = counted.gradients if whole else 0
     lines = [
-        f'at least {amount(mine, "bytes")} of memory for weights, gradients and optimizer'
-        f'{" in each process" if processes > 1 else ""}, and what {config.micro_batch_size} pairs'
-        ' need on top (estimate)'
+        words_of_memory(counted, config.micro_batch_size, exchange)
+        + (', in each process' if whole else '')
+        + ' (counted; on top come what kernels need while they run, gaps, and CUDA itself)'
     ]
-    if config.optimizer == 'adamw':
+    if config.optimizer == 'adamw' and config.mode == 'full':
         counts = (processes,) if processes > 1 else (2, 8)
-        parts = [
-            f'{amount(bytes_of_weights(config, n, count, True), "bytes")} in each of {count}'
-            for count in counts
-        ]
+        rest = counted.activations + counted.inputs
+        held = {k: bytes_of_weights(config, n, k, True) + rest for k in counts}
+        parts = [f'{amount(held[k], "bytes")} in each of {k}' for k in counts]
         lines.append(f'with sharding fsdp {", ".join(parts)} processes (estimate)')
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #69c5230f
-def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
-    "What a training of a denoiser of `n` parameters would keep in memory and on disk."
+def plan_of_weights(config: TrainConfig, n: int, source: Path | str) -> list[str]:
+    """What a training of a denoiser of `n` parameters, of a folder or a published model, would keep
+    in memory and on disk."""
     from balanceddpo.losses.methods import LOSSES
+    from balanceddpo.training.memory import MOMENTS
 
-    memory = plan_of_memory(config, n)
+    memory = plan_of_memory(config, n, source)
     if config.mode == 'lora':
         return [
             *memory,
@@ -214,11 +232,26 @@ def plan_of_weights(config: TrainConfig, n: int) -> list[str]:
     ]
 
 
+def published_name(model: str) -> str | None:
+    "Which of the published models whose sizes are known a Hub id is; None for any other."
+    from balanceddpo.models.shapes import PUBLISHED
+    from balanceddpo.recipes.settings import published_models
+
+    name = published_models().get(model, '').removesuffix('_turbo')
+    return name if name in PUBLISHED else None
+
+# %% ../../nbs/command/02_plans.ipynb #1d918f3c
 def plan_of_model(config: TrainConfig) -> list[str]:
-    "What a training would keep, if its base model is here; what would be downloaded if it is not."
+    """What a training would keep. Of a base model that is not here that is known if it is one of
+    those that most people start from."""
     from balanceddpo.models.folders import denoiser_of
+    from balanceddpo.models.shapes import published_shapes
 
     folder = model_folder(config.model)
-    if folder is None:
-        return [to_download(config.model)]
-    return plan_of_weights(config, parameter_count(folder / denoiser_of(folder)))
+    if folder:
+        return plan_of_weights(config, parameter_count(folder / denoiser_of(folder)), folder)
+    lines = [to_download(config.model)]
+    if name := published_name(config.model):
+        n = sum(p.numel() for p in published_shapes(name).model.parameters())
+        lines += plan_of_weights(config, n, name)
+    return lines

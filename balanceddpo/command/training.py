@@ -251,10 +251,27 @@ def train_plan(
     counted = ', '.join(f'{n} pairs {what}' for what, n in counts.items())
     return [
         f'train {config.model} ({config.mode}) on {counted}',
-        *plan_of_steps(config, counts['trained on']),
+        *plan_of_run(options, config, counts['trained on']),
+    ]
+
+
+def plan_of_run(options: TrainOptions, config: TrainConfig, n_pairs: int | None) -> list[str]:
+    "What a training would do with so many pairs; None where nobody knows how many there will be."
+    return [
+        *plan_of_steps(config, n_pairs),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
         *plan_of_push(options, 'the result'),
+    ]
+
+
+def missing_inputs(options: TrainOptions) -> list[str]:
+    "What is not there yet of the inputs of a training, and which verb makes it."
+    made_by = {'label': options.labels, 'encode': options.encoded}
+    return [
+        f'{path} is not there yet: balanceddpo {verb} makes it, from pairs'
+        for verb, path in made_by.items()
+        if not path.exists()
     ]
 
 # %% ../../nbs/command/04_training.ipynb #6c73f1bb
@@ -276,6 +293,9 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     check_start(config)
     if options.family:
         check_family(config.model, options.family)
+    if options.dry_run and (missing := missing_inputs(options)):
+        first = f'train {config.model} ({config.mode}) on pairs that are yet to be made'
+        return show_plan([first, *missing, *plan_of_run(options, config, None)])
     labels, label_config = read_labels(options.labels)
     if options.recipe:
         check_recipe(options.recipe, config, label_config)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from .devices import need_extra
 from .errors import InputError, first_line
 from .processes import KILLED, Command, Ended, Gpus, told_to_stop, watch
+from .progress import Progress
 from .shares import launched_share
 from .stages import runs_root
 
@@ -353,17 +354,15 @@ def run_elsewhere(options: EngineOptions, words: Sequence[str], processes: int) 
     "Run a verb in processes of an engine, and print what the first of them has printed."
     with told_to_stop():
         engine = engine_for(options, words, processes)
-        first = watch_with_bar(engine, options.on)
+        first = watch_and_tell(engine, options.on)
     sys.stderr.write(first.errors)
     print(first.out, end='')
 
 
-def watch_with_bar(engine: Any, name: str) -> Ended:
-    "`watch`, with a bar on a terminal that counts the processes that have ended."
-    from tqdm.auto import tqdm
-
+def watch_and_tell(engine: Any, name: str) -> Ended:
+    "`watch`, and tell how many of the processes have ended."
     n = engine.command.processes
-    if name == 'gpus':  # the first process has bars of its own
+    if name == 'gpus':  # the first process tells of its stages itself
         return watch(engine, n)
-    with tqdm(total=n, desc=name, unit='process', disable=None) as bar:
-        return watch(engine, n, bar)
+    with Progress(name, n, 'process') as progress:
+        return watch(engine, n, progress)

@@ -6,9 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
+from threading import Event, Thread
 
 from .errors import reason_of
+from .progress import Progress, on_terminal
 
 # %% auto #0
 __all__ = ['why_no_hub']
@@ -30,3 +35,48 @@ def why_no_hub() -> str:
         constants.HF_HUB_OFFLINE = True
         return f'{constants.ENDPOINT} does not answer ({reason_of(e)})'
     return ''
+
+# %% ../../nbs/core/21_hub_access.ipynb #7ecf7185
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def _bytes_in(folder: Path) -> int:
+    "The bytes of the files of a folder, of those that are still being written too."
+    sizes = []
+    for path in folder.glob('*'):
+        with suppress(FileNotFoundError):  # it has just got another name
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
+
+
+def _tell_growth(folder: Path, name: str, ended: Event, pause: float) -> None:
+    "Tell how many megabytes a folder has grown by, until somebody says that it has ended."
+    before, progress = _bytes_in(folder), None
+    while not ended.wait(pause):
+        grown = (_bytes_in(folder) - before) // 10**6
+        if grown > 0:
+            progress = progress or Progress(f'download of {name}', unit='megabyte')
+            progress.update(grown - progress.done)
+    if progress:
+        progress.close()
+
+
+@contextmanager
+def telling_download(
+    repository: str, pause: float = SECONDS_BETWEEN_LOOKS
+) -> Generator[None, None, None]:
+    "A block in which a model may be downloaded; off a terminal the log tells how far that is."
+    from huggingface_hub import constants
+
+    if on_terminal():
+        yield
+        return
+    folder = Path(constants.HF_HUB_CACHE) / f'models--{repository.replace("/", "--")}' / 'blobs'
+    ended = Event()
+    teller = Thread(target=_tell_growth, args=(folder, repository, ended, pause), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()

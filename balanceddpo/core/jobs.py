@@ -18,6 +18,7 @@ from .engines import slurm_executor, slurm_parameters, visible_gpus
 from .errors import InputError
 from .parallel import environment, thread_settings
 from .processes import Command, ProcessFailed
+from .progress import Progress, as_job, log_as_told
 
 # %% auto #0
 __all__ = []
@@ -122,6 +123,13 @@ def _use_one_gpu(gpus: Sequence[str], started: Any) -> None:
         number, started.value = started.value, started.value + 1
     if len(gpus) > 1:
         os.environ['CUDA_VISIBLE_DEVICES'] = gpus[number % len(gpus)]
+    log_as_told()
+
+
+def _work_as_job(title: str, work: Callable, arguments: Mapping[str, Any]) -> Any:
+    "Do the work of a job, whose lines in the log name it."
+    with as_job(title):
+        return work(**arguments)
 
 # %% ../../nbs/core/18_jobs.ipynb #336d40a5
 @contextmanager
@@ -141,17 +149,20 @@ def processes_here(workers: int, gpus: Sequence[str] = ()) -> Generator[Start, N
             environment(**thread_settings(workers)),
             ProcessPoolExecutor(workers, new, **begin) as pool,
         ):
-            yield lambda job, arguments: pool.submit(job.work, **arguments)
+            yield lambda job, arguments: pool.submit(_work_as_job, job.title, job.work, arguments)
     except BrokenProcessPool as e:
         raise ProcessFailed(f'a process was killed; {GOES_ON}', 1) from e
 
 # %% ../../nbs/core/18_jobs.ipynb #e9d2659d
-def _run_as_called(caller: Command, work: Callable, arguments: Mapping[str, Any]) -> tuple:
+def _run_as_called(
+    caller: Command, title: str, work: Callable, arguments: Mapping[str, Any]
+) -> tuple:
     "Be a job of Slurm: True and the result of the work, or False and its error."
     os.chdir(caller.folder)
     os.environ.update(caller.environ)
+    log_as_told()
     try:
-        return True, work(**arguments)
+        return True, _work_as_job(title, work, arguments)
     except Exception as e:  # noqa: BLE001: whoever waits for it raises it
         return False, e
 
@@ -175,7 +186,7 @@ class _SlurmResult:
             raise found
         return found
 
-
+# %% ../../nbs/core/18_jobs.ipynb #193a9817
 @contextmanager
 def jobs_of_slurm(asked: str = '') -> Generator[Start, None, None]:
     """Jobs of Slurm, asked for as `slurm_parameters` says, in the folder of this process; an error
@@ -184,7 +195,7 @@ def jobs_of_slurm(asked: str = '') -> Generator[Start, None, None]:
     caller, started = Command.of_caller((), 1), []
 
     def start(job: Job, arguments: Mapping[str, Any]) -> Started:
-        started.append(executor.submit(_run_as_called, caller, job.work, arguments))
+        started.append(executor.submit(_run_as_called, caller, job.title, job.work, arguments))
         return _SlurmResult(started[-1])
 
     try:
@@ -200,10 +211,15 @@ Place = AbstractContextManager[Start]
 
 
 def run_jobs(
-    jobs: Mapping[str, Job], workers: int, tell: Tell | None = None, place: Place | None = None
+    jobs: Mapping[str, Job],
+    workers: int,
+    tell: Tell | None = None,
+    place: Place | None = None,
+    beat: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Key -> result of jobs, `workers` at a time, the longest way first, in a `place`, by default
-    in processes of this machine. `tell` is called at the start and whenever one has ended.
+    in processes of this machine. `tell` is called at the start and whenever one has ended, `beat`
+    again and again while it waits.
 
     After the first that fails no other starts, and its error is raised, with a note that tells the
     job. Errors as of the place."""
@@ -218,17 +234,19 @@ def run_jobs(
                 running[key] = start(jobs[key], jobs[key].with_result(results))
             if tell:
                 tell([*results], [*running])
-            for key in _ended(running):
+            for key in _ended(running, beat):
                 results[key] = _result(running.pop(key), jobs[key])
     if tell:
         tell([*results], [])
     return results
 
 # %% ../../nbs/core/18_jobs.ipynb #fa0a2c7f
-def _ended(running: Mapping[str, Started]) -> list[str]:
+def _ended(running: Mapping[str, Started], beat: Callable[[], object] | None) -> list[str]:
     "The keys of what has ended; waits until there is one."
     while running and not any(work.done() for work in running.values()):
         time.sleep(0.2)
+        if beat:
+            beat()
     return [key for key, work in running.items() if work.done()]
 
 
@@ -245,27 +263,28 @@ def side_by_side(
     work: Callable, jobs: Sequence[dict], workers: int = 1, unit: str = 'model'
 ) -> list:
     """`work(**job)` for each of `jobs`, `workers` at a time, each in a process of its own; the
-    results in the order of `jobs`. `work` must be a function of a module; `unit` is what the
-    progress bar counts.
+    results in the order of `jobs`. `work` must be a function of a module; `unit` is what is counted
+    while it runs.
 
     In a rehearsal each asks for what it wants, and `NotMadeYet` is raised. Errors as of
     `run_jobs`."""
-    from tqdm.auto import tqdm  # which takes longer to load than all the rest
-
     if is_rehearsal():
         _ask_for_all(work, jobs)
     if workers < 1:
         raise InputError(f'workers must be at least 1, not {workers}')
-    # None: on a terminal only
-    with tqdm(total=len(jobs), desc=f'{unit}s', unit=unit, disable=None) as bar:
+    with Progress(f'{unit}s', len(jobs), unit) as progress:
         if workers == 1:
-            return [_counted(bar, work(**job)) for job in jobs]
+            return [_counted(progress, work(**job)) for job in jobs]
         numbered = {f'{k}': Job(f'{unit} {k}', work, job) for k, job in enumerate(jobs)}
-        found = run_jobs(numbered, workers, tell=lambda done, _: bar.update(len(done) - bar.n))
+
+        def tell(done: Collection[str], _: object) -> None:
+            progress.update(len(done) - progress.done)
+
+        found = run_jobs(numbered, workers, tell, beat=progress.beat)
     return [found[key] for key in numbered]
 
 
-def _counted(bar: Any, result: Any) -> Any:
-    "The result, with one more on the bar."
-    bar.update()
+def _counted(progress: Progress, result: Any) -> Any:
+    "The result, when it is counted."
+    progress.update()
     return result

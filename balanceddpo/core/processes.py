@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from threading import Thread
-from typing import Protocol
+from typing import IO, Protocol
 
 from .parallel import thread_settings
+from .progress import PROGRESS, is_log_line
 from .shares import SHARE
 
 # %% auto #0
@@ -75,6 +76,32 @@ def _ends_with_its_parent() -> Callable[[], object] | None:
 
     return partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
+# %% ../../nbs/core/16_processes.ipynb #d4b5ecd3
+Aloud = Callable[[str], bool]  # whether a line is passed on at once
+
+
+def _listen(stream: IO[str], kept: list[str], aloud: Aloud) -> None:
+    "Pass on what a process says, or keep the last of it."
+    for line in stream:
+        if aloud(line):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+        else:
+            kept.append(line)
+            del kept[:-200]
+
+
+@contextmanager
+def passing_on(stream: IO[str], aloud: Aloud) -> Generator[list[str], None, None]:
+    "A block in which somebody listens to a process; yields the lines that are not passed on."
+    kept: list[str] = []
+    listener = Thread(target=_listen, args=(stream, kept, aloud), daemon=True)
+    listener.start()
+    try:
+        yield kept
+    finally:
+        listener.join(1)
+
 # %% ../../nbs/core/16_processes.ipynb #d9bba17b
 @dataclass(frozen=True)
 class Command:
@@ -109,11 +136,14 @@ class Command:
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         with self.start(share, **pipes) as child:
             try:
-                out, errors = child.communicate()
+                assert child.stdout and child.stderr  # they are pipes
+                with passing_on(child.stderr, is_log_line) as kept:
+                    out = child.stdout.read()
+                    child.wait()
             except BaseException:
                 child.kill()
                 raise
-        return Ended(child.returncode, out, errors)
+        return Ended(child.returncode, out, ''.join(kept))
 
 # %% ../../nbs/core/16_processes.ipynb #f595fb96
 class Running(Protocol):
@@ -180,19 +210,12 @@ def watch(engine: Engine, processes: int, bar=None, pause: float = 0.2) -> Ended
         engine.stop(list(running.values()), failed)
 
 # %% ../../nbs/core/16_processes.ipynb #6380397b
-PROGRESS = 'BALANCEDDPO_PROGRESS'  # set to 1: someone sees stderr, though it is no terminal
 SECONDS_TO_STOP = 30  # for those that are left when one has failed: they may wait for it for ever
 
 
-def _listen(stream: TextIOWrapper, kept: list[str], aloud: bool) -> None:
-    "Keep what a process says, or pass it on `aloud`, but for the line of its failure."
-    for line in stream:
-        if aloud and not (line.startswith(OURS) and not line.startswith(WARNING)):
-            sys.stderr.write(line)
-            sys.stderr.flush()
-        else:
-            kept.append(line)
-            del kept[:-200]
+def _is_no_failure(line: str) -> bool:
+    "Whether a line is not the one in which a process says why it has failed."
+    return not line.startswith(OURS) or line.startswith(WARNING)
 
 
 class Child:
@@ -204,7 +227,8 @@ class Child:
         assert self.process.stderr  # it is a pipe
         # newline='': a bar that is drawn anew, from the beginning of its line, is passed on so
         stream = TextIOWrapper(self.process.stderr, errors='replace', newline='')  # type: ignore
-        self.listener = Thread(target=_listen, args=(stream, self.kept, aloud), daemon=True)
+        says = _is_no_failure if aloud else lambda _: False
+        self.listener = Thread(target=_listen, args=(stream, self.kept, says), daemon=True)
         self.listener.start()
 
     def ended(self) -> Ended | None:

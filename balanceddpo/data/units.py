@@ -5,13 +5,14 @@
 # %% ../../nbs/data/09_units.ipynb #aff5d62f
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.parallel import ahead_in_threads, batches
+from ..core.progress import Progress
 from ..core.shard_notes import is_made, made_by_others, read_note, write_note
 from ..core.shares import Share
 from balanceddpo.data.pairs import (
@@ -44,6 +45,7 @@ class Unit:
     size: int  # rows
     named: Callable[[], Iterable[Row]] = field(repr=False)  # its rows, without decoding an image
     look: Callable[[Row], Row] = field(default=look_at, repr=False)  # how an image is decoded
+    seen: Callable[[], object] | None = field(default=None, repr=False)  # called for each row
 
     def contents(self) -> list:
         "What its rows hold, in terms of JSON; read for this, but not decoded."
@@ -51,7 +53,10 @@ class Unit:
 
     def rows(self, threads: int | None = None) -> Iterator[Row]:
         "Its rows with their pictures, decoded in threads ahead of who asks for them."
-        return ahead_in_threads(self.look, self.named(), ahead=32, threads=threads)
+        for row in ahead_in_threads(self.look, self.named(), ahead=32, threads=threads):
+            yield row
+            if self.seen:
+                self.seen()
 
 # %% ../../nbs/data/09_units.ipynb #e401b269
 def _rows_by_number(rows: Rows, numbers: Sequence[int], background: Background) -> Iterator[Row]:
@@ -117,6 +122,14 @@ def allowed_bad(pairs: PairSource | Iterable[Pair]) -> float:
     return pairs.max_bad if isinstance(pairs, PairSource) else MAX_BAD
 
 
+def rows_of(pairs: PairSource | Iterable[Pair]) -> int | None:
+    "How many rows these pairs are in, of which none is read; None if nobody knows before."
+    if isinstance(pairs, PairSource):
+        rows = numbered_rows(pairs.source, pairs.reading)
+        return pairs.limit if rows is None else len(chosen_rows(pairs, len(rows)))
+    return len(pairs) if isinstance(pairs, Sized) else None
+
+
 @dataclass(frozen=True)
 class Work:
     "How shards are made of units: of which pairs, where, from files of which state."
@@ -152,11 +165,9 @@ def shards_of(work: Work) -> Others:
     return [_shard_of(unit, work) for unit in work.units()]
 
 
-def make_units(
-    work: Work, share: Share, tell: Callable[[int], object] | None = None
-) -> tuple[int, Others]:
+def make_units(work: Work, share: Share, progress: Progress | None = None) -> tuple[int, Others]:
     """Make the shards of a share that are not made yet; returns how many units there are in all,
-    and the shards of the others. `tell` is called with the rows of each unit that is behind us.
+    and the shards of the others. `progress` counts the rows that are behind us.
 
     Raises InputError if too many rows are undecodable, or a shard that no key names holds other
     pairs."""
@@ -166,10 +177,11 @@ def make_units(
         if not share.has(unit.number):
             theirs.append(_shard_of(unit, work))
         else:
-            total.add(_make_unit(unit, work))
+            seen = progress.within if progress else None
+            total.add(_make_unit(replace(unit, seen=seen), work))
             refuse_bad_rows(total, work, max(total.rows, 1000))
-        if tell:
-            tell(unit.size)
+        if progress:
+            progress.update(unit.size)
     return count, theirs
 
 

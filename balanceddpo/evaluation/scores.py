@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL.Image import Image
-from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.files import canonical, digest, first_difference
+from ..core.progress import Progress
 from ..core.seals import Damaged, read_sealed, write_sealed
 from ..core.stages import runs_root
 from .intervals import DEFAULT_BOOTSTRAP, Bootstrap, bootstrap_interval
@@ -76,11 +76,12 @@ def _keep_scores(table: pd.DataFrame, store: ImageStore, path: Path) -> None:
 
 # %% ../../nbs/evaluation/03_scores.ipynb #b1e39570
 def _images_with_text(
-    store: ImageStore, images: pd.DataFrame, ids: Iterable[str]
+    store: ImageStore, images: pd.DataFrame, ids: Iterable[str], tell: Callable[[], object]
 ) -> Iterator[tuple[str, Image, str]]:
     "(id, image, prompt) of the images of these rows of the store's index; read ahead in threads."
     for image_id, row, image in zip(ids, images.itertuples(), store.images(images)):
         yield image_id, image, row.prompt
+        tell()
 
 
 def _refuse_infinite(scores: np.ndarray, scorer, store: ImageStore, images: pd.DataFrame) -> None:
@@ -96,17 +97,23 @@ def _refuse_infinite(scores: np.ndarray, scorer, store: ImageStore, images: pd.D
 
 
 def _score_missing(
-    store: ImageStore, table: pd.DataFrame, part: slice, columns: dict, batch_size: int
+    store: ImageStore,
+    table: pd.DataFrame,
+    part: slice,
+    columns: dict,
+    batch_size: int,
+    tell: Callable[[], object],
 ) -> bool:
     """Fill the gaps in rows `part` of the table of kept scores; `columns` maps each scorer to its
-    column. Returns whether there were any."""
+    column. Returns whether there were any. `tell` is called for each image that is read."""
     wanted = {s: c for s, c in columns.items() if table[c].iloc[part].isna().any()}
     if not wanted:
         return False
     at = table.index[part][table[list(wanted.values())].iloc[part].isna().any(axis=1)]
     images = store.index.iloc[at]
     ids = (table.at[i, 'image_id'] for i in at)
-    found = score_items(list(wanted), _images_with_text(store, images, ids), batch_size)
+    items = _images_with_text(store, images, ids, tell)
+    found = score_items(list(wanted), items, batch_size)
     for (scorer, column), scores in zip(wanted.items(), found.values()):
         _refuse_infinite(scores, scorer, store, images)
         table.loc[at, column] = scores
@@ -177,10 +184,10 @@ def score_images(
     for column in columns.values():
         table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
     title = f'scores of {model or store.model}'
-    with tqdm(total=len(table), desc=title, unit='image', disable=not progress) as bar:
+    with Progress(title, len(table), 'image', shown=progress) as bar:
         for start in range(0, len(table), portions.shard_size):
             part = slice(start, start + portions.shard_size)
-            if _score_missing(store, table, part, columns, portions.batch_size):
+            if _score_missing(store, table, part, columns, portions.batch_size, bar.within):
                 _keep_scores(table, store, path)
             bar.update(min(portions.shard_size, len(table) - start))
     images = _image_columns(store, scorers, model, prompt_set)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.files import staged
+from ..core.progress import Progress
 
 # %% auto #0
 __all__ = []
@@ -175,15 +175,18 @@ def fit(
     run = start_fitting(parameters, buffers, config)
     first = _resume(out / f'{name}.pt', run)
     began, losses = time.time(), []
-    steps = range(first, config.steps)
-    for step in tqdm(steps, desc=name, initial=first, total=config.steps, mininterval=5):
+    progress = Progress(name, config.steps, 'step', first)
+    for step in range(first, config.steps):
         losses.append(_step(run, batch_loss, step, config))
         done = step + 1
+        progress.update()
         if done % min(50, config.keep_every) == 0:
             mean, seconds = sum(losses) / len(losses), round(time.time() - began, 1)
             _log(out / f'{name}.jsonl', {'step': done, 'loss': mean, 'seconds': seconds})
+            progress.tell(loss=f'{mean:.3g}')
             losses = []
         if done % config.keep_every == 0 or done == config.steps:
             _keep(name, run, done, out, watch)
+    progress.close()
     with torch.no_grad():
         torch._foreach_copy_(run.parameters, run.ema)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.files import digest, read_json, write_json
 from ..core.numerics import numeric_path
 from ..core.parallel import batches
+from ..core.progress import Progress
 from ..core.shard_notes import finish_shards, is_made, read_note, write_note
 from ..core.shares import Share, launched_share, make_stage, make_together
 from ..core.stages import Stage, check_hashes, open_stage, read_manifest
@@ -46,6 +46,7 @@ from balanceddpo.data.units import (
     allowed_bad,
     make_units,
     report_of_units,
+    rows_of,
     shards_of,
     units_of,
 )
@@ -269,12 +270,13 @@ class Images:
 
     work: Work
     progress: bool
+    rows: Callable[[], int | None]  # how many there are in all, as far as that is known
     theirs: Others | None = None  # shards of other processes; none before a share was made
 
     def make(self, share: Share) -> int:
         "Make what is missing of a share; returns the number of all shards."
-        with tqdm(desc='pairs', unit='pair', disable=not self.progress) as bar:
-            count, self.theirs = make_units(self.work, share, bar.update)
+        with Progress('encoding', self.rows(), 'pair', shown=self.progress) as progress:
+            count, self.theirs = make_units(self.work, share, progress)
         return count
 
     def all_there(self) -> bool:
@@ -318,7 +320,8 @@ def encode_pairs(
     units = partial(units_of, pairs, config.shard_size, only)
     files = named.state if named else None
     work = encoding_work(stage.folder, units, family, config, files, allowed_bad(pairs))
-    state, images = work.state or '', Images(work, progress)
+    images = Images(work, progress, partial(rows_of, pairs))
+    state = work.state or ''
     listed = listing_of(pairs, config) if config.lazily else None
     share_images(stage, images, state)
     make_stage(

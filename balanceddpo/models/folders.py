@@ -15,7 +15,7 @@ import torch
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError, first_line, reason_of, unknown
 from ..core.files import asset, read_json
-from ..core.hub_access import why_no_hub
+from ..core.hub_access import telling_download, why_no_hub
 
 # %% auto #0
 __all__ = ['PACKAGED', 'local_folder']
@@ -43,7 +43,8 @@ def local_folder(source: str | Path) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(str(source)))
+        with telling_download(str(source)):
+            return Path(DiffusionPipeline.download(str(source)))
     except (OSError, ValueError) as e:
         raise InputError(
             f'{source} is no folder, and no diffusers pipeline of that name could be had from the'

@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.files import content_digest, digest, file_digest, read_json
 from ..core.numerics import numeric_path
+from ..core.progress import Progress
 from ..core.seals import write_sealed
 from ..core.shard_notes import finish_shards, is_made, is_written, read_note
 from ..core.shares import Share, is_first_process, make_stage
@@ -335,7 +335,7 @@ def write_images(
 ) -> None:
     "Draw and write the missing images; those in tars are packed by whoever has that share of them."
     drawer, packed = Drawer(folder, prompt_set, config), is_to_be_packed(prompt_set, config)
-    with tqdm(total=len(missing), desc='images', unit='image', disable=not progress) as bar:
+    with Progress('images', len(missing), 'image', shown=progress) as bar:
         for k, planned in enumerate(plan_shards(prompt_set, config)):
             wanted = missing.intersection(images_of(planned))
             if wanted:

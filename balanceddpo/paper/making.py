@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..core.jobs import Job, Place, gpu_names, rehearsal, run_jobs
+from ..core.progress import Progress, on_terminal
 from .repro_notebooks import read_notebook, run_cells
 
 # %% auto #0
@@ -95,7 +96,11 @@ def make_ahead(
     began = time.perf_counter()
     say(f'{len(jobs)} models and sets of images are made first, {workers} at a time')
 
-    def tell(done: Collection[str], running: Collection[str]) -> None:
-        say(tell_progress(jobs, done, running, time.perf_counter() - began))
+    with Progress('models and images', len(jobs), 'job', shown=not on_terminal()) as progress:
 
-    run_jobs(jobs, workers, tell, place)
+        def tell(done: Collection[str], running: Collection[str]) -> None:
+            say(tell_progress(jobs, done, running, time.perf_counter() - began))
+            progress.tell(now=' and '.join(jobs[key].title for key in running) or 'none')
+            progress.update(len(done) - progress.done)
+
+        run_jobs(jobs, workers, tell, place, progress.beat)

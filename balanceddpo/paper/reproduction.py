@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Literal
 
 from ..core.engines import slurm_executor, slurm_parameters
@@ -33,7 +33,8 @@ from balanceddpo.core.files import (
 )
 from ..core.jobs import Place, jobs_of_slurm, processes_here
 from ..core.parallel import environment, thread_settings
-from ..core.processes import ProcessFailed
+from ..core.processes import ProcessFailed, passing_on
+from ..core.progress import JOB, LEVEL, LOG_FILE, Progress, is_log_line, on_terminal
 from ..core.stages import locked, runs_root
 
 # %% auto #0
@@ -304,6 +305,8 @@ def this_python() -> Generator[None, None, None]:
     "Make the kernel 'python3' mean this interpreter."
     command = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
     command.append('--log-level=50')  # its warnings about transport and interrupts are noise here
+    says = 'from balanceddpo.core.progress import log_as_told; log_as_told()'
+    command.append(f'--IPKernelApp.exec_lines={says}')
     kernel = {'argv': command, 'display_name': 'python3', 'language': 'python'}
     with tempfile.TemporaryDirectory() as place:
         write_json(Path(place) / 'kernels' / 'python3' / 'kernel.json', kernel)
@@ -328,6 +331,38 @@ def error_of_run(job: Job, error: Any) -> Exception:
         f' {said[:500]}{place}'
     )
 
+# %% ../../nbs/paper/28_reproduction.ipynb #23a6c5e2
+def _pass_on(log: Path, ended: Event) -> None:
+    "Write the lines that a file gets to stderr, until somebody says that it has ended."
+    with open(log, encoding='utf-8') as lines:
+        last = False
+        while not last:
+            last = ended.wait(0.5)
+            sys.stderr.write(lines.read())
+            sys.stderr.flush()
+
+
+@contextmanager
+def passing_on_log(log: Path, job: str, aloud: bool) -> Generator[None, None, None]:
+    """A block in which processes that are started write what they log into the file `log`, as that
+    of a job; what they write is passed on to stderr if it is to be read `aloud`. Where no log is
+    shown there is no file."""
+    if LEVEL not in os.environ:
+        yield
+        return
+    log.write_text('', encoding='utf-8')
+    ended = Event()
+    reader = Thread(target=_pass_on, args=(log, ended), daemon=True)
+    with environment(**{LOG_FILE: str(log.absolute()), JOB: job}):
+        if aloud:
+            reader.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if aloud:
+                reader.join()
+
 # %% ../../nbs/paper/28_reproduction.ipynb #d44a3410
 def run_job(job: Job, progress: bool = True) -> Path:
     """Run a job's notebook in the current folder and note that it is done.
@@ -340,16 +375,18 @@ def run_job(job: Job, progress: bool = True) -> Path:
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     job.note.unlink(missing_ok=True)
+    log = job.executed.with_suffix('.log')
     bar = {'desc': job.name, 'disable': None} if progress else False  # None: only on a terminal
     try:
-        papermill.execute_notebook(
-            str(job.path),
-            str(job.executed),
-            job.parameters,
-            kernel_name='python3',
-            language='python',
-            progress_bar=bar,
-        )
+        with passing_on_log(log, job.name, aloud=progress and not on_terminal()):
+            papermill.execute_notebook(
+                str(job.path),
+                str(job.executed),
+                job.parameters,
+                kernel_name='python3',
+                language='python',
+                progress_bar=bar,
+            )
     except (papermill.PapermillExecutionError, DeadKernelError) as e:
         raise error_of_run(job, e) from None
     write_note(job, inputs, time.perf_counter() - began)
@@ -390,11 +427,14 @@ def finish_job_in_process(
     }
     command = [sys.executable, '-c', code, json.dumps(message)]
     env = os.environ | ({} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu})
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        last = lines[-1] if lines else f'{job.name}: stopped with code {done.returncode}'
-        raise (InputError if done.returncode == 2 else NotebookError)(last)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as child:
+        assert child.stderr  # it is a pipe
+        with passing_on(child.stderr, is_log_line) as kept:
+            code = child.wait()
+    if code:
+        lines = ''.join(kept).strip().splitlines()
+        last = lines[-1] if lines else f'{job.name}: stopped with code {code}'
+        raise (InputError if code == 2 else NotebookError)(last)
 
 # %% ../../nbs/paper/28_reproduction.ipynb #9c846dbd
 def finish_job_from_json(text: str) -> int:
@@ -519,9 +559,11 @@ def reproduce(
             gpus = make_wanted(jobs, execution, force, progress)
             run_side_by_side(jobs, execution.workers, force, progress, gpus)
         else:
-            with this_python():
+            shown = progress and not on_terminal()
+            with this_python(), Progress('reproduce', len(jobs), 'notebook', shown=shown) as told:
                 for job in jobs:
                     finish_job(job, force, progress)
+                    told.update()
     finally:
         for folder in {job.out for job in jobs if job.folder.exists()}:
             write_index(folder, request.scale, request.place)

@@ -19,6 +19,7 @@ import torch
 from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.parallel import environment
+from ..core.progress import duration
 from ..core.stages import runs_root
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
@@ -55,14 +56,6 @@ class Trial:
     step: float  # seconds a step
     memory: int  # bytes at most: of the GPU, or of this process
     drawing: float = 0.0  # seconds a group of images, for a method that makes its pairs
-
-# %% ../../nbs/pipeline/04_trials.ipynb #bb1ed330
-def duration(seconds: float) -> str:
-    "Seconds in the unit that fits."
-    for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
-        if seconds >= 1.5 * size:
-            return f'{seconds / size:.1f} {name}'
-    return f'{seconds:.3g} seconds'
 
 # %% ../../nbs/pipeline/04_trials.ipynb #45483518
 def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) -> tuple[int, int]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from ..core.errors import InputError
 from ..core.numerics import numeric_path
+from ..core.progress import Progress
 from ..core.seals import read_sealed, write_sealed
 from ..core.shard_notes import finish_shards
 from ..core.shares import Share, make_stage
@@ -33,6 +33,7 @@ from balanceddpo.data.units import (
     allowed_bad,
     make_units,
     report_of_units,
+    rows_of,
     units_of,
     with_pictures,
 )
@@ -156,8 +157,8 @@ def score_pairs(
     work = scoring_work(stage.folder, pairs, scorers, shards.size, batch_size, state)
 
     def make(share: Share) -> None:
-        with tqdm(desc='scoring', unit=' pairs', disable=not progress) as bar:
-            finish_scores(stage, work, scorers, *make_units(work, share, bar.update))
+        with Progress('scoring', rows_of(pairs), 'pair', shown=progress) as bar:
+            finish_scores(stage, work, scorers, *make_units(work, share, bar))
 
     if shards.share == Share():
         make_stage(stage, make, state or '', look_again=named is None)

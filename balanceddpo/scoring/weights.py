@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..core.errors import InputError, reason_of
 from ..core.files import digest, file_digest, read_json
-from ..core.hub_access import why_no_hub
+from ..core.hub_access import telling_download, why_no_hub
 
 # %% auto #0
 __all__ = []
@@ -31,7 +31,8 @@ def hub_file(repository: str, *names: str) -> Path:
     silent, reason = why_no_hub(), ''
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name))
+            with telling_download(repository):
+                return Path(hf_hub_download(repository, name))
         except Exception as e:
             reason = silent or reason_of(e)  # the Hub's errors have no common class
     raise InputError(

@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from tqdm.auto import tqdm
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
 from ..core.files import canonical
+from ..core.progress import Progress
 from ..core.ranks import told_by_first
 from ..core.sharding import shard_model, whole, without_weights
 from ..losses.diffusion_dpo import loss_report, merge_reports
@@ -341,7 +341,7 @@ def metrics_row(run: Run) -> dict:
     }
 
 
-def record(run: Run, measures: dict, bar: tqdm) -> None:
+def record(run: Run, measures: dict, bar: Progress) -> None:
     """Take note of a finished step: the progress bar, and at the end of a window a row of
     `metrics.jsonl` and of the tracker."""
     run.window.append(measures)
@@ -355,11 +355,11 @@ def record(run: Run, measures: dict, bar: tqdm) -> None:
         {k: v for k, v in row.items() if k != 'step' and v is not None}, step=run.step
     )
     if row['loss'] is not None:
-        bar.set_postfix(loss=f'{row["loss"]:.3f}', accuracy=f'{row["implicit_accuracy"]:.2f}')
+        bar.tell(loss=f'{row["loss"]:.3f}', accuracy=f'{row["implicit_accuracy"]:.2f}')
 
 # %% ../../nbs/training/08_loop.ipynb #acf2498d
 @contextmanager
-def tracker_and_bar(run: Run, progress: bool) -> Generator[tqdm, None, None]:
+def tracker_and_bar(run: Run, progress: bool) -> Generator[Progress, None, None]:
     "Open the tracker and yield a progress bar; close both."
     config, accelerator = run.config, run.accelerator
     tracker = tracker_of(config)
@@ -369,22 +369,16 @@ def tracker_and_bar(run: Run, progress: bool) -> Generator[tqdm, None, None]:
         config=None if tracker == 'tensorboard' else canonical(config),
         init_kwargs={'tensorboard': {'purge_step': run.step + 1}},
     )
-    bar = tqdm(
-        total=config.max_steps,
-        initial=run.step,
-        desc='training',
-        unit='step',
-        disable=not (progress and accelerator.is_main_process),
-    )
+    shown = progress and accelerator.is_main_process
     try:
-        yield bar
+        with Progress('training', config.max_steps, 'step', run.step, shown) as bar:
+            yield bar
     finally:
-        bar.close()
         for tracker in accelerator.trackers:
             tracker.finish()
 
 # %% ../../nbs/training/08_loop.ipynb #9a622514
-def take_step(run: Run, bar: tqdm) -> None:
+def take_step(run: Run, bar: Progress) -> None:
     "Lines 10 to 22, and what is written down of them."
     began = time.perf_counter()
     measures = update(run)  # 10-19: theta <- theta - eta * gradient

@@ -4,6 +4,7 @@ refused."""
 import pytest
 
 from balanceddpo.cli import main
+from balanceddpo.core.progress import is_log_line
 from short_commands import encode_words, label_words, make_tiny_world
 
 
@@ -22,10 +23,10 @@ def run(capfd):
         assert found == code, said.err
         if not code:
             return said.out
-        lines = [line for line in said.err.splitlines() if line.strip()]
+        lines = [s for s in said.err.splitlines() if s.strip() and not is_log_line(s)]
         assert len(lines) == 1, said.err
         assert lines[0].startswith('balanceddpo: '), said.err
-        return said.err.strip()
+        return lines[0]
 
     return run
 

@@ -34,7 +34,8 @@ from short_commands import (
 HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformers'.split()
 LIGHT = """
     cli command core core.commands core.config_files core.devices core.engines core.errors
-    core.files core.jobs core.parallel core.processes core.publishing core.shares core.stages
+    core.files core.jobs core.parallel core.processes core.progress core.publishing core.shares
+    core.stages
     command.options command.plans command.labelling command.training command.alignment
     command.evaluation command.results command.exporting command.inspection command.scoring
     command.studies command.votes command.verification command.doctor command.completion

@@ -1,8 +1,14 @@
 """Dry runs count what a run would do, load no model and write nothing."""
 
+import re
+
+import pytest
 from safetensors.torch import load_file
 
+from balanceddpo.command.plans import SD15
 from short_commands import DRAW, encode_words, file_times, label_words, scorer_texts, train_words
+
+UNITS = {'bytes': 1, 'kB': 1e3, 'MB': 1e6}
 
 
 def dry_label_and_encode(world, place, run):
@@ -58,3 +64,40 @@ def test_dry_runs_count_and_write_nothing(world, encoded, run):
     dry_train(world, encoded, run)
     dry_sample_and_evaluate(world, run)
     assert file_times(encoded) == before
+
+
+def test_before_pairs_are_labelled_and_encoded_a_dry_run_says_what_is_missing(
+    world, tmp_path, run, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = run(*train_words(world, tmp_path, '--max-steps', 10, '--dry-run'))
+    assert f'{tmp_path}/labels.parquet is not there yet: balanceddpo label makes it' in said
+    assert f'{tmp_path}/encoded is not there yet: balanceddpo encode makes it' in said
+    assert '10 steps of 4 pairs: 40 visits\n' in said
+    assert 'of memory in the middle of a step' in said
+    assert list(tmp_path.iterdir()) == []
+    assert 'no such file' in run(*train_words(world, tmp_path), code=2)
+
+
+@pytest.mark.parametrize('more', [(), ('--mode', 'lora', '--gradient-checkpointing')])
+def test_the_memory_of_a_step_is_counted_part_by_part(world, encoded, run, more):
+    said = run(*train_words(world, encoded, *more, '--dry-run'))
+    (line,) = [line for line in said.splitlines() if 'in the middle of a step' in line]
+    numbers = [float(n) * UNITS[u] for n, u in re.findall(r'([\d.]+) (kB|MB|bytes)', line)]
+    total, *parts = numbers
+    assert total == pytest.approx(sum(parts), rel=0.02)
+    unet = load_file(world / 'model/unet/diffusion_pytorch_model.safetensors')
+    n = sum(v.numel() for v in unet.values())
+    if not more:  # policy and reference, gradients, two moments
+        assert parts[:3] == pytest.approx([8 * n, 4 * n, 8 * n], rel=0.01)
+    else:  # the adapter twice, once of the reference
+        assert parts[0] == pytest.approx(4 * n + 2 * parts[1], rel=0.01)
+
+
+def test_of_a_published_model_the_memory_is_told_before_it_is_here(run, tmp_path):
+    words = f'train --model {SD15} --labels {tmp_path}/l --encoded {tmp_path}/e --mode lora'
+    said = run(*words.split(), '--micro-batch-size', 1, '--precision', 'bf16', '--dry-run')
+    assert f'{SD15} is not on this machine' in said
+    assert 'the denoiser has 859 520 964 parameters' in said
+    # the network in bf16, and a rank of 16 for policy and reference in fp32
+    assert 'weights 1.74 GB' in said

@@ -32,6 +32,14 @@ from balanceddpo.scoring.registry import register_scorer
 def grey(images, prompts):
     return [float(sum(i.convert('L').tobytes()) % 97) for i in images]
 """
+
+
+@pytest.fixture(autouse=True)
+def only_errors(monkeypatch):
+    "How far a stage is is not told: what else is said is compared as a whole."
+    monkeypatch.setenv('BALANCEDDPO_LOG_LEVEL', 'off')
+
+
 # what Python runs first: the second of two processes is killed, once, when it begins its second
 # shard of latents, and the first one waits for that
 KILLER = """
