@@ -38,7 +38,7 @@ MODULES = sorted(
 # The way of the data; a room imports from those before it.
 ROOMS = (
     'core data scoring voting losses models training recipes'
-    ' evaluation pipeline figures icon_world paper command cli'
+    ' evaluation pipeline figures page icon_world paper command cli'
 ).split()
 # Rooms that can be imported as a whole: their `__init__.py` is written by hand.
 DOORS = {'pipeline'}
