@@ -118,7 +118,7 @@ def labelled(inputs):
     return LabelledPairs(inputs.encoded, inputs.labels, inputs.label_config)
 
 
-def go(inputs, out, family=None, resume=True, **changes):
+def go(inputs, out, family=None, resume=True, callbacks=(), **changes):
     "A whole run; the folder of its model."
     return train(
         settings(inputs, **changes),
@@ -127,6 +127,7 @@ def go(inputs, out, family=None, resume=True, **changes):
         family=family,
         resume=resume,
         progress=False,
+        callbacks=callbacks,
     )
 
 

@@ -12,7 +12,7 @@ from balanceddpo.core.processes import free_port
 from short_runs import settings
 
 CHILD = """
-import hashlib, json, sys
+import hashlib, importlib, json, sys
 sys.path[:0] = {paths!r}
 import torch; torch.set_num_threads(1)
 from balanceddpo.core.errors import InputError
@@ -41,21 +41,25 @@ for job in json.loads(sys.argv[1]):
     labels, label_config = read_labels(job['labels'])
     pairs = LabelledPairs(EncodedPairs.open(job['encoded']), labels, label_config)
     try:
-        loop.train(TrainConfig(**job['config']), pairs, job['out'], progress=False)
+        named = [name.split(':') for name in job['callbacks']]
+        watching = [getattr(importlib.import_module(m), maker)() for m, maker in named]
+        config = TrainConfig(**job['config'])
+        loop.train(config, pairs, job['out'], progress=False, callbacks=watching)
     except InputError as e:
         print('refused', e)
         if not job['may_fail']: raise
 """
 
 
-def job(inputs, out, file=None, may_fail=False, **changes):
-    "A run for a process to train."
+def job(inputs, out, file=None, may_fail=False, callbacks=(), **changes):
+    "A run for a process to train; `callbacks`, each MODULE:MAKER, are told of it."
     return dict(
         config=asdict(settings(inputs, **changes)),
         encoded=str(inputs.folder),
         labels=str(file or inputs.file),
         out=str(out),
         may_fail=may_fail,
+        callbacks=list(callbacks),
     )
 
 

@@ -19,10 +19,11 @@ from balanceddpo.command.plans import (
     check_pixels,
     plan_of_model,
     plan_of_steps,
+    plan_of_validation,
     show_plan,
     shows_progress,
 )
-from .training import show_next_of_model
+from .training import page_of_run, show_next_of_model, tell_watched
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from balanceddpo.core.publishing import (
@@ -143,6 +144,7 @@ def align_plan(
         f'label pairs from {source} with {names}, {labelled}; encode those that are decided'
         + (' when a step asks for them' if options.lazily else ''),
         *plan_of_steps(config, n or visits),
+        *plan_of_validation(options, config),
         *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
@@ -164,7 +166,8 @@ def settings_around(options: AlignOptions) -> AlignConfig:
     "The settings of an alignment beside those of its training."
     names = [f.name for f in fields(AlignConfig)]
     around: dict[str, Any] = {name: getattr(options, name) for name in names}
-    return AlignConfig(**around | {'progress': shows_progress()})
+    page = tuple(page_of_run(options))
+    return AlignConfig(**around | {'progress': shows_progress(), 'callbacks': page})
 
 
 def rehearse(
@@ -195,6 +198,7 @@ def rehearse(
 def end_alignment(options: AlignOptions, config: TrainConfig, model: Model) -> None:
     "Say where the result is, write and push it as asked, and say what comes next."
     place = Path(model.lora).parent if model.lora else Path(model.folder)
+    tell_watched(place.parent)
     print(f'metrics: {place.parent / "metrics.jsonl"}\nmodel: {place}')
     if is_first_process():
         write_forms(options.export_to, model, place)
@@ -208,13 +212,14 @@ def end_alignment(options: AlignOptions, config: TrainConfig, model: Model) -> N
     AlignOptions,
     stage='training.config.TrainConfig',
     hidden=('method', 'noise'),
-    unasked=('progress', 'apart'),
+    unasked=('progress', 'apart', 'callbacks'),
     positional=('recipe',),
 )
 def align(options: AlignOptions, config: TrainConfig) -> None:
     "A base model and pairs to an aligned model."
     from balanceddpo import pipeline
     from balanceddpo.data.sources import is_hub
+    from balanceddpo.evaluation.validation import validation_of
     from balanceddpo.recipes.settings import check_settings
     from balanceddpo.recipes.table import recipe_named
     from balanceddpo.training.run import check_start
@@ -226,6 +231,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     check_start(config)
     check_pixels(config.model, config.resolution)
     scorers = specs_of_recipe(options, recipe, config)
+    validation_of(options, config, scorers)  # refuses what could not be drawn or judged
     pairs = pair_source(options) if options.pairs else None
     if pairs and is_hub(pairs.source) and not config.data:
         config = replace(config, data=pairs.source)  # for the card

@@ -19,6 +19,7 @@ from .options import words_of_value
 from ..core.errors import InputError
 from ..core.progress import LOG, on_terminal
 from ..core.shares import launched_share
+from ..training.validation_config import ValidationConfig, validation_steps
 
 if TYPE_CHECKING:
     from balanceddpo.training.config import TrainConfig
@@ -146,6 +147,32 @@ def plan_of_steps(config: TrainConfig, n_pairs: int | None) -> list[str]:
     if config.noise != 'random':
         inversion = round(2 * visits * INVERSIONS[config.noise].passes())
         lines.append(f'about {amount(inversion, "passes")} forward for the inversion')
+    return lines
+
+# %% ../../nbs/command/02_plans.ipynb #fc233855
+def plan_of_validation(validation: ValidationConfig, config: TrainConfig) -> list[str]:
+    "What watching a training would take, and leave on the disk."
+    if not validation.validation_prompts:
+        return []
+    from balanceddpo.data.prompts import read_prompts
+    from balanceddpo.evaluation.validation import passes_of_drawing
+    from balanceddpo.pipeline.rehearsals import passes_per_pair
+
+    prompts = read_prompts(validation.validation_prompts, limit=validation.validation_limit)
+    validations = len(validation_steps(validation, config.max_steps))
+    images = (validations + 1) * len(prompts) * validation.validation_images
+    passes = images * passes_of_drawing(validation, config.model)
+    training = passes_per_pair(config) * config.batch_size * config.max_steps
+    lines = [
+        (
+            f'validate {validations} times, and the base model once: {amount(images, "images")} of'
+            f' {len(prompts)} prompts, {amount(passes, "passes")} forward ({passes / training:.1%}'
+            ' of those of training)'
+        ),
+        'one more model, the best by validation, is kept beside the last',
+    ]
+    if validation.stop_when:
+        lines.append(f'stop early when {validation.stop_when}')
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #82fcabfe

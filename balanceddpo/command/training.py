@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .labelling import PAIR_FIELDS, PairOptions, pair_source, recipe_of_labels
+from balanceddpo.command.labelling import (
+    PAIR_FIELDS,
+    PairOptions,
+    pair_source,
+    recipe_of_labels,
+    scorer_specs,
+)
 from .options import verb
 from balanceddpo.command.plans import (
     amount,
@@ -19,6 +25,7 @@ from balanceddpo.command.plans import (
     model_folder,
     plan_of_model,
     plan_of_steps,
+    plan_of_validation,
     show_next,
     show_plan,
     shows_progress,
@@ -36,12 +43,14 @@ from balanceddpo.core.publishing import (
     plan_of_push,
 )
 from ..core.stages import runs_root
+from ..training.validation_config import ValidationConfig
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from balanceddpo.models.config import EncodeConfig
     from balanceddpo.models.encoding import EncodedPairs
+    from balanceddpo.training.callbacks import Callback
     from balanceddpo.training.config import TrainConfig
     from balanceddpo.voting.config import LabelConfig
 
@@ -196,7 +205,7 @@ def encode(options: EncodeOptions, config: EncodeConfig) -> None:
 
 # %% ../../nbs/command/04_training.ipynb #ae0408c5
 @dataclass(frozen=True)
-class TrainOptions(EngineOptions, HubOptions):
+class TrainOptions(EngineOptions, HubOptions, ValidationConfig):
     "What `balanceddpo train` takes beside `TrainConfig`."
 
     labels: Path  # labels file, from balanceddpo label
@@ -208,6 +217,7 @@ class TrainOptions(EngineOptions, HubOptions):
     # family that the model has to be of: sd15, sd21, sdxl, sd3, flux; by default the one it is
     family: str | None = None
     out: Path | None = None  # folder of the run; by default under runs/train
+    register: Path | None = None  # Python file that registers scorers of your own; it is run
     resume: bool = True  # go on from the newest checkpoint in the folder
     dry_run: bool = False  # say what would be done and what it would cost, and stop
 
@@ -220,6 +230,22 @@ def check_recipe(name: str, config: TrainConfig, labels: LabelConfig) -> None:
     recipe = recipe_named(name)
     check_settings(recipe, config)
     check_labels(recipe, labels)
+
+# %% ../../nbs/command/04_training.ipynb #69b9f39e
+def page_of_run(options: ValidationConfig) -> list[Callback]:
+    "What writes the page of a run that is watched."
+    if not options.validation_prompts:
+        return []
+    from balanceddpo.page.training_page import TrainingPage
+
+    return [TrainingPage()]
+
+
+def tell_watched(out: Path) -> None:
+    "Print where the page of a run is, and its best model, if it was watched."
+    for name, place in (('page', out / 'index.html'), ('best by validation', out / 'best')):
+        if (out / 'validation.jsonl').exists() and place.exists():
+            print(f'{name}: {place}')
 
 # %% ../../nbs/command/04_training.ipynb #10f7837c
 def show_next_of_model(config: TrainConfig, model: Path) -> None:
@@ -259,6 +285,7 @@ def plan_of_run(options: TrainOptions, config: TrainConfig, n_pairs: int | None)
     "What a training would do with so many pairs; None where nobody knows how many there will be."
     return [
         *plan_of_steps(config, n_pairs),
+        *plan_of_validation(options, config),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
         *plan_of_push(options, 'the result'),
@@ -284,6 +311,7 @@ def missing_inputs(options: TrainOptions) -> list[str]:
 def train(options: TrainOptions, config: TrainConfig) -> None:
     "Labels and encoded pairs to a model."
     from balanceddpo import pipeline
+    from balanceddpo.evaluation.validation import validation_of
     from balanceddpo.models.encoding import EncodedPairs
     from balanceddpo.models.families import check_family
     from balanceddpo.training.run import LabelledPairs, check_start
@@ -299,14 +327,22 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     labels, label_config = read_labels(options.labels)
     if options.recipe:
         check_recipe(options.recipe, config, label_config)
+    scorer_specs(options.validation_scorers or (), options.register)
+    watching = validation_of(options, config)
     encoded = EncodedPairs.open(options.encoded)
     if options.dry_run:
         return show_plan(train_plan(options, config, encoded, labels))
     begin_push(options)
     pairs = LabelledPairs(encoded, labels, label_config)
     model = pipeline.train(
-        pairs, config, options.out, resume=options.resume, progress=shows_progress()
+        pairs,
+        config,
+        options.out,
+        progress=shows_progress(),
+        resume=options.resume,
+        callbacks=[*watching, *page_of_run(options)],
     )
+    tell_watched(model.parent)
     print(f'metrics: {model.parent / "metrics.jsonl"}\nmodel: {model}')
     end_push(options, model)
     show_next_of_model(config, model)

@@ -41,6 +41,7 @@ from balanceddpo.pipeline.stages import (
 __all__ = ['run_recipe', 'align']
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #53b9301e
+from ..evaluation.validation import validation_of
 from ..recipes.config import AlignConfig
 from balanceddpo.recipes.groups import (
     Groups,
@@ -230,6 +231,7 @@ def _train_for(
         resume=config.resume,
         progress=config.progress,
         tidy=config.tidy,
+        callbacks=config.callbacks,
     )
     return Model.trained(recipe.name, settings.model, result)
 
@@ -276,6 +278,8 @@ def run_recipe(
     config = config or AlignConfig()
     check_settings(recipe, settings)
     check_start(settings)
+    watching = validation_of(config, settings, scorers, config.dtype)
+    config = replace(config, callbacks=(*watching, *config.callbacks))
     if recipe.groups:
         if isinstance(pairs, Groups):
             return align_groups(recipe, settings, pairs, config, out)
@@ -310,7 +314,8 @@ def align(
     pairs: where the preference pairs come from, or pairs that are labelled and encoded already;
     for a method of groups `prompts` to draw them for, or the `Groups`. scorers: those that vote,
     as `load_scorers` takes them; by default the paper's four, or for a packaged model those of the
-    icon world. out: folder of the run, by default under runs/train. changes: settings of
+    icon world. config: what is done around training, such as validation while it goes on, and
+    callbacks. out: folder of the run, by default under runs/train. changes: settings of
     `TrainConfig` that replace the row's, and `values` as of `settings_of`.
 
     Every stage is found if it was made before, and goes on where it was interrupted. Raises

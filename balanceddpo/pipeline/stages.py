@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame
@@ -35,7 +36,7 @@ from ..models.encoding import EncodedPairs, encode_pairs
 from ..models.families import check_drawing
 from ..models.folders import PACKAGED, local_folder
 from ..models.image_store import ImageStore
-from ..scoring.registry import ScorerSpec, load_scorers, scorers_to_load
+from ..scoring.registry import ScorerSpec, loaded_scorers, scorers_to_load
 from ..scoring.scorers import Scorer, cut_texts, published_units, tell_cut_texts
 from ..scoring.tables import TABLE, read_scores, score_pairs
 from ..training import loop
@@ -163,18 +164,20 @@ def train(
     config: TrainConfig,
     out: str | Path | None = None,
     apart: tuple = (),
-    resume: bool = True,
     progress: bool = False,
     tidy: bool = False,
+    **options: Any,
 ) -> Path:
     """Train the denoiser of `config.model` on labelled pairs (Algorithm 1); the folder of the
-    result, `model` in `out` or in the run's own folder (`apart` as of `run_folder_of`). `tidy`
-    removes the checkpoints at the end.
+    result, `model` in `out` or in the run's own folder (`apart` as of `run_folder_of`, and the
+    rules by which callbacks may stop it). `tidy` removes the checkpoints at the end; `options`
+    (resume, callbacks) as of `training.loop.train`.
 
     Raises InputError as `training.loop.train` does."""
-    place = Path(out) if out else run_folder_of(config, pairs, *apart)
+    rules = [callback.rule for callback in options.get('callbacks', ()) if callback.rule]
+    place = Path(out) if out else run_folder_of(config, pairs, *apart, *rules)
     with _unless_named(out, 'train', place.name):
-        model = loop.train(config, pairs, place, resume=resume, progress=progress)
+        model = loop.train(config, pairs, place, progress=progress, **options)
         if tidy:
             retain(place / 'checkpoints', 0)
     return model
@@ -355,15 +358,6 @@ def evaluate_images(
     scores = image_scores(drawn, scorers, progress)
     found = compare_models(scores, models, [s.name for s in scorers], protocol, ties)
     return Evaluation(found.rates, found.gains, found.ranks, scores, unsound)
-
-# %% ../../nbs/pipeline/01_stages.ipynb #2d863056
-def loaded_scorers(
-    scorers: Sequence[str | ScorerSpec | Scorer], device: str, dtype: str = 'fp32'
-) -> list:
-    "The scorers, those that are named loaded, with shared encoders."
-    named = [s for s in scorers if isinstance(s, (str, ScorerSpec))]
-    loaded = iter(load_scorers(named, device, dtype))
-    return [next(loaded) if isinstance(s, (str, ScorerSpec)) else s for s in scorers]
 
 # %% ../../nbs/pipeline/01_stages.ipynb #21414367
 def evaluate(

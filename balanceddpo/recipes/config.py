@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..core.errors import InputError
+from ..training.validation_config import ValidationConfig
 
 # %% auto #0
 __all__ = ['AlignConfig']
 
 # %% ../../nbs/recipes/05_config.ipynb #421029b9
 @dataclass(frozen=True)
-class AlignConfig:
-    "What `align` does around training. Raises InputError for a group of fewer than two images."
+class AlignConfig(ValidationConfig):
+    """What `align` does around training. Raises InputError for a group of fewer than two images,
+    and as `ValidationConfig` does."""
 
     # label and encode all pairs, not only as many as the steps will visit
     all_pairs: bool = False
@@ -32,8 +34,10 @@ class AlignConfig:
     tidy: bool = False  # remove the checkpoints once the model is there
     apart: tuple[str, ...] = ()  # words that keep the run from others of the same settings
     progress: bool = False  # show progress bars
+    callbacks: tuple[Any, ...] = ()  # what is told of the training, each a `Callback`
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.images_per_prompt < 2:
             raise InputError(
                 f'a group has two images or more: images_per_prompt {self.images_per_prompt}'

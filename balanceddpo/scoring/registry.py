@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from balanceddpo.scoring.scorers import (
 from .weights import find_source, read_weights, source_digest
 
 # %% auto #0
-__all__ = ['PAPER_SCORERS', 'ScorerSpec', 'register_scorer', 'load_scorer', 'load_scorers']
+__all__ = ['PAPER_SCORERS', 'ScorerSpec', 'register_scorer', 'load_scorer', 'load_scorers', 'loaded_scorers']
 
 # %% ../../nbs/scoring/05_registry.ipynb #9ff37a44
 @dataclass(frozen=True)
@@ -330,3 +330,12 @@ def scorers_to_load(
     for one in given:
         found += [f'icons:{kind}' for kind in PAPER_SCORERS] if one == 'icons' else [one]
     return found
+
+# %% ../../nbs/scoring/05_registry.ipynb #8419a1fa
+def loaded_scorers(
+    scorers: Sequence[str | ScorerSpec | Scorer], device: str, dtype: str = 'fp32'
+) -> list[Scorer]:
+    "The scorers, those that are named loaded, with shared encoders."
+    named = [s for s in scorers if isinstance(s, (str, ScorerSpec))]
+    loaded = iter(load_scorers(named, device, dtype))
+    return [next(loaded) if isinstance(s, (str, ScorerSpec)) else s for s in scorers]

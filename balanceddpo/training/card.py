@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ CARD = """\
 # {title}
 
 {tuned} of the denoiser of {base} with {method} ({paper}), by {package}: \
-{steps} optimizer steps of {batch} preference pairs{refresh}.
+{steps} optimizer steps of {batch} preference pairs{refresh}.{stopped}
 {icon_world}
 ## What taught it
 
@@ -110,6 +110,14 @@ def reference_words(config: TrainConfig) -> str:
         return ', against a fixed reference'
     return ''
 
+
+def stop_words(run: Run) -> str:
+    "Why a run ended before its last step, as a sentence; empty if it did not."
+    if not run.stopped:
+        return ''
+    why = as_text(run.stopped['why'])
+    return f' It was to take {run.config.max_steps} steps, and ended before: {why}.'
+
 # %% ../../nbs/training/06_card.ipynb #f95bdc51
 def is_icon_world(config: TrainConfig) -> bool:
     "Whether the model, or what taught it, is of the icon world."
@@ -130,6 +138,7 @@ def card_sentences(run: Run) -> dict:
         'steps': run.step,
         'batch': config.batch_size,
         'refresh': reference_words(config),
+        'stopped': stop_words(run),
         'icon_world': f'\n{ICON_WORLD}\n' if is_icon_world(config) else '',
         'data': as_text(config.data) or 'not named by who trained it',
         'counts': ', '.join(f'{n} {what}' for what, n in run.counts.items()),
@@ -232,6 +241,8 @@ def model_card(run: Run) -> str:
         settings=code_block(written, 'json'),
         **words,
     )
+    for title, section in run.notes.items():
+        text = _before_use(text, f'## {title}\n\n{section}\n')
     if command := told_command():
         text += f'\n## The command\n\n{code_block(command, "sh")}\n'
     return whole_card(card_data(run.config, run.family.folder), text)
@@ -341,39 +352,49 @@ def training_facts(run: Run) -> dict:
         'config': asdict(run.config) | {'model': base_name(run.config)},
         'label_config': asdict(run.label_config),
         'pairs': run.counts,
+        **({'stopped': run.stopped} if run.stopped else {}),
         'versions': versions(),
         'numerics': numeric_path(run.config.device, run.config.precision),
     }
 
-
+# %% ../../nbs/training/06_card.ipynb #f97fe0ae
 def trained_model(run: Run) -> ModelMixin:
     """The denoiser as it is saved: of a sharded run on the first process's CPU, and all processes
-    have to ask for it."""
-    model = run.accelerator.unwrap_model(run.policy, keep_fp32_wrapper=False)
+    have to ask for it. It can go on training."""
+    model = run.accelerator.unwrap_model(run.policy)
     if run.empty is None:
         return model
     return gather_into(run.empty, model, keep=run.accelerator.is_main_process)
 
 
+def write_result(run: Run, model: ModelMixin, place: Path) -> None:
+    """Write a denoiser of the run to `place`: the pipeline or LoRA file, its card, `training.json`
+    and a manifest; all of it or nothing."""
+    adapter = 'default' if run.config.mode == 'lora' else None
+    with staged(place) as folder:
+        save_pipeline(run.family.folder, model, folder, adapter=adapter)
+        (folder / 'README.md').write_text(model_card(run), encoding='utf-8')
+        write_json(folder / 'training.json', training_facts(run))
+        more = {'stopped': run.stopped} if run.stopped else {}
+        write_manifest(folder, step=run.step, **more)
+
+# %% ../../nbs/training/06_card.ipynb #8b8620e6
 def publish(run: Run) -> Path:
-    """Write the result to `out/model`: the pipeline or LoRA file, its card, `training.json` and a
-    manifest; all of it or nothing."""
+    "Write the result to `out/model`, as of `write_result`."
     place = run.out / 'model'
     model = trained_model(run)
     if run.accelerator.is_main_process:
-        adapter = 'default' if run.config.mode == 'lora' else None
-        with staged(place) as folder:
-            save_pipeline(run.family.folder, model, folder, adapter=adapter)
-            (folder / 'README.md').write_text(model_card(run), encoding='utf-8')
-            write_json(folder / 'training.json', training_facts(run))
-            write_manifest(folder, step=run.step)
+        write_result(run, model, place)
     run.accelerator.wait_for_everyone()
     return place
 
 
-def is_published(out: str | Path, step: int) -> bool:
-    "Whether `out/model` is the whole result of `step` steps."
+def is_published(out: str | Path, step: int, rules: Collection[str] = ()) -> bool:
+    """Whether `out/model` is the whole result of `step` steps, or of fewer that one of `rules` has
+    ended."""
     try:
-        return verify_manifest(Path(out) / 'model').get('step') == step
+        manifest = verify_manifest(Path(out) / 'model')
     except InputError:
         return False
+    rule = manifest.get('stopped', {}).get('rule')
+    return manifest.get('step') == step or bool(rule and rule in rules)

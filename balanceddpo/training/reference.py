@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -410,3 +410,27 @@ def make_reference(policy: nn.Module, keep_initial: bool = False) -> Reference:
     "An `AdapterReference` if `policy` has a PEFT adapter called 'default', else a `CopyReference`."
     kind = AdapterReference if 'default' in adapters_of(policy) else CopyReference
     return kind(policy, keep_initial=keep_initial)
+
+# %% ../../nbs/training/02_reference.ipynb #5b75fec1
+def initial_weights(policy: nn.Module) -> dict[str, Tensor]:
+    """Name -> weight, a copy on the CPU, of what training is about to change in `policy`; nothing
+    for one with adapters, under which the base model stays as it is."""
+    if adapters_of(policy):
+        return {}
+    return {n: p.detach().cpu().clone() for n, p in policy.named_parameters() if p.requires_grad}
+
+
+def adapted_and_base(policy: nn.Module, adapter: str) -> Iterator[tuple[Tensor, Tensor]]:
+    "The weight of each PEFT layer with its adapter merged into it, and without, fp32."
+    for layer in tuner_layers(policy, adapter).values():
+        base = layer.get_base_layer().weight.float()
+        yield base + layer.get_delta_weight(adapter).float(), base
+
+
+def distance_from_base(policy: nn.Module, initial: dict[str, Tensor]) -> float:
+    """How far the trained weights of `policy` are from those of the base model, relative to their
+    size; `initial` as of `initial_weights`. With adapters, of the layers that 'default' adapts."""
+    if not initial:
+        return relative_distance(adapted_and_base(policy, 'default'))
+    weights = dict(policy.named_parameters())
+    return relative_distance((weights[name], w) for name, w in initial.items())

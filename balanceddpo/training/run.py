@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -152,13 +152,28 @@ class Run:
     step: int = 0  # finished optimizer steps
     bad_steps: int = 0  # steps in a row that were not finite
     window: list[dict] = field(default_factory=list)  # measures since the last row of metrics
+    callbacks: Sequence[Any] = ()  # what is told of the run, each a `Callback`
+    # why the run ends before its last step, and by which rule; empty as long as it does not
+    stopped: dict[str, str] = field(default_factory=dict)
+    # title -> Markdown of the sections that callbacks add to the model card
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def sharded(self) -> bool:
         "Whether each process holds a part of the weights, instead of all."
         return self.empty is not None
 
+    @property
+    def is_over(self) -> bool:
+        "Whether no step is left to take."
+        return bool(self.stopped) or self.step >= self.config.max_steps
 
+    def stop(self, why: str, rule: str = '') -> None:
+        """End the training after the step at hand as if it were the last one; the card says `why`.
+        Whoever asks for a run that a `rule` ended, and has the same rule, finds it finished."""
+        self.stopped = self.stopped or {'why': why, 'rule': rule}
+
+# %% ../../nbs/training/04_run.ipynb #d59454fb
 def trained_state(run: Run) -> dict[str, Tensor]:
     "Name -> tensor of the trained parameters."
     return {
