@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +44,10 @@ LINK = re.compile(r'\]\(([^)\s]+)\)')
 DIRECTIVE = re.compile(r'^#\|\s*(\S+).*\n?', re.M)
 # nbdev takes it from notebooks, and without it nothing says that they are Python
 KERNEL = {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}
-METADATA = {'kernelspec': KERNEL}
+METADATA = {
+    'kernelspec': KERNEL,
+    'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'},
+}
 THUMBNAIL = 640  # pixels, the longer side
 BRANCH = 'notebooks'  # where the workflow puts the notebooks that Colab opens
 
@@ -384,7 +388,9 @@ def gathered() -> dict[str, str | bytes]:
         for pattern in PAGES
         for p in sorted(ROOT.glob(pattern))
     }
-    texts['index.md'] = first_page([room for room in rooms() if f'nbs/{room}/index.md' in made])
+    shown_rooms = [room for room in rooms() if f'nbs/{room}/index.md' in made]
+    texts['index.md'] = first_page(shown_rooms, texts)
+    texts['docs/tutorials/index.md'] = with_tutorials(texts['docs/tutorials/index.md'])
     made['nbs/repro/index.md'] = page_of_studies(paths)
     texts['_cite.md'] = cite()
     links = Links({*made, *texts, *paths})
@@ -393,10 +399,19 @@ def gathered() -> dict[str, str | bytes]:
     return made | {place: (ROOT / path).read_bytes() for place, path in links.files.items()}
 
 
-def first_page(rooms_shown: list[str]) -> str:
-    "docs/site/index.md with the rooms in its list of pages."
+def first_page(rooms_shown: list[str], pages: Iterable[str]) -> str:
+    "docs/site/index.md with the rooms, and with the pages of docs that it does not name itself."
     text = (ROOT / 'docs/site/index.md').read_text(encoding='utf-8')
+    named = set(re.findall(r'^docs/\w+$', text, re.M))
+    found = {p.removesuffix('.md') for p in pages if re.fullmatch(r'docs/\w+\.md', p)}
+    text = text.replace('OTHERS\n', ''.join(f'{page}\n' for page in sorted(found - named)))
     return text.replace('ROOMS', '\n'.join(f'nbs/{room}/index' for room in rooms_shown))
+
+
+def with_tutorials(text: str) -> str:
+    "The list of tutorials, with a list of pages in the same order."
+    names = re.findall(r'\((\w+)\.ipynb\)', text)
+    return text + '\n' + toctree(names).replace(':titlesonly:', ':titlesonly:\n:hidden:')
 
 
 def page_of_studies(paths: list[str]) -> str:
