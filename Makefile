@@ -3,7 +3,7 @@
 ## make format   format notebooks, tests and benchmarks, and mend what ruff can mend
 ## make test     every test: format, lint and types, notebooks, package, wheel
 ## make quick    the tests of the rooms that you have changed
-## make docs     write the pages that repeat what stands elsewhere
+## make docs     write the pages that repeat what stands elsewhere, and build the site of documentation: build/site/html/index.html
 ## make bench    our speed beside that of the public ways, on this machine: at most 15 minutes on two cores, rows in runs/benchmarks
 ## They make the environment (.venv) first if it is not there. Options: PYTHON=python3.12  VENV=/elsewhere  SCALE=smoke  PIP_FLAGS=...
 
@@ -81,8 +81,11 @@ quick: $(VENV)/.installed
 	@echo 'tests of: $(or $(wildcard $(ROOMS)),nothing, for nothing has changed)'
 	@$(if $(wildcard $(ROOMS)),$(RUN) -m pytest -n 2 --dist loadgroup $(wildcard $(ROOMS)))
 
+# REPOSITORY=OWNER/NAME adds badges for Colab and links to the source.
 docs: $(VENV)/.installed
 	$(RUN) docs/make.py
+	$(RUN) docs/gather.py build/site/source
+	$(RUN) -m sphinx -q -j 2 -W --keep-going -c docs/site -d build/site/doctrees build/site/source build/site/html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache _proc _docs
