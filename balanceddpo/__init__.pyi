@@ -13,6 +13,7 @@ from .models.config import SampleConfig as SampleConfig
 from .models.encoding import EncodedPairs as EncodedPairs
 from .models.exporting import export as export
 from .models.picture_store import Pictures as Pictures
+from .page.training_page import TrainingPage as TrainingPage
 from .pipeline import Model as Model
 from .pipeline import align as align
 from .pipeline import encode as encode
@@ -27,8 +28,10 @@ from .recipes.settings import variant as variant
 from .recipes.table import recipe_named as recipe_named
 from .scoring.registry import load_scorers as load_scorers
 from .scoring.registry import register_scorer as register_scorer
+from .training.callbacks import Callback as Callback
 from .training.config import TrainConfig as TrainConfig
 from .training.run import LabelledPairs as LabelledPairs
+from .training.validation_config import ValidationConfig as ValidationConfig
 from .voting.config import LabelConfig as LabelConfig
 from .voting.labels import labeller as labeller
 from .voting.labels import read_labels as read_labels

@@ -32,18 +32,6 @@ from balanceddpo.command.plans import (
     times,
     to_download,
 )
-from ..core.engines import EngineOptions
-from ..core.errors import InputError
-from ..core.files import read_json
-from balanceddpo.core.publishing import (
-    HubOptions,
-    begin_push,
-    check_push,
-    end_push,
-    plan_of_push,
-)
-from ..core.stages import runs_root
-from ..training.validation_config import ValidationConfig
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -56,6 +44,20 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/command/04_training.ipynb #fc41ed57
+from ..core.engines import EngineOptions
+from ..core.errors import InputError
+from ..core.files import read_json
+from balanceddpo.core.publishing import (
+    HubOptions,
+    begin_push,
+    check_push,
+    end_push,
+    plan_of_push,
+)
+from ..core.stages import runs_root
+from ..training.validation_config import ValidationConfig
 
 # %% ../../nbs/command/04_training.ipynb #cba842f5
 @dataclass(frozen=True)

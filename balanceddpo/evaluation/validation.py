@@ -500,10 +500,10 @@ class Validation(Callback):
             raise InputError('validation needs a scorer: name it in validation_scorers')
         if len(self.prompts) * config.validation_images < 2:
             raise InputError('validation needs two pictures or more: their spread is the unit')
-        self.stop_rule = stop_rule(config.stop_when)
+        names, self.stop_rule = self.judges.names, stop_rule(config.stop_when)
         if self.stop_rule:
-            self.stop_rule.check(self.judges.names)
-            asked = digest(asdict(as_plain(config)), self.prompts.key, self.judges.names)
+            self.stop_rule.check(names)
+            asked = digest(asdict(as_plain(config)), self.prompts.key, names)
             self.rule = f'{config.stop_when} ({asked})'
 
     def on_base(self, run: Run) -> None:

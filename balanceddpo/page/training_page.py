@@ -10,6 +10,7 @@ import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +22,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from ..core.errors import reason_of
 from ..core.files import package_folder, read_json, staged
 from ..evaluation.validation import ROWS, picture_file, step_folder
 from ..losses.methods import LOSSES
 from ..training.callbacks import Callback
-from ..training.card import base_name, is_icon_world
+from ..training.card import base_name, card_title, is_icon_world
 from ..training.run import Run
 
 # %% auto #0
@@ -124,7 +126,7 @@ def spread_out(places: Sequence[float], apart: float = LETTER) -> list[float]:
 def drawn_curve(curve: Curve, number: int, x: Scale, y: Scale) -> dict[str, Any]:
     "A curve as its template takes it: a line, points and whiskers, and where it ends."
     points = [(x(a), y(b)) for a, b in thinned(curve.points)]
-    few = len(points) <= 40
+    few = len(points) <= 24
     whiskers = [
         (x(a), y(low), y(high)) for (a, _), (low, high) in zip(curve.points, curve.intervals)
     ]
@@ -148,6 +150,7 @@ def drawn(chart: Chart, steps: int, refreshes: Sequence[int]) -> dict[str, Any]:
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     curves = [drawn_curve(curve, k, x, y) for k, curve in enumerate(chart.curves) if curve.points]
     names = spread_out([curve['end'][1] for curve in curves])
+    beside = max((curve['end'][0] for curve in curves), default=LEFT) + 12
     return {
         'title': chart.title,
         'says': chart.says,
@@ -155,7 +158,7 @@ def drawn(chart: Chart, steps: int, refreshes: Sequence[int]) -> dict[str, Any]:
         'up': [(y(t), f'{t:g}') for t in ticks(low, high, 4)],
         'level': None if chart.level is None else y(chart.level),
         'refreshes': [x(step) for step in refreshes],
-        'curves': [curve | {'label': place} for curve, place in zip(curves, names)],
+        'curves': [c | {'label': (beside, place)} for c, place in zip(curves, names)],
         'frame': (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         'size': (WIDTH, HEIGHT),
     }
@@ -211,7 +214,7 @@ def charts_of(metrics: Sequence[Mapping], validations: Sequence[Mapping]) -> lis
 
 # %% ../../nbs/page/07_training_page.ipynb #b91cad48
 SMALL, THUMBNAIL = 96, 176  # pixels of the longer side
-MOST_COLUMNS = 11  # of validations
+MOST_COLUMNS = 10  # of validations
 
 
 @lru_cache(maxsize=4096)
@@ -275,9 +278,9 @@ class About:
 
 def about(run: Run, state: str, is_running: bool) -> About:
     "What the page of a live run says of it."
-    title = f'{LOSSES[run.config.method].title} on {base_name(run.config)}'
+    words = {'method': LOSSES[run.config.method].title, 'base': base_name(run.config)}
     return About(
-        title,
+        card_title(run, words),
         run.config.max_steps,
         run.step,
         f'stopped: {run.stopped["why"]}' if run.stopped and not is_running else state,
@@ -334,7 +337,8 @@ def write_training_page(out: Path, what: About) -> Path:
 
 # %% ../../nbs/page/07_training_page.ipynb #7267cefe
 class TrainingPage(Callback):
-    "Writes the page of a run, `index.html` in its folder, as the run goes on."
+    """Writes the page of a run, `index.html` in its folder, as the run goes on. Where it cannot, it
+    warns, and the run goes on without."""
 
     every = 30.0  # seconds between two pages, where nothing else asks for one
 
@@ -342,9 +346,13 @@ class TrainingPage(Callback):
         self.written = -math.inf
 
     def _write(self, run: Run, state: str = 'running', is_running: bool = True) -> None:
-        if run.accelerator.is_main_process:
+        if not run.accelerator.is_main_process:
+            return
+        self.written = time.monotonic()
+        try:
             write_training_page(run.out, about(run, state, is_running))
-            self.written = time.monotonic()
+        except Exception as e:  # nobody wants to lose a run to its page
+            warnings.warn(f'the page of the run was not written: {reason_of(e)}', stacklevel=2)
 
     def on_start(self, run: Run) -> None:
         "With the pictures of the base model."
