@@ -29,6 +29,7 @@ from balanceddpo.command.plans import (
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import canonical, digest, read_json, staged
+from ..core.hub_access import is_repository_name
 from ..core.shares import is_first_process
 from ..core.stages import runs_root
 
@@ -249,7 +250,7 @@ def check_model(model: str, name: str) -> None:
             f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of'
             ' images (index.parquet), and holds no pictures'
         )
-    if not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model):
+    if not Path(model).exists() and not is_repository_name(model):
         raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
 
 
