@@ -28,6 +28,7 @@ from .results import write_results
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from ..core.files import digest, read_json
+from ..core.hub_access import is_repository_name
 from ..core.shares import is_first_process
 from ..core.stages import runs_root
 
@@ -251,7 +252,7 @@ def check_model(model: str, name: str) -> None:
             f'{model} is neither a diffusers pipeline (model_index.json) nor a finished set of'
             ' images (index.parquet), and holds no pictures'
         )
-    if not Path(model).exists() and not re.fullmatch(r'[\w.-]+/[\w.-]+', model):
+    if not Path(model).exists() and not is_repository_name(model):
         raise InputError(f'{model}: no such folder, and no name of a model on the Hub (owner/name)')
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,6 +18,14 @@ from .progress import Progress, on_terminal
 
 # %% auto #0
 __all__ = ['why_no_hub']
+
+# %% ../../nbs/core/21_hub_access.ipynb #b683f193
+REPOSITORY = r'[\w.-]+/[\w.-]+'  # OWNER/NAME
+
+
+def is_repository_name(text: str) -> bool:
+    "Whether a text has the form of a repository's name on the Hub."
+    return re.fullmatch(REPOSITORY, text) is not None
 
 # %% ../../nbs/core/21_hub_access.ipynb #145514ac
 @cache

@@ -23,10 +23,17 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
         yield some
 
 # %% ../../nbs/core/06_parallel.ipynb #21c4f453
+def core_count() -> int:
+    "The cores that this process may use; of the machine's, where the system does not say."
+    if hasattr(os, 'sched_getaffinity'):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_threads(f: Callable, items: Sequence) -> list:
     """`[f(i) for i in items]`, in up to eight threads where there are the cores for it; for work
     that lets go of the interpreter's lock."""
-    threads = min(8, (os.cpu_count() or 1) - 1, len(items) // 8)
+    threads = min(8, core_count() - 1, len(items) // 8)
     if threads < 2:
         return [f(i) for i in items]
     with ThreadPoolExecutor(threads) as pool:
@@ -36,9 +43,10 @@ def in_threads(f: Callable, items: Sequence) -> list:
 def ahead_in_threads(
     f: Callable, items: Iterable, ahead: int = 64, threads: int | None = None
 ) -> Iterator:
-    """Yield `f(i)` for i in `items`, in their order; threads, as many as there are cores but one,
-    work up to `ahead` of them before they are asked for. What `f` raises comes in its place."""
-    pool = ThreadPoolExecutor(threads or max(1, min(8, (os.cpu_count() or 1) - 1)))
+    """Yield `f(i)` for i in `items`, in their order; as many threads as there are cores for this
+    process but one work up to `ahead` of them before they are asked for. What `f` raises comes in
+    its place."""
+    pool = ThreadPoolExecutor(threads or max(1, min(8, core_count() - 1)))
     waiting = deque()
     try:
         for i in items:
@@ -64,13 +72,6 @@ def environment(**changes: str) -> Generator[None, None, None]:
                 os.environ.pop(k, None)
             else:
                 os.environ[k] = v
-
-
-def core_count() -> int:
-    "The cores that this process may use; of the machine's, where the system does not say."
-    if hasattr(os, 'sched_getaffinity'):  # on Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def thread_settings(workers: int) -> dict[str, str]:

@@ -127,12 +127,13 @@ def _several(unit: str) -> str:
 
 def counted(n: int, unit: str = '') -> str:
     "A count with spaces between thousands, and what is counted."
-    return f'{n:,} {unit and _several(unit)}'.replace(',', ' ').strip()
+    named = unit if n == 1 or not unit else _several(unit)
+    return f'{n:,} {named}'.replace(',', ' ').strip()
 
 
 def speed(rate: float, unit: str) -> str:
     "So many units in a second: as that, or as the seconds of one if it takes longer."
-    return f'{rate:.3g} {_several(unit)}/s' if rate >= 1 else f'{1 / rate:.3g} s a {unit}'
+    return f'{rate:.3g} {_several(unit)}/s' if rate >= 1 else f'{1 / rate:.3g} s/{unit}'
 
 
 def memory_told() -> str:

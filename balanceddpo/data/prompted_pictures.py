@@ -300,7 +300,7 @@ def _refuse_lacking(found: Found, prompts: Sequence, how: str) -> None:
         )
 
 
-def prompts_of(
+def texts_of_pictures(
     found: Found, prompt: str | None = None, file: str | Path | None = None
 ) -> tuple[list[str], str]:
     """The prompt of each picture, and where they come from, in words. Raises InputError if a
@@ -375,7 +375,7 @@ class PictureSource:
         found = find_pictures(places)
         if not found.names:
             raise InputError(f'{found.place}: no pictures: it is empty')
-        texts, how = prompts_of(found, prompt, prompts)
+        texts, how = texts_of_pictures(found, prompt, prompts)
         for text in (*found.names, *texts):
             valid_text(text)
         return cls(found, tuple(texts), how)

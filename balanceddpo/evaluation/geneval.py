@@ -34,7 +34,7 @@ from balanceddpo.evaluation.tasks import (
     TASK_COLUMNS,
     check_tasks,
     image_rows,
-    prompts_of,
+    prompts_of_images,
     shortened,
 )
 from ..models.image_store import ImageStore
@@ -157,7 +157,7 @@ def check_images(
     classifier where a prompt asks for a color, before anything is detected."""
     if detect is None:
         raise InputError('nothing says what is in an image: give detect')
-    wanted, reasons = prompts_of(store, prompts), []
+    wanted, reasons = prompts_of_images(store, prompts), []
     if classify_color is None:
         for p in wanted:
             if any(c.color for c in p.include):

@@ -233,7 +233,7 @@ def image_rows(store: ImageStore, model: str | None = None) -> pd.DataFrame:
     return rows.assign(model=model or store.model, sampler=as_json(canonical(sampler)))
 
 
-def prompts_of(store: ImageStore, prompts: Iterable) -> list:
+def prompts_of_images(store: ImageStore, prompts: Iterable) -> list:
     """For each image of a store, the one of `prompts` (with an attribute `prompt`) that it was
     drawn for. Raises InputError for an image of another prompt."""
     known = {p.prompt: p for p in prompts}

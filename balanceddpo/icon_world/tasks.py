@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import asset, digest
 from ..data.prompts import prompt_id
-from ..evaluation.tasks import check_tasks, image_rows, prompts_of
+from ..evaluation.tasks import check_tasks, image_rows, prompts_of_images
 from ..figures import style
 from ..figures.tables import adherence_caption, display_name
 from .checks import as_pictures, recognise
@@ -159,7 +159,7 @@ def check_store(
 ) -> pd.DataFrame:
     """The task table of an `ImageStore` drawn for `IconPrompt`s, with the columns of
     `check_pictures`. Raises InputError for an image of another prompt."""
-    wanted = prompts_of(store, prompts)
+    wanted = prompts_of_images(store, prompts)
     images = [store.image(r.prompt_id, r.image_index) for r in store.index.itertuples()]
     found = check_pictures(as_pictures(images), wanted)
     return check_tasks(pd.concat([image_rows(store, model), found], axis=1))

@@ -16,6 +16,7 @@ import torch
 
 from ..core.errors import InputError, unknown
 from ..core.files import asset, digest, read_json
+from ..core.hub_access import is_repository_name
 from ..core.plugins import blamed_on, find_plugin, names_offered
 from .encoders import load_encoder
 from balanceddpo.scoring.scorers import (
@@ -80,7 +81,7 @@ def _is_weight_file(text: str) -> bool:
 
 
 def _is_on_hub(text: str) -> bool:
-    return re.fullmatch(r'(hf-hub:)?[\w.-]+/[\w.-]+', text) is not None
+    return is_repository_name(text.removeprefix('hf-hub:'))
 
 
 def split_source(text: str) -> tuple[str, str | None]:

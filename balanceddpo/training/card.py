@@ -17,6 +17,7 @@ from ..core.commands import told_command
 from ..core.devices import versions
 from ..core.errors import InputError
 from ..core.files import staged, write_json
+from ..core.hub_access import REPOSITORY
 from ..core.numerics import numeric_path
 from ..core.sharding import gather_into
 from ..core.stages import verify_manifest, write_manifest
@@ -182,7 +183,7 @@ def card_data(config: TrainConfig, folder: str | Path = '') -> ModelCardData:
         link = f'https://huggingface.co/{config.model}/blob/main/{link}'
     if '://' in link:
         more['license_link'] = link
-    if named := re.fullmatch(r'hub:([\w.-]+/[\w.-]+)(@\S+)?', config.data.strip()):
+    if named := re.fullmatch(rf'hub:({REPOSITORY})(@\S+)?', config.data.strip()):
         more['datasets'] = [named[1]]
     return ModelCardData(
         library_name='diffusers',

@@ -23,7 +23,6 @@ from ..models.families import lora_targets
 from ..models.family import Family
 from ..models.shapes import folder_shapes, inputs_on_meta, published_shapes
 from .config import TrainConfig
-from .reference import make_reference
 from .run import prepare_policy
 
 # %% auto #0
@@ -198,14 +197,12 @@ def memory_of_step(family: Family, config: TrainConfig, kind: str = 'cuda') -> S
     fullest; the denoiser is prepared for it in place. Errors as of `activations`."""
     policy, trained = _policy_on_meta(family, config)
     found = activations(family, config, kind)
-    weights = [*policy.parameters(), *policy.buffers()]
-    if LOSSES[config.method].needs_reference:
-        with torch.device('meta'):
-            reference: nn.Module = getattr(make_reference(policy), 'model', policy)
-        weights += [*policy.parameters(), *reference.parameters(), *reference.buffers()]
+    weights = _bytes_of([*policy.parameters(), *policy.buffers()])
+    if LOSSES[config.method].needs_reference:  # what is not trained it has together with the policy
+        weights += _bytes_of([*trained, *policy.buffers()])
     n = sum(p.numel() for p in trained)
     return StepMemory(
-        weights=_bytes_of(weights) + (4 * n if config.ema else 0),
+        weights=weights + (4 * n if config.ema else 0),
         gradients=_bytes_of(trained),
         optimizer=n * MOMENTS[config.optimizer],
         copies=found.copies,

@@ -40,9 +40,7 @@ def test_off_a_terminal_there_are_lines_with_a_rate_and_no_bar(world, tmp_path):
     text = log.read_text()
     lines = [line.split(' INFO ')[1] for line in text.splitlines() if is_log_line(line)]
     assert lines[0].startswith('scoring: begins, 8 pairs, ')
-    rate = (
-        r'scoring: 8 of 8 pairs, [\d.e+]+ (pairs/s|s a pair), 0 seconds left, [\d.]+ GB of memory'
-    )
+    rate = r'scoring: 8 of 8 pairs, [\d.e+]+ (pairs/s|s/pair), 0 seconds left, [\d.]+ GB of memory'
     assert any(re.fullmatch(rate, line) for line in lines)
     assert re.match(r'scoring: ended with 8 pairs after [\d.]+ seconds', lines[-1])
     assert '\r' not in text

@@ -60,7 +60,7 @@ def test_what_was_done_before_is_not_counted_as_fast(lines):
     told.close()
     assert texts(lines) == [
         'training: begins, 100 steps, 90 of them done before, M',
-        'training: 94 of 100 steps, 10 s a step, 60 seconds left, M',
+        'training: 94 of 100 steps, 10 s/step, 60 seconds left, M',
         'training: ended with 94 steps after 40 seconds, loss 0.5, M',
     ]
 
@@ -102,7 +102,7 @@ def test_an_error_is_told_as_a_stop_and_a_stage_of_nothing_is_silent(lines):
     with pytest.raises(ZeroDivisionError), Progress('images', 4, 'image', clock=Clock()) as told:
         told.update()
         raise ZeroDivisionError
-    assert texts(lines)[-1] == 'images: stopped at 1 images after 0 seconds, M'
+    assert texts(lines)[-1] == 'images: stopped at 1 image after 0 seconds, M'
     before = len(lines)
     for done, shown in ((4, True), (0, False)):
         with Progress('images', 4, 'image', done, shown) as told:
@@ -134,7 +134,7 @@ def test_a_library_says_nothing_until_it_is_asked(capfd, monkeypatch):
             Progress('quiet', 1).close()
     said = capfd.readouterr().err.splitlines()
     assert [is_log_line(line) for line in said] == [True, True]
-    assert 'INFO seen: begins, 1 steps' in said[0]
+    assert 'INFO seen: begins, 1 step' in said[0]
     assert (LOG.handlers, LOG.propagate) == (handlers, True)
 
 

@@ -24,7 +24,7 @@ def test_clip_view_equals_transformers_pixel_for_pixel(models):
 
 
 def test_views_in_threads_are_the_same(monkeypatch):
-    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    monkeypatch.setattr('balanceddpo.core.parallel.core_count', lambda: 8)
     batch = ImageBatch([noise((60, 50), i) for i in range(40)])
     close(
         torch.stack(in_threads(lambda i: crop_to_square(batch[i], 32), range(40))),
