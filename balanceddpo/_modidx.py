@@ -1487,6 +1487,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'balanceddpo/evaluation/human_votes.py')},
             'balanceddpo.evaluation.intervals': { 'balanceddpo.evaluation.intervals.Bootstrap': ( 'evaluation/intervals.html#bootstrap',
                                                                                                   'balanceddpo/evaluation/intervals.py'),
+                                                  'balanceddpo.evaluation.intervals._prompts_drawn': ( 'evaluation/intervals.html#_prompts_drawn',
+                                                                                                       'balanceddpo/evaluation/intervals.py'),
                                                   'balanceddpo.evaluation.intervals.bootstrap_interval': ( 'evaluation/intervals.html#bootstrap_interval',
                                                                                                            'balanceddpo/evaluation/intervals.py'),
                                                   'balanceddpo.evaluation.intervals.rate_interval': ( 'evaluation/intervals.html#rate_interval',
