@@ -23,6 +23,7 @@ from balanceddpo.command import (  # noqa: F401
     exporting,
     inspection,
     labelling,
+    sampling,
     scoring,
     studies,
     training,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
 
@@ -48,6 +49,18 @@ class Bootstrap:
 DEFAULT_BOOTSTRAP = Bootstrap()
 
 
+# an evaluation asks for the same draws for every scorer and comparison of a prompt set
+@lru_cache(maxsize=2)
+def _prompts_drawn(times: tuple[int, ...], resamples: int, seed: int) -> np.ndarray:
+    """How often each outcome comes when as many prompts are drawn again: `[resamples, outcomes]`,
+    where outcome k is that of `times[k]` prompts. In the smallest type that holds it."""
+    n = sum(times)
+    drawn = np.random.default_rng(seed).multinomial(n, np.array(times) / n, size=resamples)
+    drawn = drawn.astype(np.min_scalar_type(int(drawn.max())))
+    drawn.flags.writeable = False
+    return drawn
+
+
 def bootstrap_interval(
     points: ArrayLike,
     out_of: ArrayLike | None = None,
@@ -64,9 +77,7 @@ def bootstrap_interval(
     points = np.asarray(points, 'float64')
     out_of = np.ones_like(points) if out_of is None else np.asarray(out_of, 'float64')
     outcomes, times = np.unique(np.stack([points, out_of], axis=1), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(points), times / len(points), size=resamples
-    )
+    drawn = _prompts_drawn(tuple(times.tolist()), resamples, seed)
     total, divisor = (drawn @ outcomes).T
     if not divisor.any():
         return 0.0, 1.0

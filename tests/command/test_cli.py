@@ -37,7 +37,8 @@ LIGHT = """
     core.files core.jobs core.parallel core.processes core.progress core.publishing core.shares
     core.stages
     command.options command.plans command.labelling command.training command.alignment
-    command.evaluation command.results command.exporting command.inspection command.scoring
+    command.evaluation command.results command.sampling command.exporting command.inspection
+    command.scoring
     command.studies command.votes command.verification command.doctor command.completion
     command.asking
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page

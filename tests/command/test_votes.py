@@ -1,18 +1,21 @@
 """balanceddpo votes: from the images of an evaluation to people's win rates, and to labels."""
 
 import json
+import re
 import shlex
+import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_votes import side, vote, write_votes
 
 from balanceddpo.cli import VERBS
 from balanceddpo.command.asking import parse
 from balanceddpo.data.sources import read_pairs
 from balanceddpo.evaluation.result_images import ResultImages
 from balanceddpo.voting.labels import read_labels
+from made_votes import side, vote, write_votes
 from short_commands import DRAW
 
 
@@ -25,9 +28,7 @@ def results(world, tmp_path, run):
         store = pd.read_parquet(tmp_path / f'drawn{n}/index.parquet')
         (tmp_path / name).mkdir()
         for k, row in enumerate(store.itertuples()):
-            (tmp_path / name / f'{k}.png').write_bytes(
-                (tmp_path / f'drawn{n}' / row.file).read_bytes()
-            )
+            shutil.copy(tmp_path / f'drawn{n}' / row.file, tmp_path / name / f'{k}.png')
             (tmp_path / name / f'{k}.txt').write_text(row.prompt)
     words = [*(f'{name}={tmp_path / name}' for name in ('base', 'ours')), '--device', 'cpu']
     run('evaluate', *words, '--scorers', f'clip={world}/clip', '--out', tmp_path / 'results')
@@ -136,6 +137,18 @@ def test_votes_on_pairs_label_those_pairs(world, tmp_path, run):
     assert [(p.pair_id, p.label_0) for p in read_pairs(out)] == [
         (p.pair_id, label) for p, label in zip(pairs, (1, 0, 0.5))
     ]
+
+
+def test_the_python_on_the_page_runs(files, tmp_path, monkeypatch, capfd):
+    page = Path(__file__).resolve().parents[2] / 'docs/votes.md'
+    (code,) = re.findall(r'```python\n(.*?)```', page.read_text(), re.S)
+    (tmp_path / 'work').mkdir()
+    for file in files[:2]:
+        shutil.copy(file, tmp_path / 'work' / f'votes-{file.name}')
+    monkeypatch.chdir(tmp_path)
+    exec(code, scope := {})
+    assert scope['human_win_rates'](scope['votes']).win_rate.tolist() == [(0.5 + 1) / 2]
+    assert 'a red cat' in capfd.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(files, tmp_path, run):

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_votes import side, vote, votes_for, write_votes
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import cohen_kappa_score
 
@@ -20,6 +19,7 @@ from balanceddpo.evaluation.intervals import Bootstrap
 from balanceddpo.evaluation.vote_files import read_votes
 from balanceddpo.evaluation.win_rates import compare, score_table
 from balanceddpo.voting.labels import confidence_votes
+from made_votes import side, vote, votes_for, write_votes
 
 PROMPTS = ('kite', 'fox', 'dog', 'cat')
 # three people, four prompts; the shares for ours, alike a half: 1, 1/2, 1/3, 1

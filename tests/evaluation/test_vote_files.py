@@ -4,12 +4,12 @@ import json
 
 import pandas as pd
 import pytest
-from made_votes import SHA, side, vote, votes_for, write_votes
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.evaluation import vote_files
 from balanceddpo.evaluation.vote_files import read_votes
 from made_pairs import refused
+from made_votes import SHA, side, vote, votes_for, write_votes
 
 PROMPTS = ('kite', 'fox', 'dog')
 

@@ -5,7 +5,6 @@ from hashlib import sha256
 
 import pandas as pd
 import pytest
-from made_votes import side, vote, write_votes
 
 from balanceddpo.data.pairs import make_pair
 from balanceddpo.data.prompted_pictures import PictureSource
@@ -15,6 +14,7 @@ from balanceddpo.evaluation.vote_files import read_votes
 from balanceddpo.evaluation.voted_pairs import check_voted, relabelled_pairs, voted_pairs
 from balanceddpo.models.picture_store import Pictures, all_pictures
 from made_pairs import plain, refused, some_pairs
+from made_votes import side, vote, write_votes
 
 NAMES = ('a_red_kite', 'a_red_fox')
 

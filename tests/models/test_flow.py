@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from balanceddpo.command.evaluation import sample_plan
 from balanceddpo.command.plans import amount
+from balanceddpo.command.sampling import sample_plan
 from balanceddpo.command.training import EncodeOptions, TrainOptions, encode_plan, train_plan
 from balanceddpo.core.errors import InputError
 from balanceddpo.data.prompts import PromptSet

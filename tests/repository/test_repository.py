@@ -47,7 +47,8 @@ LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
     ' paper.repro_notebooks paper.reproduction paper.results_page'
     ' command.options command.plans command.labelling command.training command.alignment'
-    ' command.evaluation command.results command.exporting command.scoring command.studies'
+    ' command.evaluation command.results command.sampling command.exporting command.scoring'
+    ' command.studies'
     ' command.completion command.doctor command.votes command.asking core.config_files core.devices'
     ' core.hub_access core.plugins cli'
 ).split()
