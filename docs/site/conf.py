@@ -32,6 +32,7 @@ exclude_patterns = ['paper_figures', '_cite.md']
 # notebooks are shown with the outputs that they were kept with; tests run them
 nb_execution_mode = 'off'
 nb_merge_streams = True
+suppress_warnings = ['misc.highlighting_failure']  # a `!command` that has a second line
 nb_code_prompt_show = nb_code_prompt_hide = 'Imports'
 myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 3

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from sphinx.util.inventory import InventoryFile
 
+pytestmark = pytest.mark.xdist_group('site')  # so that it is built once
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(
     path.relative_to(ROOT).as_posix()

@@ -66,4 +66,5 @@ def test_bars_of_progress_are_not_kept():
         'a\nx:  50%|# | 1/2 [00:01<00:01, 1.00it/s]\rx: 100%|##| 2/2 [00:02<00:00, 1.00it/s]\nb\n'
     )
     assert run_tutorials.last_words(bars) == 'a\nb\n'
+    assert run_tutorials.last_words('pairs: 6pair [00:00, 29.56pair/s]\nend [a, b]') == 'end [a, b]'
     assert run_tutorials.last_words('10 %\r20 %\nend') == '20 %\nend'
