@@ -411,6 +411,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training.check_recipe': ( 'command/training.html#check_recipe',
                                                                                              'balanceddpo/command/training.py'),
+                                              'balanceddpo.command.training.check_training': ( 'command/training.html#check_training',
+                                                                                               'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training.encode': ( 'command/training.html#encode',
                                                                                        'balanceddpo/command/training.py'),
                                               'balanceddpo.command.training.encode_plan': ( 'command/training.html#encode_plan',

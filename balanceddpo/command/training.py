@@ -303,6 +303,17 @@ def missing_inputs(options: TrainOptions) -> list[str]:
         if not path.exists()
     ]
 
+# %% ../../nbs/command/04_training.ipynb #62b55b22
+def check_training(options: TrainOptions, config: TrainConfig) -> None:
+    "Raises InputError for what can be told of a training before its inputs are read."
+    from balanceddpo.models.families import check_family
+    from balanceddpo.training.run import check_start
+
+    check_push(options.push_to_hub, options.public)
+    check_start(config)
+    if options.family:
+        check_family(config.model, options.family)
+
 # %% ../../nbs/command/04_training.ipynb #6c73f1bb
 @verb(
     'train',
@@ -315,14 +326,10 @@ def train(options: TrainOptions, config: TrainConfig) -> None:
     from balanceddpo import pipeline
     from balanceddpo.evaluation.validation import validation_of
     from balanceddpo.models.encoding import EncodedPairs
-    from balanceddpo.models.families import check_family
-    from balanceddpo.training.run import LabelledPairs, check_start
+    from balanceddpo.training.run import LabelledPairs
     from balanceddpo.voting.labels import read_labels
 
-    check_push(options.push_to_hub, options.public)
-    check_start(config)
-    if options.family:
-        check_family(config.model, options.family)
+    check_training(options, config)
     if options.dry_run and (missing := missing_inputs(options)):
         first = f'train {config.model} ({config.mode}) on pairs that are yet to be made'
         return show_plan([first, *missing, *plan_of_run(options, config, None)])
