@@ -56,15 +56,17 @@ def carried_by_one(rates: DataFrame) -> list[Caution]:
 # %% ../../nbs/page/01_cautions.ipynb #98d276e1
 def gained_by_one(gains: DataFrame, scorers: Sequence[str]) -> list[Caution]:
     """A caution for each comparison and prompt set of `gains` (of `gains_by_scorer`) whose mean
-    over three scorers or more is above 0, but not without the scorer that gained most."""
+    over three scorers or more is above 0 beyond its interval, but not above 0 without the scorer
+    that gained most."""
     found = []
-    for (a, b, where), here in _contests(gains[gains['scorer'].isin(scorers)]):
-        if len(here) < 3:
+    for (a, b, where), here in _contests(gains):
+        own, means = (here[here['scorer'].isin(scorers) == each] for each in (True, False))
+        if len(own) < 3 or not (means['low'] > 0).any():
             continue
-        most = here['gain'].idxmax()
-        mean, others = here['gain'].mean(), here['gain'].drop(most).mean()
-        if mean > 0 >= others:
-            name = display_name(here.at[most, 'scorer'])
+        most = own['gain'].idxmax()
+        mean, others = own['gain'].mean(), own['gain'].drop(most).mean()
+        if others <= 0:
+            name = display_name(own.at[most, 'scorer'])
             text = (
                 f'On {where} the mean gain of {a} over {b} is {mean:+.2f} s.d. with {name} and'
                 f' {others:+.2f} s.d. without.'

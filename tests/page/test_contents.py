@@ -138,19 +138,20 @@ def test_one_scorer_carries_it_only_if_one_is_ahead_and_one_behind():
 
 
 @pytest.mark.parametrize(
-    'gains, told',
+    'gains, low, told',
     [
-        ((0.9, -0.1, -0.2), True),
-        ((0.9, 0.1, -0.1), True),  # nothing is left without it
-        ((0.9, 0.2, -0.1), False),
-        ((0.1, -0.4, -0.2), False),  # the mean is below 0 anyway
-        ((0.9, -0.1), False),  # of two scorers one always carries more
+        ((0.9, -0.1, -0.2), 0.1, True),
+        ((0.9, 0.1, -0.1), 0.1, True),  # nothing is left without it
+        ((0.9, 0.2, -0.1), 0.1, False),
+        ((0.9, -0.1, -0.2), -0.1, False),  # whether there is a gain at all is open
+        ((0.9, -0.1), 0.1, False),  # of two scorers one always carries more
     ],
 )
-def test_a_gain_that_one_scorer_carries(gains, told):
+def test_a_gain_that_one_scorer_carries(gains, low, told):
     names = list('abc')[: len(gains)]
-    frame = pd.DataFrame({'scorer': names, 'gain': gains, 'model_a': 'ours', 'model_b': 'base'})
-    assert bool(gained_by_one(frame.assign(prompt_set='hpd'), names)) == told
+    frame = pd.DataFrame({'scorer': [*names, 'mean'], 'gain': [*gains, np.mean(gains)], 'low': low})
+    frame = frame.assign(model_a='ours', model_b='base', prompt_set='hpd')
+    assert bool(gained_by_one(frame, names)) == told
 
 
 def test_a_gain_above_that_of_the_true_pictures_is_told():

@@ -266,6 +266,9 @@ def test_a_vote_is_taken_back_and_cast_again(made, open_page):
     page.keyboard.press('l')
     page.keyboard.press('u')
     assert page.evaluate('document.querySelector(".ballot").dataset.row') == second
+    page.keyboard.press(' ')
+    page.focus('text=Undo (u)')
+    page.keyboard.press(' ')  # presses the button, and is no vote
     page.click('#vote-alike')
     assert [v['choice'] for v in saved(page)[1]['votes']] == ['left', 'left', 'alike']
 

@@ -156,7 +156,7 @@ function showBallot() {
   byId('blind').replaceChildren(
     make(
       'div',
-      { class: 'ballot', 'data-row': row },
+      { class: 'ballot', 'data-row': row, tabindex: '-1' },
       bar,
       make('p', { class: 'prompt', text: rows.prompt[row] }),
       make(
@@ -168,7 +168,7 @@ function showBallot() {
       choices,
     ),
   );
-  byId('vote-alike').focus();
+  byId('blind').firstChild.focus(); // no button, so that space is a vote
   ballot.shownAt = performance.now();
   loadNext(row);
 }
@@ -294,6 +294,7 @@ byId('blind').addEventListener('keydown', (event) => {
   const act = BLIND_KEYS[event.key];
   if (!act || !ballot || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (nextRow() === undefined && event.key !== 'u') return;
+  if (event.key === ' ' && event.target.tagName === 'BUTTON') return; // it presses the button
   event.preventDefault();
   act();
 });

@@ -260,12 +260,13 @@ const topOfList = () => byId('list').getBoundingClientRect().top + window.scroll
 function drawNear() {
   if (!list.shown.length) return;
   const from = (window.scrollY - topOfList()) / list.height;
-  const first = Math.max(0, Math.floor(from) - AHEAD);
-  const last = Math.min(
-    list.shown.length - 1,
-    Math.ceil(from + window.innerHeight / list.height) + AHEAD,
+  const to = from + window.innerHeight / list.height;
+  const end = list.shown.length - 1;
+  // the first ones even where a long summary keeps them far below the window
+  drawBetween(
+    Math.min(end, Math.max(0, Math.floor(from) - AHEAD)),
+    Math.min(end, Math.max(AHEAD, Math.ceil(to) + AHEAD)),
   );
-  drawBetween(first, last);
 }
 
 function drawBetween(first, last) {
