@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from reprlib import repr  # of any value, however large or deep, a short text
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -51,11 +51,15 @@ def _is_time(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     "Whether it is a finite number of 0 or more, but no more than a year has seconds."
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return real and math.isfinite(value) and 0 <= value < 3.2e7
+    return real and 0 <= value < 3.2e7
 
 # %% ../../nbs/evaluation/21_vote_files.ipynb #43b573f4
 MOST_BYTES, MOST_VOTES, MOST_MODELS = 64 * 2**20, 100_000, 1000
 NAME = Kind('1 to 200 printable characters', _is_name)
+VOTER = Kind(  # a spreadsheet takes what begins so for a formula
+    '1 to 200 printable characters, the first none of =+-@',
+    lambda v: _is_name(v) and v[0] not in '=+-@',
+)
 TEXT = Kind(
     f'a text of at most {LONGEST} characters',
     lambda v: isinstance(v, str) and len(v) <= LONGEST,
@@ -78,7 +82,7 @@ NAMES = Kind(
 # %% ../../nbs/evaluation/21_vote_files.ipynb #8771897c
 HEAD = {
     'page': NAME,
-    'voter': NAME,
+    'voter': VOTER,
     'seed': Kind('a whole number from 0', lambda v: _is_whole(v, 0, 2**53)),
     'models': NAMES,
     'votes': Kind(
@@ -113,9 +117,7 @@ def checked(row: Any, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
         if name not in row:
             raise InputError(f'{where} has no {name!r}')
         if not kind.fits(row[name]):
-            said = ascii(row[name])
-            said = said if len(said) <= 60 else f'{said[:57]}...'
-            raise InputError(f'{where}: {name} must be {kind.words}, not {said}')
+            raise InputError(f'{where}: {name} must be {kind.words}, not {repr(row[name]):.60}')
     return {name: row[name] for name in kinds}
 
 # %% ../../nbs/evaluation/21_vote_files.ipynb #a3ac7e5c
@@ -217,7 +219,7 @@ def read_vote_file(path: Path) -> VoteFile:
             f'{path} is no file of votes: it has to be what "save votes" on the page has written'
         )
     if found.get('version') != 1:
-        said = f'{ascii(found.get("version")):.20}'
+        said = repr(found.get('version'))
         raise InputError(f'{path}: votes of version {said} are not known here: update balanceddpo')
     head = checked(found, HEAD, str(path))
     rows = [
@@ -225,7 +227,7 @@ def read_vote_file(path: Path) -> VoteFile:
         for n, vote in enumerate(head['votes'], 1)
     ]
     if not rows:
-        raise InputError(f'{path} holds no votes: has {ascii(head["voter"])} voted before saving?')
+        raise InputError(f'{path} holds no votes: has {head["voter"]!r} voted before saving?')
     table = DataFrame(rows)
     if table['of_pairs'].nunique() > 1:
         raise InputError(f'{path}: votes on models and on pairs do not go together')

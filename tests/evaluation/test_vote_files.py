@@ -81,15 +81,22 @@ def test_a_whole_number_may_name_a_prompt(write):
 
 
 LONG = 'x' * 201
+DEEP = []
+for _ in range(900):
+    DEEP = [DEEP]
 WRONG_HEADS = [
     ({'format': 'votes'}, 'is no file of votes'),
     ({'version': 2}, 'votes of version 2 are not known'),
     ({'version': '1'}, "votes of version '1' are not known"),
-    ({'page': None}, 'page must be 1 to 200 printable characters, not None'),
+    (
+        {'page': None},
+        'page must be 1 to 200 printable characters, not None',
+    ),
     ({'voter': ''}, 'voter must be 1 to 200 printable'),
     ({'voter': LONG}, 'voter must be 1 to 200 printable'),
     ({'voter': 'an\x1b[2Jna'}, 'voter must be 1 to 200 printable'),
     ({'voter': ['anna']}, 'voter must be'),
+    ({'voter': '=HYPERLINK("a")'}, 'the first none of =+-@'),
     ({'seed': -1}, 'seed must be a whole number'),
     ({'seed': 1.5}, 'seed must be a whole number'),
     ({'seed': True}, 'seed must be a whole number'),
@@ -121,6 +128,8 @@ WRONG_VOTES = [
     ({'seconds': -1}, 'seconds must be seconds, a number from 0'),
     ({'seconds': '2'}, 'seconds must be'),
     ({'seconds': 1e99}, 'seconds must be'),
+    ({'seconds': 10**4000}, 'seconds must be'),
+    ({'seconds': DEEP}, 'seconds must be'),
     ({'at': 'yesterday'}, 'at must be a time'),
     ({'at': '2026-11-28'}, 'at must be a time'),
     ({'at': 5}, 'at must be a time'),
