@@ -273,18 +273,24 @@ def test_a_vote_is_taken_back_and_cast_again(made, open_page):
     assert [v['choice'] for v in saved(page)[1]['votes']] == ['left', 'left', 'alike']
 
 
-def test_a_seed_gives_its_order_and_sides_to_every_browser(made, open_page):
+def test_a_seed_gives_its_order_and_sides_and_all_voters_judge_the_same_images(made, open_page):
     def votes(seed, voter):
         page = open_page(made.page)
         vote(page, ['a'] * 20, seed, voter)
         assert 'All 20 voted' in page.locator('#blind').inner_text()
-        return [(v['prompt_id'], v['left']['model']) for v in saved(page)[1]['votes']]
+        return [(v['prompt_id'], v['left']) for v in saved(page)[1]['votes']]
+
+    def judged(found):
+        return sorted((prompt, left['image_index']) for prompt, left in found)
 
     first = votes('5', 'anna')
     assert votes('5', 'bert') == first
     other = votes('6', 'anna')
-    assert other != first
-    assert sorted(p for p, _ in other) == sorted(p for p, _ in first)
+    assert [prompt for prompt, _ in other] != [prompt for prompt, _ in first]
+    sides = [dict((p, left['model']) for p, left in found) for found in (first, other)]
+    assert sides[0] != sides[1]
+    assert judged(other) == judged(first)
+    assert len({number for _, number in judged(first)}) > 1
 
 
 def test_only_the_rows_that_are_listed_are_voted_on_if_that_is_asked_for(made, open_page):

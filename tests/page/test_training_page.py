@@ -5,7 +5,6 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from balanceddpo.page.training_page import (
 )
 from short_runs import go
 
-CHROMIUM = Path('/usr/bin/chromium')
 HOSTILE = '<img src=x onerror=alert(1)> "fox" </title><script>alert(2)</script> {{ 7 * 7 }} &amp;'
 ABOUT = About('Diffusion-DPO on tiny', steps=40, step=20, state='running', is_running=True)
 
@@ -191,23 +189,10 @@ class FailsAtOnce(TrainingPage):
         raise ValueError('mine')
 
 
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    if not CHROMIUM.exists():
-        pytest.skip('there is no Chromium here')
-    with api.sync_playwright() as play:
-        shown = play.chromium.launch(
-            executable_path=str(CHROMIUM), args=['--no-sandbox', '--disable-gpu']
-        )
-        yield shown
-        shown.close()
-
-
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_a_browser_shows_it_without_a_fault_or_a_request(folder, browser, scheme):
+def test_a_browser_shows_it_without_a_fault_or_a_request(folder, chromium, scheme):
     path = write_training_page(folder, replace(ABOUT, is_running=False))
-    page = browser.new_page(color_scheme=scheme, viewport={'width': 1000, 'height': 800})
+    page = chromium.new_page(color_scheme=scheme, viewport={'width': 1000, 'height': 800})
     faults, asked = [], []
     page.on('console', lambda message: faults.append(message.text))
     page.on('dialog', lambda dialog: faults.append(dialog.message))

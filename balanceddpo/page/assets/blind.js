@@ -1,5 +1,6 @@
-// Blind votes: two images, no names, no scores. Sides, order and the number of the image follow
-// from the voter's seed alone, so whoever has the file can tell what was shown where.
+// Blind votes: two images, no names, no scores. Sides and order follow from the voter's seed, so
+// whoever has the file can tell what was shown where. Which images are shown follows from the page:
+// all voters judge the same ones, and it can be seen how far they agree.
 
 let ballot = null; // { voter, seed, pair, rows, votes, shownAt, kept }
 
@@ -25,7 +26,7 @@ const orderOf = (seed, some) => sorted(some, (row) => drawn(seed, 'order', row))
 
 // What is shown of a row: the same image number of both models, and who is on the left.
 function sidesOf(row, { seed, pair }) {
-  const k = Math.floor(drawn(seed, 'image', row) * countIn(row));
+  const k = Math.floor(drawn(page.digest, 'image', row) * countIn(row));
   const sides = pair.map((model) => ({ model, k, place: placeOf(row, model, k) }));
   return drawn(seed, 'side', row) < 0.5 ? sides : sides.reverse();
 }
@@ -194,8 +195,8 @@ function showDone(done) {
 }
 
 const RULE = [
-  'Two images at a time, without names and scores. Sides and order are shuffled by the seed; both',
-  'images have the same number among those of their prompt.',
+  'Two images at a time, without names and scores. Sides and order are shuffled by the seed; which',
+  'images are shown is the same for everybody.',
 ].join(' ');
 
 function fieldFor(id, value, settings) {
