@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -266,6 +267,7 @@ def log_numbers(run: Run, row: Mapping[str, Any]) -> None:
     run.accelerator.log(numbers, step=run.step)
 
 # %% ../../nbs/evaluation/24_validation.ipynb #cc60adfe
+LOG = logging.getLogger('balanceddpo')
 ROWS = 'validation.jsonl'
 VALIDATION = 1  # to be raised when the same settings draw or judge otherwise
 
@@ -475,6 +477,12 @@ def words_of_stop(rule: str, rows: Sequence[Mapping[str, Any]]) -> str:
     last = [f'{r["mean"]:+.2f}, worst {r["worst"]:+.2f}, after step {r["step"]}' for r in rows]
     return f'{rule} (mean gain {"; ".join(last)})'
 
+
+def words_of_validation(row: Mapping[str, Any]) -> str:
+    "A validation in a line of the log."
+    gains = ', '.join(f'{name} {gain:+.2f}' for name, gain in row['gain'].items())
+    return f'validation after step {row["step"]}: mean gain {row["mean"]:+.2f} ({gains})'
+
 # %% ../../nbs/evaluation/24_validation.ipynb #63fa6a69
 class Validation(Callback):
     """Draws and judges pictures of the policy while it is trained, keeps the best model, and stops
@@ -531,6 +539,7 @@ class Validation(Callback):
         if run.step % every and run.step < run.config.max_steps:
             return
         self.rows.append(by_first(run, lambda: self._validate(run)))
+        LOG.info(words_of_validation(self.rows[-1]))
         self._stop_if_due(run)
         found = Validated(run.step, self.rows[-1], step_folder(run.out, run.step))
         tell(run, 'on_validation', found)
@@ -543,6 +552,7 @@ class Validation(Callback):
         if self.stop_rule and self.stop_rule.fires([row['gain'] for row in self.rows]):
             last = self.rows[-self.stop_rule.count :]
             run.stop(words_of_stop(self.config.stop_when, last), self.rule)
+            LOG.info(f'stopped after step {run.step}: {run.stopped["why"]}')
 
 # %% ../../nbs/evaluation/24_validation.ipynb #41e2a664
 def as_plain(config: ValidationConfig) -> ValidationConfig:

@@ -52,6 +52,11 @@ def test_train_is_watched_and_says_where_to_look(world, tmp_path, run, scorers):
     assert f'best by validation: {out / "best"}' in told
     assert [row['step'] for row in validations(out)] == [1, 2]
     assert 'a red cat' in (out / 'index.html').read_text()
+    # another run, which every gain is reason enough to stop
+    stopping = ('--stop-when', 'mean < 99 for 1', '--out', tmp_path / 'short')
+    told = run(*words, *stopping)
+    assert 'stopped after step 1: mean < 99 for 1 (mean gain' in told
+    assert len(validations(tmp_path / 'short')) == 1
     # the settings, as a file says them, find the run finished
     kept = tmp_path / 'run.yaml'
     kept.write_text(run(*words, '--print-config'))
