@@ -104,11 +104,19 @@ def test_encoding_training_and_drawing_say_how_far_they_are(
     assert 'INFO images: 4 of 4 images, ' in said['sample']
 
 
-def test_the_first_of_several_processes_is_heard_while_they_work(world, tmp_path):
-    words = labelling(world, tmp_path / 'labels.parquet', '--on', 'gpus', '--processes', '2')
-    lines = said_by(words, tmp_path / 'runs')
-    stages = {line.split(' INFO ')[1].split(':')[0] for line in lines if is_log_line(line)}
-    assert stages == {'scoring (1 of 2)'}
+@pytest.mark.parametrize(
+    ('share', 'more', 'says'),
+    [
+        ('0/2', (), {'INFO scoring (1 of 2)'}),
+        ('1/2', (), set()),
+        ('1/2', ('--log-level', 'debug'), {'DEBUG scoring (2 of 2)'}),
+    ],
+)
+def test_of_processes_that_share_a_stage_the_first_is_heard(world, tmp_path, share, more, says):
+    words = labelling(world, tmp_path / 'labels.parquet', *more)
+    lines = said_by(words, tmp_path / 'runs', BALANCEDDPO_SHARE=share)
+    log = [line for line in lines if is_log_line(line)]
+    assert {line.split(' ', 2)[2].split(':')[0] for line in log} == says
 
 
 def test_an_unknown_level_is_refused(refused):
