@@ -143,6 +143,12 @@ def badge(path: str) -> str:
     return f'[Open in Colab]({url})'
 
 
+def below_title(text: str, links: Iterable[str]) -> str:
+    "Text that begins with a title, and perhaps a line on what it is about, with links below them."
+    title = re.match(r'# .+(?:\n+(?:> .+\n?)+)?', text)[0].rstrip()
+    return f'{title}\n\n{" | ".join(links)}\n{text[len(title) :]}'
+
+
 def page_of_notebook(path: str, links: Links, modules: dict[str, list[str]]) -> str:
     "The notebook at `path` as a page of the site, as JSON."
     book = json.loads((ROOT / path).read_text(encoding='utf-8'))
@@ -156,8 +162,7 @@ def page_of_notebook(path: str, links: Links, modules: dict[str, list[str]]) -> 
     if modules.get(module):
         also.append(f'Reference: [{module}]({up}reference/{module}.rst)')
     if any(also):
-        line = ' | '.join(filter(None, also))
-        cells[0] = cells[0] | {'source': f'{source(cells[0])}\n\n{line}'}
+        cells[0] = cells[0] | {'source': below_title(source(cells[0]), filter(None, also))}
     return json.dumps(book | {'cells': cells, 'metadata': METADATA}, ensure_ascii=False)
 
 

@@ -238,6 +238,12 @@ def test_badges_and_installation_know_the_repository(gather, monkeypatch, tmp_pa
     assert rest == json.loads((ROOT / path).read_text(encoding='utf-8'))['cells']
 
 
+def test_the_links_of_a_notebook_stand_below_its_title(gather):
+    assert gather.below_title('# A\n> b\n> c\n\nd', ['x', 'y']) == '# A\n> b\n> c\n\nx | y\n\n\nd'
+    assert gather.below_title('# A\n\n> b\n\n## C', ['x']) == '# A\n\n> b\n\nx\n\n\n## C'
+    assert gather.below_title('# A', ['x']) == '# A\n\nx\n'
+
+
 def test_what_is_unchanged_is_not_written_again(gather, tmp_path):
     gather.write({'a.md': 'one', 'b/c.md': 'two'}, tmp_path)
     before = (tmp_path / 'a.md').stat().st_mtime_ns
