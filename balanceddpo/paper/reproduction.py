@@ -60,7 +60,6 @@ from balanceddpo.paper.repro_notebooks import (
     scales_of,
 )
 from .results_page import write_index
-from .scales import scale_of
 
 # %% ../../nbs/paper/28_reproduction.ipynb #a416302d
 @dataclass(frozen=True)
@@ -251,6 +250,8 @@ def _injected_parameters(known: dict[str, dict], request: Request, figure: Figur
     for name, value in values.items():
         check_parameter(name, value, known)
     if needs_paths(known, request.scale) or request.changes:
+        from balanceddpo.paper.scales import scale_of  # which knows what training has
+
         scale_of(request.scale, values.get('changes'))
     return values
 
