@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 from ..core.config_files import names_known, without_none, words_of_type
 from ..core.errors import InputError, unknown
-from ..paper import repro_notebooks, reproduction
+from ..paper import repro_notebooks, study_jobs
 
 if TYPE_CHECKING:
     from tyro.constructors import PrimitiveConstructorSpec
@@ -158,7 +158,7 @@ def names_for_help(verb: Verb, option: str) -> str:
     "The names that an option takes, as its help adds them."
     if (verb.name, option) == ('reproduce', 'name'):
         names = ', '.join(repro_notebooks.notebooks())
-        left_out = ', '.join(reproduction.BY_NAME)
+        left_out = ', '.join(study_jobs.BY_NAME)
         return f': {names}; all leaves out {left_out}'
     if verb.name not in ('train', 'encode') or option not in NAME_TABLES:
         return ''

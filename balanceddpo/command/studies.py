@@ -17,7 +17,7 @@ from ..core.devices import need_extra
 from ..core.errors import InputError
 from ..core.files import asset, staged
 from ..core.shares import launched_share
-from ..paper import repro_notebooks, reproduction
+from ..paper import repro_notebooks, reproduction, study_jobs
 
 if TYPE_CHECKING:
     from balanceddpo.paper.scales import ScaleChanges
@@ -47,12 +47,12 @@ class ReproduceOptions:
     dry_run: bool = False  # list the notebooks, their parameters and what they would make, and stop
 
 # %% ../../nbs/command/07_studies.ipynb #f5e68477
-def reproduce_plan(request: reproduction.Request) -> list[str]:
+def reproduce_plan(request: study_jobs.Request) -> list[str]:
     """The notebooks that would be run, each with its parameters, those that are left out, and what
     they would make."""
-    lines, jobs, to_do = [], reproduction.plan_jobs(request), []
+    lines, jobs, to_do = [], study_jobs.plan_jobs(request), []
     for job in jobs:
-        state = 'done' if reproduction.is_done(job) else 'to do'
+        state = 'done' if study_jobs.is_done(job) else 'to do'
         to_do += [job] if state == 'to do' else []
         lines.append(
             f'{job.name}: {state}; results in {job.folder}, executed notebook {job.executed}'
@@ -62,12 +62,12 @@ def reproduce_plan(request: reproduction.Request) -> list[str]:
             lines.append(f'    {p["name"]} = {value}  {p["help"]}'.rstrip())
     if request.from_scores and request.name == 'all':
         found = repro_notebooks.notebooks()
-        absent = reproduction.notebooks_left_out(found, request.scale, request.out)
+        absent = study_jobs.notebooks_left_out(found, request.scale, request.out)
         lines += [f'{name}: left out, {why}' for name, why in absent.items()]
     return [*lines, *cost_of(request, to_do)]
 
 
-def cost_of(request: reproduction.Request, jobs: Sequence[reproduction.Job]) -> list[str]:
+def cost_of(request: study_jobs.Request, jobs: Sequence[study_jobs.Job]) -> list[str]:
     "What notebooks to be run would make. Raises InputError for a source that is not there."
     from balanceddpo.paper.scales import scale_of
     from balanceddpo.paper.study_trials import check_sources, work_of
@@ -92,7 +92,7 @@ def reproduce(options: ReproduceOptions, changes: ScaleChanges) -> None:
     """Run repro notebooks, or render them from what they have kept. Raises InputError if a launcher
     has started several processes."""
     need_extra('repro', 'reproduce')
-    request = reproduction.Request(
+    request = study_jobs.Request(
         name=options.name,
         scale=options.scale,
         out=options.out,

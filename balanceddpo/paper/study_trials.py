@@ -21,15 +21,9 @@ from ..models.folders import PACKAGED
 from .experiments import base_model, pair_source, sample_config, training_settings
 from .making import look_ahead
 from .repro_notebooks import notebook_parameters
-from balanceddpo.paper.reproduction import (
-    Job,
-    NotebookError,
-    Request,
-    finish_job,
-    plan_jobs,
-    this_python,
-)
+from .reproduction import NotebookError, finish_job, this_python
 from .scales import Scale, scale_of, shortened
+from .study_jobs import Job, Request, plan_jobs
 from ..pipeline.rehearsals import passes_of_images, passes_per_pair
 from ..pipeline.trials import duration, slope, timed, try_recipe
 from ..recipes.config import AlignConfig

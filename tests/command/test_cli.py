@@ -34,14 +34,15 @@ from short_commands import (
 HEAVY = 'torch numpy pandas pyarrow PIL papermill nbformat diffusers transformers'.split()
 LIGHT = """
     cli command core core.commands core.config_files core.devices core.engines core.errors
-    core.files core.hub_access core.jobs core.parallel core.processes core.progress core.publishing core.shares
-    core.stages
+    core.files core.hub_access core.jobs core.parallel core.processes core.progress
+    core.publishing core.shares core.stages
     command.options command.plans command.labelling command.training command.alignment
     command.evaluation command.results command.sampling command.exporting command.inspection
     command.scoring
     command.studies command.votes command.verification command.doctor command.completion
     command.asking
     paper paper.making paper.repro_notebooks paper.reproduction paper.results_page
+    paper.study_jobs
     recipes recipes.config training training.validation_config
 """.split()
 

@@ -7,7 +7,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from balanceddpo.core.jobs import Job
 from balanceddpo.paper.making import look_ahead, make_ahead, rehearse, rehearse_all, tell_progress
 from balanceddpo.paper.repro_notebooks import notebooks
-from balanceddpo.paper.reproduction import Request, reproduce
+from balanceddpo.paper.reproduction import reproduce
+from balanceddpo.paper.study_jobs import Request
 
 SMOKE = {'scale': 'smoke'}
 

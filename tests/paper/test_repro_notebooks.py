@@ -20,7 +20,8 @@ from balanceddpo.paper.repro_notebooks import (
     run_cells,
     title_of,
 )
-from balanceddpo.paper.reproduction import Request, plan_jobs, reproduce, results
+from balanceddpo.paper.reproduction import reproduce
+from balanceddpo.paper.study_jobs import Request, plan_jobs, results
 
 COMMITTED = Path(__file__).resolve().parents[2] / 'paper_figures' / 'icons'
 

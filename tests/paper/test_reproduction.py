@@ -18,16 +18,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from balanceddpo.cli import main
 from balanceddpo.core import files
 from balanceddpo.core.errors import InputError
-from balanceddpo.paper import repro_notebooks, reproduction, results_page
+from balanceddpo.paper import repro_notebooks, reproduction, results_page, study_jobs
 from balanceddpo.paper.repro_notebooks import FIGURES, notebook_parameters, notebooks
-from balanceddpo.paper.reproduction import (
-    NotebookError,
-    Request,
-    is_done,
-    plan_jobs,
-    reproduce,
-)
+from balanceddpo.paper.reproduction import NotebookError, reproduce
 from balanceddpo.paper.results_page import between_markers
+from balanceddpo.paper.study_jobs import Request, is_done, plan_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = [*(f'table{k}' for k in range(1, 7)), *(f'figure{k:02d}' for k in range(1, 12))]
@@ -161,7 +156,7 @@ def test_what_was_changed_while_it_ran_is_not_taken_for_what_ran(place, monkeypa
 def test_another_package_makes_it_not_done(place, monkeypatch):
     (job,) = go()
     assert is_done(job)
-    monkeypatch.setattr(reproduction, 'package_key', lambda: 'another')
+    monkeypatch.setattr(study_jobs, 'package_key', lambda: 'another')
     assert not is_done(job)
 
 
@@ -170,7 +165,7 @@ def test_the_package_key_follows_sources_and_assets(tmp_path, monkeypatch):
     (tmp_path / 'a.py').write_text('1')
     (tmp_path / 'assets' / 'w').write_text('1')
     monkeypatch.setattr(files, 'package_folder', lambda: tmp_path)
-    key = reproduction.package_key.__wrapped__
+    key = study_jobs.package_key.__wrapped__
     before = key()
     (tmp_path / '__pycache__').mkdir()
     (tmp_path / '__pycache__' / 'a.pyc').write_text('x')
@@ -343,7 +338,7 @@ def test_the_results_are_the_files_in_the_folder_of_the_notebook(place):
     for name in ('table1/table1.csv', 'table1/more/a.png', 'table10/table10.csv', 'README.md'):
         (job.out / name).parent.mkdir(parents=True, exist_ok=True)
         (job.out / name).touch()
-    names = [p.relative_to(job.folder).as_posix() for p in reproduction.results(job)]
+    names = [p.relative_to(job.folder).as_posix() for p in study_jobs.results(job)]
     assert names == ['more/a.png', 'table1.csv']
 
 
@@ -478,7 +473,7 @@ def test_a_rendering_reads_what_the_run_has_kept_and_each_is_done_by_itself(plac
     assert is_done(rendering)
     assert times(*go('table3', from_scores=True)) == times(rendering)
     for each in (job, rendering):
-        names = {p.name for p in reproduction.results(each)}
+        names = {p.name for p in study_jobs.results(each)}
         assert names == {'table3.csv', 'scores.json'}
     # what is kept is a result of the run, and what the rendering is made of
     (job.folder / 'kept' / 'scores.json').write_text('{"made": {}, "values": [3]}')
@@ -549,7 +544,7 @@ def test_a_rendering_of_all_means_those_that_are_run_only_by_name_too(place, tmp
         'rivals_tuning',
         'table3',
     ]
-    assert set(reproduction.notebooks_left_out(notebooks(), 'icons')) == {
+    assert set(study_jobs.notebooks_left_out(notebooks(), 'icons')) == {
         'table1',
         'votes',
         'rivals',

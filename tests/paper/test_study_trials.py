@@ -8,8 +8,8 @@ from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import asset
 from balanceddpo.core.stages import runs_root
 from balanceddpo.paper.repro_notebooks import notebooks
-from balanceddpo.paper.reproduction import Request, plan_jobs
 from balanceddpo.paper.scales import scale_of
+from balanceddpo.paper.study_jobs import Request, plan_jobs
 from balanceddpo.paper.study_trials import Rates, Work, rehearse_study, tell_rates, work_of
 from tiny_models import tiny_folder
 

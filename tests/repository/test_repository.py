@@ -45,7 +45,7 @@ DOORS = {'pipeline'}
 # What the command line needs before it knows what to do: it starts without a model library.
 LIGHT = (
     'core.errors core.files core.parallel core.stages voting.config models.config training.config'
-    ' paper.repro_notebooks paper.reproduction paper.results_page'
+    ' paper.repro_notebooks paper.reproduction paper.results_page paper.study_jobs'
     ' command.options command.plans command.labelling command.training command.alignment'
     ' command.evaluation command.results command.sampling command.exporting command.scoring'
     ' command.studies'
