@@ -17,13 +17,19 @@ from .options import verb
 from balanceddpo.command.plans import (
     amount,
     check_pixels,
+    model_folder,
     plan_of_model,
     plan_of_steps,
     plan_of_validation,
     show_plan,
     shows_progress,
 )
-from .training import page_of_run, show_next_of_model, tell_watched
+from balanceddpo.command.training import (
+    page_of_run,
+    plan_of_latents,
+    show_next_of_model,
+    tell_watched,
+)
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from balanceddpo.core.publishing import (
@@ -117,6 +123,18 @@ def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
 
     return prompts_of(options.prompt, 'prompt')
 
+# %% ../../nbs/command/05_alignment.ipynb #f0b51d90
+def plan_of_kept_pairs(options: AlignOptions, config: TrainConfig, pairs: int) -> list[str]:
+    "What is kept of the pairs that are encoded: as many as the steps visit, or all."
+    from balanceddpo.pipeline.alignment import encoding_for
+
+    most = pairs if options.all_pairs else min(pairs, config.max_steps * config.batch_size)
+    folder = model_folder(config.model)
+    if options.lazily or folder is None:
+        return []
+    kept = plan_of_latents(encoding_for(config, settings_around(options)), folder, most)
+    return [f'{kept}, for {amount(most, "pairs")}']
+
 # %% ../../nbs/command/05_alignment.ipynb #6e92b8e3
 def align_plan(
     options: AlignOptions, recipe: Recipe, config: TrainConfig, scorers: Sequence[ScorerSpec]
@@ -145,6 +163,7 @@ def align_plan(
         + (' when a step asks for them' if options.lazily else ''),
         *plan_of_steps(config, n or visits),
         *plan_of_validation(options, config),
+        *plan_of_kept_pairs(options, config, visits if n is None else n),
         *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,16 @@ def _embedding_numbers(folder: Path) -> int:
     return tokens * sum(t.get('hidden_size') or t['d_model'] for t in texts)
 
 
+def plan_of_latents(config: EncodeConfig, folder: Path, n: int | None) -> str:
+    "What is kept of `n` pairs that are encoded so, by the model in a folder."
+    width = {'fp32': 4, 'fp16': 2}[config.storage]  # bytes of a number
+    views = 2 if config.mirrored else 1
+    numbers = views * _latent_numbers(folder, config.resolution)
+    latents = amount(times(n, numbers * width), 'bytes')
+    embeddings = amount(times(n, _embedding_numbers(folder) * width), 'bytes')
+    return f'{latents} of latents, at most {embeddings} of embeddings'
+
+# %% ../../nbs/command/04_training.ipynb #33688f2f
 def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     "What `encode` would do."
     from balanceddpo.models.folders import native_resolution
@@ -110,10 +120,7 @@ def encode_plan(options: EncodeOptions, config: EncodeConfig) -> list[str]:
     ]
     if folder is None:
         return [*lines, to_download(config.model)]
-    width = {'fp32': 4, 'fp16': 2}[config.storage]  # bytes of a number
-    latents = amount(times(n, views * _latent_numbers(folder, resolution) * width), 'bytes')
-    embeddings = amount(times(n, _embedding_numbers(folder) * width), 'bytes')
-    return [*lines, f'{latents} of latents, at most {embeddings} of embeddings']
+    return [*lines, plan_of_latents(replace(config, resolution=resolution), folder, n)]
 
 # %% ../../nbs/command/04_training.ipynb #efbb0a40
 def _is_of_labels(path: Path) -> bool:

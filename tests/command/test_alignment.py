@@ -69,6 +69,10 @@ def test_the_plan_comes_first_and_a_rehearsal_ends_after_it(tmp_path, run, monke
     told = run(*words, '--rehearse')
     assert told.index('as many as 40 visits need') < told.index('rehearsed: nothing of it is kept')
     assert 'labelling: 0.1 s a pair, 80 pairs: 8 seconds' in told
+    # of 40 pairs: two images, two moments of 16 channels of 8 x 8 in two bytes each
+    assert '328 kB of latents' in told
+    assert ', for 40 pairs' in told
+    assert 'kB of latents' not in run(*words, '--lazily', '--dry-run')
     assert asked[0][2] == PairSource('icons')
 
 
