@@ -24,12 +24,6 @@ from balanceddpo.command.plans import (
     show_plan,
     shows_progress,
 )
-from balanceddpo.command.training import (
-    page_of_run,
-    plan_of_latents,
-    show_next_of_model,
-    tell_watched,
-)
 from ..core.engines import EngineOptions
 from ..core.errors import InputError
 from balanceddpo.core.publishing import (
@@ -53,6 +47,14 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = []
+
+# %% ../../nbs/command/05_alignment.ipynb #fc0ef9a7
+from balanceddpo.command.training import (
+    page_of_run,
+    plan_of_latents,
+    show_next_of_model,
+    tell_watched,
+)
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
