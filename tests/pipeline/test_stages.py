@@ -36,7 +36,8 @@ def from_the_command_line(folder):
     drawing = [f'--{name.replace("_", "-")}={v}' for name, v in DRAWING.items()]
     prompts = drawing.pop(0).split('=')[1]
     models = ('base=icons', f'ours={model / "model"}')
-    scored = ('--scorers', 'icons', '--out', folder / 'results')
+    # a page of the icon world scores its truth too, which Python has not asked for
+    scored = ('--scorers', 'icons', '--no-page', '--out', folder / 'results')
     run('evaluate', *models, '--prompts', prompts, *drawing, *scored)
 
 
