@@ -138,7 +138,7 @@ def our_step(run) -> float:
 
     measures = update(run)
     run.step += 1
-    no_bar = SimpleNamespace(update=lambda: None, set_postfix=lambda **_: None)
+    no_bar = SimpleNamespace(update=lambda: None, tell=lambda **_: None)
     record(run, measures | {'refreshed': refresh(run), 'seconds': 0.0}, no_bar)
     return measures['loss']
 
