@@ -137,11 +137,18 @@ def test_a_damaged_checkpoint_costs_one_interval_and_is_named(made, tmp_path):
     assert [c.step for c in checkpoints(tmp_path / 'b' / 'checkpoints')] == [6]
 
 
-# Python ends by the signal it was interrupted by
+# Python ends by the signal it was interrupted by; or with 1, where torch, as it does if tabulate is
+# installed, evaluates something at exit
 @pytest.mark.parametrize(
-    'number, code', [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)]
+    'number, codes, says',
+    [
+        (signal.SIGTERM, (128 + signal.SIGTERM,), ''),
+        (signal.SIGINT, (-signal.SIGINT, 1), 'KeyboardInterrupt'),
+    ],
 )
-def test_a_signal_writes_a_checkpoint_and_a_second_process_is_refused(made, tmp_path, number, code):
+def test_a_signal_writes_a_checkpoint_and_a_second_process_is_refused(
+    made, tmp_path, number, codes, says
+):
     inputs, out = made(), tmp_path / 'run'
     child = spawn(inputs, out, max_steps=100_000)
     try:
@@ -155,7 +162,8 @@ def test_a_signal_writes_a_checkpoint_and_a_second_process_is_refused(made, tmp_
             go(inputs, out, max_steps=100_000)
         asked = time.monotonic()
         child.send_signal(number)
-        assert child.wait(60) == code
+        assert child.wait(60) in codes
+        assert says in child.stderr.read()
     finally:
         child.kill()
         child.communicate()
