@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from balanceddpo.cli import main
 from balanceddpo.data.inspection import Inspection
 from balanceddpo.data.pairs import PairReport, make_pair
 from balanceddpo.data.sources import PairSource
+from balanceddpo.evaluation.intervals import wilson
+from balanceddpo.evaluation.result_images import image_list, write_image_list
 from balanceddpo.evaluation.vote_files import read_votes
 from balanceddpo.page.pairs import write_pairs_page
 from balanceddpo.page.pictures import KeptPictures
@@ -509,3 +512,36 @@ def test_votes_on_pairs_name_the_pair_and_its_images(pairs, tmp_path, open_page)
             assert v[side]['sha256'] == sha256(picture).hexdigest()
         assert {v['left']['image'], v['right']['image']} == {0, 1}
     assert len(read_votes([saved_file(page, tmp_path)])) == 3
+
+
+def test_ten_votes_of_the_browser_become_a_win_rate_and_preference_pairs(made, open_page, tmp_path):
+    page = open_page(made.page)
+    vote(page, TEN)
+    _, file = saved(page)
+    results, people, pairs = (tmp_path / name for name in ('results', 'people', 'pairs.parquet'))
+    results.mkdir()
+    (tmp_path / 'anna.json').write_text(json.dumps(file))
+    made.scores.to_parquet(results / 'scores.parquet')
+    write_image_list(image_list(made.drawn, results), results)
+    words = ['votes', tmp_path / 'anna.json', '--results', results, '--out', people]
+    assert main([*map(str, words), '--write-pairs', str(pairs)]) == 0
+    won = [
+        0.5 if v['choice'] == 'alike' else float(v[v['choice']]['model'] == 'ours')
+        for v in file['votes']
+    ]
+    rates = pd.read_csv(people / 'human_win_rates.csv')
+    whole = rates[rates.n == 10].iloc[0]
+    assert (whole.model_a, whole.model_b) == ('ours', 'base')
+    assert whole.win_rate == pytest.approx(np.mean(won))
+    assert (whole.low, whole.high) == pytest.approx(wilson(sum(won), 10))
+    # the pairs hold the very images that were shown, and who was preferred
+    shown = {v['prompt']: v for v in file['votes']}
+    found = list(PairSource(str(pairs)).read())
+    assert len(found) == 10
+    for pair in found:
+        cast = shown[pair.caption]
+        sides = [cast[side]['sha256'] for side in ('left', 'right')]
+        hashes = [sha256(image).hexdigest() for image in pair.images]
+        assert sorted(hashes) == sorted(sides)
+        left = {'left': 1.0, 'alike': 0.5, 'right': 0.0}[cast['choice']]
+        assert pair.label_0 == (left if hashes == sides else 1 - left)
