@@ -20,7 +20,7 @@ from .progress import Progress, on_terminal
 __all__ = ['why_no_hub']
 
 # %% ../../nbs/core/21_hub_access.ipynb #b683f193
-REPOSITORY = r'[\w.-]+/[\w.-]+'  # OWNER/NAME
+REPOSITORY = r'\w[\w.-]*/\w[\w.-]*'  # OWNER/NAME, neither of which begins with a dot
 
 
 def is_repository_name(text: str) -> bool:

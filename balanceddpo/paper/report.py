@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 from pandas import DataFrame
 
-from ..core.errors import InputError
 from ..core.files import staged
 from ..figures.style import save_figure
 from ..figures.tables import save_gains, save_table
 from .kept import Kept
 from .provenance import Making, write_finding, write_provenance
+from .scales import named
 
 if TYPE_CHECKING:
     from IPython.display import Image, Markdown
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Report']
+__all__ = ['Report', 'named_files']
 
 # %% ../../nbs/paper/18_report.ipynb #ef3dc73f
 class StudyFolder:
@@ -152,10 +152,4 @@ class Report(StudyTables):
 # %% ../../nbs/paper/18_report.ipynb #d4fe45b4
 def named_files(text: str) -> dict[str, str]:
     "Name -> file of a text NAME=FILE,NAME=FILE. Raises InputError for a part without a name."
-    found = {}
-    for part in filter(None, text.split(',')):
-        name, sep, file = part.partition('=')
-        if not (name and sep):
-            raise InputError(f'{part!r} names no file: write NAME=FILE, with commas between')
-        found[name] = file
-    return found
+    return named(filter(None, text.split(',')), 'NAME=FILE, with commas between')

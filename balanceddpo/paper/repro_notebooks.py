@@ -170,6 +170,14 @@ def notebook_parameters(path: Path) -> dict[str, dict]:
 _SIMPLE = {'int': int, 'float': (int, float), 'bool': bool, 'str': str, 'list': list, 'dict': dict}
 
 
+def literal_or_text(text: str) -> Any:
+    "The value of a Python literal; text that is none stays as it is."
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def parse_parameter(text: str, known: dict[str, dict]) -> tuple[str, object]:
     """(name, value) of `NAME=VALUE`, the value of the type that the notebook states. Raises
     InputError for an unknown name or a value of another type."""
@@ -180,8 +188,7 @@ def parse_parameter(text: str, known: dict[str, dict]) -> tuple[str, object]:
         raise unknown('unknown parameter', name, known)
     kind = known[name]['inferred_type_name']
     if kind != 'str':
-        with suppress(ValueError, SyntaxError):  # text without quotes stays as it is
-            value = ast.literal_eval(value)
+        value = literal_or_text(value)
     check_parameter(name, value, known)
     return name, value
 

@@ -5,21 +5,19 @@
 # %% ../../nbs/paper/07_scales.ipynb #f592e013
 from __future__ import annotations
 
-from ast import literal_eval
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from ..core.config_files import value_of_type
 from ..core.errors import InputError, unknown
 from ..models.config import SampleConfig
-from .repro_notebooks import OWN_SCALES
+from .repro_notebooks import OWN_SCALES, literal_or_text
 from ..recipes.recipe import KINDS
 from ..training.config import TrainConfig
 
 # %% auto #0
-__all__ = ['ScaleChanges', 'scale_of', 'check_scale', 'sdxl_scale_of', 'only_set']
+__all__ = ['ScaleChanges', 'scale_of', 'sdxl_scale_of', 'only_set']
 
 # %% ../../nbs/paper/07_scales.ipynb #a7900e5e
 @dataclass(frozen=True)
@@ -171,11 +169,8 @@ def named(texts: Iterable[str], form: str) -> dict[str, str]:
 
 def training_changes(texts: Iterable[str]) -> dict[str, Any]:
     "Setting of training -> value, of texts NAME=VALUE. Raises InputError for what is none."
-    values: dict[str, Any] = {}
-    for name, text in named(texts, 'NAME=VALUE').items():
-        values[name] = text
-        with suppress(ValueError, SyntaxError):  # text without quotes stays as it is
-            values[name] = literal_eval(text)
+    given = named(texts, 'NAME=VALUE')
+    values = {name: literal_or_text(text) for name, text in given.items()}
     return typed(values, get_type_hints(TrainConfig), 'training has no setting')
 
 # %% ../../nbs/paper/07_scales.ipynb #1ac9bbb9
@@ -191,16 +186,16 @@ def scale_of(name: str, changes: Mapping[str, Any] | None = None, **more: Any) -
         given['prompts'] = tuple(named(asked.prompts, 'NAME=FILE').items())
     before = KNOWN_SCALES[name]
     train = dict(before.train) | training_changes(asked.train)
-    if asked.mode:
-        train['mode'] = asked.mode
+    if asked.mode and train.setdefault('mode', asked.mode) != asked.mode:
+        raise InputError(f'mode is given twice: {asked.mode}, and mode={train["mode"]} in train')
     adapted = f'{before.values}_lora'  # a LoRA has a rate and a length of its own
     values = adapted if train.get('mode') == 'lora' and adapted in KINDS else before.values
     scale = replace(before, **given, values=values, train=tuple(train.items()))
-    check_scale(scale)
+    _check(scale)
     return scale
 
 
-def check_scale(scale: Scale) -> None:
+def _check(scale: Scale) -> None:
     "Raises InputError if a scale lacks what it needs, or has a number out of its range."
     missing = [what for what in NEEDED if not getattr(scale, what)]
     if missing:

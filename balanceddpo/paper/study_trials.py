@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import pipeline
 from ..core.errors import InputError
+from ..core.hub_access import is_repository_name
 from ..core.jobs import Job as Asked
 from ..core.parallel import environment
 from ..core.stages import runs_root
@@ -28,7 +29,7 @@ from ..pipeline.rehearsals import passes_of_images, passes_per_pair
 from ..pipeline.trials import duration, slope, timed, try_recipe
 from ..recipes.config import AlignConfig
 from ..recipes.table import RECIPES
-from ..scoring.registry import parse_scorer
+from ..scoring.registry import check_source, parse_scorer
 
 # %% auto #0
 __all__ = []
@@ -37,17 +38,14 @@ __all__ = []
 def check_sources(scale: Scale) -> None:
     """Raises InputError if the model, the pairs, the prompts or a scorer of a scale is not there,
     or cannot be read."""
-    on_hub = scale.model.count('/') == 1 and not scale.model.startswith(('.', '/'))
-    if scale.model not in PACKAGED and not Path(scale.model).is_dir() and not on_hub:
-        raise InputError(f'there is no folder {scale.model}, and it is no OWNER/NAME on the Hub')
+    model = scale.model
+    if model not in PACKAGED and not Path(model).is_dir() and not is_repository_name(model):
+        raise InputError(f'there is no folder {model}, and it is no OWNER/NAME on the Hub')
     pair_source(scale).count()
     for name, source in scale.prompts:
         read_prompts(source, name, limit=scale.n_prompts)
     for text in scale.scorers:
-        source = parse_scorer(text).source
-        on_hub = source.count('/') in (1, 2) and not source.startswith(('.', '/'))
-        if source and not Path(source).exists() and not on_hub:
-            raise InputError(f'{text}: there is no {source}')
+        check_source(parse_scorer(text))
 
 # %% ../../nbs/paper/29_study_trials.ipynb #4cf61704
 @dataclass(frozen=True)
@@ -96,10 +94,13 @@ def drawing_rate(scale: Scale) -> float:
     config = sample_config(scale, base_model(scale), source)
     most = len(read_prompts(source, limit=scale.n_prompts))
     many = min(most, 1 + max(1, config.batch_size // config.images_per_prompt))
-    spent = [
-        timed(lambda n=n: pipeline.sample(replace(config, limit=n)))[1] for n in {1: 0, many: 0}
-    ]
-    return slope(1, spent[0], many, spent[-1]) / passes_of_images(config, 1)
+
+    def seconds_for(prompts: int) -> float:
+        _, seconds = timed(lambda: pipeline.sample(replace(config, limit=prompts)))
+        return seconds
+
+    few = seconds_for(1)
+    return slope(1, few, many, seconds_for(many)) / passes_of_images(config, 1)
 
 
 def measure_rates(scale: Scale) -> Rates:

@@ -149,6 +149,14 @@ def parse_scorer(text: str) -> ScorerSpec:
     source, beside = split_source(source or '') if kind in PUBLISHED else (source or '', None)
     return ScorerSpec(label or kind, source, kind, beside, variant)
 
+
+def check_source(spec: ScorerSpec) -> None:
+    """Raises InputError if the weights that a scorer names are no file or folder here, and cannot
+    be on the Hub. Nothing is asked of the Hub."""
+    owner_and_name = '/'.join(spec.source.split('/')[:2])  # a file of a repository may follow
+    if spec.source and not _is_there(spec.source) and not _is_on_hub(owner_and_name):
+        raise InputError(f'{spec.name}: {spec.source}: no such file or folder')
+
 # %% ../../nbs/scoring/05_registry.ipynb #8a79e299
 def _source_text(made) -> str:
     """The text of a function or class; of its whole file where a class belongs to no module

@@ -7,6 +7,10 @@ import sys
 import threading
 from contextlib import contextmanager
 
+import pytest
+
+from balanceddpo.core.hub_access import is_repository_name
+
 
 @contextmanager
 def stand_in(answer=b''):
@@ -107,3 +111,9 @@ def test_a_dataset_of_the_hub_is_told_at_once_too(tmp_path):
     assert (status, len(said)) == (2, 1), said
     assert f"hub:owner/name, split 'train': {endpoint} does not answer" in said[0]
     assert len(callers) == 1, callers
+
+
+@pytest.mark.parametrize('text', ['./folder', '../x', 'a/.b', '/a/b', 'a', 'a/b/c', 'a b/c', ''])
+def test_a_path_is_no_name_of_a_repository(text):
+    assert not is_repository_name(text)
+    assert is_repository_name('stable-diffusion-v1-5/stable-diffusion-v1-5')

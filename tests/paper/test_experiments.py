@@ -27,11 +27,17 @@ def test_the_second_base_model_is_icons_xl_or_the_one_given():
         scales.sdxl_scale_of('sdxl')
 
 
-def test_a_scale_sets_what_training_and_encoding_see():
+def test_a_scale_sets_what_training_and_encoding_see(monkeypatch):
     scale = scales.scale_of('sdxl', GIVEN, mode='lora', resolution=512, device='cpu', vae='other')
     settings = experiments.training_settings(scale, 'BalancedDPO')
     assert (settings.mode, settings.resolution, settings.device) == ('lora', 512, 'cpu')
     assert settings.learning_rate == 1e-5  # the LoRA's, not the full fine-tune's
+    asked = []
+    monkeypatch.setattr(experiments.pipeline, 'encode', lambda *words, **_: asked.append(words[1]))
+    experiments.encoded_pairs(scale, settings)
+    (encoding,) = asked
+    assert (encoding.vae, encoding.resolution, encoding.dtype) == ('other', 512, 'bf16')
+    assert encoding.sizes  # a LoRA of SDXL is told the size of each picture
     longer = replace(scale, train=(*scale.train, ('max_steps', 7)))
     assert experiments.training_settings(longer, 'BalancedDPO').max_steps == 7
 

@@ -139,5 +139,5 @@ def test_files_with_names_are_read_from_a_text():
     assert named_files('a=x.txt,b=y=z.txt') == {'a': 'x.txt', 'b': 'y=z.txt'}
     assert named_files('') == {}
     for wrong in ('x.txt', '=x.txt', 'a=x.txt,y.txt'):
-        with pytest.raises(InputError, match='names no file: write NAME=FILE'):
+        with pytest.raises(InputError, match='no name or no value: write NAME=FILE'):
             named_files(wrong)

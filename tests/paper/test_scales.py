@@ -51,6 +51,11 @@ def test_changes_replace_what_they_name_and_nothing_else():
         ('icons', {'steps': 'many'}, "steps must be a whole number, not 'many'"),
         ('icons', {'steps': 0}, 'must be at least 1'),
         ('icons', {'n_pairs': 0}, 'n_pairs must be at least 1, not 0'),
+        (
+            'icons',
+            {'mode': 'lora', 'train': ['mode=full']},
+            'mode is given twice: lora, and',
+        ),
         ('icons', {'mode': 'half'}, 'mode must be one of full, lora'),
         ('icons', {'prompts': ['a.txt']}, "'a.txt' has no name or no value: write NAME=FILE"),
         ('icons', {'prompts': ['a=1', 'a=2']}, 'a is given twice: 1 and 2'),

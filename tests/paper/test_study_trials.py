@@ -89,7 +89,7 @@ def test_the_hours_of_a_study_are_its_work_times_the_rates():
         ({'pairs': 'no.parquet'}, 'no.parquet'),
         ({'prompts': ['hpd=no.txt']}, 'no.txt'),
         ({'scorers': ['hsp=weights.pt']}, 'did you mean hps'),
-        ({'scorers': ['hps=no/weights.pt']}, 'no/weights.pt'),
+        ({'scorers': ['hps=./no/weights.pt']}, 'hps: ./no/weights.pt: no such file or folder'),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_is_computed(job, wrong, says):
