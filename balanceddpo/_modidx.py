@@ -3373,6 +3373,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'balanceddpo.page.writing.render': ('page/writing.html#render', 'balanceddpo/page/writing.py'),
                                           'balanceddpo.page.writing.source_hash': ( 'page/writing.html#source_hash',
                                                                                     'balanceddpo/page/writing.py'),
+                                          'balanceddpo.page.writing.style_of': ( 'page/writing.html#style_of',
+                                                                                 'balanceddpo/page/writing.py'),
                                           'balanceddpo.page.writing.write_page': ( 'page/writing.html#write_page',
                                                                                    'balanceddpo/page/writing.py')},
             'balanceddpo.paper.audit_formulas': { 'balanceddpo.paper.audit_formulas.adam_bound': ( 'paper/audit_formulas.html#adam_bound',

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..core.errors import reason_of
-from ..core.files import package_folder, read_json, staged
+from ..core.files import read_json, staged
 from ..evaluation.validation import ROWS, picture_file, step_folder
 from ..losses.methods import LOSSES
+from .writing import assets, source_hash, style_of
 from ..training.callbacks import Callback
 from ..training.card import base_name, card_title, is_icon_world
 from ..training.run import Run
@@ -317,14 +317,12 @@ def page_of(out: Path, what: About) -> dict[str, Any]:
 
 def render(out: Path, what: About) -> str:
     "The HTML of the page of a run."
-    folder = package_folder() / 'page' / 'assets'
-    css = (folder / 'training.css').read_text(encoding='utf-8')
-    mark = base64.b64encode(sha256(css.encode()).digest()).decode()
+    css = style_of('training')
     policy = (
-        f"default-src 'none'; style-src 'sha256-{mark}'; img-src data:; base-uri 'none';"
+        f"default-src 'none'; style-src {source_hash(css)}; img-src data:; base-uri 'none';"
         " form-action 'none'"
     )
-    files = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True)
+    files = Environment(loader=FileSystemLoader(assets()), autoescape=True, trim_blocks=True)
     return files.get_template('training.html').render(css=css, policy=policy, **page_of(out, what))
 
 
