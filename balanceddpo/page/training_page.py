@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 import time
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from ..core.errors import reason_of
 from ..core.files import read_json, staged
 from ..evaluation.validation import ROWS, picture_file, step_folder
 from ..losses.methods import LOSSES
+from .pictures import as_webp, longer_side
 from .writing import assets, source_hash, style_of
 from ..training.callbacks import Callback
 from ..training.card import base_name, card_title, is_icon_world
@@ -219,14 +218,9 @@ MOST_COLUMNS = 10  # of validations
 
 @lru_cache(maxsize=4096)
 def _data_uri(path: Path, _changed: int) -> str:
-    with Image.open(path) as image:
-        if max(image.size) <= SMALL:
-            kind, data = 'png', path.read_bytes()
-        else:
-            small, out = image.convert('RGB'), io.BytesIO()
-            small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            small.save(out, 'JPEG', quality=86)
-            kind, data = 'jpeg', out.getvalue()
+    kind, data = 'png', path.read_bytes()
+    if longer_side(data) > SMALL:
+        kind, data = 'webp', as_webp(data, THUMBNAIL, quality=86)
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
