@@ -155,7 +155,7 @@ def plan_of_validation(validation: ValidationConfig, config: TrainConfig) -> lis
     if not validation.validation_prompts:
         return []
     from balanceddpo.data.prompts import read_prompts
-    from balanceddpo.evaluation.validation import passes_of_drawing
+    from balanceddpo.evaluation.live_drawing import passes_of_drawing
     from balanceddpo.pipeline.rehearsals import passes_per_pair
 
     prompts = read_prompts(validation.validation_prompts, limit=validation.validation_limit)

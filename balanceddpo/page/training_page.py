@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 import time
@@ -15,17 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from ..core.errors import reason_of
-from ..core.files import package_folder, read_json, staged
+from ..core.files import read_json, staged
 from ..evaluation.validation import ROWS, picture_file, step_folder
 from ..losses.methods import LOSSES
+from .pictures import as_webp, longer_side
+from .writing import assets, source_hash, style_of
 from ..training.callbacks import Callback
 from ..training.card import base_name, card_title, is_icon_world
 from ..training.run import Run
@@ -219,14 +218,9 @@ MOST_COLUMNS = 10  # of validations
 
 @lru_cache(maxsize=4096)
 def _data_uri(path: Path, _changed: int) -> str:
-    with Image.open(path) as image:
-        if max(image.size) <= SMALL:
-            kind, data = 'png', path.read_bytes()
-        else:
-            small, out = image.convert('RGB'), io.BytesIO()
-            small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            small.save(out, 'JPEG', quality=86)
-            kind, data = 'jpeg', out.getvalue()
+    kind, data = 'png', path.read_bytes()
+    if longer_side(data) > SMALL:
+        kind, data = 'webp', as_webp(data, THUMBNAIL, quality=86)
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
@@ -317,14 +311,12 @@ def page_of(out: Path, what: About) -> dict[str, Any]:
 
 def render(out: Path, what: About) -> str:
     "The HTML of the page of a run."
-    folder = package_folder() / 'page' / 'assets'
-    css = (folder / 'training.css').read_text(encoding='utf-8')
-    mark = base64.b64encode(sha256(css.encode()).digest()).decode()
+    css = style_of('training')
     policy = (
-        f"default-src 'none'; style-src 'sha256-{mark}'; img-src data:; base-uri 'none';"
+        f"default-src 'none'; style-src {source_hash(css)}; img-src data:; base-uri 'none';"
         " form-action 'none'"
     )
-    files = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True)
+    files = Environment(loader=FileSystemLoader(assets()), autoescape=True, trim_blocks=True)
     return files.get_template('training.html').render(css=css, policy=policy, **page_of(out, what))
 
 

@@ -26,7 +26,7 @@ _ESCAPES = {ord(c): f'\\u{ord(c):04x}' for c in '<>&\u2028\u2029'}
 
 
 def assets() -> Path:
-    "The folder of the template, the style sheet and the scripts."
+    "The folder of the templates, the style sheets and the scripts."
     return package_folder() / 'page' / 'assets'
 
 
@@ -59,12 +59,18 @@ def page_data(page: Page, kept: KeptPictures) -> dict:
 
 
 def read_asset(name: str) -> str:
+    "The text of a file in `assets`."
     return (assets() / name).read_text(encoding='utf-8')
+
+
+def style_of(page: str) -> str:
+    "The style sheet of a page, 'page' or 'training': what both share, then its own."
+    return '\n'.join(read_asset(f'{name}.css') for name in ('base', page))
 
 # %% ../../nbs/page/04_writing.ipynb #9a436d4a
 def render(page: Page, kept: KeptPictures) -> str:
     "The HTML of a page whose pictures are kept there."
-    css = read_asset('page.css')
+    css = style_of('page')
     js = '\n'.join(read_asset(f'{name}.js') for name in SCRIPTS)
     files = Environment(loader=FileSystemLoader(assets()), autoescape=True)
     return files.get_template('page.html').render(

@@ -54,7 +54,7 @@ def write_study_page(
         for name, source in scale.prompts
         for model in models
     ]
-    truth = next((check for check in scale.checks if check == 'recognised'), '')
+    truth = 'recognised' if 'recognised' in scale.checks else ''
     true = ceilings(score_true_pictures(scale), scores, voters, names[0]) if truth else None
     sources = {model.name: sample_config(scale, model, '') for model in models}
     about = About(

@@ -49,7 +49,7 @@ class Callback:
         "The reference has moved to the policy, after step `run.step`; before `on_step`."
 
     def on_validation(self, run: Run, result: Any) -> None:
-        "The policy's pictures were scored; `result` as of `pipeline.validation.Validated`."
+        "The policy's pictures were scored; `result` as of `evaluation.validation.Validated`."
 
     def on_save(self, run: Run, folder: Path) -> None:
         "A checkpoint was written into `folder`."

@@ -195,9 +195,12 @@ def test_a_rule_stops_a_run_where_it_says_also_if_it_is_interrupted(made, tmp_pa
     assert [row['step'] for row in rows(tmp_path / 'b')] == list(range(1, last + 1))
 
 
-@pytest.mark.parametrize('best_by, step', [('mean', 2), ('worst', 2)])
-def test_the_best_model_is_kept_whole_beside_the_last_and_named(made, tmp_path, best_by, step):
-    out = go(made(), tmp_path / 'a', max_steps=5, callbacks=[scripted(GAINS, best_by=best_by)])
+@pytest.mark.parametrize('best_by, step, mean', [('mean', 3, 0.45), ('worst', 2, 0.3)])
+def test_the_best_model_is_kept_whole_beside_the_last_and_named(
+    made, tmp_path, best_by, step, mean
+):
+    gains = {'hps': [0.1, 0.4, 1.0, 0.5], 'clip': [0.2, 0.2, -0.1, -0.2]}
+    out = go(made(), tmp_path / 'a', max_steps=4, callbacks=[scripted(gains, best_by=best_by)])
     best = tmp_path / 'a' / 'best'
     assert verify_manifest(best)['step'] == step
     alone = go(made(), tmp_path / 'b', max_steps=step)
@@ -207,7 +210,7 @@ def test_the_best_model_is_kept_whole_beside_the_last_and_named(made, tmp_path, 
     assert {p.name for p in best.iterdir()} == {p.name for p in out.iterdir()}
     text = (out / 'README.md').read_text()
     assert f'that of step {step}; its model is kept in the folder `best`' in text
-    assert '| 2 | +0.30 [' in text
+    assert f'| {step} | {mean:+.2f} [' in text
     assert f'{step} optimizer steps' in (best / 'README.md').read_text()
 
 

@@ -14,7 +14,7 @@ from balanceddpo.evaluation.ranking import prompt_points, rank_models
 from balanceddpo.page.cautions import above_ceiling, carried_by_one, ceilings, gained_by_one
 from balanceddpo.page.contents import About, contents_of
 from balanceddpo.page.pictures import KeptPictures
-from balanceddpo.page.writing import SCRIPTS, escaped_json, policy, render, source_hash
+from balanceddpo.page.writing import SCRIPTS, escaped_json, policy, render, source_hash, style_of
 from made_pages import SCORERS, bare_page, made_evaluation
 
 SETS = {'hpd': ['a', 'b', 'c'], 'mine': ['d', 'e']}
@@ -221,10 +221,8 @@ def test_the_scripts_never_take_text_for_html():
 
 def test_the_colours_are_those_of_the_figures():
     seaborn = pytest.importorskip('seaborn')
-    css = (package_folder() / 'page/assets/page.css').read_text()
-    light = dict(
-        re.findall(r'--(blue|orange|green|red): (#\w{6});', css.partition('[data-theme')[0])
-    )
+    css = style_of('page')
+    light = dict(re.findall(r'--(blue|orange|green|red): light-dark\((#\w{6}), ', css))
     palette = seaborn.color_palette('colorblind').as_hex()
     expected = dict(zip(('blue', 'orange', 'green', 'red'), palette))
     assert light == expected

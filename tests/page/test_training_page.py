@@ -111,7 +111,7 @@ def test_what_the_files_hold_is_on_the_page(folder):
     assert all((folder / place).is_file() for place in places)
     images = [attrs['src'] for attrs, _ in page.all('img')]
     # a small picture as it is, a large one as a thumbnail
-    assert [src.split(';')[0] for src in images] == ['data:image/png'] * 3 + ['data:image/jpeg'] * 3
+    assert [src.split(';')[0] for src in images] == ['data:image/png'] * 3 + ['data:image/webp'] * 3
 
 
 def test_what_a_prompt_holds_is_text(folder):

@@ -121,7 +121,7 @@ def test_what_one_process_does_all_of_them_hear(made, tmp_path, what):
 
 def test_the_average_is_what_it_was_after_it_has_drawn(made, tmp_path):
     "A policy that draws by its average, in between, trains on as without."
-    from balanceddpo.evaluation.validation import drawing_weights
+    from balanceddpo.evaluation.live_drawing import drawing_weights
 
     class Looking(Callback):
         def on_step(self, run, row):

@@ -20,7 +20,12 @@ function factList() {
 
 function cautionList() {
   const items = page.cautions.map(({ kind, text }) =>
-    make('li', {}, make('strong', { text: kind }), make('span', { text: unbroken(text) })),
+    make(
+      'li',
+      { class: 'caution' },
+      make('strong', { text: kind }),
+      make('span', { text: unbroken(text) }),
+    ),
   );
   return items.length
     ? make('ul', { class: 'cautions', 'aria-label': 'Cautions' }, ...items)
