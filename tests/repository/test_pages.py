@@ -49,7 +49,10 @@ def test_every_command_on_the_pages_can_be_read(tmp_path, monkeypatch):
     Path('study.yaml').write_text(study)
     blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', text, re.S))
     inline = re.findall(r'`(balanceddpo [^`]+)`', text)
-    lines = [line for line in [*blocks.splitlines(), *inline] if line.startswith('balanceddpo ')]
+    # what a launcher or a variable of the environment stands before
+    before = r'^(?:\w+=\S+ |(?:torchrun|accelerate launch) .*-m (?=balanceddpo\.cli))'
+    lines = [re.sub(before, '', line) for line in [*blocks.splitlines(), *inline]]
+    lines = [line for line in lines if re.match(r'balanceddpo(?:\.cli)? ', line)]
     lines = [line for line in lines if 'NAME' not in line.split()]
     verbs = {line.split()[1] for line in lines}
     assert verbs >= {
@@ -67,7 +70,7 @@ def test_every_command_on_the_pages_can_be_read(tmp_path, monkeypatch):
     for line in lines:
         # as README's first line sets it
         line = line.replace('$SD15', 'stable-diffusion-v1-5/stable-diffusion-v1-5')
-        verb, *words = shlex.split(line.partition(' > ')[0], comments=True)[1:]
+        verb, *words = shlex.split(re.split(r' 2?> ', line)[0], comments=True)[1:]
         parse(VERBS[verb], words)
 
 
