@@ -32,18 +32,10 @@ def said(book):
     return [''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in outputs]
 
 
-def plans(book):
-    "The words of what dry runs say, without their numbers; they are the same on every machine."
-    cells = [cell for cell in book['cells'] if '--dry-run' in ''.join(cell['source'])]
-    cells = [cell for cell in cells if cell['cell_type'] == 'code']
-    return [re.findall(r'[A-Za-z]+', text) for text in said({'cells': cells})]
-
-
 @pytest.mark.parametrize('path', TUTORIALS, ids=lambda p: p.stem)
 def test_a_tutorial_runs(path):
     anew = run_tutorials.tidied(run_tutorials.executed(path))
     kept = nbformat.read(path, as_version=4)
-    assert plans(anew) == plans(kept)
     assert len(said(anew)) == len(said(kept))
     # the same first words, where those are no numbers: what is measured differs by machine
     for new, old in zip(said(anew), said(kept), strict=True):
