@@ -224,9 +224,10 @@ def public_modules() -> dict[str, list[str]]:
     return found
 
 
-def toctree(pages: list[str]) -> str:
-    "A list of pages in MyST, each by its title."
-    return '\n'.join(['```{toctree}', ':titlesonly:', '', *pages, '```', ''])
+def toctree(pages: list[str], hidden: bool = False) -> str:
+    "A list of pages in MyST, each by its title; `hidden` where the page has its own list of them."
+    options = [':titlesonly:', *[':hidden:'] * hidden]
+    return '\n'.join(['```{toctree}', *options, '', *pages, '```', ''])
 
 
 def summary(module: str) -> str:
@@ -311,10 +312,9 @@ def page_of_room(room: str, told: str, notebooks: list[str]) -> str:
         first = source(json.loads((ROOT / path).read_text(encoding='utf-8'))['cells'][0])
         title, about = re.match(r'# (.+)\n+> (.+(?:\n.+)*)', first).groups()
         rows.append(f'- [{title}]({Path(path).name}): {about}')
-    names = [Path(path).stem for path in notebooks]
-    hidden = toctree(names).replace(':titlesonly:', ':titlesonly:\n:hidden:')
+    pages = toctree([Path(path).stem for path in notebooks], hidden=True)
     text = '\n'.join(rows)
-    return f'# {room}\n\n{told[0].upper()}{told[1:]}.\n\n{text}\n\n{hidden}'
+    return f'# {room}\n\n{told[0].upper()}{told[1:]}.\n\n{text}\n\n{pages}'
 
 
 # results
@@ -362,12 +362,12 @@ def gallery() -> dict[str, str | bytes]:
     return pictures | {'gallery.md': intro + '\n'.join(card(*item) for item in there.items())}
 
 
-def pair() -> dict[str, bytes]:
+def first_pictures() -> dict[str, bytes]:
     "The pictures of the first page: what three models draw for one prompt and seed, and the truth."
     kept = pq.read_table(ROOT / GALLERY / 'figure07/kept/samples.parquet')
     pictures = kept['pictures'][0].as_py()
     names = ('base', 'DiffusionDPO', 'BalancedDPO', 'true')
-    return {f'pair/{name}.png': data for name, data in zip(names, pictures, strict=True)}
+    return {f'first_pictures/{name}.png': data for name, data in zip(names, pictures, strict=True)}
 
 
 # all of it
@@ -384,7 +384,7 @@ def gathered() -> dict[str, str | bytes]:
     "Place -> content of everything that the site is built from."
     modules, paths = public_modules(), notebook_paths()
     sources = {module: p for p in paths if (module := module_of(p))}
-    made: dict[str, str | bytes] = gallery() | pair() | reference(modules, sources)
+    made: dict[str, str | bytes] = gallery() | first_pictures() | reference(modules, sources)
     for room, told in rooms().items():
         if inside := [p for p in paths if p.startswith(f'nbs/{room}/')]:
             made[f'nbs/{room}/index.md'] = page_of_room(room, told, inside)
@@ -394,7 +394,7 @@ def gathered() -> dict[str, str | bytes]:
         for p in sorted(ROOT.glob(pattern))
     }
     shown_rooms = [room for room in rooms() if f'nbs/{room}/index.md' in made]
-    texts['index.md'] = first_page(shown_rooms, texts)
+    texts['index.md'] = first_page(shown_rooms)
     texts['docs/tutorials/index.md'] = with_tutorials(texts['docs/tutorials/index.md'])
     made['nbs/repro/index.md'] = page_of_studies(paths)
     texts['_cite.md'] = cite()
@@ -404,19 +404,16 @@ def gathered() -> dict[str, str | bytes]:
     return made | {place: (ROOT / path).read_bytes() for place, path in links.files.items()}
 
 
-def first_page(rooms_shown: list[str], pages: Iterable[str]) -> str:
-    "docs/site/index.md with the rooms, and with the pages of docs that it does not name itself."
+def first_page(rooms_shown: list[str]) -> str:
+    "docs/site/index.md with the rooms. Sphinx warns of a page of docs that it does not name."
     text = (ROOT / 'docs/site/index.md').read_text(encoding='utf-8')
-    named = set(re.findall(r'^docs/\w+$', text, re.M))
-    found = {p.removesuffix('.md') for p in pages if re.fullmatch(r'docs/\w+\.md', p)}
-    text = text.replace('OTHERS\n', ''.join(f'{page}\n' for page in sorted(found - named)))
     return text.replace('ROOMS', '\n'.join(f'nbs/{room}/index' for room in rooms_shown))
 
 
 def with_tutorials(text: str) -> str:
     "The list of tutorials, with a list of pages in the same order."
     names = re.findall(r'\((\w+)\.ipynb\)', text)
-    return text + '\n' + toctree(names).replace(':titlesonly:', ':titlesonly:\n:hidden:')
+    return text + '\n' + toctree(names, hidden=True)
 
 
 def page_of_studies(paths: list[str]) -> str:

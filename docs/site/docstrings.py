@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import re
-import tokenize
 from typing import TYPE_CHECKING
+
+from balanceddpo.command.options import option_comments
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -38,35 +38,12 @@ def code(words: str) -> str:
     return rf'\ ``{words}``\ ' if words.strip() == words and words else words
 
 
-@functools.cache
-def field_comments(cls: type) -> dict[str, str]:
-    "Field -> the comment beside it or above it, of a class."
-    try:
-        text = inspect.getsource(cls)
-    except (OSError, TypeError):
-        return {}
-    comments, above, found = {}, [], {}
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip('# ')
-    for number, line in enumerate(lines, 1):
-        field = re.match(r'    (\w+): ', line)
-        if field:
-            told = [*above, comments[number]] if number in comments else above
-            found[field[1]] = ' '.join(told)
-        alone = line.strip().startswith('#')
-        above = [*above, comments[number]] if alone else []
-    return found
-
-
 def read_docstring(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
     "Turn a docstring, and of a class the comments of its fields, into reStructuredText."
     lines[:] = as_rst('\n'.join(lines)).splitlines()
     if inspect.isclass(obj):
-        for field, told in field_comments(obj).items():
-            if told:
-                lines += ['', f'``{field}``', f'   {as_rst(told)}']
+        for field, told in option_comments(obj).items():
+            lines += ['', f'``{field}``', f'   {as_rst(told)}']
         lines.append('')
 
 

@@ -1,5 +1,6 @@
 """What README and docs say: their commands, their Python and their links."""
 
+import json
 import os
 import re
 import shlex
@@ -17,12 +18,23 @@ from short_commands import make_tiny_world, scorer_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# where else a command is shown; what a tutorial runs itself is another test's
+OTHERS = [ROOT / 'docs/site/index.md', *sorted((ROOT / 'docs/tutorials').glob('*.ipynb'))]
 
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     "A tiny pipeline, scorers, pairs and prompts."
     return make_tiny_world(tmp_path_factory.mktemp('world'))
+
+
+def markdown_of(path):
+    "The text of a page, or the prose of a notebook."
+    text = path.read_text(encoding='utf-8')
+    if path.suffix == '.md':
+        return text
+    cells = json.loads(text)['cells']
+    return '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
 
 
 def python_blocks(page):
@@ -32,11 +44,16 @@ def python_blocks(page):
 def test_every_command_on_the_pages_can_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('run.yaml').write_text('recipe: BalancedDPO\nmodel: icons\npairs: icons\n')
-    text = '\n'.join(page.read_text() for page in PAGES)
+    text = '\n'.join(map(markdown_of, [*PAGES, *OTHERS])).replace('\\\n', ' ')
+    (study,) = re.findall(r'```yaml\n(# study\.yaml.*?)```', text, re.S)
+    Path('study.yaml').write_text(study)
     blocks = '\n'.join(re.findall(r'```sh\n(.*?)```', text, re.S))
     inline = re.findall(r'`(balanceddpo [^`]+)`', text)
-    lines = [line for line in [*blocks.splitlines(), *inline] if line.startswith('balanceddpo ')]
-    lines = [line for line in lines if not {'NAME', '--config'} & set(line.split())]
+    # what a launcher or a variable of the environment stands before
+    before = r'^(?:\w+=\S+ |(?:torchrun|accelerate launch) .*-m (?=balanceddpo\.cli))'
+    lines = [re.sub(before, '', line) for line in [*blocks.splitlines(), *inline]]
+    lines = [line for line in lines if re.match(r'balanceddpo(?:\.cli)? ', line)]
+    lines = [line for line in lines if 'NAME' not in line.split()]
     verbs = {line.split()[1] for line in lines}
     assert verbs >= {
         'align',
@@ -49,10 +66,11 @@ def test_every_command_on_the_pages_can_be_read(tmp_path, monkeypatch):
         'reproduce',
         'icons',
     }
+    assert sum('--config study.yaml' in line for line in lines) >= 3
     for line in lines:
         # as README's first line sets it
         line = line.replace('$SD15', 'stable-diffusion-v1-5/stable-diffusion-v1-5')
-        verb, *words = shlex.split(line.partition(' > ')[0])[1:]
+        verb, *words = shlex.split(re.split(r' 2?> ', line)[0], comments=True)[1:]
         parse(VERBS[verb], words)
 
 
@@ -101,6 +119,22 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     flat = Image.new('RGB', (8, 8))
     striped = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).convert('RGB')
     assert sharpness([flat, striped], ['', '']) == [0, 255]
+
+
+def test_a_callback_of_ones_own_is_told_of_each_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_blocks('docs/watch_training.md')
+    small = {
+        "validation_prompts='icons:tuning', ": (
+            "validation_prompts='icons:tuning', validation_limit=2, validation_steps=2, "
+        ),
+        "pairs='icons'": (
+            "pairs=bd.PairSource('icons', limit=8), max_steps=2, batch_size=4, micro_batch_size=4"
+        ),
+    }
+    run_python(code, small)
+    told = re.findall(r"^(\d+) \{'hps': ", capsys.readouterr().out, re.M)
+    assert told == ['1', '2']
 
 
 def test_what_is_said_of_a_result_runs(tmp_path, monkeypatch, capsys):

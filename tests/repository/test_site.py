@@ -205,11 +205,18 @@ def test_a_docstring_is_shown_as_it_is_written():
 
 
 def test_the_fields_of_a_class_have_their_comments():
+    from balanceddpo.recipes.config import AlignConfig
     from balanceddpo.voting.config import LabelConfig
 
-    told = load('docs/site/docstrings.py').field_comments(LabelConfig)
-    assert told['scorer'] == 'the scorer of methods single and smoothed'  # beside it
-    assert told['ties'] == 'what a tied vote, or a human tie, becomes'  # above it
+    def lines_of(cls):
+        lines = ['What it is for.']
+        load('docs/site/docstrings.py').read_docstring(None, 'class', '', cls, None, lines)
+        return '\n'.join(lines)
+
+    told = lines_of(LabelConfig)
+    assert '``scorer``\n   the scorer of methods single and smoothed\n' in told  # beside it
+    assert '``ties``\n   what a tied vote, or a human tie, becomes\n' in told  # above it
+    assert '``validation_limit``\n   only the first prompts\n' in lines_of(AlignConfig)  # inherited
 
 
 def test_a_link_to_what_is_not_there_is_refused(gather):
