@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #fc0ef9a7
+from .sampling import prompts_given_twice
 from balanceddpo.command.training import (
     page_of_run,
     plan_of_latents,
@@ -120,7 +121,7 @@ def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
     if not options.prompt:
         return options.prompts
     if options.prompts:
-        raise InputError(f'--prompt and --prompts {options.prompts}: give one of them')
+        raise prompts_given_twice(options.prompts)
     from balanceddpo.data.prompts import prompts_of
 
     return prompts_of(options.prompt, 'prompt')

@@ -80,6 +80,11 @@ def tell_dropped(prompts: PromptSet) -> None:
         )
 
 
+def prompts_given_twice(file: object) -> InputError:
+    "The error for prompts that are written out beside a file of them."
+    return InputError(f'--prompt and --prompts {file}: give one of them')
+
+
 def prompts_asked(options: PromptOptions, config: SampleConfig) -> PromptSet:
     """The prompts that are drawn for: those that are written out, or those of the file that the
     config names. Raises InputError if both are given."""
@@ -88,7 +93,7 @@ def prompts_asked(options: PromptOptions, config: SampleConfig) -> PromptSet:
     if not options.prompt:
         found = read_prompts(config.prompts, limit=config.limit, keep_repeats=options.keep_repeats)
     elif config.prompts != type(config).prompts:  # its default
-        raise InputError(f'--prompt and --prompts {config.prompts}: give one of them')
+        raise prompts_given_twice(config.prompts)
     else:
         found = prompts_of(options.prompt, 'prompt', options.keep_repeats).head(config.limit)
     tell_dropped(found)

@@ -50,10 +50,10 @@ class ReproduceOptions:
 def reproduce_plan(request: study_jobs.Request) -> list[str]:
     """The notebooks that would be run, each with its parameters, those that are left out, and what
     they would make."""
-    lines, jobs, to_do = [], study_jobs.plan_jobs(request), []
+    lines, jobs = [], study_jobs.plan_jobs(request)
+    to_do = [job for job in jobs if not study_jobs.is_done(job)]
     for job in jobs:
-        state = 'done' if study_jobs.is_done(job) else 'to do'
-        to_do += [job] if state == 'to do' else []
+        state = 'to do' if job in to_do else 'done'
         lines.append(
             f'{job.name}: {state}; results in {job.folder}, executed notebook {job.executed}'
         )
