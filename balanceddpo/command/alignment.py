@@ -21,6 +21,7 @@ from balanceddpo.command.plans import (
     plan_of_model,
     plan_of_steps,
     plan_of_validation,
+    prompts_given_twice,
     show_plan,
     shows_progress,
 )
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = []
 
 # %% ../../nbs/command/05_alignment.ipynb #fc0ef9a7
-from .sampling import prompts_given_twice
 from balanceddpo.command.training import (
     page_of_run,
     plan_of_latents,

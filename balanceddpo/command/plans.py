@@ -50,6 +50,11 @@ def to_download(model: str) -> str:
     return f'{model} is not on this machine: it would be downloaded'
 
 # %% ../../nbs/command/02_plans.ipynb #35cf748f
+def prompts_given_twice(file: object) -> InputError:
+    "The error for prompts that are written out beside a file of them."
+    return InputError(f'--prompt and --prompts {file}: give one of them')
+
+
 def check_pixels(model: str, resolution: int) -> None:
     """Raises InputError for pixels along a side that do not make whole latents of a model that is
     on this machine."""

@@ -16,6 +16,7 @@ from balanceddpo.command.plans import (
     changed_words,
     check_pixels,
     model_folder,
+    prompts_given_twice,
     show_next,
     show_plan,
     shows_progress,
@@ -78,11 +79,6 @@ def tell_dropped(prompts: PromptSet) -> None:
             f'{prompts.name}: repeated prompts left out: {prompts.repeated} (--keep-repeats draws'
             ' each again, from other seeds)'
         )
-
-
-def prompts_given_twice(file: object) -> InputError:
-    "The error for prompts that are written out beside a file of them."
-    return InputError(f'--prompt and --prompts {file}: give one of them')
 
 
 def prompts_asked(options: PromptOptions, config: SampleConfig) -> PromptSet:
