@@ -21,6 +21,7 @@ from balanceddpo.command.plans import (
     plan_of_model,
     plan_of_steps,
     plan_of_validation,
+    prompts_given_twice,
     show_plan,
     shows_progress,
 )
@@ -120,7 +121,7 @@ def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
     if not options.prompt:
         return options.prompts
     if options.prompts:
-        raise InputError(f'--prompt and --prompts {options.prompts}: give one of them')
+        raise prompts_given_twice(options.prompts)
     from balanceddpo.data.prompts import prompts_of
 
     return prompts_of(options.prompt, 'prompt')

@@ -278,8 +278,8 @@ def tell_prompts(found: Sequence[Contestant]) -> None:
 
 # %% ../../nbs/command/06_evaluation.ipynb #5da08c2b
 def redrawing(found: Sequence[Contestant], keep_repeats: bool) -> dict[str, list[str]]:
-    """The words of the command that draws an image of each model again, up to its prompt. None for
-    prompts that are drawn several times: their seeds do not follow from their text alone."""
+    """The words of the command that draws an image of each model again, up to its prompt. There are
+    none where prompts are drawn several times: seeds do not follow from the text alone then."""
     from balanceddpo.models.config import IMAGE_SETTINGS
 
     wanted = set(IMAGE_SETTINGS) - {'images_per_prompt'}

@@ -35,7 +35,7 @@ class InspectOptions(PairOptions):
     InspectOptions,
     positional=('pairs',),
 )
-def inspect(options: InspectOptions, _: None = None) -> None:
+def inspect(options: InspectOptions, _=None) -> None:
     "A source of pairs to what is known of it."
     from balanceddpo.data.inspection import inspect_pairs
     from balanceddpo.page.pairs import votes_of, write_pairs_page

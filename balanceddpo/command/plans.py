@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import shlex
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -49,6 +50,11 @@ def to_download(model: str) -> str:
     return f'{model} is not on this machine: it would be downloaded'
 
 # %% ../../nbs/command/02_plans.ipynb #35cf748f
+def prompts_given_twice(file: object) -> InputError:
+    "The error for prompts that are written out beside a file of them."
+    return InputError(f'--prompt and --prompts {file}: give one of them')
+
+
 def check_pixels(model: str, resolution: int) -> None:
     """Raises InputError for pixels along a side that do not make whole latents of a model that is
     on this machine."""
@@ -117,6 +123,11 @@ def changed_words(settings: Any, names: Collection[str]) -> list[str]:
     return words
 
 
+def this_command() -> str:
+    "The command that runs now, as a shell takes it."
+    return shlex.join(['balanceddpo', *sys.argv[1:]])
+
+
 def show_next(*words: object) -> None:
     "Print the command that comes next, quoted for the shell."
     print(f'next: {shlex.join(["balanceddpo", *map(str, words)])}')
@@ -176,22 +187,17 @@ def plan_of_validation(validation: ValidationConfig, config: TrainConfig) -> lis
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #82fcabfe
-def bytes_of_weights(config: TrainConfig, n: int, processes: int, sharded: bool) -> int:
-    """What each of so many processes needs for weights, gradients and optimizer in a training of a
-    denoiser of `n` parameters; what a LoRA adds is small and left out."""
+def bytes_of_weights(config: TrainConfig, n: int, processes: int) -> int:
+    """What each of so many processes needs for weights, gradients and optimizer, of which it holds
+    its part, in a training of all `n` parameters of a denoiser."""
     from balanceddpo.losses.methods import LOSSES
     from balanceddpo.training.memory import MOMENTS
 
-    half = config.precision != 'fp32'
-    if config.mode == 'lora':
-        kept, on_top = 2 if half else 4, 0
-    else:
-        # policy, gradient, reference, their average, and with AdamW two moments
-        kept = 8 + 4 * LOSSES[config.method].needs_reference + MOMENTS[config.optimizer]
-        kept += 4 * (config.ema > 0)
-        # autocast's copies, and the room in which processes exchange gradients
-        on_top = 2 * half + 4 * (processes > 1 and not sharded)
-    return round(n * (kept / (processes if sharded else 1) + on_top))
+    # policy, gradient, reference, their average, and with AdamW two moments
+    kept = 8 + 4 * LOSSES[config.method].needs_reference + MOMENTS[config.optimizer]
+    kept += 4 * (config.ema > 0)
+    copies = 0 if config.precision == 'fp32' else 2  # autocast's, which each process makes of all
+    return round(n * (kept / processes + copies))
 
 
 def words_of_memory(counted: StepMemory, pairs: int, exchange: int = 0) -> str:
@@ -227,7 +233,7 @@ def plan_of_memory(config: TrainConfig, n: int, source: Path | str) -> list[str]
     if config.optimizer == 'adamw' and config.mode == 'full':
         counts = (processes,) if processes > 1 else (2, 8)
         rest = counted.activations + counted.inputs
-        held = {k: bytes_of_weights(config, n, k, True) + rest for k in counts}
+        held = {k: bytes_of_weights(config, n, k) + rest for k in counts}
         parts = [f'{amount(held[k], "bytes")} in each of {k}' for k in counts]
         lines.append(f'with sharding fsdp {", ".join(parts)} processes (estimate)')
     return lines

@@ -5,13 +5,12 @@
 # %% ../../nbs/command/05_results.ipynb #07305b23
 from __future__ import annotations
 
-import re
-import shlex
-import sys
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .plans import this_command
 from ..core.files import canonical, staged
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ __all__ = []
 # %% ../../nbs/command/05_results.ipynb #50047e04
 def aligned(table: str) -> str:
     "A Markdown table with its columns under each other; its first ones on the left."
-    rows = [re.split(r' \| ', line[2:-2]) for line in table.splitlines()]
+    rows = [line[2:-2].split(' | ') for line in table.splitlines()]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     right = [rule.endswith(':') for rule in rows[1]]
-    rows[1] = ['-' * (n - at_right) + ':' * at_right for n, at_right in zip(widths, right)]
+    rows[1] = [rule[-1].rjust(n, '-') for rule, n in zip(rows[1], widths)]
     lines = []
     for row in rows:
         cells = [c.rjust(n) if r else c.ljust(n) for c, n, r in zip(row, widths, right)]
@@ -39,7 +38,7 @@ def aligned(table: str) -> str:
 
 def p_text(p: float) -> str:
     "A p-value as a table has it; nothing where there is none."
-    if p != p:  # NaN
+    if math.isnan(p):
         return ''
     return '< 0.001' if p < 0.001 else f'{p:.3f}'
 
@@ -85,16 +84,14 @@ def rates_table(rates: DataFrame) -> str:
 # %% ../../nbs/command/05_results.ipynb #10cea1d3
 def ranks_table(ranks: DataFrame) -> str:
     "The order of the models, of `rank_models`, as a Markdown table."
-    import pandas as pd
-
-    from balanceddpo.figures.tables import markdown_table
+    from balanceddpo.figures.tables import bold_cells, markdown_table
 
     rows = ranks.set_index('model')
     percents = 100 * rows[['expected', 'expected_low', 'expected_high']]
     cells = _with_interval(rows[['rank', 'rank_low', 'rank_high']], 'rank', 0).join(
         _with_interval(percents, 'expected win rate (%)', 1)
     )
-    return aligned(markdown_table(cells, pd.DataFrame(False, cells.index, cells.columns)))
+    return aligned(markdown_table(cells, bold_cells(cells, None)))
 
 # %% ../../nbs/command/05_results.ipynb #79208ffb
 _UNITS = {  # what is compared, by the protocol
@@ -157,7 +154,7 @@ def _write_note(out: Path, options: object, facts: dict, paths: Sequence[Path]) 
     from balanceddpo.paper.provenance import Making, write_provenance
 
     making = Making(
-        command=shlex.join(['balanceddpo', *sys.argv[1:]]),
+        command=this_command(),
         parameters={'options': canonical(options), **facts},
         seeds=sorted({i['seed'] for i in facts['images'].values() if 'seed' in i}),
     )

@@ -16,6 +16,7 @@ from balanceddpo.command.plans import (
     changed_words,
     check_pixels,
     model_folder,
+    prompts_given_twice,
     show_next,
     show_plan,
     shows_progress,
@@ -88,7 +89,7 @@ def prompts_asked(options: PromptOptions, config: SampleConfig) -> PromptSet:
     if not options.prompt:
         found = read_prompts(config.prompts, limit=config.limit, keep_repeats=options.keep_repeats)
     elif config.prompts != type(config).prompts:  # its default
-        raise InputError(f'--prompt and --prompts {config.prompts}: give one of them')
+        raise prompts_given_twice(config.prompts)
     else:
         found = prompts_of(options.prompt, 'prompt', options.keep_repeats).head(config.limit)
     tell_dropped(found)

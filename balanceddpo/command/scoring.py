@@ -175,7 +175,7 @@ def score_plan(
     ScoreOptions,
     positional=('images',),
 )
-def score(options: ScoreOptions, _settings: None = None) -> None:
+def score(options: ScoreOptions, _=None) -> None:
     "Pictures to scores."
     from balanceddpo import pipeline
     from balanceddpo.data.prompted_pictures import PictureSource

@@ -252,10 +252,10 @@ def page_of_run(options: ValidationConfig) -> list[Callback]:
 
 def tell_watched(out: Path) -> None:
     "Print where the page of a run is, its best model, and why it was stopped, if it was watched."
-    facts = out / 'model' / 'training.json'
-    stopped = read_json(facts).get('stopped') if facts.exists() else None
-    if stopped:
-        print(f'stopped after step {read_json(facts)["step"]}: {stopped["why"]}')
+    path = out / 'model' / 'training.json'
+    facts = read_json(path) if path.exists() else {}
+    if stopped := facts.get('stopped'):
+        print(f'stopped after step {facts["step"]}: {stopped["why"]}')
     for name, place in (('page', out / 'index.html'), ('best by validation', out / 'best')):
         if (out / 'validation.jsonl').exists() and place.exists():
             print(f'{name}: {place}')

@@ -5,8 +5,7 @@
 # %% ../../nbs/command/16_votes.ipynb #d5531e1a
 from __future__ import annotations
 
-import shlex
-import sys
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .labelling import PAIR_FIELDS, ReadingOptions, pair_source
 from .options import verb
-from .plans import amount, changed_words, show_next, show_plan
+from .plans import amount, changed_words, show_next, show_plan, this_command
 from .results import aligned, p_text
 from ..core.errors import InputError
 from ..core.files import canonical, digest, file_digest, staged
@@ -133,16 +132,14 @@ def check_pairs_out(options: VotesOptions, found: Ballots) -> None:
         raise InputError('name the folder of the images that were voted on: --results FOLDER')
 
 # %% ../../nbs/command/16_votes.ipynb #9a65a6f3
-def _interval(row: object, name: str, factor: float, digits: int) -> str:
-    "A number with its interval, as tables have it; nothing for NaN."
-    value, low, high = (getattr(row, n) * factor for n in (name, 'low', 'high'))
-    if value != value:  # NaN
-        return ''
-    return f'{value:.{digits}f} [{low:.{digits - 1}f}, {high:.{digits - 1}f}]'
+def _percent(row: object, name: str) -> str:
+    "A share with its interval in percent, as tables have it; nothing for NaN."
+    value, low, high = (100 * getattr(row, n) for n in (name, 'low', 'high'))
+    return '' if math.isnan(value) else f'{value:.1f} [{low:.0f}, {high:.0f}]'
 
 
 def _number(value: float, digits: int) -> str:
-    if value != value:  # NaN
+    if math.isnan(value):
         return ''
     return f'{round(value, digits) + 0.0:.{digits}f}'  # no -0.0
 
@@ -151,12 +148,11 @@ def _table(rows: Iterable[dict[str, object]], named: int) -> list[str]:
     "Rows as a Markdown table, whose first `named` columns say what a row is."
     from pandas import DataFrame
 
-    from balanceddpo.figures.tables import markdown_table
+    from balanceddpo.figures.tables import bold_cells, markdown_table
 
     cells = DataFrame(rows).astype(str)
     cells = cells.set_index(list(cells.columns[:named]))
-    none = DataFrame(False, cells.index, cells.columns)
-    return ['', *aligned(markdown_table(cells, none)).splitlines()]
+    return ['', *aligned(markdown_table(cells, bold_cells(cells, None))).splitlines()]
 
 # %% ../../nbs/command/16_votes.ipynb #df2bf749
 def rate_lines(rates: DataFrame) -> list[str]:
@@ -170,7 +166,7 @@ def rate_lines(rates: DataFrame) -> list[str]:
             'people': row.people,
             'votes': row.votes,
             'prompts': row.n,
-            'win rate (%)': _interval(row, 'win_rate', 100, 1),
+            'win rate (%)': _percent(row, 'win_rate'),
             'alike (%)': _number(100 * row.alike, 1),
             'p (Holm)': p_text(row.p_holm),
         }
@@ -193,7 +189,7 @@ def agreement_lines(agreed: DataFrame, what: str) -> list[str]:
         {
             'who': f'{row.a}, {display_name(row.b)}',
             'pairs': row.n,
-            'agreement (%)': _interval(row, 'agreement', 100, 1),
+            'agreement (%)': _percent(row, 'agreement'),
             'kappa': _number(row.kappa, 2),
         }
         for row in agreed.itertuples()
@@ -275,8 +271,8 @@ def write_counted(out: Path, counted: Counted, found: Ballots, options: VotesOpt
     paths.append(out / 'votes.md')
     with staged(paths[-1]) as t:
         t.write_text('\n'.join([*counted.lines(), '']), encoding='utf-8')
-    command = shlex.join(['balanceddpo', *sys.argv[1:]])
-    making = Making(command, {'options': canonical(options), 'page': found.votes.attrs['page']})
+    parameters = {'options': canonical(options), 'page': found.votes.attrs['page']}
+    making = Making(this_command(), parameters)
     write_provenance(out, making, inputs=options.files, outputs=paths)
 
 # %% ../../nbs/command/16_votes.ipynb #6532359b
@@ -321,7 +317,7 @@ def show_next_of_votes(options: VotesOptions, found: Ballots) -> None:
     VotesOptions,
     positional=('files',),
 )
-def votes(options: VotesOptions, _settings: None = None) -> None:
+def votes(options: VotesOptions, _=None) -> None:
     "Files of votes to what people prefer."
     from balanceddpo.data.pairs import write_pairs
 

@@ -33,6 +33,17 @@ def state_of(path: Path) -> list:
 # %% ../../nbs/data/11_packed_pictures.ipynb #e7114891
 _PACKED = ['prompt_id', 'image_index', 'prompt', 'file', 'begins', 'length']
 
+# %% ../../nbs/data/11_packed_pictures.ipynb #6296636c
+def _packed_cell(folder: Path, row: dict[str, Any]) -> Cell:
+    "The picture that a row of the index of a folder tells of."
+    try:
+        tar = inside(folder, row['file'], f'{folder}, index.parquet')
+        return packed_file(tar, row['begins'], row['length'])
+    except InputError as e:
+        return e
+    except (OSError, ValueError, TypeError) as e:
+        return InputError(f'cannot read {folder / row["file"]}: {first_line(e)}')
+
 # %% ../../nbs/data/11_packed_pictures.ipynb #4937b712
 @dataclass(frozen=True)
 class PackedPictures:
@@ -75,13 +86,4 @@ class PackedPictures:
 
     def cells(self, numbers: Sequence[int]) -> Iterator[Cell]:
         "The pictures with these ascending numbers, one at a time."
-        return (self._cell(self.rows[n]) for n in numbers)
-
-    def _cell(self, row: dict[str, Any]) -> Cell:
-        try:
-            tar = inside(self.folder, row['file'], f'{self.folder}, index.parquet')
-            return packed_file(tar, row['begins'], row['length'])
-        except InputError as e:
-            return e
-        except (OSError, ValueError, TypeError) as e:
-            return InputError(f'cannot read {self.folder / row["file"]}: {first_line(e)}')
+        return (_packed_cell(self.folder, self.rows[n]) for n in numbers)

@@ -159,7 +159,7 @@ class PictureRows:
     @property
     def state(self) -> str:
         "16 hex characters that change when the file is moved or written to."
-        return PictureFiles('', {'': self.file}).state
+        return digest([state_of(self.file)])
 
     def _cells_in(self, column: str, numbers: Sequence[int]) -> Iterator[Any]:
         return (row[column] for _, row in self.table.take(numbers, [column]))
@@ -282,7 +282,7 @@ def names_as_prompts(found: PictureFiles) -> list[str | None]:
 # %% ../../nbs/data/12_prompted_pictures.ipynb #aba885e4
 # what is said of it -> the function that reads the prompts, None where a picture has none
 WAYS: dict[str, Callable[[PictureFiles], list[str | None]]] = {
-    'the index of balanceddpo sample': index_prompts,
+    PackedPictures.how: index_prompts,
     'the metadata in the folder': metadata_prompts,
     'the .txt beside each picture': texts_beside,
     'the text in the PNGs': texts_in_pngs,

@@ -17,6 +17,7 @@ from pandas import DataFrame
 
 from ..core.errors import InputError
 from .intervals import DEFAULT_BOOTSTRAP, Bootstrap, rate_interval, wilson
+from .result_images import KEY
 from .significance import holm, sign_test
 from .win_rates import COLUMNS, tie_points
 from ..voting.agreement import agreement
@@ -160,12 +161,11 @@ def scorer_choices(joined: DataFrame, scores: DataFrame, scorers: Sequence[str])
     """What each scorer chooses between the two images of each pair: int8 1 for a, -1 for b, 0 for
     equal scores, a column each. `scores`: the table of an evaluation. Raises InputError for an
     image without a score."""
-    key = ['model', 'prompt_set', 'prompt_id', 'image_index']
-    known = scores.set_index(key)[list(scorers)]
+    known = scores.set_index(KEY)[list(scorers)]
     sides = []
     for side in 'ab':
         columns = [f'model_{side}', 'prompt_set', 'prompt_id', f'image_{side}']
-        wanted = pd.MultiIndex.from_frame(joined[columns], names=key)
+        wanted = pd.MultiIndex.from_frame(joined[columns], names=KEY)
         found = known.reindex(wanted)
         if found.isna().any(axis=None):
             at = wanted[found.isna().any(axis=1)][0]

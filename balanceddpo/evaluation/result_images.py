@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -19,7 +19,8 @@ from pandas import DataFrame
 from ..core.errors import InputError
 from ..core.files import staged
 from ..core.stages import runs_root
-from ..data.prompted_pictures import Found, find_pictures
+from ..data.packed_pictures import Cell
+from ..data.prompted_pictures import find_pictures
 from ..data.tables import open_parquet
 from ..models.image_store import ImageStore, open_images
 
@@ -77,6 +78,17 @@ def _read_list(path: Path) -> DataFrame:
         raise InputError(f'{path} lists an image twice: {", ".join(map(str, twice.iloc[0][KEY]))}')
     return rows
 
+# %% ../../nbs/evaluation/20_result_images.ipynb #6462b98c
+def _reader_of(place: Path) -> Callable[[Any], Cell]:
+    """What reads the encoded image of a row, from the images that lie in `place`: a folder of
+    `balanceddpo sample`, or pictures from elsewhere. Raises InputError if there are none."""
+    if (place / 'manifest.json').is_file():
+        store = open_images(place, verify=False)
+        return lambda row: store.png(row.prompt_id, row.image_index)
+    found = find_pictures([place])
+    numbers = {name: n for n, name in enumerate(found.names)}
+    return lambda row: next(found.cells([numbers[row.file]]))
+
 # %% ../../nbs/evaluation/20_result_images.ipynb #c1613757
 @dataclass
 class ResultImages:
@@ -84,7 +96,7 @@ class ResultImages:
 
     folder: Path  # of the results
     rows: DataFrame = field(repr=False)  # of `COLUMNS`
-    _stores: dict[str, ImageStore | Found] = field(default_factory=dict, repr=False)
+    _readers: dict[str, Callable[[Any], Cell]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> ResultImages:
@@ -96,24 +108,18 @@ class ResultImages:
         "(model, prompt set, prompt id, image index) -> the number of its row."
         return {key: n for n, key in enumerate(zip(*(self.rows[c] for c in KEY)))}
 
-    def _store(self, name: str) -> ImageStore | Found:
-        if name not in self._stores:
-            place = Path(os.path.normpath(self.folder.absolute() / name))
-            ours = (place / 'manifest.json').is_file()
-            self._stores[name] = (
-                open_images(place, verify=False) if ours else find_pictures([place])
-            )
-        return self._stores[name]
+    def _reader(self, store: str) -> Callable[[Any], Cell]:
+        if store not in self._readers:
+            place = Path(os.path.normpath(self.folder.absolute() / store))
+            self._readers[store] = _reader_of(place)
+        return self._readers[store]
 
     def data(self, row: Any) -> bytes:
         """The encoded image of a row of `rows` (as of `itertuples`). Raises InputError if it is not
         there any more, or not the one that was scored."""
-        store = self._store(row.store)
+        read = self._reader(row.store)
         try:
-            if isinstance(store, ImageStore):
-                found = store.png(row.prompt_id, row.image_index)
-            else:
-                (found,) = store.cells([store.names.index(row.file)])
+            found = read(row)
         except (OSError, KeyError, ValueError) as e:
             raise InputError(f'{row.store}: the image {row.file!r} is not there any more') from e
         if not isinstance(found, bytes) or sha256(found).hexdigest() != row.sha256:

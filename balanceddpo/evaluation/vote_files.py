@@ -121,24 +121,30 @@ def checked(row: Any, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
     return {name: row[name] for name in kinds}
 
 # %% ../../nbs/evaluation/21_vote_files.ipynb #a3ac7e5c
+def _sides(vote: dict, kinds: Mapping[str, Kind], where: str) -> list[dict]:
+    "The left side and the right one. Raises InputError as `checked`."
+    return [
+        checked(vote[name], kinds, f'{where}, {name}') | {'is_left': name == 'left'}
+        for name in ('left', 'right')
+    ]
+
+
 def _sides_of_models(vote: dict, models: Sequence[str], where: str) -> list[dict]:
     "The two sides, the later model first. Raises InputError for a model that is not in the list."
-    sides = [checked(vote[name], OF_MODEL, f'{where}, {name}') for name in ('left', 'right')]
+    sides = _sides(vote, OF_MODEL, where)
     for side in sides:
         if side['model'] not in models:
             raise unknown(f'{where}: the page has no model', side['model'], models)
     if sides[0]['model'] == sides[1]['model']:
         raise InputError(f'{where}: both images are of {sides[0]["model"]!r}')
-    sides[0]['is_left'], sides[1]['is_left'] = True, False
     return sorted(sides, key=lambda side: -models.index(side['model']))
 
 
 def _sides_of_pair(vote: dict, where: str) -> list[dict]:
     "The two sides, image 0 first."
-    sides = [checked(vote[name], OF_PAIR, f'{where}, {name}') for name in ('left', 'right')]
+    sides = _sides(vote, OF_PAIR, where)
     if sides[0]['image'] == sides[1]['image']:
         raise InputError(f'{where}: both images are image {sides[0]["image"]} of the pair')
-    sides[0]['is_left'], sides[1]['is_left'] = True, False
     named = [side | {'model': '', 'image_index': side['image']} for side in sides]
     return sorted(named, key=lambda side: side['image'])
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from hashlib import sha256
 
-import pandas as pd
 import pytest
 
 from balanceddpo.data.pairs import make_pair
@@ -116,4 +115,3 @@ def test_other_pairs_than_those_voted_on_are_refused(tmp_path):
 def test_the_choice_by_reliability_is_the_label_too(joined, images):
     chances = joined.assign(share=[0.9, 0.2])
     assert [p.label_0 for p in voted_pairs(chances, images)] == [0.9, 0.2]
-    assert isinstance(joined, pd.DataFrame)
