@@ -11,6 +11,7 @@ from pathlib import Path
 
 import random_networks
 from balanceddpo.core.devices import ensure_torchvision
+from balanceddpo.models.shapes import PUBLISHED, VAE
 from random_networks import TINY, Geometry, make_text, make_unet, make_vae, word_tokenizer
 
 WORDS = (
@@ -32,7 +33,7 @@ WORDS = (
     'bright',
 )
 
-SD_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+SD_VAE = dict(block_out_channels=VAE['block_out_channels'], layers_per_block=2)
 CLIP_L = dict(
     vocab_size=49408,
     hidden_size=768,
@@ -40,26 +41,15 @@ CLIP_L = dict(
     num_hidden_layers=12,
     num_attention_heads=12,
 )
-SD15 = Geometry('SD1.5', 512, dict(cross_attention_dim=768), SD_VAE, CLIP_L, batch=32)
-SDXL = Geometry(
-    'SDXL',
-    1024,
-    dict(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
-        up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type='text_time',
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ),
-    SD_VAE,
-    kind='sdxl',
-    batch=8,
-)
+
+
+def published_unet(name: str) -> dict:
+    "What a published denoiser's config says, without `sample_size`, which follows from the pixels."
+    return {key: size for key, size in PUBLISHED[name][1].items() if key != 'sample_size'}
+
+
+SD15 = Geometry('SD1.5', 512, published_unet('sd15'), SD_VAE, CLIP_L, batch=32)
+SDXL = Geometry('SDXL', 1024, published_unet('sdxl'), SD_VAE, kind='sdxl', batch=8)
 # For the CPU. The autoencoder is so narrow that it has the share of a step that it has for SD1.5:
 # a quarter (`encoder_share`, tested). Widths are multiples of 16, for which the kernels are made.
 # Two heads, so that a head has 32 to 128 channels (SD1.5: 40 to 160); with eight of 8 channels and

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import InputError
-from .files import digest, file_digest
+from .files import digest, file_digest, file_state
 from .stages import held
 
 # %% auto #0
@@ -56,11 +56,10 @@ def has_hash(path: str | Path, sha256: str) -> bool:
     if marks is None:
         return file_digest(path) == sha256
     try:
-        found = os.stat(path)
+        state = file_state(Path(path))
     except OSError as e:
         raise InputError(f'cannot read {path}: {e.strerror}') from e
-    about = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    mark = marks / digest(str(Path(path).resolve()), about, sha256)
+    mark = marks / digest(state, sha256)
     marks.mkdir(mode=0o700, exist_ok=True)  # the first process may have ended
     with held(mark.with_suffix('.lock'), wait=True):
         if mark.exists():

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
@@ -82,7 +83,9 @@ def telling_download(
         return
     folder = Path(constants.HF_HUB_CACHE) / f'models--{repository.replace("/", "--")}' / 'blobs'
     ended = Event()
-    teller = Thread(target=_tell_growth, args=(folder, repository, ended, pause), daemon=True)
+    about = (folder, repository, ended, pause)
+    # in the context of the caller, which knows its job
+    teller = Thread(target=copy_context().run, args=(_tell_growth, *about), daemon=True)
     teller.start()
     try:
         yield

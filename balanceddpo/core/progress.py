@@ -42,12 +42,12 @@ def number_of_level(name: str) -> int:
 
 
 def show_log(level: str, handler: logging.Handler) -> None:
-    "Let a handler show what the package says from this level on."
+    "Let a handler show what the package says from this level on. Raises InputError for another."
+    LOG.setLevel(number_of_level(level))
     handler.setFormatter(
         logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S')
     )
     LOG.addHandler(handler)
-    LOG.setLevel(number_of_level(level))
     LOG.propagate = False  # some libraries give the root logger a handler
 
 
@@ -67,7 +67,6 @@ def is_log_line(line: str) -> bool:
 def log_to_stderr(level: str = 'info') -> Generator[None, None, None]:
     """For the time of a `with` block show on stderr what the package says from a level on: 'debug',
     'info', 'warning', 'error' or 'off'. Raises InputError for another."""
-    number_of_level(level)
     handler, before = logging.StreamHandler(), (LOG.level, LOG.propagate)
     try:
         with environment(**{LEVEL: level}):
@@ -145,6 +144,19 @@ def memory_told() -> str:
 
     return f'{psutil.Process().memory_info().rss / 1e9:.3g} GB of memory'
 
+# %% ../../nbs/core/13_progress.ipynb #49a2b028
+class _Teller:
+    "Tells somebody of a stage; this one tells nobody."
+
+    def reach(self, done: int) -> None:
+        "So many units are done."
+
+    def tell(self, facts: dict[str, object]) -> None:
+        "What the stage says beside its count, from now on."
+
+    def close(self, done: int, stopped: bool) -> None:
+        "The stage has ended, or was stopped, with so many units done."
+
 # %% ../../nbs/core/13_progress.ipynb #cd9fcbd5
 class _Pace:
     "When a stage has last said how far it is, and how fast it was over the last ten lines."
@@ -164,7 +176,7 @@ class _Pace:
         return (done - before) / (now - then) if now > then and done > before else 0.0
 
 # %% ../../nbs/core/13_progress.ipynb #cd5e9f69
-class _Lines:
+class _Lines(_Teller):
     "Lines of the log about a stage: when it begins, now and then, and when it ends."
 
     def __init__(
@@ -208,7 +220,7 @@ class _Lines:
             LOG.log(self.level, '%s: %s', self.stage, ', '.join([*what, *facts, memory_told()]))
 
 # %% ../../nbs/core/13_progress.ipynb #92942220
-class _Bar:
+class _Bar(_Teller):
     "A bar about a stage."
 
     def __init__(self, stage: str, total: int | None, unit: str, done: int):
@@ -224,6 +236,15 @@ class _Bar:
 
     def close(self, done: int, stopped: bool) -> None:
         self.bar.close()
+
+# %% ../../nbs/core/13_progress.ipynb #c3ee0c7f
+def _teller_of(
+    stage: str, total: int | None, unit: str, done: int, clock: Callable[[], float]
+) -> _Teller:
+    "A bar on a terminal, elsewhere lines of the log."
+    if on_terminal():
+        return _Bar(stage, total, unit, done)
+    return _Lines(stage, total, unit, done, clock)
 
 # %% ../../nbs/core/13_progress.ipynb #93224162
 class Progress:
@@ -244,11 +265,9 @@ class Progress:
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.done, self.at_hand, self.facts, self.seen = done, 0, {}, None
-        if shown and (total is None or total > done):
-            bar = on_terminal()
-            about = stage, total, unit, done
-            self.seen = _Bar(*about) if bar else _Lines(*about, clock)
+        self.done, self.at_hand, self.facts = done, 0, {}
+        is_told = shown and (total is None or total > done)
+        self.teller = _teller_of(stage, total, unit, done, clock) if is_told else _Teller()
 
     def __enter__(self) -> Progress:
         return self
@@ -268,17 +287,14 @@ class Progress:
 
     def beat(self) -> None:
         "Tell how far the stage is, if that is due; for whoever waits and has nothing to count."
-        if self.seen:
-            self.seen.reach(self.done + self.at_hand)
+        self.teller.reach(self.done + self.at_hand)
 
     def tell(self, **facts: object) -> None:
         "What the stage says beside its count, from now on."
         self.facts |= facts
-        if self.seen:
-            self.seen.tell(self.facts)
+        self.teller.tell(self.facts)
 
     def close(self, stopped: bool = False) -> None:
         "The end of the stage, or of what was done of it."
-        seen, self.seen = self.seen, None
-        if seen:
-            seen.close(self.done, stopped)
+        teller, self.teller = self.teller, _Teller()
+        teller.close(self.done, stopped)

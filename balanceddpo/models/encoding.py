@@ -76,6 +76,31 @@ def encode_inputs(family: Family, config: EncodeConfig, pairs_key: str = '') -> 
         **({'lazily': True} if config.lazily else {}),
     }
 
+# %% ../../nbs/models/13_encoding.ipynb #ad682aaf
+def _read_encoding(folder: Path) -> tuple[dict, dict, dict]:
+    "(manifest, inputs, table of pairs) of a finished folder. Errors as of `EncodedPairs.open`."
+    if not (folder / 'manifest.json').is_file():
+        raise InputError(
+            f'{folder} holds no finished encoding: make it with balanceddpo encode, or encode_pairs'
+        )
+    manifest = read_manifest(folder)
+    check_hashes(folder, manifest, 'inputs.json', 'pairs.json')
+    inputs, table = (read_json(folder / name) for name in ('inputs.json', 'pairs.json'))
+    if inputs.get('revision') != ENCODING:
+        raise InputError(f'{folder} was encoded by an older version: encode the pairs again')
+    return manifest, inputs, table
+
+
+def _shards_of(folder: Path, manifest: dict, inputs: dict, table: dict) -> Shards:
+    "The shards of a finished folder; of pairs that are only listed what encodes them."
+    captions, size = len(table['captions']), inputs['shard_size']
+    ends = {
+        'moments': [*accumulate(table['counts'])],
+        'prompts': [*range(size, captions, size), captions],
+    }
+    shards = Shards(folder, manifest['files'], ends)
+    return LazyShards.of(shards, table, manifest['listed']) if inputs.get('lazily') else shards
+
 # %% ../../nbs/models/13_encoding.ipynb #3200e5fa
 @dataclass
 class EncodedPairs:
@@ -94,25 +119,9 @@ class EncodedPairs:
         """Open a finished folder. Raises InputError if it is not finished, or its table of pairs is
         damaged."""
         folder = Path(folder)
-        if not (folder / 'manifest.json').is_file():
-            raise InputError(
-                f'{folder} holds no finished encoding: make it with balanceddpo encode, or'
-                ' encode_pairs'
-            )
-        manifest = read_manifest(folder)
-        check_hashes(folder, manifest, 'inputs.json', 'pairs.json')
-        inputs, table = (read_json(folder / name) for name in ('inputs.json', 'pairs.json'))
-        if inputs.get('revision') != ENCODING:
-            raise InputError(f'{folder} was encoded by an older version: encode the pairs again')
-        captions, size = len(table['captions']), inputs['shard_size']
-        ends = {
-            'moments': [*accumulate(table.pop('counts'))],
-            'prompts': [*range(size, captions, size), captions],
-        }
-        shards = Shards(folder, manifest['files'], ends)
-        if inputs.get('lazily'):
-            shards = LazyShards.of(shards, table, manifest['listed'])
-        return cls(folder, inputs, **table, shards=shards)
+        manifest, inputs, table = _read_encoding(folder)
+        shards = _shards_of(folder, manifest, inputs, table)
+        return cls(folder, inputs, table['pair_ids'], table['rows'], table['captions'], shards)
 
     def __len__(self) -> int:
         return len(self.pair_ids)

@@ -117,12 +117,12 @@ class LastCaptions:
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 # %% ../../nbs/models/12_lazy_shards.ipynb #a5075733
-@dataclass
+@dataclass(kw_only=True)
 class LazyShards(Shards):
     "Encodes what is taken of it: images of pairs and captions, by their numbers."
 
-    listing: Listing | None = None
-    captions: LastCaptions | None = None
+    listing: Listing
+    captions: LastCaptions
     _last: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -139,14 +139,12 @@ class LazyShards(Shards):
     @cached_property
     def family(self) -> Family:
         "The parts that encode, loaded when they are asked for the first time."
-        assert self.listing
         return encoding_family(self.listing.config)
 
     def take(
         self, kind: str, numbers: Iterable[int | np.integer], *names: str
     ) -> dict[str, Tensor]:
         "As `Shards.take`; errors as of `read_listed`."
-        assert self.listing and self.captions
         wanted = tuple(int(n) for n in numbers)
         if kind == 'prompts':
             return self.captions.take(wanted, self.family)
@@ -157,5 +155,5 @@ class LazyShards(Shards):
 
     def shard(self, name: str) -> dict[str, Tensor]:
         "The unconditional conditioning, name -> [1, ...]; nothing else has a shard."
-        assert name == 'empty.safetensors' and self.listing, name
+        assert name == 'empty.safetensors', name
         return in_storage_precision(self.family.empty_conditioning(), self.listing.config)
