@@ -94,7 +94,7 @@ KIND_NAMES = {
 def words_of_labels(recipe) -> str:
     "Who labels the pairs of a row."
     if recipe.groups:
-        return f'groups of images that it draws itself, rule `{recipe.groups}`'
+        return f'groups of images of a prompt, rule `{recipe.groups}`'
     return ' of '.join(f'`{w}`' for w in (recipe.labels.method, recipe.labels.scorer) if w)
 
 

@@ -65,7 +65,8 @@ class AlignOptions(EngineOptions, HubOptions, AlignConfig, ReadingOptions):
     recipe: str  # row of `balanceddpo methods`
     # Parquet, CSV, JSON or tar file, folder of pairs, a URL of either, hub:owner/name, or icons
     pairs: str | None = None
-    # for the methods that make their pairs: prompts for which the base model draws groups of images
+    # for methods that learn from groups of images: prompts for which the base model draws them;
+    # otherwise the images of each prompt in --pairs are a group
     prompts: str | None = None
     prompt: tuple[str, ...] = ()  # such prompts themselves, in the place of a file
     # each KIND, KIND=WEIGHTS or NAME:KIND=WEIGHTS; by default the paper's four, or the icon world's
@@ -126,6 +127,20 @@ def prompts_for_groups(options: AlignOptions) -> str | PromptSet | None:
 
     return prompts_of(options.prompt, 'prompt')
 
+
+def source_of_groups(options: AlignOptions, recipe: Recipe) -> str:
+    "Where a row takes its groups from, in words. Raises InputError unless that is one place."
+    prompts = prompts_for_groups(options)
+    if bool(prompts) == bool(options.pairs):
+        raise InputError(
+            f'{recipe.name} makes its pairs: name the prompts to draw groups of images for, with'
+            ' --prompts, or a source whose images are the groups, with --pairs'
+        )
+    if not prompts:
+        return f'groups of the images of each prompt of {options.pairs}'
+    named = prompts if isinstance(prompts, str) else f'{len(prompts)} prompts'
+    return f'groups of {options.images_per_prompt} images for {named}'
+
 # %% ../../nbs/command/05_alignment.ipynb #f0b51d90
 def plan_of_kept_pairs(options: AlignOptions, config: TrainConfig, pairs: int) -> list[str]:
     "What is kept of the pairs that are encoded: as many as the steps visit, or all."
@@ -146,11 +161,7 @@ def align_plan(
     names = ', '.join(s.name for s in scorers) or 'no scorer'
     visits = config.max_steps * config.batch_size
     if recipe.groups:
-        if not (prompts := prompts_for_groups(options)):
-            raise InputError(f'{recipe.name} makes its pairs: name the prompts to draw for')
-        named = prompts if isinstance(prompts, str) else f'{len(prompts)} prompts'
-        source = f'groups of {options.images_per_prompt} images for {named}'
-        n = visits
+        source, n = source_of_groups(options, recipe), visits
     elif options.pairs:
         source = options.pairs
         n = pair_source(options).count()

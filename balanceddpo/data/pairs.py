@@ -76,6 +76,11 @@ def as_rgb(image: Image.Image, background: Background = 'white') -> Image.Image:
     return image.convert('RGB')
 
 # %% ../../nbs/data/01_pairs.ipynb #55035ea0
+def pair_name(caption: str, image_ids: tuple[str, str]) -> str:
+    "The id of the first rating of a pair: 16 hex characters of its caption and images."
+    return digest(caption, image_ids)
+
+
 def rating_id(pair_id: str, rating: int) -> str:
     "The id of a further rating of a pair, by its number; 0 is the pair itself."
     return f'{pair_id}.{rating}' if rating else pair_id
@@ -123,7 +128,7 @@ def make_pair(
     image_0, image_1 = images
     model_0, model_1 = models
     ids = (image_id(image_0), image_id(image_1))
-    pair_id = rating_id(digest(caption, ids), rating)
+    pair_id = rating_id(pair_name(caption, ids), rating)
     return Pair(pair_id, caption, (image_0, image_1), label_0, ids, (model_0, model_1))
 
 # %% ../../nbs/data/01_pairs.ipynb #e5b607f1
@@ -410,3 +415,11 @@ def write_pairs(pairs: Iterable[Pair], path: str | Path) -> Path:
         while some := list(islice(pairs, 64)):
             file.write_table(_arrow_table(some))
     return Path(path)
+
+# %% ../../nbs/data/01_pairs.ipynb #3a31b619
+def written_ids(path: str | Path) -> list[str]:
+    """The ids of the pairs in a file of `write_pairs`, in their order, without reading an image;
+    one that comes again has the id of another rating."""
+    columns = pq.read_table(path, columns=['caption', 'image_0_uid', 'image_1_uid']).columns
+    rows = zip(*(column.to_pylist() for column in columns))
+    return [*number_ratings(pair_name(caption, (one, other)) for caption, one, other in rows)]

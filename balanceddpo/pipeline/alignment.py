@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from ..core.files import digest
 from ..core.shares import is_first_process
 from ..core.stages import runs_root
-from ..data.pairs import PairReport, write_pairs
+from ..data.pairs import PairReport, write_pairs, written_ids
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
 from ..models.config import EncodeConfig, SampleConfig
@@ -47,6 +47,7 @@ from balanceddpo.recipes.groups import (
     Groups,
     chosen_rows,
     groups_of,
+    groups_of_pairs,
     labels_of_group_rows,
     pairs_of_group_rows,
 )
@@ -105,6 +106,12 @@ def encoding_for(settings: TrainConfig, config: AlignConfig) -> EncodeConfig:
     return EncodeConfig(settings.model, settings.resolution, **around, **needs)
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #b2cb140e
+def _warn_of_unreadable(pairs: PairSource, report: PairReport) -> None:
+    "Warn of rows that were left out because they cannot be read."
+    if report.undecodable:
+        warnings.warn(f'{pairs.source}: {report}', stacklevel=3)
+
+
 def labelled_pairs(
     recipe: Recipe,
     settings: TrainConfig,
@@ -135,8 +142,7 @@ def labelled_pairs(
         source, labels = label_for_visits(pairs, voters, voting, visits, **options)
         refuse_no_pairs(pairs, labels)
         only = {*labels.pair_id[is_decided(labels)]}
-    if report.undecodable:
-        warnings.warn(f'{pairs.source}: {report}', stacklevel=2)
+    _warn_of_unreadable(pairs, report)
     if out and is_first_process():
         if report.reasons:
             report.save(Path(out) / 'left_out.jsonl')
@@ -157,6 +163,17 @@ def draw_groups(
     table = image_scores([('base', 'groups', store)], scorers, progress)
     return groups_of(store, table, [s.name for s in scorers])
 
+# %% ../../nbs/pipeline/02_alignment.ipynb #f1a878d1
+def groups_in_pairs(
+    pairs: PairSource, scorers: Sequence[Scorer], most: int = 16, **options
+) -> Groups:
+    """The images of each prompt of `pairs` as groups of at most `most`, scored. `options` as of
+    `pair_scores`. Raises InputError for a bad source."""
+    source = replace(pairs, rankings='neighbours')  # these name every ranked image
+    table = pair_scores(source, scorers, **options)
+    refuse_no_pairs(source, table)
+    return groups_of_pairs(source, table, [s.name for s in scorers], most)
+
 
 def group_pairs(groups: Groups, rule: Rule, visits: int = 1) -> tuple[PairSource, DataFrame]:
     """The preference pairs that `rule` takes from groups at each of `visits`, written as Parquet,
@@ -164,11 +181,11 @@ def group_pairs(groups: Groups, rule: Rule, visits: int = 1) -> tuple[PairSource
     rows = chosen_rows(visit_tables(rule, groups.scores, groups.prompt_ids, visits))
     key = digest(groups.store.inputs, rows.to_csv(index=False))
     path = runs_root() / 'groups' / key / 'pairs.parquet'
-    pairs = pairs_of_group_rows(groups, rows)
     with made_once(key):
         if not path.exists():
-            write_pairs(pairs, path)
-    return PairSource(str(path)), labels_of_group_rows(rows, pairs)
+            write_pairs(pairs_of_group_rows(groups, rows), path)
+    source = PairSource(str(path), background=groups.background)
+    return source, labels_of_group_rows(rows, written_ids(path))
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #7e3acfc2
 def labelled_groups(
@@ -246,8 +263,8 @@ def _groups_for(
     "The groups that a recipe needs, drawn for `prompts`. Raises InputError if there are none."
     if prompts is None:
         raise InputError(
-            f'{recipe.name} makes its pairs from groups of images that the base model draws: name'
-            ' the prompts to draw for'
+            f'{recipe.name} makes its pairs from groups of images: name the prompts to draw for, or'
+            ' pairs whose images are the groups'
         )
     sampling_config = SampleConfig(
         model=settings.model,
@@ -262,6 +279,33 @@ def _groups_for(
     chosen = prompts if isinstance(prompts, PromptSet) else read_prompts(prompts)
     voters = _load_voters(recipe, scorers, settings, config.dtype)
     return draw_groups(sampling_config, voters, chosen, config.progress)
+
+# %% ../../nbs/pipeline/02_alignment.ipynb #c2d6f061
+def _groups_from(
+    recipe: Recipe,
+    settings: TrainConfig,
+    pairs: str | PairSource | LabelledPairs | None,
+    prompts: str | PromptSet | None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None,
+    config: AlignConfig,
+) -> Groups:
+    """The groups that a recipe needs, of the images in `pairs`, or drawn for `prompts`. Raises
+    InputError unless it is one of them."""
+    if pairs is None:
+        return _groups_for(recipe, settings, prompts, scorers, config)
+    if prompts is not None or isinstance(pairs, LabelledPairs):
+        raise InputError(
+            f'{recipe.name} makes its own pairs: name prompts to draw groups of images for, or a'
+            ' source of pairs whose images are the groups'
+        )
+    source = PairSource(pairs) if isinstance(pairs, str) else pairs
+    source.require()  # before weights are loaded
+    voters = _load_voters(recipe, scorers, settings, config.dtype)
+    report = PairReport()
+    options = dict(progress=config.progress, report=report)
+    groups = groups_in_pairs(source, voters, config.images_per_prompt, **options)
+    _warn_of_unreadable(source, report)
+    return groups
 
 # %% ../../nbs/pipeline/02_alignment.ipynb #e5b420c6
 def run_recipe(
@@ -283,9 +327,7 @@ def run_recipe(
     if recipe.groups:
         if isinstance(pairs, Groups):
             return align_groups(recipe, settings, pairs, config, out)
-        if pairs is not None and prompts is not None:
-            raise InputError(f'{recipe.name} makes its own pairs: name prompts alone')
-        groups = _groups_for(recipe, settings, prompts, scorers, config)
+        groups = _groups_from(recipe, settings, pairs, prompts, scorers, config)
         return align_groups(recipe, settings, groups, config, out)
     if pairs is None or isinstance(pairs, Groups):
         raise InputError(f'{recipe.name} learns from preference pairs: name them')
@@ -311,8 +353,9 @@ def align(
 ) -> Model:
     """Align the base model `model` as a row of the table of methods says; the trained model.
 
-    pairs: where the preference pairs come from, or pairs that are labelled and encoded already;
-    for a method of groups `prompts` to draw them for, or the `Groups`. scorers: those that vote,
+    pairs: where the preference pairs come from, or pairs that are labelled and encoded already; for
+    a method of groups a source of pairs or rankings, of which the images of each prompt are a
+    group, or the `Groups`. prompts: for a method of groups, to draw them. scorers: those that vote,
     as `load_scorers` takes them; by default the paper's four, or for a packaged model those of the
     icon world. config: what is done around training, such as validation while it goes on, and
     callbacks. out: folder of the run, by default under runs/train. changes: settings of

@@ -25,7 +25,7 @@ class AlignConfig(ValidationConfig):
     dtype: Literal['fp32', 'bf16', 'fp16'] = 'fp32'  # precision of the scorers and the encoders
     vae: str = ''  # folder or Hub id of another autoencoder to encode the pairs with
     lazily: bool = False  # encode a pair when a step asks for it, and keep no latents
-    images_per_prompt: int = 16  # images of a group, as in CaPO's paper
+    images_per_prompt: int = 16  # images of a group, as in CaPO's paper; at most, of given ones
     steps: int = 50  # denoising steps of a group's images
     guidance: float = 7.5  # classifier-free guidance scale of a group's images
     scheduler: Literal['ddim', 'dpm++', 'pndm', 'euler'] = 'ddim'  # sampler of a group's images

@@ -5,9 +5,12 @@
 # %% ../../nbs/recipes/06_groups.ipynb #63fae030
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,21 +18,43 @@ from numpy import ndarray
 from pandas import DataFrame
 
 from ..core.errors import InputError
-from ..data.pairs import Pair, make_pair
+from ..core.files import digest
+from ..core.stages import runs_root
+from ..data.pairs import Background, Pair, first_id, make_pair, name_row, rating_id
+from ..data.prompts import prompt_id
+from ..data.sources import PairSource
 from ..models.image_store import ImageStore
 
 # %% auto #0
-__all__ = ['Groups', 'groups_of']
+__all__ = ['PairImages', 'Groups', 'groups_of', 'groups_of_pairs']
 
 # %% ../../nbs/recipes/06_groups.ipynb #e62802ba
 @dataclass(frozen=True)
+class PairImages:
+    "The images of groups, in a source of pairs."
+
+    pairs: PairSource
+    image_ids: Mapping[tuple[str, int], str] = field(repr=False)  # (group, number) -> image
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        "What names the images, as of `ImageStore.inputs`."
+        return {'pairs': self.pairs.key, 'images': digest(list(self.image_ids.items()))}
+
+
+@dataclass(frozen=True)
 class Groups:
-    "N images of the base model for each of G prompts, and their scores."
+    "At most N images of each of G prompts, and their scores."
 
     prompt_ids: list[str]  # [G]
-    scores: ndarray = field(repr=False)  # float64 [G, N, K]
+    scores: ndarray = field(repr=False)  # float64 [G, N, K], NaN where a group has no more images
     scorers: tuple[str, ...]  # [K] names
-    store: ImageStore = field(repr=False)  # the images
+    store: ImageStore | PairImages = field(repr=False)  # the images
+
+    @property
+    def background(self) -> Background:
+        "What transparency in the images is laid over."
+        return self.store.pairs.background if isinstance(self.store, PairImages) else 'white'
 
 
 def groups_of(store: ImageStore, table: DataFrame, scorers: Sequence[str]) -> Groups:
@@ -38,6 +63,32 @@ def groups_of(store: ImageStore, table: DataFrame, scorers: Sequence[str]) -> Gr
     ids = list(dict.fromkeys(table.prompt_id))
     by_image = table.set_index(['prompt_id', 'image_index']).loc[ids, list(scorers)]
     scores = by_image.to_numpy('float64').reshape(len(ids), -1, len(scorers))
+    return Groups(ids, scores, tuple(scorers), store)
+
+# %% ../../nbs/recipes/06_groups.ipynb #1b847981
+def _places_in_groups(table: DataFrame, most: int) -> DataFrame:
+    "The images of a table of scores, each once, with the `group` and the `place` there of each."
+    images = table.drop_duplicates(['prompt_id', 'image_id'])
+    prompts = images.groupby('prompt_id', sort=False)
+    number, count = prompts.cumcount(), prompts.image_id.transform('size')
+    parts = -(-count // most)
+    group = [rating_id(p, int(k)) for p, k in zip(images.prompt_id, number % parts)]
+    return images.assign(group=group, place=number // parts)
+
+
+def groups_of_pairs(
+    pairs: PairSource, table: DataFrame, scorers: Sequence[str], most: int = 16
+) -> Groups:
+    """The images of each prompt in a source of pairs as groups of at most `most`: `table` has the
+    scores of its pairs, as of `read_scores`, with a column for each of `scorers`."""
+    images = _places_in_groups(table, most)
+    ids = list(dict.fromkeys(images.group))
+    row_of = {group: row for row, group in enumerate(ids)}
+    rows, places = images.group.map(row_of).to_numpy(int), images.place.to_numpy()
+    scores = np.full((len(ids), places.max(initial=1) + 1, len(scorers)), np.nan)
+    scores[rows, places] = images[list(scorers)].to_numpy('float64')
+    names = zip(images.group, map(int, places))
+    store = PairImages(pairs, dict(zip(names, images.image_id)))
     return Groups(ids, scores, tuple(scorers), store)
 
 # %% ../../nbs/recipes/06_groups.ipynb #5b8b78c1
@@ -50,25 +101,77 @@ def chosen_rows(tables: Sequence[DataFrame]) -> DataFrame:
     return rows
 
 
-def pairs_of_group_rows(groups: Groups, rows: DataFrame) -> list[Pair]:
-    "The pairs of group tables; one that comes again has another rating, and so an id of its own."
-    texts = groups.store.index.drop_duplicates('prompt_id').set_index('prompt_id').prompt
-    seen = Counter()
-    pairs = []
-    for group, i, j in rows[['group_id', 'i', 'j']].itertuples(index=False):
-        images = [groups.store.png(group, k) for k in (i, j)]
-        pairs.append(make_pair(texts[group], images, rating=seen[group, i, j]))
-        seen[group, i, j] += 1
-    return pairs
+class Pictures(NamedTuple):
+    "How the images of groups are read."
+
+    text: Callable[[str], str]  # of a group
+    image: Callable[[str, int], bytes]  # of a group and a number, encoded
 
 
-def labels_of_group_rows(rows: DataFrame, pairs: Sequence[Pair]) -> DataFrame:
-    "The labels of the pairs of group tables, in the columns of `label_pairs`."
+def _drawn_pictures(store: ImageStore) -> Pictures:
+    texts = store.index.drop_duplicates('prompt_id').set_index('prompt_id').prompt
+    return Pictures(lambda group: texts[group], store.png)
+
+
+def _gather(store: PairImages, wanted: Iterable[tuple[str, str]], folder: Path) -> dict[str, str]:
+    """Write the wanted images, (prompt id, image id), to files of a folder, as their source comes
+    by; prompt id -> prompt."""
+    missing, texts = set(wanted), {}
+    rows = store.pairs.rows() if missing else ()
+    for pair in (name_row(*found).pair for found in rows):
+        if pair is None:
+            continue
+        prompt = prompt_id(pair.caption)
+        for name, data in zip(pair.image_ids, pair.images):
+            if (prompt, name) in missing:
+                missing.remove((prompt, name))
+                texts[prompt] = pair.caption
+                (folder / name).write_bytes(data)
+        if not missing:
+            break
+    if missing:
+        raise InputError(
+            f'{store.pairs.source}: {len(missing)} of the images that were scored are not there any'
+            ' more: run this again'
+        )
+    return texts
+
+# %% ../../nbs/recipes/06_groups.ipynb #6c03dceb
+@contextmanager
+def _pictures_of(groups: Groups, rows: DataFrame) -> Generator[Pictures, None, None]:
+    "How the images in the rows of group tables are read; those of pairs lie aside meanwhile."
+    store = groups.store
+    if not isinstance(store, PairImages):
+        yield _drawn_pictures(store)
+        return
+    names = store.image_ids
+    chosen = zip(rows.group_id, rows.i, rows.j)
+    wanted = {(first_id(group), names[group, k]) for group, *two in chosen for k in two}
+    (root := runs_root()).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix='.groups-') as place:
+        texts = _gather(store, wanted, folder := Path(place))
+        yield Pictures(
+            lambda group: texts[first_id(group)],
+            lambda group, k: (folder / names[group, k]).read_bytes(),
+        )
+
+
+def pairs_of_group_rows(groups: Groups, rows: DataFrame) -> Iterator[Pair]:
+    """The pairs of group tables, one at a time. Raises InputError if an image is not there any
+    more."""
+    with _pictures_of(groups, rows) as pictures:
+        for group, i, j in rows[['group_id', 'i', 'j']].itertuples(index=False):
+            images = [pictures.image(group, k) for k in (i, j)]
+            yield make_pair(pictures.text(group), images)
+
+
+def labels_of_group_rows(rows: DataFrame, pair_ids: Sequence[str]) -> DataFrame:
+    "The labels of the pairs of group tables, with these ids, in the columns of `label_pairs`."
     w = rows[['w0', 'w1']].to_numpy(np.float32)
     margin = w[:, 0] - w[:, 1]
     return pd.DataFrame(
         {
-            'pair_id': [p.pair_id for p in pairs],
+            'pair_id': [*pair_ids],
             's': np.sign(margin).astype(np.int8),
             'w0': w[:, 0],
             'w1': w[:, 1],

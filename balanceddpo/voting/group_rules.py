@@ -13,7 +13,7 @@ from numpy import ndarray
 from pandas import DataFrame
 
 from ..core.errors import InputError
-from .elections import rank_labels, votes_on
+from .elections import rank_labels, scored_images, votes_on
 from balanceddpo.voting.groups import (
     LOGIT_SCALES,
     capo_labels,
@@ -75,10 +75,10 @@ def majority_of_pairs(scorers: Sequence[str]) -> list[Rule]:
     left out."""
 
     def rule(scores, ids, visit):
-        n_groups, n_images = scores.shape[:2]
-        above_the_diagonal = np.triu(np.ones((n_images, n_images), bool), 1)
-        any_pair = np.broadcast_to(above_the_diagonal, (n_groups, n_images, n_images))
-        pairs = draw_pairs(any_pair, ids, 0, visit)
+        here = scored_images(scores)
+        above_the_diagonal = np.triu(np.ones((here.shape[1],) * 2, bool), 1)
+        both_here = here[:, :, None] & here[:, None]
+        pairs = draw_pairs(both_here & above_the_diagonal, ids, 0, visit)
         s = majority(votes_on(scores, pairs))
         return group_table(ids, np.where((s == 0)[:, None], -1, pairs), hard_weights(s))
 

@@ -31,6 +31,14 @@ def test_methods_tells_each_value_and_its_source(run):
     assert 'fp16-fix' in page
 
 
+def test_the_plan_says_where_groups_come_from(run):
+    words = 'align CaPO --model icons --dry-run'.split()
+    given = run(*words, '--pairs', 'icons', '--limit', '8')
+    assert 'label pairs from groups of the images of each prompt of icons with hps, clip' in given
+    drawn = run(*words, '--prompt', 'fox', '--images-per-prompt', '3')
+    assert 'label pairs from groups of 3 images for 1 prompts with hps, clip' in drawn
+
+
 @pytest.mark.parametrize(
     'words, says',
     [
@@ -41,7 +49,14 @@ def test_methods_tells_each_value_and_its_source(run):
         ('align --pairs icons', 'recipe'),
         ('align BalancedDPO --pairs icons', '--model'),
         ('align BalancedDPO --model icons', 'learns from preference pairs: name them'),
-        ('align CaPO --model icons --pairs icons', 'name the prompts to draw for'),
+        (
+            'align CaPO --model icons',
+            'the prompts to draw groups of images for, with --prompts',
+        ),
+        (
+            'align CaPO --model icons --pairs icons --prompt fox',
+            'or a source whose images are the groups, with --pairs',
+        ),
         (
             'align BalancedDPO --model icons --pairs icons --refresh-every 0',
             "BalancedDPO has the reference 'replaced', and these settings make it 'fixed'",

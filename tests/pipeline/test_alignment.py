@@ -81,11 +81,22 @@ def test_a_method_of_groups_draws_them_and_writes_its_run_where_it_is_told(tmp_p
     assert len([*(tmp_path / 'soup').glob('part-*/model')]) == 4
 
 
+def test_a_method_of_groups_learns_from_images_that_are_there():
+    "A group of two has the votes of a pair: Borda's first and last are the majority's."
+    model = pipeline.align('Borda', 'icons', PAIRS, **SHORT)
+    voted = pipeline.align('BalancedDPO', 'icons', PAIRS, **SHORT)
+    ours, theirs, base = (merged_weights(f) for f in (model.folder, voted.folder, 'icons'))
+    apart = sum((w - theirs[n]).norm() ** 2 for n, w in ours.items())
+    moved = sum((w - base[n]).norm() ** 2 for n, w in ours.items())
+    assert moved > 0
+    assert apart < 1e-3 * moved
+
+
 @pytest.mark.parametrize(
     'recipe, given, words',
     [
         ('BalancedDPO', dict(pairs=PAIRS, refresh_every=0), "the reference 'replaced'"),
-        ('CaPO', dict(pairs=PAIRS), 'name the prompts to draw for'),
+        ('CaPO', {}, 'name the prompts to draw for, or pairs whose images are the groups'),
         ('BalancedDPO', dict(prompts='icons:hpd'), 'learns from preference pairs: name them'),
         ('SmPO-Diffusion', dict(pairs=PAIRS, scorers=['icons:hps']), "called 'pickscore'"),
     ],

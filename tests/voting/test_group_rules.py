@@ -88,3 +88,13 @@ def test_the_plain_majority_votes_on_a_pair_of_each_group(scores):
 )
 def test_a_rule_that_says_the_same_at_each_visit_is_asked_once(scores, name, tables):
     assert len(visit_tables(rules(name)[0], scores, IDS, 7)) == tables
+
+
+def test_no_vote_is_asked_about_an_image_that_is_not_there():
+    "A group with two images among groups of eight has a pair at every visit."
+    scores = np.full((2, 8, 1), np.nan)
+    scores[0, :, 0], scores[1, :2, 0] = np.arange(8), [0, 1]
+    (rule,) = GROUP_RULES['majority'](['hps'])
+    for table in visit_tables(rule, scores, ['many', 'two'], 9):
+        assert table.loc[1, ['i', 'j', 'w0', 'w1']].tolist() == [0, 1, 0, 1]
+        assert table.i[0] < table.j[0]
