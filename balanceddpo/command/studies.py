@@ -39,6 +39,7 @@ class ReproduceOptions:
     force: bool = False  # run it even if it is done
     # models and images, then notebooks, at a time, with their share of the cores each
     workers: int = 1
+    processes: int = 1  # that share a training, each with a GPU of its own where there are several
     # where models and images are made: on this machine, or as jobs of Slurm
     on: Literal['here', 'slurm'] = 'here'
     slurm: str | None = None  # what to ask Slurm for: partition=gpu,gpus_per_node=1,timeout_min=90
@@ -111,7 +112,9 @@ def reproduce(options: ReproduceOptions, changes: ScaleChanges) -> None:
         from balanceddpo.paper.study_trials import rehearse_study
 
         return rehearse_study(request)
-    execution = reproduction.Execution(options.workers, options.on, options.slurm)
+    execution = reproduction.Execution(
+        options.workers, options.processes, options.on, options.slurm
+    )
     reproduction.reproduce(request, force=options.force, execution=execution)
 
 # %% ../../nbs/command/07_studies.ipynb #5410c0a8

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 from .engines import slurm_executor, slurm_parameters, visible_gpus
 from .errors import InputError
 from .parallel import environment, thread_settings
-from .processes import Command, ProcessFailed
+from .processes import Command, ProcessFailed, end_with_caller, in_processes
 from .progress import Progress, as_job, log_as_told
 
 # %% auto #0
@@ -117,12 +117,22 @@ def gpu_names() -> list[str]:
     return [str(k) for k in range(visible_gpus())]
 
 
-def _use_one_gpu(gpus: Sequence[str], started: Any) -> None:
+def gpus_of_process(gpus: Sequence[str], number: int, each: int = 1) -> Sequence[str]:
+    """Which of several GPUs the process with a `number` sees, if it needs so many as `each` says.
+    Raises InputError if there are not as many."""
+    if gpus and len(gpus) < each:
+        raise InputError(f'a training in {each} processes needs as many GPUs: {len(gpus)} in sight')
+    part = number % max(1, len(gpus) // each)
+    return gpus[part * each : (part + 1) * each]
+
+
+def _begin(gpus: Sequence[str], each: int, started: Any) -> None:
     "What a new process does first; `started` counts the processes."
+    end_with_caller()
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     if len(gpus) > 1:
-        os.environ['CUDA_VISIBLE_DEVICES'] = gpus[number % len(gpus)]
+        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(gpus_of_process(gpus, number, each))
     log_as_told()
 
 
@@ -131,38 +141,46 @@ def _work_as_job(title: str, work: Callable, arguments: Mapping[str, Any]) -> An
     with as_job(title):
         return work(**arguments)
 
+
+def do_job(job: Job, arguments: Mapping[str, Any], each: int = 1) -> Any:
+    "Do the work of a job; that of a model in so many processes that share it."
+    work = partial(_work_as_job, job.title, job.work, arguments)
+    return in_processes(work, each) if each > 1 and job.makes == 'model' else work()
+
 # %% ../../nbs/core/18_jobs.ipynb #336d40a5
 @contextmanager
-def processes_here(workers: int, gpus: Sequence[str] = ()) -> Generator[Start, None, None]:
-    """So many processes of this machine, each on one of several `gpus`. Raises InputError for less
-    than one, and ProcessFailed if one was killed."""
+def processes_here(
+    workers: int, gpus: Sequence[str] = (), each: int = 1
+) -> Generator[Start, None, None]:
+    """So many processes of this machine, each with its part of several `gpus`; those that make a
+    model share the work with others, `each` in all. Raises InputError for less than one process, or
+    fewer GPUs than each, and ProcessFailed if one was killed."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     if workers < 1:
         raise InputError(f'workers must be at least 1, not {workers}')
+    gpus_of_process(gpus, 0, each)
     new = get_context('spawn')  # a fork of a process that has used CUDA, or threads, hangs
-    begin = dict(initializer=_use_one_gpu, initargs=(gpus, new.Value('i', 0)))
+    begin = dict(initializer=_begin, initargs=(gpus, each, new.Value('i', 0)))
     try:
         with (
             environment(**thread_settings(workers)),
             ProcessPoolExecutor(workers, new, **begin) as pool,
         ):
-            yield lambda job, arguments: pool.submit(_work_as_job, job.title, job.work, arguments)
+            yield lambda job, arguments: pool.submit(do_job, job, arguments, each)
     except BrokenProcessPool as e:
         raise ProcessFailed(f'a process was killed; {GOES_ON}', 1) from e
 
 # %% ../../nbs/core/18_jobs.ipynb #e9d2659d
-def _run_as_called(
-    caller: Command, title: str, work: Callable, arguments: Mapping[str, Any]
-) -> tuple:
+def _run_as_called(caller: Command, job: Job, arguments: Mapping[str, Any], each: int) -> tuple:
     "Be a job of Slurm: True and the result of the work, or False and its error."
     os.chdir(caller.folder)
     os.environ.update(caller.environ)
     log_as_told()
     try:
-        return True, _work_as_job(title, work, arguments)
+        return True, do_job(job, arguments, each)
     except Exception as e:  # noqa: BLE001: whoever waits for it raises it
         return False, e
 
@@ -188,14 +206,15 @@ class _SlurmResult:
 
 # %% ../../nbs/core/18_jobs.ipynb #193a9817
 @contextmanager
-def jobs_of_slurm(asked: str = '') -> Generator[Start, None, None]:
-    """Jobs of Slurm, asked for as `slurm_parameters` says, in the folder of this process; an error
-    cancels those that run. Raises InputError if there is no Slurm."""
+def jobs_of_slurm(asked: str = '', each: int = 1) -> Generator[Start, None, None]:
+    """Jobs of Slurm, asked for as `slurm_parameters` says, in the folder of this process; of one
+    that makes a model `each` processes share the work. An error cancels those that run. Raises
+    InputError if there is no Slurm."""
     executor = slurm_executor(slurm_parameters(asked), 'balanceddpo-reproduce')
     caller, started = Command.of_caller((), 1), []
 
     def start(job: Job, arguments: Mapping[str, Any]) -> Started:
-        started.append(executor.submit(_run_as_called, caller, job.title, job.work, arguments))
+        started.append(executor.submit(_run_as_called, caller, job, arguments, each))
         return _SlurmResult(started[-1])
 
     try:

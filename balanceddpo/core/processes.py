@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from threading import Thread
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
+from .errors import first_line
 from .parallel import thread_settings
-from .progress import PROGRESS, is_log_line
+from .progress import PROGRESS, is_log_line, log_as_told
 from .shares import SHARE
 
 # %% auto #0
@@ -43,8 +44,11 @@ class ProcessFailed(Exception):
     "One of several processes has failed; the command line shows the line, and exits with `code`."
 
     def __init__(self, line: str, code: int):
-        super().__init__(line)
-        self.code = code
+        super().__init__(line, code)  # both, or another process could not hand it on
+        self.line, self.code = line, code
+
+    def __str__(self) -> str:
+        return self.line
 
 
 OURS, WARNING = 'balanceddpo: ', 'balanceddpo: warning: '
@@ -64,6 +68,7 @@ def failure(process: int, processes: int, how: Ended) -> ProcessFailed:
     return ProcessFailed(f'{name} failed, exit code {how.code}', how.code)
 
 # %% ../../nbs/core/16_processes.ipynb #ac2dde6c
+SECONDS_TO_STOP = 30  # for those that are left when one has failed: they may wait for it for ever
 # beginnings of the variables that a process on another machine has from its caller
 PASSED_ON = ('BALANCEDDPO_', 'HF_', 'OMP_', 'PYTHONPATH', 'PYTHONWARNINGS', 'TOKENIZERS_')
 
@@ -75,6 +80,21 @@ def _ends_with_its_parent() -> Callable[[], object] | None:
     import ctypes
 
     return partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def end_with_caller() -> None:
+    """Let this process, of `multiprocessing`, end when the one that started it has ended: as by
+    SIGTERM, on which a training writes a checkpoint, and after a minute in any case."""
+    from multiprocessing import connection, parent_process
+
+    def wait(caller: Any) -> None:
+        connection.wait([caller.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * SECONDS_TO_STOP)
+        os._exit(1)
+
+    if caller := parent_process():
+        Thread(target=wait, args=(caller,), daemon=True).start()
 
 # %% ../../nbs/core/16_processes.ipynb #d4b5ecd3
 Aloud = Callable[[str], bool]  # whether a line is passed on at once
@@ -210,9 +230,6 @@ def watch(engine: Engine, processes: int, bar=None, pause: float = 0.2) -> Ended
         engine.stop(list(running.values()), failed)
 
 # %% ../../nbs/core/16_processes.ipynb #6380397b
-SECONDS_TO_STOP = 30  # for those that are left when one has failed: they may wait for it for ever
-
-
 def _is_no_failure(line: str) -> bool:
     "Whether a line is not the one in which a process says why it has failed."
     return not line.startswith(OURS) or line.startswith(WARNING)
@@ -248,6 +265,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def world_of(processes: int) -> dict[str, str]:
+    "The environment in which so many processes of this machine find each other."
+    meeting = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    return {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes), **meeting}
+
+
+def ranks(process: int) -> dict[str, str]:
+    "The environment of one of several processes of this machine."
+    return {'RANK': str(process), 'LOCAL_RANK': str(process)}
+
+
 class Gpus:
     "Processes on this machine, one for each GPU."
 
@@ -258,13 +286,11 @@ class Gpus:
 
     def start(self, numbers: Sequence[int]) -> list[Child]:
         "Start the processes with these numbers."
-        n = str(self.command.processes)
-        meeting = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
-        world = {'WORLD_SIZE': n, 'LOCAL_WORLD_SIZE': n, **meeting, **thread_settings(int(n))}
+        n = self.command.processes
+        world = world_of(n) | thread_settings(n) | {PROGRESS: str(int(sys.stderr.isatty()))}
         children = []
         for k in numbers:
-            mine = {'RANK': str(k), 'LOCAL_RANK': str(k), PROGRESS: str(int(sys.stderr.isatty()))}
-            children.append(Child(self.command, world | mine, aloud=k == 0))
+            children.append(Child(self.command, world | ranks(k), aloud=k == 0))
         return children
 
     def stop(self, running: Sequence[Child], failed: bool) -> None:
@@ -282,3 +308,53 @@ class Gpus:
             for child in running:
                 child.process.kill()
                 child.process.wait()
+
+# %% ../../nbs/core/16_processes.ipynb #28200798
+def _be_one_of(process: int, world: dict[str, str], told: Any, work: Callable) -> None:
+    "Do the work as one of several processes; one that fails tells its error, the first its result."
+    end_with_caller()
+    os.environ.update(world | ranks(process))
+    if process == 0:
+        log_as_told()
+    try:
+        result = work()
+    except Exception as e:
+        told.put((e, None))
+        raise
+    if process == 0:
+        told.put((None, result))
+
+
+def _wait_for(running: Any, told: Any) -> tuple[list, str]:
+    "What processes have told until the last has ended, and how one has failed."
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    said, failed, ended = [], '', False
+    while not ended:
+        try:
+            ended = running.join(timeout=0.2)
+        except (ProcessExitedException, ProcessRaisedException) as e:
+            ended, failed = True, first_line(e)
+        while not told.empty():
+            said.append(told.get())
+    return said, failed
+
+
+def in_processes(work: Callable[[], Any], processes: int) -> Any:
+    """The result of `work()`, which can be pickled, in so many processes of this machine that know
+    each other, as the first of them gives it. When one has failed the others are ended, and its
+    error is raised. Raises ProcessFailed if one was killed."""
+    from torch.multiprocessing import get_context, start_processes
+
+    told = get_context('spawn').SimpleQueue()
+    world = world_of(processes) | thread_settings(processes)
+    running = start_processes(
+        _be_one_of, (world, told, work), processes, join=False, start_method='spawn'
+    )
+    said, failed = _wait_for(running, told)
+    for error, _ in said:
+        if error:
+            raise error
+    if failed:
+        raise ProcessFailed(f'one of {processes} processes was killed: {failed}', 1)
+    return said[0][1]

@@ -241,11 +241,14 @@ class Execution:
     "How many models and images, and then notebooks, are made at a time, and where the former."
 
     workers: int = 1
+    processes: int = 1  # that share a training
     on: Literal['here', 'slurm'] = 'here'
     slurm: str | None = None  # what to ask Slurm for
 
     def check(self) -> None:
         "Raises InputError for what does not go together, or if there is no Slurm."
+        if self.processes < 1:
+            raise InputError(f'a training has at least 1 process, not {self.processes}')
         if self.slurm is not None and self.on != 'slurm':
             raise InputError('--slurm says what to ask Slurm for: it goes with --on slurm')
         if self.on == 'slurm':
@@ -254,8 +257,8 @@ class Execution:
     def place(self, gpus: Sequence[str]) -> Place:
         "Where models and images are made."
         if self.on == 'slurm':
-            return jobs_of_slurm(self.slurm or '')
-        return processes_here(self.workers, gpus)
+            return jobs_of_slurm(self.slurm or '', self.processes)
+        return processes_here(self.workers, gpus, self.processes)
 
 # %% ../../nbs/paper/28_reproduction.ipynb #a403eea0
 def make_wanted(
@@ -290,9 +293,9 @@ def reproduce(
 ) -> list[Job]:
     """Run the repro notebook that is asked for, or all.
 
-    Returns the jobs. With several workers, or on Slurm, all models and images that the notebooks
-    want are made first. A notebook that is done is skipped unless `force`. A rendering of all
-    leaves out those that have kept nothing, and says so. Errors as in `plan_jobs` and `run_job`:
+    Returns the jobs. With several workers or processes, or on Slurm, all models and images that the
+    notebooks want are made first. A notebook that is done is skipped unless `force`. A rendering of
+    all leaves out those that have kept nothing, and says so. Errors as in `plan_jobs` and `run_job`:
     everything is checked before the first notebook starts, and the first that fails ends the
     run."""
     jobs = plan_jobs(request)

@@ -5,10 +5,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 
+import psutil
 import pytest
+import torch
 
 from balanceddpo.core.errors import InputError
 from balanceddpo.core.files import read_json
@@ -18,6 +22,7 @@ from balanceddpo.core.jobs import (
     ToBeMade,
     ask,
     gpu_names,
+    gpus_of_process,
     is_rehearsal,
     jobs_of_slurm,
     longest_first,
@@ -120,6 +125,118 @@ def _gpu_when_both_run(mine):
     while len(list(mine.parent.iterdir())) < 2 and time.monotonic() < until:
         time.sleep(0.05)
     return os.environ.get('CUDA_VISIBLE_DEVICES')
+
+
+@pytest.mark.parametrize(
+    'number, each, part', [(0, 1, '0'), (5, 1, '5'), (9, 1, '1'), (0, 4, '0123'), (1, 4, '4567')]
+)
+def test_a_process_sees_as_many_gpus_as_its_trainings_share(number, each, part):
+    assert [*gpus_of_process([*'01234567'], number, each)] == [*part]
+
+
+def test_gpus_that_are_too_few_for_one_part_are_shared_out_again():
+    "Of three, two processes that need two both see the first two."
+    assert [gpus_of_process([*'012'], n, 2) for n in (0, 1)] == [['0', '1']] * 2
+    with pytest.raises(InputError, match='4 processes needs as many GPUs: 3 in sight'):
+        run_jobs({}, 1, place=processes_here(1, [*'012'], 4))
+
+
+def test_a_training_is_shared_by_processes_that_know_each_other(tmp_path):
+    "Images are drawn by one."
+    training = Job('', _sum_of_ranks, {'folder': tmp_path}, makes='model')
+    images = Job('', _sum_of_ranks, {'folder': tmp_path}, makes='images')
+    place = processes_here(1, each=2)
+    found = run_jobs({'training': training, 'images': images}, 1, place=place)
+    assert found == {'training': [0, 3.0], 'images': [0, 1.0]}
+
+
+def _sum_of_ranks(folder):
+    "The number of this process, and the sum of 1 and 2 over those that share the work."
+    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    mine = torch.tensor(rank + 1.0)
+    if world > 1:
+        torch.distributed.init_process_group('gloo')
+        torch.distributed.all_reduce(mine)
+        torch.distributed.destroy_process_group()
+    return [rank, mine.item()]
+
+
+@pytest.mark.parametrize(
+    'how, error, says',
+    [('raise', InputError, 'no such weights'), ('kill', ProcessFailed, 'one of 2 processes was')],
+)
+def test_when_one_of_several_processes_fails_the_others_end(tmp_path, how, error, says):
+    job = Job('training of x', _the_second_fails, {'folder': tmp_path, 'how': how}, makes='model')
+    with pytest.raises(error, match=says) as e:
+        run_jobs({'x': job}, 1, place=processes_here(1, each=2))
+    assert e.value.__notes__ == ['training of x']
+    _wait_until_gone(int((tmp_path / 'first').read_text()))
+
+
+def _the_second_fails(folder, how):
+    "The first process would wait for ever."
+    if os.environ['RANK'] == '0':
+        (folder / 'writing').write_text(str(os.getpid()))
+        (folder / 'writing').rename(folder / 'first')
+        time.sleep(600)
+    while not (folder / 'first').exists():
+        time.sleep(0.05)
+    if how == 'kill':
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise InputError('no such weights')
+
+
+def _wait_until_gone(pid):
+    until = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, f'process {pid} goes on'
+        time.sleep(0.1)
+
+
+WAITS = """
+import os, signal, sys, time
+
+def wait(number):
+    def stop(*_):
+        open(f'saved-{number}', 'w').close()
+        raise SystemExit(143)
+
+    if number == 1:  # as a training does
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+    with open(f'writing-{number}', 'w') as f:
+        f.write(str(os.getpid()))
+    os.rename(f'writing-{number}', f'waits-{number}')
+    time.sleep(600)
+
+if __name__ == '__main__':
+    from balanceddpo.core.jobs import Job, processes_here, run_jobs
+    import waits
+    jobs = {k: Job('', waits.wait, {'number': k}, makes='model') for k in (0, 1)}
+    run_jobs(jobs, 2, place=processes_here(2, each=int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize('each', [1, 2])
+def test_processes_end_with_a_caller_that_is_killed_and_save_what_they_have(tmp_path, each):
+    (tmp_path / 'waits.py').write_text(WAITS)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
+    caller = subprocess.Popen(
+        [sys.executable, 'waits.py', str(each)],
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': paths},
+    )
+    until = time.monotonic() + 120
+    while len([*tmp_path.glob('waits-?')]) < 2:
+        assert time.monotonic() < until and caller.poll() is None
+        time.sleep(0.1)
+    caller.kill()
+    caller.wait()
+    while not (tmp_path / 'saved-1').exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    _wait_until_gone(int((tmp_path / 'waits-0').read_text()))
+    os.kill(int((tmp_path / 'waits-1').read_text()), signal.SIGKILL)  # it has a minute to end
 
 
 def test_the_gpus_in_sight_are_those_of_the_environment(monkeypatch):
