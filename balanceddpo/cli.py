@@ -147,8 +147,8 @@ def check_place(out: Path) -> None:
 
 # %% ../nbs/cli.ipynb #0cda95b3
 LESS_MEMORY = (
-    'use less at once: --micro-batch-size and --gradient-checkpointing in train, --batch-size'
-    ' elsewhere, or --dtype, --scorer-dtype or --precision bf16'
+    'use less at once: --micro-batch-size, --gradient-checkpointing and --offload-reference in'
+    ' train, --batch-size elsewhere, or --dtype, --scorer-dtype or --precision bf16'
 )
 
 

@@ -213,6 +213,8 @@ def words_of_memory(counted: StepMemory, pairs: int, exchange: int = 0) -> str:
         'exchange of gradients': exchange,
     }
     told = ', '.join(f'{name} {amount(n, "bytes")}' for name, n in parts.items() if n)
+    if away := counted.main_memory:
+        told += f'; and {amount(away, "bytes")} of main memory for the reference'
     return f'{amount(counted.total + exchange, "bytes")} of memory in the middle of a step: {told}'
 
 # %% ../../nbs/command/02_plans.ipynb #b699283d

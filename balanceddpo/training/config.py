@@ -105,6 +105,8 @@ class TrainConfig(LogConfig, ProcessConfig, VisitConfig):
     # and optimizer stay fp32
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     gradient_checkpointing: bool = False  # recompute activations: less memory, a quarter slower
+    # keep the reference of a full training in main memory: its layers come to the GPU one by one
+    offload_reference: bool = False
     # torch.compile for the transformer blocks, or for the whole denoiser: for long runs on a GPU
     compiled: Literal['no', 'blocks', 'whole'] = 'no'
     channels_last: bool = False  # images with their channels last: for half precision on a GPU
@@ -120,6 +122,7 @@ class TrainConfig(LogConfig, ProcessConfig, VisitConfig):
         check_values(self)
         _fill_in_defaults(self)
         check_sharding(self)
+        check_offloading(self)
         loss_of(self)  # refuses what does not fit the method
 
 # %% ../../nbs/training/01_config.ipynb #29425e6b
@@ -228,6 +231,33 @@ def check_sharding(config: TrainConfig) -> None:
             raise InputError(
                 f'sharding {config.sharding} is not for {name} {value}: set {name} to'
                 f' {" or ".join(map(str, values))}, or sharding to no'
+            )
+
+# %% ../../nbs/training/01_config.ipynb #f8e2e3b2
+# what a reference can be offloaded with: field -> its value, and why no other
+OFFLOADED = {
+    'mode': ('full', 'its reference is a small adapter, and the rest it shares with the policy'),
+    'sharding': ('no', 'each process has but a part of its reference already'),
+    'compiled': ('no', 'its code is made for weights that stay in one place'),
+}
+
+
+def check_offloading(config: TrainConfig) -> None:
+    "Raises InputError for a setting that does not go with `offload_reference`."
+    from balanceddpo.losses.methods import LOSSES
+
+    if not config.offload_reference:
+        return
+    if not LOSSES[config.method].needs_reference:
+        raise InputError(
+            f'{config.method} has no reference that could be offloaded: set offload_reference to'
+            ' false'
+        )
+    for name, (only, why) in OFFLOADED.items():
+        if (value := getattr(config, name)) != only:
+            raise InputError(
+                f'offload_reference is not for {name} {value}, {why}: set {name} to {only}, or'
+                ' offload_reference to false'
             )
 
 # %% ../../nbs/training/01_config.ipynb #1e5806c2

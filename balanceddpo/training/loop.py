@@ -125,7 +125,8 @@ def policy_and_reference(config: TrainConfig, model: ModelMixin, accelerator: Ac
     """The fields of a `Run` that hold weights, from the prepared denoiser `model`: `policy`,
     `reference`, `optimizer`, `parameters`, `average`, and where they are sharded `empty`."""
     has_reference = LOSSES[config.method].needs_reference
-    reference = make_reference(model) if has_reference else NoReference()
+    offload = config.offload_reference
+    reference = make_reference(model, offload=offload) if has_reference else NoReference()
     models = {id(m): m for m in (model, getattr(reference, 'model', model))}.values()
     compile_models(models, config.compiled)
     sharded = is_to_be_sharded(config, accelerator)

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..core.devices import pick_dtype
+from ..core.offloading import most_at_once, pinned_bytes
 from ..losses.methods import LOSSES
 from ..models.families import lora_targets
 from ..models.family import Family
@@ -165,10 +166,12 @@ class StepMemory:
     copies: int  # of weights in half precision, as autocast makes them
     activations: int  # that a micro-batch keeps for the backward pass
     inputs: int  # latents, noise and texts of a micro-batch
+    main_memory: int = 0  # of a reference that is offloaded: not on the device
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self))
+        "Bytes on the device."
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != 'main_memory')
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -198,8 +201,10 @@ def memory_of_step(family: Family, config: TrainConfig, kind: str = 'cuda') -> S
     policy, trained = _policy_on_meta(family, config)
     found = activations(family, config, kind)
     weights = _bytes_of([*policy.parameters(), *policy.buffers()])
+    offloaded = config.offload_reference and kind != 'cpu'
     if LOSSES[config.method].needs_reference:  # what is not trained it has together with the policy
-        weights += _bytes_of([*trained, *policy.buffers()])
+        weights += most_at_once(policy) if offloaded else _bytes_of(trained)
+        weights += _bytes_of(policy.buffers())
     n = sum(p.numel() for p in trained)
     return StepMemory(
         weights=weights + (4 * n if config.ema else 0),
@@ -208,6 +213,7 @@ def memory_of_step(family: Family, config: TrainConfig, kind: str = 'cuda') -> S
         copies=found.copies,
         activations=found.kept + found.made_again,
         inputs=_inputs(family, config),
+        main_memory=pinned_bytes(trained) if offloaded else 0,
     )
 
 # %% ../../nbs/training/12_memory.ipynb #bc06ebff

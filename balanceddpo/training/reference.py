@@ -9,7 +9,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -18,6 +18,12 @@ from torch import Tensor, nn
 
 from ..core.devices import ensure_torchvision
 from ..core.errors import InputError
+from balanceddpo.core.offloading import (
+    in_main_memory,
+    on_device,
+    wait_for_fetches,
+    weights_as_needed,
+)
 from balanceddpo.core.sharding import (
     held_as,
     is_sharded,
@@ -48,6 +54,17 @@ def refresh_due(
     return apart is not None and apart > drift
 
 # %% ../../nbs/training/02_reference.ipynb #33db6abf
+def blend_apart_(reference: Iterable[Tensor], policy: Iterable[Tensor], alpha: float) -> None:
+    "As `blend_`, of tensors that are not where the policy's are: one at a time is brought there."
+    for r, p in zip(reference, policy, strict=True):
+        if alpha == 1:
+            r.copy_(p)
+        else:
+            brought = on_device(r, p.device)
+            torch._foreach_lerp_([brought], [p], alpha)
+            r.copy_(brought)
+
+
 def blend_(reference: list[Tensor], policy: list[Tensor], alpha: float = 1.0) -> None:
     """`(1 - alpha) * reference + alpha * policy`, in place in the list of tensors `reference`;
     `alpha` = 1 is an exact copy. Raises InputError for an alpha outside 0 to 1."""
@@ -56,7 +73,9 @@ def blend_(reference: list[Tensor], policy: list[Tensor], alpha: float = 1.0) ->
     with torch.no_grad():
         # of sharded weights every process moves its part
         reference, policy = [[local_part(t) for t in side] for side in (reference, policy)]
-        if alpha == 1:
+        if any(r.device != p.device for r, p in zip(reference, policy)):
+            blend_apart_(reference, policy, alpha)
+        elif alpha == 1:
             torch._foreach_copy_(reference, policy)
         else:
             torch._foreach_lerp_(reference, policy, alpha)
@@ -181,14 +200,20 @@ class CopyReference(Reference):
 
     Make it when the policy is on its device and has its `requires_grad`, before accelerate wraps
     it. `keep_initial` keeps a second copy of the trained weights, on the CPU, for
-    `distance('initial')`. Raises InputError if the policy has dropout or nothing to train."""
+    `distance('initial')`. `offload`: the weights lie in main memory, and are on the policy's device
+    only while they are needed. Raises InputError if the policy has dropout or nothing to train."""
 
-    def __init__(self, policy: nn.Module, keep_initial: bool = False):
+    def __init__(self, policy: nn.Module, keep_initial: bool = False, offload: bool = False):
         check_policy(policy)
-        self.policy = policy
-        frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
-        self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
-        self.model = copy.deepcopy(policy, frozen).requires_grad_(False).eval()
+        self.policy, self.offloaded = policy, offload
+        trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.device = next(iter(trained.values())).device  # where it predicts
+        # what a deep copy takes as it is: the frozen, and copies that are made elsewhere
+        given = {id(p): p for p in policy.parameters() if not p.requires_grad}
+        if offload:
+            given |= {id(p): in_main_memory(p) for p in trained.values()}
+        self.model = copy.deepcopy(policy, given).requires_grad_(False).eval()
         self.initial = None
         if keep_initial:
             self.initial = {n: p.detach().cpu().clone() for n, p in self.policy_tensors().items()}
@@ -204,8 +229,22 @@ class CopyReference(Reference):
     @contextmanager
     def model_context(self) -> Generator[nn.Module, None, None]:
         "Yields the reference model, with gradients off."
-        with torch.no_grad(), as_if_trained(self._weights):
+        # those that wait in main memory for a GPU are not multiplied by there
+        elsewhere = self.offloaded and self.device.type != 'cpu'
+        asking = as_if_trained(() if elsewhere else self._weights)
+        with torch.no_grad(), asking, self._on_device():
             yield self.model
+
+    def _on_device(self) -> AbstractContextManager[None]:
+        "Where the weights lie in main memory, they are on the device while they are needed."
+        if not self.offloaded:
+            return nullcontext()
+        return weights_as_needed(self.model, self._weights, self.device)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.offloaded:
+            wait_for_fetches(self.device)
+        super().load_state_dict(state)
 
     @cached_property
     def _weights(self) -> list[Tensor]:
@@ -406,10 +445,20 @@ class NoReference(Reference):
         "There is nothing to be far from."
 
 # %% ../../nbs/training/02_reference.ipynb #a10e3228
-def make_reference(policy: nn.Module, keep_initial: bool = False) -> Reference:
-    "An `AdapterReference` if `policy` has a PEFT adapter called 'default', else a `CopyReference`."
-    kind = AdapterReference if 'default' in adapters_of(policy) else CopyReference
-    return kind(policy, keep_initial=keep_initial)
+def make_reference(
+    policy: nn.Module, keep_initial: bool = False, offload: bool = False
+) -> Reference:
+    """An `AdapterReference` if `policy` has a PEFT adapter called 'default', else a
+    `CopyReference`, which `offload` puts into main memory. Raises InputError for an adapter that is
+    to go there."""
+    if 'default' not in adapters_of(policy):
+        return CopyReference(policy, keep_initial=keep_initial, offload=offload)
+    if offload:
+        raise InputError(
+            'the reference of an adapter is another adapter, which is small: there is nothing to'
+            ' offload'
+        )
+    return AdapterReference(policy, keep_initial=keep_initial)
 
 # %% ../../nbs/training/02_reference.ipynb #5b75fec1
 def initial_weights(policy: nn.Module) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ MAY_CHANGE = (
     'max_steps',
     'micro_batch_size',
     'gradient_checkpointing',
+    'offload_reference',
     'compiled',
     'channels_last',
     'sharding',

@@ -101,3 +101,12 @@ def test_of_a_published_model_the_memory_is_told_before_it_is_here(run, tmp_path
     assert 'the denoiser has 859 520 964 parameters' in said
     # the network in bf16, and a rank of 16 for policy and reference in fp32
     assert 'weights 1.74 GB' in said
+
+
+def test_a_reference_in_main_memory_is_told_apart(run, tmp_path):
+    words = f'train --model {SD15} --labels {tmp_path}/l --encoded {tmp_path}/e --device auto'
+    more = '--micro-batch-size 1 --offload-reference --dry-run'.split()
+    said = run(*words.split(), *more)
+    # 3.44 GB of the policy, and 118 MB for the largest layer of the reference
+    assert 'weights 3.56 GB' in said
+    assert re.search(r'; and 4\.\d+ GB of main memory for the reference', said)

@@ -1,6 +1,7 @@
 """The memory that is counted of a step is what autograd keeps of a real one."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,24 @@ def test_weights_gradients_and_moments_are_those_of_a_run(folders, mode):
     assert found.weights == 4 * (everything + trained)  # no reference, but an average
 
 
+def test_a_reference_in_main_memory_has_one_layer_on_the_gpu(folders):
+    config = settings(folders['sd15'], 'full', offload_reference=True, ema=0.9)
+    model = real_policy(folders['sd15'], config).model
+    layers = [list(m.parameters(recurse=False)) for m in model.modules()]
+    largest = max(sum(4 * p.numel() for p in own) for own in layers)
+    n = sum(p.numel() for p in model.parameters())
+    found = memory_of_step(folder_shapes(folders['sd15']), config, 'cuda')
+    assert found.weights == 4 * n + 4 * n + largest  # policy, average, a layer of the reference
+    powers = [2**k for k in range(40)]
+    rounded = [min(k for k in powers if k >= 4 * p.numel()) for p in model.parameters()]
+    assert found.main_memory == sum(rounded)
+    there = memory_of_step(folder_shapes(folders['sd15']), replace(config, offload_reference=False))
+    assert there.total - found.total == 4 * n - largest
+    assert there.main_memory == 0
+    on_cpu = memory_of_step(folder_shapes(folders['sd15']), config, 'cpu')
+    assert (on_cpu.weights, on_cpu.main_memory) == (there.weights, 0)
+
+
 def test_twice_the_pairs_keep_twice_as_much(folders):
     config = settings(folders['sdxl'], 'full')
     one = activations(shapes_of(folders['sdxl'], config), config).kept
@@ -164,3 +183,7 @@ def test_a_published_model_is_counted_without_its_folder():
     found = counted_memory('sd15', config)
     assert found.weights == pytest.approx(2 * 4 * 859_520_964, rel=1e-6)
     assert 3e9 < found.activations < 6e9
+    away = counted_memory('sd15', replace(config, offload_reference=True))
+    # the largest layer is a 3x3 convolution from 2560 to 1280 channels
+    assert away.weights == 4 * (859_520_964 + 9 * 2560 * 1280 + 1280)
+    assert 4 * 859_520_964 < away.main_memory < 8 * 859_520_964
