@@ -2,10 +2,12 @@
 changes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.core.jobs import processes_here, rehearsal, run_jobs
 from balanceddpo.models.weights import merged_weights
 from balanceddpo.paper import experiments, scales
 from balanceddpo.recipes.settings import variant
@@ -153,3 +155,21 @@ def test_a_scale_says_on_which_device_its_models_are_trained():
         ).device
         == 'mps'
     )
+
+
+def test_a_training_of_a_study_may_be_shared_by_processes(monkeypatch, tmp_path):
+    "It gives the model of one process, but for the rounding of gradients, under the same key."
+    with rehearsal() as asked:
+        model = experiments.align(TINY, 'BalancedDPO')
+    ((key, job),) = asked.items()
+    assert model.folder.endswith(key)
+    made = {}
+    for each in (1, 2):
+        monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / str(each)))
+        made[each] = run_jobs(asked, 1, place=processes_here(1, each=each))[key]
+    one, two = (Path(made[each].folder) for each in (1, 2))
+    assert one.relative_to(tmp_path / '1') == two.relative_to(tmp_path / '2')
+    one, two, base = (merged_weights(str(f)) for f in (one, two, TINY.model))
+    apart = sum((w - two[n]).norm() ** 2 for n, w in one.items())
+    moved = sum((w - base[n]).norm() ** 2 for n, w in one.items())
+    assert 0 < apart < 1e-6 * moved
