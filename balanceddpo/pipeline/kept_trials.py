@@ -163,16 +163,14 @@ def keep_trial(trial: Trial, inputs: Mapping[str, Any]) -> Path:
 MOST = 1e15  # no number of a trial is larger
 
 
-def trial_of(numbers: object) -> Trial:
-    "A trial of what a file says. Raises ValueError for anything but its numbers."
-    wanted = {f.name: f.type for f in fields(Trial)}
-    if not isinstance(numbers, dict) or numbers.keys() != wanted.keys():
-        raise ValueError('not the numbers of a trial')
-    for name, kind in wanted.items():
-        value = numbers[name]
-        fits = type(value) is int or (type(value) is float and kind == 'float')
+def trial_of(numbers: Any) -> Trial:
+    """A trial of what a file says. Raises KeyError, TypeError or ValueError for anything but its
+    numbers, all of them and no other."""
+    for f in fields(Trial):
+        value = numbers[f.name]
+        fits = type(value) is int or (type(value) is float and f.type == 'float')
         if not fits or not 0 <= value <= MOST:  # which NaN is not
-            raise ValueError(f'{name} is {value!r}')
+            raise ValueError(f'{f.name} is {value!r}')
     if not 0 < numbers['decided'] <= 1:
         raise ValueError(f'decided is {numbers["decided"]!r}')
     return Trial(**numbers)

@@ -186,7 +186,7 @@ def pictures_to_time(
 ) -> list[TimedPictures]:
     "What times a few pictures of the validation that is asked for, if one is."
     most = max(1, PICTURES // config.validation_images)
-    few = replace(config, validation_limit=min(config.validation_limit, most), stop_when='')
+    few = replace(config, validation_limit=min(config.validation_limit, most))
     watching = validation_of(few, settings, scorers, config.dtype)
     return [TimedPictures(w) for w in watching if isinstance(w, Validation)]
 

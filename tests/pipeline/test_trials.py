@@ -135,7 +135,7 @@ def test_a_picture_of_validation_is_drawn_and_judged_as_in_a_run(runs, monkeypat
     assert drawn == 2 * [8 * [((64, 64), 1)]]
     assert judged == 2 * [(8, ['brightness', 'contrast'])]
     assert trial.validating == 24.0 / 8
-    assert trial.steps == 1  # the rule has stopped nothing
+    assert trial.steps == 1  # the rule has stopped nothing, as no validation was made
 
 
 def test_a_trial_of_a_method_that_draws_its_pairs(runs):
