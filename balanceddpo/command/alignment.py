@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import wrap
@@ -17,6 +18,7 @@ from .options import verb
 from balanceddpo.command.plans import (
     amount,
     check_pixels,
+    images_of_validation,
     model_folder,
     plan_of_model,
     plan_of_steps,
@@ -25,7 +27,7 @@ from balanceddpo.command.plans import (
     show_plan,
     shows_progress,
 )
-from ..core.engines import EngineOptions
+from ..core.engines import EngineOptions, processes_of
 from ..core.errors import InputError
 from balanceddpo.core.publishing import (
     HubOptions,
@@ -34,14 +36,12 @@ from balanceddpo.core.publishing import (
     end_push,
     plan_of_push,
 )
-from ..core.shares import is_first_process
-from ..core.stages import runs_root
-from ..recipes.config import AlignConfig
 
 if TYPE_CHECKING:
     from balanceddpo.data.prompts import PromptSet
     from balanceddpo.data.sources import PairSource
     from balanceddpo.pipeline.stages import Model
+    from balanceddpo.pipeline.trials import Trial
     from balanceddpo.recipes.recipe import Recipe
     from balanceddpo.scoring.registry import ScorerSpec
     from balanceddpo.training.config import TrainConfig
@@ -56,6 +56,9 @@ from balanceddpo.command.training import (
     show_next_of_model,
     tell_watched,
 )
+from ..core.shares import is_first_process, launched_share
+from ..core.stages import runs_root
+from ..recipes.config import AlignConfig
 
 # %% ../../nbs/command/05_alignment.ipynb #09141dff
 @dataclass(frozen=True, kw_only=True)
@@ -181,18 +184,22 @@ def align_plan(
         *plan_of_what_is_there(options.out),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
+        *plan_of_hours(options, recipe, config, scorers, n),
         *plan_of_push(options, 'the result'),
     ]
 
 # %% ../../nbs/command/05_alignment.ipynb #69c2b291
+def newest_step(out: Path | None) -> int:
+    "The step of the newest checkpoint in a run's folder; 0 if there is none."
+    steps = (out / 'checkpoints').glob('step-' + 8 * '[0-9]') if out else []
+    return max((int(p.name.removeprefix('step-')) for p in steps), default=0)
+
+
 def plan_of_what_is_there(out: Path | None) -> list[str]:
     "What a run's folder already has."
     if out and (out / 'model').exists():
         return [f'{out} holds a finished run: if it is this one, nothing is done twice']
-    steps = [p.name for p in (out / 'checkpoints').glob('step-????????')] if out else []
-    if not steps:
-        return []
-    return [f'go on from step {int(max(steps).removeprefix("step-"))} in {out}']
+    return [f'go on from step {step} in {out}'] if (step := newest_step(out)) else []
 
 # %% ../../nbs/command/05_alignment.ipynb #81092849
 def settings_around(options: AlignOptions) -> AlignConfig:
@@ -202,30 +209,92 @@ def settings_around(options: AlignOptions) -> AlignConfig:
     page = tuple(page_of_run(options))
     return AlignConfig(**around | {'progress': shows_progress(), 'callbacks': page})
 
+# %% ../../nbs/command/05_alignment.ipynb #86e6c9ba
+def source_of_trial(options: AlignOptions, recipe: Recipe) -> PairSource | PromptSet | None:
+    "The pairs that are labelled, or the prompts that groups are drawn for; None if none are named."
+    from balanceddpo.data.prompts import read_prompts
 
-def rehearse(
+    if not recipe.groups:
+        return pair_source(options) if options.pairs else None
+    prompts = prompts_for_groups(options)
+    return read_prompts(prompts) if isinstance(prompts, str) else prompts
+
+
+def count_of(source: PairSource | PromptSet) -> int | None:
+    "How many pairs or prompts there are; None where nobody knows."
+    from balanceddpo.data.prompts import PromptSet
+
+    return len(source) if isinstance(source, PromptSet) else source.count()
+
+
+def inputs_of_trial(
+    options: AlignOptions,
     recipe: Recipe,
     config: TrainConfig,
+    scorers: Sequence[ScorerSpec],
+    source: PairSource | PromptSet,
+) -> dict[str, Any]:
+    "What the seconds of this command depend on. Raises InputError for a device that is not here."
+    from balanceddpo.pipeline.kept_trials import trial_inputs
+
+    here = options.on == 'here'
+    n = launched_share().processes if here else processes_of(options, 'align')
+    return trial_inputs(recipe, config, source, scorers, options, options.register, n)
+
+
+def hours_told(
+    options: AlignOptions, config: TrainConfig, trial: Trial, count: int | None, how: str
+) -> list[str]:
+    "What is left of a run will take, from a trial of it."
+    from balanceddpo.pipeline.trials import tell_trial
+
+    done = newest_step(options.out) if options.resume else 0
+    pictures = images_of_validation(options, config.max_steps, done)
+    return tell_trial(trial, config, count, options.all_pairs, pictures, done, how)
+
+# %% ../../nbs/command/05_alignment.ipynb #821ca862
+def plan_of_hours(
+    options: AlignOptions,
+    recipe: Recipe,
+    config: TrainConfig,
+    scorers: Sequence[ScorerSpec],
+    pairs: int | None,
+) -> list[str]:
+    "What a run will take by the trial that is kept of it; how to have one, if there is none."
+    from balanceddpo.pipeline.kept_trials import kept_trial
+
+    if options.rehearse and not options.dry_run:
+        return []
+    with suppress(InputError):  # the plan is told also where a device or prompts are not here yet
+        if source := source_of_trial(options, recipe):
+            kept = kept_trial(inputs_of_trial(options, recipe, config, scorers, source))
+            count = count_of(source) if recipe.groups else pairs
+            if kept:
+                return hours_told(options, config, kept.trial, count, f'rehearsed on {kept.day}')
+    return ['hours: not measured yet; the same command with --rehearse says them (a few minutes)']
+
+# %% ../../nbs/command/05_alignment.ipynb #66934eb7
+def rehearse(
+    options: AlignOptions,
+    recipe: Recipe,
+    config: TrainConfig,
+    scorers: Sequence[ScorerSpec],
     pairs: PairSource | None,
     prompts: str | PromptSet | None,
-    scorers: Sequence[ScorerSpec],
     around: AlignConfig,
 ) -> None:
-    "Try a little of every stage, and print what all would take."
-    from balanceddpo.data.prompts import read_prompts
-    from balanceddpo.pipeline.trials import tell_trial, try_recipe
+    "Try a little of every stage, print what all would take, and keep it for the plan."
+    from balanceddpo.pipeline.kept_trials import keep_trial
+    from balanceddpo.pipeline.trials import try_recipe
 
-    around = replace(around, progress=False)
-    trial = try_recipe(recipe, config, pairs, prompts, scorers, around)
-    if recipe.groups and prompts:
-        count = len(read_prompts(prompts) if isinstance(prompts, str) else prompts)
-    else:
-        count = pairs.count() if pairs else None
-    print(
-        'rehearsed: nothing of it is kept',
-        *tell_trial(trial, config, count, around.all_pairs),
-        sep='\n  ',
-    )
+    source = source_of_trial(options, recipe)
+    inputs = inputs_of_trial(options, recipe, config, scorers, source) if source else None
+    trial = try_recipe(recipe, config, pairs, prompts, scorers, replace(around, progress=False))
+    if inputs and is_first_process():
+        keep_trial(trial, inputs)
+    count = count_of(source) if source else None
+    told = hours_told(options, config, trial, count, 'tried here')
+    print('rehearsed: the plan of the same command now says this', *told, sep='\n  ')
 
 # %% ../../nbs/command/05_alignment.ipynb #7cb3314a
 def end_alignment(options: AlignOptions, config: TrainConfig, model: Model) -> None:
@@ -274,7 +343,7 @@ def align(options: AlignOptions, config: TrainConfig) -> None:
     print(*plan, sep='\n  ')
     prompts, around = prompts_for_groups(options), settings_around(options)
     if options.rehearse:
-        return rehearse(recipe, config, pairs, prompts, scorers, around)
+        return rehearse(options, recipe, config, scorers, pairs, prompts, around)
     begin_push(options)
     model = pipeline.run_recipe(recipe, config, pairs, prompts, scorers, around, options.out)
     end_alignment(options, config, model)

@@ -152,9 +152,11 @@ def about_gpu(index: int) -> Finding:
     "The name and the memory of a GPU, and whether torch has kernels for it."
     import torch
 
+    from balanceddpo.core.numerics import device_name
+
     free, total = torch.cuda.mem_get_info(index)
     memory = f'{amount(free, "bytes")} of {amount(total, "bytes")} free'
-    says = f'{torch.cuda.get_device_name(index)}, {memory}'
+    says = f'{device_name(torch.device("cuda", index))}, {memory}'
     capability, built_for = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
     if torch.version.hip or has_kernels(capability, built_for):
         return Finding(f'GPU {index}', 'ok', says)

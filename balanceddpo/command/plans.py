@@ -161,6 +161,18 @@ def plan_of_steps(config: TrainConfig, n_pairs: int | None) -> list[str]:
     return lines
 
 # %% ../../nbs/command/02_plans.ipynb #fc233855
+def images_of_validation(validation: ValidationConfig, max_steps: int, done: int = 0) -> int:
+    """How many pictures validation draws in a run that has `done` some of its steps: after others,
+    and before the first those of the base model."""
+    if not validation.validation_prompts:
+        return 0
+    from balanceddpo.data.prompts import read_prompts
+
+    prompts = read_prompts(validation.validation_prompts, limit=validation.validation_limit)
+    left = sum(step > done for step in validation_steps(validation, max_steps))
+    return (left + (done == 0)) * len(prompts) * validation.validation_images
+
+# %% ../../nbs/command/02_plans.ipynb #d20a41cb
 def plan_of_validation(validation: ValidationConfig, config: TrainConfig) -> list[str]:
     "What watching a training would take, and leave on the disk."
     if not validation.validation_prompts:
@@ -171,7 +183,7 @@ def plan_of_validation(validation: ValidationConfig, config: TrainConfig) -> lis
 
     prompts = read_prompts(validation.validation_prompts, limit=validation.validation_limit)
     validations = len(validation_steps(validation, config.max_steps))
-    images = (validations + 1) * len(prompts) * validation.validation_images
+    images = images_of_validation(validation, config.max_steps)
     passes = images * passes_of_drawing(validation, config.model)
     training = passes_per_pair(config) * config.batch_size * config.max_steps
     lines = [

@@ -125,6 +125,13 @@ def processor() -> str:
         or platform.machine()
     )
 
+
+def device_name(device: torch.device) -> str:
+    "What a device is called: a GPU as CUDA names it, any other as the processor."
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()
+
 # %% ../../nbs/core/05_numerics.ipynb #1ebb87ca
 def cache_file() -> Path:
     """Where the measured path is kept: `balanceddpo/numerics-<key>.json` in `$XDG_CACHE_HOME` or

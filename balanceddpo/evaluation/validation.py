@@ -203,6 +203,18 @@ class Watch:
     base: dict[str, np.ndarray]  # scorer -> its scores of the base model's pictures
 
 
+def drawer_of(run: Run, config: ValidationConfig, prompts: PromptSet) -> LiveDrawer:
+    "What draws for these prompts with the denoiser of a run, in the precision of its training."
+    drawing = replace(
+        drawing_of(config, run.config.model),
+        resolution=run.config.resolution,
+        batch_size=run.config.micro_batch_size,
+        dtype=run.config.precision,
+        device=str(run.accelerator.device),
+    )
+    return LiveDrawer.load(run.family.folder, prompts, drawing)
+
+
 def pictures_with_scores(
     run: Run, drawer: LiveDrawer, judges: Judges, model: ModelMixin
 ) -> tuple[list[Image.Image], dict[str, np.ndarray]]:
@@ -241,15 +253,7 @@ def scores_of_base(run: Run, drawer: LiveDrawer, judges: Judges) -> dict[str, np
 def begin_watch(run: Run, config: ValidationConfig, prompts: PromptSet, judges: Judges) -> Watch:
     """What validates a run whose policy is still the base model. Raises InputError if the run's
     folder holds validations of other prompts, settings or scorers."""
-    device = run.accelerator.device
-    drawing = replace(
-        drawing_of(config, run.config.model),
-        resolution=run.config.resolution,
-        batch_size=run.config.micro_batch_size,
-        dtype=run.config.precision,
-        device=str(device),
-    )
-    drawer = LiveDrawer.load(run.family.folder, prompts, drawing)
+    device, drawer = run.accelerator.device, drawer_of(run, config, prompts)
     inputs = validation_inputs(drawer, judges.on(device))
     open_stage('validation', inputs, folder=run.out / 'validation')
     base = scores_of_base(run, drawer, judges)

@@ -20,9 +20,17 @@ from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.parallel import environment
 from ..core.progress import duration
+from ..core.shares import is_first_process, launched_share
 from ..core.stages import runs_root
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
+from ..evaluation.live_drawing import drawing_weights
+from balanceddpo.evaluation.validation import (
+    Validation,
+    drawer_of,
+    pictures_with_scores,
+    validation_of,
+)
 from balanceddpo.pipeline.alignment import (
     _groups_for,
     _load_voters,
@@ -30,18 +38,21 @@ from balanceddpo.pipeline.alignment import (
     group_pairs,
 )
 from .stages import encode, label, train
+
+# %% auto #0
+__all__ = ['Trial', 'tell_trial', 'try_recipe']
+
+# %% ../../nbs/pipeline/04_trials.ipynb #16dfc945
 from ..recipes.config import AlignConfig
 from ..recipes.recipe import Recipe
 from ..scoring.registry import ScorerSpec
 from ..scoring.scorers import Scorer
+from ..training.callbacks import Callback, by_first
 from ..training.config import TrainConfig
-from ..training.run import LabelledPairs, is_decided
+from ..training.run import LabelledPairs, Run, is_decided
 from ..voting.config import LabelConfig
 from ..voting.group_rules import GROUP_RULES
 from ..voting.labels import check_voters
-
-# %% auto #0
-__all__ = ['Trial', 'tell_trial', 'try_recipe']
 
 # %% ../../nbs/pipeline/04_trials.ipynb #5feab6fa
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Trial:
     step: float  # seconds a step
     memory: int  # bytes at most: of the GPU, or of this process
     drawing: float = 0.0  # seconds a group of images, for a method that makes its pairs
+    validating: float = 0.0  # seconds a picture of validation, drawn and judged
 
 # %% ../../nbs/pipeline/04_trials.ipynb #45483518
 def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) -> tuple[int, int]:
@@ -70,9 +82,17 @@ def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) 
 
 # %% ../../nbs/pipeline/04_trials.ipynb #2cbfc0bf
 def tell_trial(
-    trial: Trial, settings: TrainConfig, count: int | None, all_pairs: bool = False
+    trial: Trial,
+    settings: TrainConfig,
+    count: int | None,
+    all_pairs: bool = False,
+    pictures: int = 0,
+    done: int = 0,
+    how: str = 'tried here',
 ) -> list[str]:
-    "What an alignment with these settings will take here, a line a stage."
+    """What an alignment with these settings will take here, a line a stage. `count`: of the pairs
+    or prompts that there are; `pictures`: that validation will draw; `done`: steps that are behind
+    it already; `how`: when and where it was tried."""
     visits = settings.max_steps * settings.batch_size
     if trial.drawing:  # each visit of a group has a pair of its own
         first, encoded = ('drawing and scoring', trial.drawing, 'group', count or 0), visits
@@ -82,15 +102,17 @@ def tell_trial(
     parts = [
         first,
         ('encoding', trial.encoding, 'pair', encoded),
-        ('training', trial.step, 'step', settings.max_steps),
+        ('training', trial.step, 'step', max(0, settings.max_steps - done)),
     ]
+    if trial.validating and pictures:
+        parts.append(('validation', trial.validating, 'picture', pictures))
     lines = [
         f'{name}: {each:.3g} s a {unit}, {n} {unit}s: {duration(each * n)}'
         for name, each, unit, n in parts
     ]
     total = sum(each * n for _, each, _, n in parts)
     return [
-        f'tried here: {trial.pairs} pairs, of which {trial.decided:.0%} have a winner, and'
+        f'{how}: {trial.pairs} pairs, of which {trial.decided:.0%} have a winner, and'
         f' {trial.steps} steps',
         *lines,
         f'together about {duration(total)}, and at most {trial.memory / 1e9:.3g} GB of memory',
@@ -130,17 +152,64 @@ def seconds_a_step(metrics: Path) -> tuple[int, float]:
     later = [row['seconds'] for row in rows[1:]]
     return len(later), sum(later) / len(later)
 
-# %% ../../nbs/pipeline/04_trials.ipynb #7fbdf27a
-SMALL = 4  # pairs of the first size; the second one is for the caller to choose
+# %% ../../nbs/pipeline/04_trials.ipynb #e915593f
+PICTURES = 8  # of validation, at most
 
 
+class TimedPictures(Callback):
+    "Draws and judges pictures of the base model as a validation does, and takes the time."
+
+    def __init__(self, validation: Validation):
+        self.validation, self.seconds = validation, 0.0  # of one picture
+
+    def on_base(self, run: Run) -> None:
+        self.seconds = by_first(run, lambda: self._measure(run))
+
+    def _measure(self, run: Run) -> float:
+        asked, seconds = self.validation, 0.0
+        drawer = drawer_of(run, asked.config, asked.prompts)
+
+        def look() -> None:
+            pictures_with_scores(run, drawer, asked.judges, model)
+            asked.judges.let_go(run.accelerator.device)
+
+        with drawing_weights(run) as model:
+            for _ in range(2):  # the first one is slow
+                _, seconds = timed(look)
+        return seconds / len(drawer.jobs)
+
+
+def pictures_to_time(
+    config: AlignConfig,
+    settings: TrainConfig,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None,
+) -> list[TimedPictures]:
+    "What times a few pictures of the validation that is asked for, if one is."
+    most = max(1, PICTURES // config.validation_images)
+    few = replace(config, validation_limit=min(config.validation_limit, most))
+    watching = validation_of(few, settings, scorers, config.dtype)
+    return [TimedPictures(w) for w in watching if isinstance(w, Validation)]
+
+# %% ../../nbs/pipeline/04_trials.ipynb #5a76c470
 def try_training(
-    settings: TrainConfig, pairs: LabelledPairs, steps: int, folder: Path
+    settings: TrainConfig,
+    pairs: LabelledPairs,
+    steps: int,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[int, float]:
-    "Train a few steps more than one; how many, and the seconds of one."
+    """Train a few steps more than one; how many, and the seconds of one, which the first process
+    knows."""
     few = replace(settings, max_steps=steps + 1, log_every=1, tracker='none')
-    model = train(pairs, few, folder / 'run', tidy=True)
+    model = train(pairs, few, folder / 'run', tidy=True, callbacks=callbacks)
+    if not is_first_process():
+        return steps, 0.0
     return seconds_a_step(Path(model).parent / 'metrics.jsonl')
+
+# %% ../../nbs/pipeline/04_trials.ipynb #7fbdf27a
+SMALL = 4  # pairs of the first size
+SIZE = (16, 3)  # pairs beside those, and steps beside the first, unless the caller chooses others
+PROMPTS = (1, 3)  # prompts of the two sizes, for a method that draws its pairs
 
 
 def few_of(pairs: PairSource, count: int) -> PairSource:
@@ -179,7 +248,7 @@ def try_groups(
 ) -> tuple[LabelledPairs, float, float]:
     """Draw some groups, and label and encode their pairs: the pairs, the seconds of a group, and
     those of encoding a pair. Raises InputError if the groups have no pair."""
-    first, some = (min(n, len(prompts)) for n in (1, 3))
+    first, some = (min(n, len(prompts)) for n in PROMPTS)
     _, few = timed(lambda: _groups_for(recipe, settings, prompts.head(first), scorers, config))
     groups, many = timed(lambda: _groups_for(recipe, settings, prompts.head(some), scorers, config))
     rule = GROUP_RULES[recipe.groups](groups.scorers)[0]
@@ -199,15 +268,17 @@ def try_recipe(
     prompts: str | PromptSet | None = None,
     scorers: Sequence[str | ScorerSpec | Scorer] | None = None,
     config: AlignConfig | None = None,
-    size: tuple[int, int] = (16, 3),
+    size: tuple[int, int] = SIZE,
 ) -> Trial:
     """Do a little of every stage of `run_recipe` with the same arguments, and measure it. `size`:
     how many pairs beside the first four, and how many steps of training beside the first.
 
-    Nothing of it is kept. Raises InputError as the stages do."""
+    Nothing of it is kept. Processes that share a run do this together; the first one has measured
+    all of it. Raises InputError as the stages do."""
     config, device = config or AlignConfig(), pick_device(settings.device)
-    root, (count, steps) = runs_root(), size
+    root, (count, steps), n = runs_root(), size, launched_share().processes
     root.mkdir(parents=True, exist_ok=True)
+    watching = pictures_to_time(config, settings, scorers)
     begin_memory(device)
     with (
         tempfile.TemporaryDirectory(dir=root, prefix='.trial-') as folder,
@@ -222,7 +293,9 @@ def try_recipe(
             some, labelling, encoding = try_pairs(recipe, settings, pairs, voters, config, count)
         else:
             raise InputError(f'{recipe.name} needs pairs, or prompts to draw for')
-        steps, step = try_training(settings, some, steps, Path(folder))
-    decided = float(is_decided(some.labels).mean())
-    used = memory_used(device)
-    return Trial(len(some.labels), decided, steps, labelling, encoding, step, used, drawing)
+        steps, step = try_training(settings, some, steps, Path(folder), watching)
+    # each process does its share of the pairs, and all of a step
+    spent = dict(labelling=labelling / n, encoding=encoding / n, step=step, drawing=drawing / n)
+    picture = sum(w.seconds for w in watching)
+    decided, memory = float(is_decided(some.labels).mean()), memory_used(device)
+    return Trial(len(some.labels), decided, steps, memory=memory, validating=picture, **spent)

@@ -2,11 +2,14 @@
 
 import json
 import re
+from datetime import date
 
 import pytest
 
 from balanceddpo import pipeline
+from balanceddpo.core.stages import runs_root
 from balanceddpo.data.sources import PairSource
+from balanceddpo.pipeline import trials
 from balanceddpo.recipes.recipe import KINDS
 
 
@@ -74,21 +77,115 @@ def test_bad_input_is_one_line_and_code_2(refused, words, says):
 
 
 def test_the_plan_comes_first_and_a_rehearsal_ends_after_it(tmp_path, run, monkeypatch):
-    from balanceddpo.pipeline import trials
-
     asked = []
     trial = trials.Trial(20, 0.5, 3, labelling=0.1, encoding=0.2, step=3.0, memory=10**9)
     monkeypatch.setattr(trials, 'try_recipe', lambda *words: asked.append(words) or trial)
     monkeypatch.setattr(pipeline, 'run_recipe', lambda *_: pytest.fail('it went on'))
     words = 'align BalancedDPO --model icons --pairs icons --max-steps 10 --batch-size 4'.split()
     told = run(*words, '--rehearse')
-    assert told.index('as many as 40 visits need') < told.index('rehearsed: nothing of it is kept')
+    assert told.index('as many as 40 visits need') < told.index('rehearsed: the plan of')
     assert 'labelling: 0.1 s a pair, 80 pairs: 8 seconds' in told
     # of 40 pairs: two images, two moments of 16 channels of 8 x 8 in two bytes each
     assert '328 kB of latents' in told
     assert ', for 40 pairs' in told
     assert 'kB of latents' not in run(*words, '--lazily', '--dry-run')
     assert asked[0][2] == PairSource('icons')
+
+
+HOURS = 'hours: not measured yet; the same command with --rehearse says them'
+ICONS = 'align BalancedDPO --model icons --pairs icons --batch-size 4 --device cpu'.split()
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    "What a rehearsal finds, which nobody has made."
+    found = trials.Trial(20, 0.5, 3, 0.1, 0.2, 3.0, memory=10**9, validating=2.0)
+    monkeypatch.setattr(trials, 'try_recipe', lambda *_: found)
+
+
+def lines_of_hours(plan):
+    "The lines of a plan from the one on that says when it was rehearsed."
+    lines = [line.strip() for line in plan.splitlines()]
+    first = next(n for n, line in enumerate(lines) if line.startswith('rehearsed on'))
+    return lines[first:]
+
+
+def test_after_a_rehearsal_the_plan_tells_the_hours(run, rehearsed, monkeypatch):
+    before = run(*ICONS, '--limit', 64, '--dry-run')
+    assert HOURS in before
+    told = run(*ICONS, '--rehearse')
+    assert HOURS not in told
+    assert 'tried here: 20 pairs, of which 50% have a winner, and 3 steps' in told
+    counts, counting = [], PairSource.count
+    monkeypatch.setattr(PairSource, 'count', lambda pairs: counts.append(1) or counting(pairs))
+    # 1200 steps visit 4800 pairs: all 64 are labelled, of which 32 have a winner
+    words = ('--limit', 64, '--max-steps', 1200, '--seed', 3, '--learning-rate', 1)
+    plan = run(*ICONS, *words, '--dry-run')
+    assert lines_of_hours(plan) == [
+        f'rehearsed on {date.today()}: 20 pairs, of which 50% have a winner, and 3 steps',
+        'labelling: 0.1 s a pair, 64 pairs: 6.4 seconds',
+        'encoding: 0.2 s a pair, 32 pairs: 6.4 seconds',
+        'training: 3 s a step, 1200 steps: 60.0 minutes',
+        'together about 60.2 minutes, and at most 1 GB of memory',
+    ]
+    assert len(counts) == 1
+    assert HOURS not in plan
+    # and a run that is not dry tells them before anything is done
+    monkeypatch.setattr(pipeline, 'run_recipe', lambda *_: pytest.fail('so far'))
+    with pytest.raises(pytest.fail.Exception, match='so far'):
+        run(*ICONS, *words)
+    for other in (
+        ('--precision', 'bf16'),
+        ('--batch-size', 8),
+        ('--share', 0.5),
+        ('--dtype', 'bf16'),
+        ('--scorers', 'icons:hps', 'icons:clip', 'icons:aesthetic'),
+        ('--on', 'gpus', '--processes', 2),
+        ('--device', 'cuda:77'),  # which is not here
+    ):
+        assert HOURS in run(*ICONS, *other, '--dry-run'), other
+
+
+def test_validation_and_what_is_done_count(tmp_path, run, rehearsed):
+    watched = ('--validation-prompts', 'icons:tuning', '--out', tmp_path / 'run', '--limit', 64)
+    run(*ICONS, *watched, '--rehearse')
+    words = (*ICONS, *watched, '--max-steps', 1000, '--dry-run')
+    assert 'validation: 2 s a picture, 88 pictures: 2.9 minutes' in run(*words)
+    assert HOURS in run(*ICONS, '--limit', 64, '--dry-run')  # nobody has drawn anything
+    (tmp_path / 'run' / 'checkpoints' / 'step-00000450').mkdir(parents=True)
+    # six validations are left, of eight pictures, and 550 steps
+    assert lines_of_hours(run(*words))[3:] == [
+        'training: 3 s a step, 550 steps: 27.5 minutes',
+        'validation: 2 s a picture, 48 pictures: 1.6 minutes',
+        'together about 29.3 minutes, and at most 1 GB of memory',
+    ]
+    assert 'training: 3 s a step, 1000 steps' in run(*words, '--no-resume')
+
+
+def test_a_kept_trial_that_is_damaged_is_not_quoted(run, rehearsed):
+    run(*ICONS, '--rehearse')
+    (place,) = (runs_root() / 'trials').iterdir()
+    assert 'rehearsed on' in run(*ICONS, '--dry-run')
+    place.write_text(place.read_text().replace('"step": 3.0', '"step": NaN'))
+    assert HOURS in run(*ICONS, '--dry-run')
+    run(*ICONS, '--rehearse')  # which mends it
+    assert 'rehearsed on' in run(*ICONS, '--dry-run')
+
+
+def test_the_hours_of_a_method_that_draws_its_pairs(tmp_path, run, monkeypatch):
+    prompts = tmp_path / 'prompts.txt'
+    prompts.write_text('\n'.join(f'an icon of {n} apples' for n in range(30)))
+    trial = trials.Trial(3, 1.0, 3, 0.0, 0.2, 3.0, memory=10**9, drawing=60.0)
+    monkeypatch.setattr(trials, 'try_recipe', lambda *_: trial)
+    words = f'align CaPO --model icons --prompts {prompts} --batch-size 4 --device cpu'.split()
+    run(*words, '--rehearse')
+    told = run(*words, '--max-steps', 100, '--dry-run')
+    assert lines_of_hours(told)[1:4] == [
+        'drawing and scoring: 60 s a group, 30 groups: 30.0 minutes',
+        'encoding: 0.2 s a pair, 400 pairs: 80 seconds',
+        'training: 3 s a step, 100 steps: 5.0 minutes',
+    ]
+    assert HOURS in run(*words, '--images-per-prompt', 4, '--dry-run')
 
 
 def test_a_run_that_is_there_is_told(tmp_path, run):

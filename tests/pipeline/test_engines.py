@@ -246,6 +246,23 @@ def test_two_processes_train_what_one_trains(alone, tmp_path, capfd):
     assert said.out.count(f'model: {tmp_path}/two/model') == 1
 
 
+def test_two_processes_rehearse_what_they_will_do(scorer, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('BALANCEDDPO_RUNS', str(tmp_path / 'runs'))
+    words = ['align', 'BalancedDPO', '--model', 'icons', *PAIRS, *scorer, '--max-steps', '9']
+    words += '--batch-size 2 --micro-batch-size 1'.split()
+    assert main([*words, *ENGINES['gpus'], '--rehearse']) == 0
+    said = capfd.readouterr()
+    assert said.out.count('rehearsed: the plan of the same command now says this') == 1
+    assert said.err == ''
+    (kept,) = (tmp_path / 'runs').iterdir()  # nothing else is left
+    assert kept.name == 'trials'
+    assert main([*words, *ENGINES['gpus'], '--dry-run']) == 0
+    told = re.search(r'training: (\S+) s a step, 9 steps', capfd.readouterr().out)
+    assert float(told[1]) > 0
+    assert main([*words, '--dry-run']) == 0  # of one process nobody has measured it
+    assert 'hours: not measured yet' in capfd.readouterr().out
+
+
 def test_one_that_is_killed_ends_all_and_the_same_command_goes_on(
     alone, one_is_killed, tmp_path, capfd
 ):

@@ -2,11 +2,15 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
+from watchers import two_scorers
 
 from balanceddpo.data.prompts import prompts_of
 from balanceddpo.data.sources import PairSource
+from balanceddpo.evaluation.live_drawing import LiveDrawer
+from balanceddpo.evaluation.validation import Judges
 from balanceddpo.pipeline import trials
 from balanceddpo.pipeline.trials import Trial, duration, pairs_needed, tell_trial, try_recipe
 from balanceddpo.recipes.config import AlignConfig
@@ -46,6 +50,15 @@ def test_what_it_takes_is_added_up():
         'drawing and scoring: 60 s a group, 10 groups: 10.0 minutes',
         'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',  # another pair at each visit
     ]
+    watched = replace(TRIAL, validating=1.5)
+    told = tell_trial(watched, settings, 10_000, pictures=80, done=200, how='rehearsed')
+    assert told[0].startswith('rehearsed: 20 pairs')
+    assert told[3:] == [
+        'training: 3 s a step, 1000 steps: 50.0 minutes',  # 200 of them are done
+        'validation: 1.5 s a picture, 80 pictures: 2.0 minutes',
+        'together about 58.5 minutes, and at most 2 GB of memory',
+    ]
+    assert len(tell_trial(watched, settings, 10_000)) == 5  # no pictures, no line
 
 
 def test_units_of_time():
@@ -89,6 +102,40 @@ def test_a_trial_does_a_little_of_each_stage_and_keeps_nothing(runs):
     assert list(runs.iterdir()) == []
     few = try_recipe(recipe, settings, PairSource('icons', limit=5), size=(4, 1))
     assert few.pairs == 5  # there are no more
+    assert few.validating == 0.0
+
+
+def test_a_picture_of_validation_is_drawn_and_judged_as_in_a_run(runs, monkeypatch):
+    drawn, judged, drawing, judging = [], [], LiveDrawer.draw, Judges.score
+
+    def draw(drawer, model):
+        images = drawing(drawer, model)
+        drawn.append([(image.size, drawer.config.steps) for image in images])
+        return images
+
+    def score(judges, images, *words):
+        judged.append((len(images), judges.names))
+        return judging(judges, images, *words)
+
+    monkeypatch.setattr(LiveDrawer, 'draw', draw)
+    monkeypatch.setattr(Judges, 'score', score)
+    monkeypatch.setattr(trials, 'timed', lambda work: (work(), 24.0))
+    recipe = recipe_named('BalancedDPO')
+    settings = settings_of(recipe, 'icons', **SHORT)
+    config = AlignConfig(
+        validation_prompts='icons:tuning',
+        validation_limit=20,
+        validation_images=2,
+        validation_steps=1,
+        stop_when='brightness < 9 for 1',
+    )
+    voters = two_scorers()
+    trial = try_recipe(recipe, settings, PairSource('icons'), None, voters, config, (8, 1))
+    # the first time is not counted; of eight pictures four prompts have two each
+    assert drawn == 2 * [8 * [((64, 64), 1)]]
+    assert judged == 2 * [(8, ['brightness', 'contrast'])]
+    assert trial.validating == 24.0 / 8
+    assert trial.steps == 1  # the rule has stopped nothing, as no validation was made
 
 
 def test_a_trial_of_a_method_that_draws_its_pairs(runs):
