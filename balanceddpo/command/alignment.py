@@ -214,9 +214,9 @@ def source_of_trial(options: AlignOptions, recipe: Recipe) -> PairSource | Promp
     "The pairs that are labelled, or the prompts that groups are drawn for; None if none are named."
     from balanceddpo.data.prompts import read_prompts
 
-    if not recipe.groups:
+    prompts = prompts_for_groups(options) if recipe.groups else None
+    if not prompts:
         return pair_source(options) if options.pairs else None
-    prompts = prompts_for_groups(options)
     return read_prompts(prompts) if isinstance(prompts, str) else prompts
 
 
@@ -268,7 +268,7 @@ def plan_of_hours(
     with suppress(InputError):  # the plan is told also where a device or prompts are not here yet
         if source := source_of_trial(options, recipe):
             kept = kept_trial(inputs_of_trial(options, recipe, config, scorers, source))
-            count = count_of(source) if recipe.groups else pairs
+            count = count_of(source) if recipe.groups else pairs  # those are counted already
             if kept:
                 return hours_told(options, config, kept.trial, count, f'rehearsed on {kept.day}')
     return ['hours: not measured yet; the same command with --rehearse says them (a few minutes)']

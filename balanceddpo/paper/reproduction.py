@@ -295,9 +295,9 @@ def reproduce(
 
     Returns the jobs. With several workers or processes, or on Slurm, all models and images that the
     notebooks want are made first. A notebook that is done is skipped unless `force`. A rendering of
-    all leaves out those that have kept nothing, and says so. Errors as in `plan_jobs` and `run_job`:
-    everything is checked before the first notebook starts, and the first that fails ends the
-    run."""
+    all leaves out those that have kept nothing, and says so. Errors as in `plan_jobs` and
+    `run_job`: everything is checked before the first notebook starts, and the first that fails
+    ends the run."""
     jobs = plan_jobs(request)
     execution.check()
     if progress and request.name == 'all' and request.from_scores:

@@ -36,6 +36,7 @@ from balanceddpo.pipeline.alignment import (
     _load_voters,
     encoding_for,
     group_pairs,
+    groups_in_pairs,
 )
 from .stages import encode, label, train
 
@@ -44,6 +45,7 @@ __all__ = ['Trial', 'tell_trial', 'try_recipe']
 
 # %% ../../nbs/pipeline/04_trials.ipynb #16dfc945
 from ..recipes.config import AlignConfig
+from ..recipes.groups import Groups
 from ..recipes.recipe import Recipe
 from ..scoring.registry import ScorerSpec
 from ..scoring.scorers import Scorer
@@ -68,6 +70,7 @@ class Trial:
     memory: int  # bytes at most: of the GPU, or of this process
     drawing: float = 0.0  # seconds a group of images, for a method that makes its pairs
     validating: float = 0.0  # seconds a picture of validation, drawn and judged
+    groups: int = 0  # pairs of groups whose images were there, for a method that makes its pairs
 
 # %% ../../nbs/pipeline/04_trials.ipynb #45483518
 def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) -> tuple[int, int]:
@@ -96,6 +99,8 @@ def tell_trial(
     visits = settings.max_steps * settings.batch_size
     if trial.drawing:  # each visit of a group has a pair of its own
         first, encoded = ('drawing and scoring', trial.drawing, 'group', count or 0), visits
+    elif trial.groups:
+        first, encoded = ('scoring', trial.labelling, 'pair', count or 0), visits
     else:
         labelled, encoded = pairs_needed(trial, visits, count, all_pairs)
         first = ('labelling', trial.labelling, 'pair', labelled)
@@ -239,6 +244,20 @@ def try_pairs(
     return LabelledPairs(encoded, labels, voting), labelling / len(labels), rate
 
 # %% ../../nbs/pipeline/04_trials.ipynb #6e596590
+def try_pairs_of(
+    recipe: Recipe, groups: Groups, settings: TrainConfig, config: AlignConfig
+) -> tuple[LabelledPairs, float]:
+    """Take the pairs of groups and encode them: the pairs, and the seconds of encoding one. Raises
+    InputError if the groups have no pair."""
+    rule = GROUP_RULES[recipe.groups](groups.scorers)[0]
+    source, labels = group_pairs(groups, rule)
+    encoding = encoding_for(settings, config)
+    one, short = timed(lambda: encode(few_of(source, 1), encoding, device=settings.device))
+    encoded, long = timed(lambda: encode(source, encoding, device=settings.device))
+    pairs = LabelledPairs(encoded, labels, LabelConfig('given'))
+    return pairs, slope(len(one), short, len(encoded), long)
+
+
 def try_groups(
     recipe: Recipe,
     settings: TrainConfig,
@@ -251,14 +270,25 @@ def try_groups(
     first, some = (min(n, len(prompts)) for n in PROMPTS)
     _, few = timed(lambda: _groups_for(recipe, settings, prompts.head(first), scorers, config))
     groups, many = timed(lambda: _groups_for(recipe, settings, prompts.head(some), scorers, config))
-    rule = GROUP_RULES[recipe.groups](groups.scorers)[0]
-    source, labels = group_pairs(groups, rule)
-    encoding = encoding_for(settings, config)
-    one, short = timed(lambda: encode(few_of(source, 1), encoding, device=settings.device))
-    encoded, long = timed(lambda: encode(source, encoding, device=settings.device))
-    pairs = LabelledPairs(encoded, labels, LabelConfig('given'))
-    rate = slope(len(one), short, len(encoded), long)
+    pairs, rate = try_pairs_of(recipe, groups, settings, config)
     return pairs, slope(first, few, some, many), rate
+
+
+def try_given_groups(
+    recipe: Recipe,
+    settings: TrainConfig,
+    pairs: PairSource,
+    voters: Sequence[Scorer],
+    config: AlignConfig,
+    count: int,
+) -> tuple[LabelledPairs, float, float]:
+    """Score some pairs whose images are the groups, and label and encode the pairs of these: the
+    pairs, the seconds of scoring one, and those of encoding one. Errors as of `try_groups`."""
+    small, large = few_of(pairs, SMALL), few_of(pairs, SMALL + count)
+    groups_in_pairs(small, voters, config.images_per_prompt)  # the first batch is slow
+    found, scoring = timed(lambda: groups_in_pairs(large, voters, config.images_per_prompt))
+    some, rate = try_pairs_of(recipe, found, settings, config)
+    return some, scoring / (large.count() or SMALL + count), rate
 
 # %% ../../nbs/pipeline/04_trials.ipynb #b5920818
 def try_recipe(
@@ -290,12 +320,17 @@ def try_recipe(
             some, drawing, encoding = try_groups(recipe, settings, chosen, scorers, config)
         elif pairs:
             voters = _load_voters(recipe, scorers, settings, config.dtype)
-            some, labelling, encoding = try_pairs(recipe, settings, pairs, voters, config, count)
+            try_some = try_given_groups if recipe.groups else try_pairs
+            some, labelling, encoding = try_some(recipe, settings, pairs, voters, config, count)
         else:
             raise InputError(f'{recipe.name} needs pairs, or prompts to draw for')
         steps, step = try_training(settings, some, steps, Path(folder), watching)
     # each process does its share of the pairs, and all of a step
     spent = dict(labelling=labelling / n, encoding=encoding / n, step=step, drawing=drawing / n)
     picture = sum(w.seconds for w in watching)
-    decided, memory = float(is_decided(some.labels).mean()), memory_used(device)
-    return Trial(len(some.labels), decided, steps, memory=memory, validating=picture, **spent)
+    decided, used = float(is_decided(some.labels).mean()), memory_used(device)
+    pairs_found = len(some.labels)
+    given = pairs_found if recipe.groups and not drawing else 0
+    return Trial(
+        pairs_found, decided, steps, **spent, memory=used, validating=picture, groups=given
+    )

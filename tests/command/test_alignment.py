@@ -186,6 +186,10 @@ def test_the_hours_of_a_method_that_draws_its_pairs(tmp_path, run, monkeypatch):
         'training: 3 s a step, 100 steps: 5.0 minutes',
     ]
     assert HOURS in run(*words, '--images-per-prompt', 4, '--dry-run')
+    given = 'align CaPO --model icons --pairs icons --limit 40 --device cpu'.split()
+    assert HOURS in run(*given, '--dry-run')
+    run(*given, '--rehearse')
+    assert 'rehearsed on' in run(*given, '--dry-run')
 
 
 def test_a_run_that_is_there_is_told(tmp_path, run):

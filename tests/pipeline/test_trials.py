@@ -50,6 +50,11 @@ def test_what_it_takes_is_added_up():
         'drawing and scoring: 60 s a group, 10 groups: 10.0 minutes',
         'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',  # another pair at each visit
     ]
+    given = tell_trial(replace(TRIAL, groups=5), settings, 500)
+    assert given[1:3] == [
+        'scoring: 0.1 s a pair, 500 pairs: 50 seconds',  # all of them
+        'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',
+    ]
     watched = replace(TRIAL, validating=1.5)
     told = tell_trial(watched, settings, 10_000, pictures=80, done=200, how='rehearsed')
     assert told[0].startswith('rehearsed: 20 pairs')
@@ -147,4 +152,15 @@ def test_a_trial_of_a_method_that_draws_its_pairs(runs):
     assert trial.drawing > 0
     assert trial.labelling == 0
     assert trial.steps == 1
+    assert list(runs.iterdir()) == []
+
+
+def test_a_trial_of_a_method_of_groups_whose_images_are_there(runs):
+    recipe = recipe_named('Borda')
+    settings = settings_of(recipe, 'icons', **SHORT)
+    trial = try_recipe(recipe, settings, PairSource('icons'), size=(4, 1))
+    # each pair of the icon world is a group of its own
+    assert 0 < trial.pairs == trial.groups <= 8
+    assert trial.labelling > 0
+    assert trial.drawing == 0
     assert list(runs.iterdir()) == []
