@@ -4311,6 +4311,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'balanceddpo/pipeline/trials.py'),
                                              'balanceddpo.pipeline.trials.timed': ( 'pipeline/trials.html#timed',
                                                                                     'balanceddpo/pipeline/trials.py'),
+                                             'balanceddpo.pipeline.trials.try_data': ( 'pipeline/trials.html#try_data',
+                                                                                       'balanceddpo/pipeline/trials.py'),
                                              'balanceddpo.pipeline.trials.try_given_groups': ( 'pipeline/trials.html#try_given_groups',
                                                                                                'balanceddpo/pipeline/trials.py'),
                                              'balanceddpo.pipeline.trials.try_groups': ( 'pipeline/trials.html#try_groups',

@@ -275,7 +275,7 @@ def ranks(process: int) -> dict[str, str]:
     "The environment of one of several processes of this machine."
     return {'RANK': str(process), 'LOCAL_RANK': str(process)}
 
-
+# %% ../../nbs/core/16_processes.ipynb #a15678f6
 class Gpus:
     "Processes on this machine, one for each GPU."
 
@@ -339,7 +339,7 @@ def _wait_for(running: Any, told: Any) -> tuple[list, str]:
             said.append(told.get())
     return said, failed
 
-
+# %% ../../nbs/core/16_processes.ipynb #c58c207f
 def in_processes(work: Callable[[], Any], processes: int) -> Any:
     """The result of `work()`, which can be pickled, in so many processes of this machine that know
     each other, as the first of them gives it. When one has failed the others are ended, and its

@@ -257,7 +257,7 @@ def try_pairs_of(
     pairs = LabelledPairs(encoded, labels, LabelConfig('given'))
     return pairs, slope(len(one), short, len(encoded), long)
 
-
+# %% ../../nbs/pipeline/04_trials.ipynb #571a933a
 def try_groups(
     recipe: Recipe,
     settings: TrainConfig,
@@ -273,7 +273,7 @@ def try_groups(
     pairs, rate = try_pairs_of(recipe, groups, settings, config)
     return pairs, slope(first, few, some, many), rate
 
-
+# %% ../../nbs/pipeline/04_trials.ipynb #1a9c0aeb
 def try_given_groups(
     recipe: Recipe,
     settings: TrainConfig,
@@ -289,6 +289,30 @@ def try_given_groups(
     found, scoring = timed(lambda: groups_in_pairs(large, voters, config.images_per_prompt))
     some, rate = try_pairs_of(recipe, found, settings, config)
     return some, scoring / (large.count() or SMALL + count), rate
+
+# %% ../../nbs/pipeline/04_trials.ipynb #660dd6fc
+def try_data(
+    recipe: Recipe,
+    settings: TrainConfig,
+    pairs: PairSource | None,
+    prompts: str | PromptSet | None,
+    scorers: Sequence[str | ScorerSpec | Scorer] | None,
+    config: AlignConfig,
+    count: int,
+) -> tuple[LabelledPairs, dict[str, float]]:
+    """The pairs of a trial, of which the second size has `count` more, and the seconds that one of
+    each stage took. Raises InputError if there is nothing to learn from."""
+    labelling = drawing = 0.0
+    if recipe.groups and prompts:
+        chosen = prompts if isinstance(prompts, PromptSet) else read_prompts(prompts)
+        some, drawing, encoding = try_groups(recipe, settings, chosen, scorers, config)
+    elif pairs:
+        voters = _load_voters(recipe, scorers, settings, config.dtype)
+        try_some = try_given_groups if recipe.groups else try_pairs
+        some, labelling, encoding = try_some(recipe, settings, pairs, voters, config, count)
+    else:
+        raise InputError(f'{recipe.name} needs pairs, or prompts to draw for')
+    return some, dict(labelling=labelling, encoding=encoding, drawing=drawing)
 
 # %% ../../nbs/pipeline/04_trials.ipynb #b5920818
 def try_recipe(
@@ -314,23 +338,14 @@ def try_recipe(
         tempfile.TemporaryDirectory(dir=root, prefix='.trial-') as folder,
         environment(BALANCEDDPO_RUNS=folder),
     ):
-        labelling = drawing = 0.0
-        if recipe.groups and prompts:
-            chosen = prompts if isinstance(prompts, PromptSet) else read_prompts(prompts)
-            some, drawing, encoding = try_groups(recipe, settings, chosen, scorers, config)
-        elif pairs:
-            voters = _load_voters(recipe, scorers, settings, config.dtype)
-            try_some = try_given_groups if recipe.groups else try_pairs
-            some, labelling, encoding = try_some(recipe, settings, pairs, voters, config, count)
-        else:
-            raise InputError(f'{recipe.name} needs pairs, or prompts to draw for')
+        some, each = try_data(recipe, settings, pairs, prompts, scorers, config, count)
         steps, step = try_training(settings, some, steps, Path(folder), watching)
     # each process does its share of the pairs, and all of a step
-    spent = dict(labelling=labelling / n, encoding=encoding / n, step=step, drawing=drawing / n)
+    spent = {name: seconds / n for name, seconds in each.items()} | {'step': step}
     picture = sum(w.seconds for w in watching)
     decided, used = float(is_decided(some.labels).mean()), memory_used(device)
     pairs_found = len(some.labels)
-    given = pairs_found if recipe.groups and not drawing else 0
+    given = pairs_found if recipe.groups and not each['drawing'] else 0
     return Trial(
         pairs_found, decided, steps, **spent, memory=used, validating=picture, groups=given
     )
