@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,14 +155,6 @@ def column_of(scorer: Scorer) -> str:
     "The column of a scorer in a table of kept scores."
     return f'{scorer.name}@{scorer.key}'
 
-
-def are_scored(store: ImageStore, scorers: Sequence[Scorer]) -> bool:
-    "Whether the scores of all images of a store, by all of these scorers, are kept."
-    if not scores_file(store).is_file():
-        return False
-    kept, columns = _kept_scores(store, scores_file(store), ours=True), map(column_of, scorers)
-    return all(c in kept and kept[c].notna().all() for c in columns)
-
 # %% ../../nbs/evaluation/03_scores.ipynb #bd7b4039
 def score_images(
     store: ImageStore,
@@ -194,6 +187,55 @@ def score_images(
     return images.assign(
         **{s.name: table[c].astype('float32').to_numpy() for s, c in columns.items()}
     )
+
+# %% ../../nbs/evaluation/03_scores.ipynb #da2b510c
+def _filled(table: pd.DataFrame, scorers: Sequence[Scorer]) -> bool:
+    "Whether a table of kept scores has all of these scorers."
+    return all(c in table and table[c].notna().all() for c in map(column_of, scorers))
+
+
+def are_scored(store: ImageStore, scorers: Sequence[Scorer]) -> bool:
+    "Whether the scores of all images of a store, by all of these scorers, are kept."
+    path = scores_file(store)
+    return path.is_file() and _filled(_kept_scores(store, path, ours=True), scorers)
+
+
+def parts_of(store: ImageStore, size: int = DEFAULT_PORTIONS.shard_size) -> list[slice]:
+    "The parts in which the images of a store are scored, as rows of its index."
+    return [slice(start, start + size) for start in range(0, len(store.index), size)]
+
+
+def _part(store: ImageStore, rows: slice) -> tuple[ImageStore, Path]:
+    "The images of a part as a store, and the file that its scores have meanwhile."
+    name = f'{rows.start}-{rows.stop}.parquet'
+    return replace(store, index=store.index.iloc[rows]), scores_file(store).with_suffix('') / name
+
+
+def _is_part_scored(store: ImageStore, scorers: Sequence[Scorer], rows: slice) -> bool:
+    part, path = _part(store, rows)
+    return path.is_file() and _filled(_kept_scores(part, path, ours=True), scorers)
+
+
+def score_part(
+    store: ImageStore, scorers: Sequence[Scorer], rows: slice, progress: bool = True
+) -> None:
+    "Score one of `parts_of` a store, unless all of it is scored. Errors as of `score_images`."
+    if not are_scored(store, scorers):
+        part, path = _part(store, rows)
+        score_images(part, scorers, path, model=store.model, progress=progress)
+
+
+def join_parts(store: ImageStore, scorers: Sequence[Scorer], parts: Sequence[slice]) -> None:
+    "Keep the scores of all parts of a store in its own file, if all are there."
+    if are_scored(store, scorers):
+        return
+    if not all(_is_part_scored(store, scorers, rows) for rows in parts):
+        return
+    table = _kept_scores(store, scores_file(store), ours=True)
+    found = pd.concat([_kept_scores(*_part(store, r), ours=True) for r in parts], ignore_index=True)
+    columns = [column_of(s) for s in scorers]
+    _keep_scores(table.assign(**{c: found[c] for c in columns}), store, scores_file(store))
+    shutil.rmtree(scores_file(store).with_suffix(''), ignore_errors=True)
 
 # %% ../../nbs/evaluation/03_scores.ipynb #6aae229f
 def score_differences(

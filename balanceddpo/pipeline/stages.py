@@ -27,7 +27,14 @@ from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
 from ..evaluation.comparison import Comparison, compare_models
-from ..evaluation.scores import Portions, are_scored, score_images
+from balanceddpo.evaluation.scores import (
+    Portions,
+    are_scored,
+    join_parts,
+    parts_of,
+    score_images,
+    score_part,
+)
 from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
@@ -217,20 +224,24 @@ Drawn = tuple[str, str, ImageStore]  # name of the model, name of the prompt set
 
 # %% ../../nbs/pipeline/01_stages.ipynb #643e136c
 def share_scoring(stores: Sequence[ImageStore], scorers: Sequence[Scorer], progress: bool) -> None:
-    "Score the images of several stores with the other processes of a launcher, a store each."
+    "Score the images of several stores with the other processes of a launcher, a part each."
     share = launched_share()
     if share.processes == 1:
         return
     place = runs_root() / 'scores' / digest([s.inputs for s in stores], [s.key for s in scorers])
+    distinct = {digest(store.inputs): store for store in stores}.values()
+    parts = [(store, rows) for store in distinct for rows in parts_of(store)]
 
-    def make(part: Share) -> None:
-        for k, store in enumerate(stores):
-            if part.has(k):
-                score_images(store, scorers, progress=progress)
+    def make(mine: Share) -> None:
+        for k, (store, rows) in enumerate(parts):
+            if mine.has(k):
+                score_part(store, scorers, rows, progress)
+        for store in distinct:
+            join_parts(store, scorers, parts_of(store))
 
-    make_together(place, share, make, lambda: all(are_scored(s, scorers) for s in stores))
+    make_together(place, share, make, lambda: all(are_scored(s, scorers) for s in distinct))
 
-
+# %% ../../nbs/pipeline/01_stages.ipynb #beb510de
 def image_scores(
     drawn: Sequence[Drawn], scorers: Sequence[Scorer], progress: bool = False
 ) -> DataFrame:

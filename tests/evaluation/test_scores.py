@@ -18,11 +18,16 @@ from balanceddpo.core.stages import runs_root
 from balanceddpo.data.prompts import PromptSet
 from balanceddpo.evaluation.scores import (
     Portions,
+    are_scored,
     compare_scores,
+    join_parts,
     mean_gains,
+    parts_of,
     score_differences,
     score_images,
+    score_part,
     score_summary,
+    scores_file,
 )
 from balanceddpo.evaluation.win_rates import score_table
 from balanceddpo.models.image_store import ImageStore, image_file
@@ -152,6 +157,53 @@ def test_a_store_in_another_order_gets_each_image_its_own_score(store, tmp_path)
     turned = replace(store, index=store.index.iloc[::-1])
     found = score_images(turned, [Grey()], tmp_path / 'm.parquet')
     assert found['grey'].tolist() == GREYS[::-1]
+
+
+def test_parts_that_several_processes_score_become_the_file_of_one(store):
+    score_images(store, [Grey()])
+    alone = scores_file(store).read_bytes()
+    scores_file(store).unlink()
+    parts, scorer = parts_of(store, size=5), Grey()
+    assert [(part.start, part.stop) for part in parts] == [(0, 5), (5, 10), (10, 15)]
+    for part in reversed(parts):
+        assert not are_scored(store, [scorer])
+        score_part(store, [scorer], part)
+        score_part(store, [scorer], part)  # it is there
+        join_parts(store, [scorer], parts)
+    assert are_scored(store, [scorer])
+    assert scorer.seen == 12
+    assert scores_file(store).read_bytes() == alone
+    assert [*scores_file(store).parent.iterdir()] == [scores_file(store)]
+    score_part(store, [scorer], parts[0])  # by a process that is late
+    assert scorer.seen == 12
+
+
+def test_parts_keep_what_other_scorers_have_said(store):
+    score_images(store, [Grey('other', add=0.5)])
+    scorers, parts = [Grey('other', add=0.5), Grey()], parts_of(store, size=7)
+    for part in parts:
+        score_part(store, scorers[1:], part)
+    join_parts(store, scorers[1:], parts)
+    found = score_images(store, scorers)
+    assert found.grey.tolist() == GREYS
+    assert found.other.tolist() == [g + 0.5 for g in GREYS]
+    assert scorers[0].seen == 0
+
+
+def test_a_damaged_part_is_scored_again(store):
+    parts, scorer = parts_of(store, size=6), Grey()
+    for part in parts:
+        score_part(store, [scorer], part)
+    first = min(scores_file(store).with_suffix('').iterdir())
+    first.write_bytes(first.read_bytes()[:-1] + b'x')
+    with pytest.warns(UserWarning, match='scored again'):
+        join_parts(store, [scorer], parts)
+    assert not are_scored(store, [scorer])
+    with pytest.warns(UserWarning, match='scored again'):
+        score_part(store, [scorer], parts[0])
+    join_parts(store, [scorer], parts)
+    assert score_images(store, [scorer]).grey.tolist() == GREYS
+    assert scorer.seen == 18
 
 
 def test_another_scorer_computes_only_itself(store, tmp_path):

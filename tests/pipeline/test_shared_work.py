@@ -133,6 +133,43 @@ def test_models_are_judged_together(tmp_path, monkeypatch):
     assert len([*(runs_root() / 'scores').glob('*.parquet')]) == 1  # the same images
 
 
+JUDGE = """
+import json, sys
+from functools import partial
+from balanceddpo.cli import main
+from balanceddpo.evaluation import scores
+from balanceddpo.pipeline import stages
+stages.parts_of = partial(stages.parts_of, size=2)
+real, scored = scores._score_missing, []
+def count(store, table, part, columns, *args):
+    found = real(store, table, part, columns, *args)
+    if any(column.startswith('hps@') for column in columns.values()):  # the world has a check too
+        scored.append(found)
+    return found
+scores._score_missing = count
+assert main(json.loads(sys.argv[1])) == 0
+print(sum(scored), file=sys.stderr)
+"""
+
+
+def test_the_images_of_one_model_are_scored_by_all_processes(tmp_path):
+    "Six images in three parts, each scored once by either of two processes."
+    words = ['evaluate', 'base=icons', 'same=icons', '--prompts', 'icons:hpd', *DRAWING]
+    words += ['--scorers', 'icons:hps', '--out', str(tmp_path / 'out')]
+    command = [sys.executable, '-W', 'ignore', '-c', JUDGE, json.dumps(words)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = []
+    for rank in '01':
+        launched = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', OMP_NUM_THREADS='1')
+        launched['BALANCEDDPO_RUNS'] = str(tmp_path / 'runs')
+        running.append(subprocess.Popen(command, env=os.environ | launched, **pipes))
+    ended = [process.communicate(timeout=400) for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended[0][1] + ended[1][1]
+    assert sum(int(err.strip().splitlines()[-1]) for _, err in ended) == 3
+    (kept,) = [p for p in (tmp_path / 'runs' / 'scores').iterdir() if not p.name.startswith('.')]
+    assert kept.suffix == '.parquet'
+
+
 def test_studies_are_not_made_by_several_processes(monkeypatch, capsys):
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '0')
