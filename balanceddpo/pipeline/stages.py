@@ -27,14 +27,6 @@ from ..data.pairs import PairReport
 from ..data.prompts import PromptSet, read_prompts
 from ..data.sources import PairSource
 from ..evaluation.comparison import Comparison, compare_models
-from balanceddpo.evaluation.scores import (
-    Portions,
-    are_scored,
-    join_parts,
-    parts_of,
-    score_images,
-    score_part,
-)
 from ..evaluation.soundness import count_unsound, refuse_unsound, unsound_lines
 from ..models import sampling
 from ..models.config import EncodeConfig, SampleConfig
@@ -59,6 +51,14 @@ __all__ = ['label', 'encode', 'run_folder_of', 'train', 'Model', 'sample', 'Eval
 
 # %% ../../nbs/pipeline/01_stages.ipynb #50344e69
 from ..data.prompted_pictures import PictureSource, holds_pictures
+from balanceddpo.evaluation.scores import (
+    Portions,
+    are_scored,
+    join_parts,
+    parts_of,
+    score_images,
+    score_part,
+)
 from balanceddpo.models.picture_store import (
     Pictures,
     all_pictures,
