@@ -174,7 +174,7 @@ def test_photographs_become_a_lora_by_one_config_and_one_command(tmp_path, monke
         assert old in config
         config = config.replace(old, new)
     Path('run.yaml').write_text(config)
-    (command,) = re.findall(r'```sh\n(balanceddpo align .*)\n```', page)
+    (command,) = re.findall(r'```sh\n(balanceddpo align .*--config.*)\n```', page)
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     keys = load_file('work/photographs/kohya.safetensors')
     assert {'.alpha', '.lora_down.weight', '.lora_up.weight'} == {
