@@ -33,6 +33,7 @@ LIMITS = (
     ('labelling', 170, 100),
     ('sampling', 210, 130),
     ('sdxl', 120, 70),
+    ('offloaded', 110, 60),
     ('icons', 130, 65),
     ('rivals_compiled', 260, 160),
 )

@@ -17,6 +17,7 @@ FUNCTIONS = {
     'labelling': labelling,
     'sampling': sampling,
     'sdxl': gpu_training.sdxl,
+    'offloaded': gpu_training.offloaded,
     'icons': gpu_training.icons,
     'rivals_compiled': partial(gpu_training.rivals, mode='full', compiled=True),
 }

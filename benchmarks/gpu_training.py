@@ -166,6 +166,34 @@ def sdxl(log: Log) -> None:
                 measure_step(log, run, what, flop, goal('sdxl'))
 
 
+def offloaded(log: Log) -> None:
+    "SD1.5's step with the reference on the device and in main memory: rate, and memory as counted."
+    s = sizes()
+    flop = per_pair(flops(s.sd15))['cached']
+    for place, offload in (('on the device', False), ('in main memory', True)):
+        what = f'{s.sd15.name} step, reference {place}'
+        with TemporaryDirectory() as folder, fits(log, what):
+            run = sd15_run(folder, s.micros[0], offload_reference=offload)
+            measure_step(log, run, what, flop, '')
+            compare_with_plan(log, run, what)
+            del run
+
+
+def counted_memory(run, **changes) -> int:
+    "Bytes that the plan of a run counts for the middle of a step, with some other settings."
+    from balanceddpo.training import memory
+
+    config = replace(run.config, **changes)
+    return memory.counted_memory(Path(run.family.folder), config).total
+
+
+def compare_with_plan(log: Log, run, what: str) -> None:
+    "A row for the most memory of the last steps over what the plan counts; none without a GPU."
+    if peak := peak_gib() * 2**30:
+        ratio, words = peak / counted_memory(run), f'{what}: memory over the plan'
+        log.add(row=ROW, what=words, goal='<= 1.15', round=0, value=ratio)
+
+
 def set_checkpointing(model, on: bool) -> None:
     "Recompute activations in the backward pass, or keep them."
     if on:

@@ -480,3 +480,17 @@ def check_rows(folder):
     assert 'against a diffusers call a prompt' in text
     assert 'trainings side by side' in text
     assert 'gpu_rivals_compiled' in text
+
+
+def test_the_memory_of_a_step_is_told_as_a_part_of_what_the_plan_counts(
+    rows, log, tmp_path, monkeypatch
+):
+    run = training.sd15_run(tmp_path / 'world', 2, offload_reference=True)
+    weights = sum(p.numel() * p.element_size() for p in run.parameters)
+    found = training.counted_memory(run)
+    saved = training.counted_memory(run, offload_reference=False) - found
+    assert weights / 2 < saved < weights  # the reference, but for its largest layer
+    monkeypatch.setattr(training, 'peak_gib', lambda: 3 * found / 2**30)
+    training.compare_with_plan(log, run, 'step')
+    (row,) = kept(rows, 'test')
+    assert (row['what'], row['value']) == ('step: memory over the plan', pytest.approx(3))
