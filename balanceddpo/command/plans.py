@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Collection, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +141,12 @@ def plan_of_steps(config: TrainConfig, n_pairs: int | None) -> list[str]:
     visits = config.max_steps * config.batch_size
     through_reference = 2 * visits * LOSSES[config.method].needs_reference
     refreshes = config.max_steps // config.refresh_every if config.refresh_every else 0
-    epochs = f', {visits / n_pairs:.3g} epochs' if n_pairs else ''
+    epochs = visits / n_pairs if n_pairs else 0
+    around = f', {epochs:.3g} epoch{"s" * (epochs != 1)}' if n_pairs else ''
     lines = [
         (
             f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs:'
-            f' {amount(visits, "visits")}{epochs}'
+            f' {amount(visits, "visits")}{around}'
         ),
         (
             f'{amount(2 * visits, "passes")} forward and backward through the policy,'
@@ -236,11 +237,13 @@ def plan_of_memory(config: TrainConfig, n: int, source: Path | str) -> list[str]
     from balanceddpo.training.memory import counted_memory
 
     processes = launched_share().processes
-    counted = counted_memory(source, config, 'cpu' if config.device == 'cpu' else 'cuda')
+    share = math.ceil(config.batch_size / processes)  # of a step's pairs
+    at_once = replace(config, micro_batch_size=min(config.micro_batch_size, share))
+    counted = counted_memory(source, at_once, 'cpu' if config.device == 'cpu' else 'cuda')
     whole = processes > 1 and config.sharding != 'fsdp'
     exchange = counted.gradients if whole else 0
     lines = [
-        words_of_memory(counted, config.micro_batch_size, exchange)
+        words_of_memory(counted, at_once.micro_batch_size, exchange)
         + (', in each process' if whole else '')
         + ' (counted; on top come what kernels need while they run, gaps, and CUDA itself)'
     ]

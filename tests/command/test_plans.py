@@ -103,6 +103,15 @@ def test_of_a_published_model_the_memory_is_told_before_it_is_here(run, tmp_path
     assert 'weights 1.74 GB' in said
 
 
+def test_no_more_pairs_are_kept_at_once_than_a_step_has(run, tmp_path, monkeypatch):
+    words = f'train --model {SD15} --labels {tmp_path}/l --encoded {tmp_path}/e --mode lora'
+    words = [*words.split(), '--batch-size', 4, '--micro-batch-size', 16, '--dry-run']
+    assert 'what 4 pairs keep for the backward pass' in run(*words)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '0')
+    assert 'what 2 pairs keep for the backward pass' in run(*words)
+
+
 def test_a_reference_in_main_memory_is_told_apart(run, tmp_path):
     words = f'train --model {SD15} --labels {tmp_path}/l --encoded {tmp_path}/e --device auto'
     more = '--micro-batch-size 1 --offload-reference --dry-run'.split()
