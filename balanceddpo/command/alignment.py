@@ -181,7 +181,7 @@ def align_plan(
         *plan_of_steps(config, n or visits),
         *plan_of_validation(options, config),
         *plan_of_kept_pairs(options, config, visits if n is None else n),
-        *plan_of_what_is_there(options.out),
+        *plan_of_what_is_there(options.out, options.resume),
         f'write to {options.out or runs_root() / "train"}',
         *plan_of_model(config),
         *plan_of_hours(options, recipe, config, scorers, n),
@@ -195,11 +195,11 @@ def newest_step(out: Path | None) -> int:
     return max((int(p.name.removeprefix('step-')) for p in steps), default=0)
 
 
-def plan_of_what_is_there(out: Path | None) -> list[str]:
-    "What a run's folder already has."
+def plan_of_what_is_there(out: Path | None, resume: bool = True) -> list[str]:
+    "What a run's folder already has, from which it goes on if it is to `resume`."
     if out and (out / 'model').exists():
         return [f'{out} holds a finished run: if it is this one, nothing is done twice']
-    return [f'go on from step {step} in {out}'] if (step := newest_step(out)) else []
+    return [f'go on from step {step} in {out}'] if resume and (step := newest_step(out)) else []
 
 # %% ../../nbs/command/05_alignment.ipynb #81092849
 def settings_around(options: AlignOptions) -> AlignConfig:

@@ -197,6 +197,7 @@ def test_a_run_that_is_there_is_told(tmp_path, run):
     for step in ('step-00000002', 'step-00000010', 'step-00000004.damaged'):
         (tmp_path / 'a' / 'checkpoints' / step).mkdir(parents=True)
     assert f'go on from step 10 in {tmp_path / "a"}' in run(*words, tmp_path / 'a')
+    assert 'go on' not in run(*words, tmp_path / 'a', '--no-resume')
     (tmp_path / 'a' / 'model').mkdir()
     assert 'holds a finished run' in run(*words, tmp_path / 'a')
 
