@@ -177,12 +177,13 @@ def score_images(
     for column in columns.values():
         table[column] = table.get(column, pd.Series(float('nan'), table.index)).astype('float32')
     title = f'scores of {model or store.model}'
-    with Progress(title, len(table), 'image', shown=progress) as bar:
+    missing = table[list(columns.values())].isna().any(axis=1).to_numpy()
+    with Progress(title, len(table), 'image', int((~missing).sum()), progress) as bar:
         for start in range(0, len(table), portions.shard_size):
             part = slice(start, start + portions.shard_size)
             if _score_missing(store, table, part, columns, portions.batch_size, bar.within):
                 _keep_scores(table, store, path)
-            bar.update(min(portions.shard_size, len(table) - start))
+            bar.update(int(missing[part].sum()))
     images = _image_columns(store, scorers, model, prompt_set)
     return images.assign(
         **{s.name: table[c].astype('float32').to_numpy() for s, c in columns.items()}

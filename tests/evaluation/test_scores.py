@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from balanceddpo.core.errors import InputError
+from balanceddpo.core.progress import log_to_stderr
 from balanceddpo.core.seals import read_sealed, write_sealed
 from balanceddpo.core.stages import runs_root
 from balanceddpo.data.prompts import PromptSet
@@ -157,6 +158,19 @@ def test_a_store_in_another_order_gets_each_image_its_own_score(store, tmp_path)
     turned = replace(store, index=store.index.iloc[::-1])
     found = score_images(turned, [Grey()], tmp_path / 'm.parquet')
     assert found['grey'].tolist() == GREYS[::-1]
+
+
+def test_only_images_that_are_scored_now_are_told_of(store, capfd):
+    with log_to_stderr('info'):
+        score_images(store, [Grey()], model='m')
+        assert 'scores of m: begins, 12 images' in capfd.readouterr().err
+        score_images(store, [Grey()], model='m')
+        assert capfd.readouterr().err == ''
+        fewer = replace(store, index=store.index.iloc[:11])
+        score_images(fewer, [Grey('other')], model='m')
+        capfd.readouterr()
+        score_images(store, [Grey('other')], model='m')
+        assert 'begins, 12 images, 11 of them done before' in capfd.readouterr().err
 
 
 def test_parts_that_several_processes_score_become_the_file_of_one(store):
