@@ -268,7 +268,7 @@ def plan_of_hours(
     with suppress(InputError):  # the plan is told also where a device or prompts are not here yet
         if source := source_of_trial(options, recipe):
             kept = kept_trial(inputs_of_trial(options, recipe, config, scorers, source))
-            count = count_of(source) if recipe.groups else pairs  # those are counted already
+            count = count_of(source) if recipe.groups else pairs  # which the plan has counted
             if kept:
                 return hours_told(options, config, kept.trial, count, f'rehearsed on {kept.day}')
     return ['hours: not measured yet; the same command with --rehearse says them (a few minutes)']

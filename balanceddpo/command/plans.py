@@ -141,12 +141,12 @@ def plan_of_steps(config: TrainConfig, n_pairs: int | None) -> list[str]:
     visits = config.max_steps * config.batch_size
     through_reference = 2 * visits * LOSSES[config.method].needs_reference
     refreshes = config.max_steps // config.refresh_every if config.refresh_every else 0
-    epochs = visits / n_pairs if n_pairs else 0
-    around = f', {epochs:.3g} epoch{"s" * (epochs != 1)}' if n_pairs else ''
+    plural = '' if visits == n_pairs else 's'
+    epochs = f', {visits / n_pairs:.3g} epoch{plural}' if n_pairs else ''
     lines = [
         (
             f'{amount(config.max_steps, "steps")} of {config.batch_size} pairs:'
-            f' {amount(visits, "visits")}{around}'
+            f' {amount(visits, "visits")}{epochs}'
         ),
         (
             f'{amount(2 * visits, "passes")} forward and backward through the policy,'

@@ -197,8 +197,7 @@ def _filled(table: pd.DataFrame, scorers: Sequence[Scorer]) -> bool:
 
 def are_scored(store: ImageStore, scorers: Sequence[Scorer]) -> bool:
     "Whether the scores of all images of a store, by all of these scorers, are kept."
-    path = scores_file(store)
-    return path.is_file() and _filled(_kept_scores(store, path, ours=True), scorers)
+    return _filled(_kept_scores(store, scores_file(store), ours=True), scorers)
 
 
 def parts_of(store: ImageStore, size: int = DEFAULT_PORTIONS.shard_size) -> list[slice]:
@@ -212,11 +211,6 @@ def _part(store: ImageStore, rows: slice) -> tuple[ImageStore, Path]:
     return replace(store, index=store.index.iloc[rows]), scores_file(store).with_suffix('') / name
 
 
-def _is_part_scored(store: ImageStore, scorers: Sequence[Scorer], rows: slice) -> bool:
-    part, path = _part(store, rows)
-    return path.is_file() and _filled(_kept_scores(part, path, ours=True), scorers)
-
-
 def score_part(
     store: ImageStore, scorers: Sequence[Scorer], rows: slice, progress: bool = True
 ) -> None:
@@ -228,12 +222,11 @@ def score_part(
 
 def join_parts(store: ImageStore, scorers: Sequence[Scorer], parts: Sequence[slice]) -> None:
     "Keep the scores of all parts of a store in its own file, if all are there."
-    if are_scored(store, scorers):
+    tables = [_kept_scores(*_part(store, rows), ours=True) for rows in parts]
+    if are_scored(store, scorers) or not all(_filled(table, scorers) for table in tables):
         return
-    if not all(_is_part_scored(store, scorers, rows) for rows in parts):
-        return
+    found = pd.concat(tables, ignore_index=True)
     table = _kept_scores(store, scores_file(store), ours=True)
-    found = pd.concat([_kept_scores(*_part(store, r), ours=True) for r in parts], ignore_index=True)
     columns = [column_of(s) for s in scorers]
     _keep_scores(table.assign(**{c: found[c] for c in columns}), store, scores_file(store))
     shutil.rmtree(scores_file(store).with_suffix(''), ignore_errors=True)

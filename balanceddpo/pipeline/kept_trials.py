@@ -161,6 +161,7 @@ def keep_trial(trial: Trial, inputs: Mapping[str, Any]) -> Path:
 
 # %% ../../nbs/pipeline/05_kept_trials.ipynb #df521865
 MOST = 1e15  # no number of a trial is larger
+TYPES = {'int': (int,), 'float': (int, float), 'bool': (bool,)}  # type of a field -> of its value
 
 
 def trial_of(numbers: Any) -> Trial:
@@ -168,8 +169,7 @@ def trial_of(numbers: Any) -> Trial:
     numbers, all of them and no other."""
     for f in fields(Trial):
         value = numbers[f.name]
-        fits = type(value) is int or (type(value) is float and f.type == 'float')
-        if not fits or not 0 <= value <= MOST:  # which NaN is not
+        if type(value) not in TYPES[str(f.type)] or not 0 <= value <= MOST:  # which NaN is not
             raise ValueError(f'{f.name} is {value!r}')
     if not 0 < numbers['decided'] <= 1:
         raise ValueError(f'decided is {numbers["decided"]!r}')

@@ -70,7 +70,7 @@ class Trial:
     memory: int  # bytes at most: of the GPU, or of this process
     drawing: float = 0.0  # seconds a group of images, for a method that makes its pairs
     validating: float = 0.0  # seconds a picture of validation, drawn and judged
-    groups: int = 0  # pairs of groups whose images were there, for a method that makes its pairs
+    given: bool = False  # whether the images of groups were there, and none was drawn
 
 # %% ../../nbs/pipeline/04_trials.ipynb #45483518
 def pairs_needed(trial: Trial, visits: int, count: int | None, all_pairs: bool) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def tell_trial(
     visits = settings.max_steps * settings.batch_size
     if trial.drawing:  # each visit of a group has a pair of its own
         first, encoded = ('drawing and scoring', trial.drawing, 'group', count or 0), visits
-    elif trial.groups:
+    elif trial.given:
         first, encoded = ('scoring', trial.labelling, 'pair', count or 0), visits
     else:
         labelled, encoded = pairs_needed(trial, visits, count, all_pairs)
@@ -344,8 +344,6 @@ def try_recipe(
     spent = {name: seconds / n for name, seconds in each.items()} | {'step': step}
     picture = sum(w.seconds for w in watching)
     decided, used = float(is_decided(some.labels).mean()), memory_used(device)
-    pairs_found = len(some.labels)
-    given = pairs_found if recipe.groups and not each['drawing'] else 0
-    return Trial(
-        pairs_found, decided, steps, **spent, memory=used, validating=picture, groups=given
-    )
+    given = bool(recipe.groups) and not each['drawing']
+    about = dict(memory=used, validating=picture, given=given)
+    return Trial(len(some.labels), decided, steps, **spent, **about)

@@ -101,16 +101,16 @@ def chosen_rows(tables: Sequence[DataFrame]) -> DataFrame:
     return rows
 
 
-class Pictures(NamedTuple):
+class GroupReader(NamedTuple):
     "How the images of groups are read."
 
     text: Callable[[str], str]  # of a group
     image: Callable[[str, int], bytes]  # of a group and a number, encoded
 
 
-def _drawn_pictures(store: ImageStore) -> Pictures:
+def _drawn_pictures(store: ImageStore) -> GroupReader:
     texts = store.index.drop_duplicates('prompt_id').set_index('prompt_id').prompt
-    return Pictures(lambda group: texts[group], store.png)
+    return GroupReader(lambda group: texts[group], store.png)
 
 
 def _gather(store: PairImages, wanted: Iterable[tuple[str, str]], folder: Path) -> dict[str, str]:
@@ -138,8 +138,8 @@ def _gather(store: PairImages, wanted: Iterable[tuple[str, str]], folder: Path) 
 
 # %% ../../nbs/recipes/06_groups.ipynb #6c03dceb
 @contextmanager
-def _pictures_of(groups: Groups, rows: DataFrame) -> Generator[Pictures, None, None]:
-    "How the images in the rows of group tables are read; those of pairs lie aside meanwhile."
+def _pictures_of(groups: Groups, rows: DataFrame) -> Generator[GroupReader, None, None]:
+    "How the images in the rows of group tables are read; those in pairs lie in a folder meanwhile."
     store = groups.store
     if not isinstance(store, PairImages):
         yield _drawn_pictures(store)
@@ -150,7 +150,7 @@ def _pictures_of(groups: Groups, rows: DataFrame) -> Generator[Pictures, None, N
     (root := runs_root()).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix='.groups-') as place:
         texts = _gather(store, wanted, folder := Path(place))
-        yield Pictures(
+        yield GroupReader(
             lambda group: texts[first_id(group)],
             lambda group, k: (folder / names[group, k]).read_bytes(),
         )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 
 import psutil
@@ -204,9 +205,7 @@ def wait(number):
     if number == 1:  # as a training does
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-    with open(f'writing-{number}', 'w') as f:
-        f.write(str(os.getpid()))
-    os.rename(f'writing-{number}', f'waits-{number}')
+    open(f'waits-{number}-{os.getpid()}', 'w').close()
     time.sleep(600)
 
 if __name__ == '__main__':
@@ -227,7 +226,7 @@ def test_processes_end_with_a_caller_that_is_killed_and_save_what_they_have(tmp_
         env=os.environ | {'PYTHONPATH': paths},
     )
     until = time.monotonic() + 120
-    while len([*tmp_path.glob('waits-?')]) < 2:
+    while len(waiting := [*tmp_path.glob('waits-*')]) < 2 * each:
         assert time.monotonic() < until and caller.poll() is None
         time.sleep(0.1)
     caller.kill()
@@ -235,8 +234,12 @@ def test_processes_end_with_a_caller_that_is_killed_and_save_what_they_have(tmp_
     while not (tmp_path / 'saved-1').exists():
         assert time.monotonic() < until
         time.sleep(0.1)
-    _wait_until_gone(int((tmp_path / 'waits-0').read_text()))
-    os.kill(int((tmp_path / 'waits-1').read_text()), signal.SIGKILL)  # it has a minute to end
+    for number, pid in (path.name.split('-')[1:] for path in waiting):
+        if number == '0':
+            _wait_until_gone(int(pid))
+        else:  # it has a minute to end
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def test_the_gpus_in_sight_are_those_of_the_environment(monkeypatch):

@@ -63,18 +63,24 @@ def alone(tmp_path_factory):
     return contents(place)
 
 
-def test_two_processes_make_the_bytes_of_one_and_nothing_twice(alone, tmp_path):
-    place = tmp_path / 'two'
-    place.mkdir()
-    words = [sys.executable, '-W', 'ignore', '-c', CHILD, json.dumps(commands(place))]
+def two_processes(code, told, runs):
+    "(stdout, stderr) of two processes of one launcher that run some code with an argument."
+    words = [sys.executable, '-W', 'ignore', '-c', code, json.dumps(told)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running = []
     for rank in '01':
         launched = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', OMP_NUM_THREADS='1')
-        launched['BALANCEDDPO_RUNS'] = str(tmp_path / 'runs')
+        launched['BALANCEDDPO_RUNS'] = str(runs)
         running.append(subprocess.Popen(words, env=os.environ | launched, **pipes))
     ended = [process.communicate(timeout=400) for process in running]
     assert [process.returncode for process in running] == [0, 0], ended[0][1] + ended[1][1]
+    return ended
+
+
+def test_two_processes_make_the_bytes_of_one_and_nothing_twice(alone, tmp_path):
+    place = tmp_path / 'two'
+    place.mkdir()
+    ended = two_processes(CHILD, commands(place), tmp_path / 'runs')
     assert contents(place) == alone
     counts = [json.loads(err.strip().splitlines()[-1]) for _, err in ended]
     # 24 pairs in shards of 5, and 3 x 2 images in batches of 2: each made once, by either
@@ -156,15 +162,7 @@ def test_the_images_of_one_model_are_scored_by_all_processes(tmp_path):
     "Six images in three parts, each scored once by either of two processes."
     words = ['evaluate', 'base=icons', 'same=icons', '--prompts', 'icons:hpd', *DRAWING]
     words += ['--scorers', 'icons:hps', '--out', str(tmp_path / 'out')]
-    command = [sys.executable, '-W', 'ignore', '-c', JUDGE, json.dumps(words)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    running = []
-    for rank in '01':
-        launched = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', OMP_NUM_THREADS='1')
-        launched['BALANCEDDPO_RUNS'] = str(tmp_path / 'runs')
-        running.append(subprocess.Popen(command, env=os.environ | launched, **pipes))
-    ended = [process.communicate(timeout=400) for process in running]
-    assert [process.returncode for process in running] == [0, 0], ended[0][1] + ended[1][1]
+    ended = two_processes(JUDGE, words, tmp_path / 'runs')
     assert sum(int(err.strip().splitlines()[-1]) for _, err in ended) == 3
     (kept,) = [p for p in (tmp_path / 'runs' / 'scores').iterdir() if not p.name.startswith('.')]
     assert kept.suffix == '.parquet'

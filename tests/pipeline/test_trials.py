@@ -50,7 +50,7 @@ def test_what_it_takes_is_added_up():
         'drawing and scoring: 60 s a group, 10 groups: 10.0 minutes',
         'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',  # another pair at each visit
     ]
-    given = tell_trial(replace(TRIAL, groups=5), settings, 500)
+    given = tell_trial(replace(TRIAL, given=True), settings, 500)
     assert given[1:3] == [
         'scoring: 0.1 s a pair, 500 pairs: 50 seconds',  # all of them
         'encoding: 0.2 s a pair, 1200 pairs: 4.0 minutes',
@@ -160,7 +160,8 @@ def test_a_trial_of_a_method_of_groups_whose_images_are_there(runs):
     settings = settings_of(recipe, 'icons', **SHORT)
     trial = try_recipe(recipe, settings, PairSource('icons'), size=(4, 1))
     # each pair of the icon world is a group of its own
-    assert 0 < trial.pairs == trial.groups <= 8
+    assert 0 < trial.pairs <= 8
+    assert trial.given
     assert trial.labelling > 0
     assert trial.drawing == 0
     assert list(runs.iterdir()) == []
